@@ -1,0 +1,78 @@
+"""Paired operations on image and mask, on torchvision.transforms.v2.
+
+Images are interpolated, masks never: a mask holds only labels that were there, and void. Every
+random draw comes from torch's global generator, which the loader seeds per sample.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from fcn.data.files import VOID
+
+Paired = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+MEAN_COLOUR = (124, 116, 104)  # ImageNet's, RGB: what the padding round a small image looks like
+TRIES = 10  # draws of a crop before one that holds only void is taken after all
+
+
+def train_transform(crop: int | None, scale: Sequence[float], flip: bool, jitter: float) -> Paired:
+    """What a recipe does to a training sample.
+
+    Args: as in RecipeConfig. Without `crop` the image stays whole.
+    Returns: (image uint8 (3, H, W), target uint8 (H, W)) -> the same kinds, crop x crop if given.
+    """
+    colour = v2.ColorJitter(jitter, jitter, jitter) if jitter else None
+
+    def transform(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if crop is not None:
+            image, target = random_scaled_crop(image, target, crop, scale)
+        if flip and torch.rand(()) < 0.5:
+            image, target = F.horizontal_flip(image), F.horizontal_flip(target)
+        if colour is not None:
+            image = colour(image)
+        return image, target
+
+    return transform
+
+
+def random_scaled_crop(
+    image: Tensor, target: Tensor, side: int, scale: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Resizes by a random factor and crops a square of `side`, at a random place.
+
+    Only the part of the image that the crop shows is resized. Where the crop reaches beyond the
+    image, the image is padded with the mean colour and the mask with void. A crop that holds only
+    void is drawn again.
+    """
+    for _ in range(TRIES):
+        factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))  # uniform in its log
+        reach = max(round(side / factor), 1)  # side of the crop in the image's own pixels
+        top, left = (_place(length, reach) for length in target.shape)
+        part = target[max(top, 0) : top + reach, max(left, 0) : left + reach]
+        if not bool((part == VOID).all()):
+            break
+    seen = image[:, max(top, 0) : top + reach, max(left, 0) : left + reach]
+    # The crop's inside, in its own pixels: at least one each way.
+    height, width = (min(side, max(1, round(n * side / reach))) for n in part.shape)
+    before_y, before_x = (
+        min(round(max(-start, 0) * side / reach), side - inside)
+        for start, inside in ((top, height), (left, width))
+    )
+    seen = F.resize(seen, [height, width], InterpolationMode.BILINEAR, antialias=True)
+    part = F.resize(part[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]
+    if (height, width) == (side, side):
+        return seen, part
+    image = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).repeat(1, side, side)
+    target = torch.full((side, side), VOID, dtype=torch.uint8)
+    image[:, before_y : before_y + height, before_x : before_x + width] = seen
+    target[before_y : before_y + height, before_x : before_x + width] = part
+    return image, target
+
+
+def _place(length: int, reach: int) -> int:
+    """Where a window of `reach` starts on an axis: inside it, or round all of it."""
+    low, high = min(0, length - reach), max(0, length - reach)
+    return int(torch.randint(low, high + 1, ()))

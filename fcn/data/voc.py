@@ -1,0 +1,69 @@
+"""Pascal VOC's layout: JPEGImages, a folder of palette masks, and lists of ids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fcn.data.files import DataError, Pair, SegmentationFiles
+
+CLASSES = [
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+
+
+def voc(
+    folder: Path,
+    split: str,
+    *,
+    masks: str = "SegmentationClass",
+    classes: Sequence[str] = CLASSES,
+    ignore_index: int = 255,
+    name: str = "voc",
+) -> SegmentationFiles:
+    """A split of a data set in VOC layout.
+
+    Args: folder: holds JPEGImages/, `masks`/ and ImageSets/Segmentation/`split`.txt.
+    Raises: DataError: the folder or a part of it is not there; says what should be.
+    """
+    listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such data set; unpack Pascal VOC there (the official archive holds "
+            "VOCdevkit/VOC2012), or set data.root to the folder that holds VOCdevkit"
+        )
+    for part in ("JPEGImages", masks):
+        if not (folder / part).is_dir():
+            raise DataError(f"{folder / part}: no such folder; data={name} needs it")
+    if not listing.is_file():
+        there = ", ".join(sorted(p.stem for p in listing.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{listing}: no such list; splits there: {there}")
+    ids = listing.read_text(encoding="utf-8-sig").split("\n")
+    return SegmentationFiles(
+        [
+            Pair(i, folder / "JPEGImages" / f"{i}.jpg", folder / masks / f"{i}.png")
+            for i in (line.strip() for line in ids)
+            if i
+        ],
+        classes,
+        ignore_index,
+        f"{name} {split} ({listing})",
+    )

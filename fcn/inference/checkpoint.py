@@ -1,0 +1,138 @@
+"""Loading and writing what this project leaves behind: .ckpt and .safetensors.
+
+Nothing here unpickles code: .ckpt files are opened with `weights_only`.
+"""
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fcn.config import UserError
+from fcn.models.fcn import FCN
+
+FORMAT = "fcn-segmentation"
+PREFIX = "model."  # of the net's tensors in a Lightning checkpoint
+
+
+class CheckpointError(UserError, ValueError):
+    """A file that holds no model of this project."""
+
+
+@dataclass
+class Checkpoint:
+    """A model's weights, and what is known about it.
+
+    `about` holds "model" (FCN's arguments), "classes" (names), and what else its writer knew, such
+    as "ignore_index", "protocol" and "metrics".
+    """
+
+    weights: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.about["classes"])
+
+    def model(self) -> FCN:
+        """The net with these weights, on the CPU, in evaluation mode."""
+        model = FCN(**self.about["model"])
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def load(path: str | Path) -> FCN:
+    """The model of a .ckpt or .safetensors file of this project, ready to use.
+
+    Returns: an FCN on the CPU, in evaluation mode: float (B, 3, H, W), RGB in [0, 1] -> scores.
+    Raises: CheckpointError: no such file, or none of ours.
+    """
+    checkpoint = read(path)
+    try:
+        return checkpoint.model()
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its weights do not fit its description: {error}") from error
+
+
+def read(path: str | Path) -> Checkpoint:
+    """What a .ckpt or .safetensors file of this project holds.
+
+    Raises: CheckpointError: no such file, damaged, or none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    weights, about = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    if not isinstance(about, dict) or "model" not in about or "classes" not in about:
+        raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
+    return Checkpoint(weights, about)
+
+
+def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:
+    """Weights and `about` in one file that any safetensors reader opens."""
+    metadata = {"format": FORMAT, "about": json.dumps(about | {"model": model.arguments})}
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    temporary = path.with_name(path.name + ".part")
+    save_file(weights, temporary, metadata)
+    temporary.replace(path)
+
+
+def state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of any weights file: one of ours, or a plain state dict of somebody else's.
+
+    Raises: CheckpointError: no such file, or it holds no tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)[0]
+    return _tensors(_unpickle(path), path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return weights, json.loads((file.metadata() or {}).get("about", "null"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from error
+
+
+def _read_ckpt(path: Path) -> tuple[dict[str, Tensor], Any]:
+    content = _unpickle(path)
+    parameters = content.get("hyper_parameters")
+    about = parameters.get("about") if isinstance(parameters, dict) else None
+    return _tensors(content, path), about
+
+
+def _unpickle(path: Path) -> dict[Any, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path}: damaged, or not a checkpoint of this project ({reason})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dictionary")
+    return content
+
+
+def _tensors(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content)
+    ours = any(str(name).startswith(PREFIX + "backbone.") for name in state)
+    weights = {
+        name.removeprefix(PREFIX) if ours else name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
+    }
+    if not weights:
+        raise CheckpointError(f"{path}: holds no tensors by name")
+    return weights

@@ -1,0 +1,87 @@
+"""Judging a model on a split, at the images' original size, and writing down what came out."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcn.data.files import SegmentationFiles
+from fcn.metrics import Scores, confusion_matrix, scores
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    num_classes: int,
+    *,
+    device: torch.device,
+    bf16: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> Scores:
+    """One confusion matrix over all batches, and its scores.
+
+    Args:
+        batches: (image uint8 (B, 3, H, W), target uint8 (B, H, W)).
+        bf16: run the net under autocast to bfloat16.
+        advance: called after each batch, for a progress bar.
+    """
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    confusion = confusion_matrix(num_classes).to(device)
+    for image, target in batches:
+        image = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            prediction = model(image).max(1).indices
+        confusion.update(prediction, target.to(device).long())
+        advance()
+    return scores(confusion.compute())
+
+
+def metrics_json(
+    result: Scores, files: SegmentationFiles, split: str, model: dict[str, Any], data: str
+) -> dict[str, Any]:
+    """The contents of metrics.json. Where nothing can be said (an absent class), null."""
+    return {
+        "mean_iou": number(result.mean_iou),
+        "pixel_accuracy": number(result.pixel_accuracy),
+        "mean_accuracy": number(result.mean_accuracy),
+        "frequency_weighted_iou": number(result.frequency_weighted_iou),
+        "classes": [
+            {"name": name, "iou": number(iou), "accuracy": number(accuracy), "pixels": pixels}
+            for name, iou, accuracy, pixels in zip(
+                files.classes,
+                result.iou.tolist(),
+                result.accuracy.tolist(),
+                result.confusion.sum(1).tolist(),
+                strict=True,
+            )
+        ],
+        "confusion": result.confusion.tolist(),
+        "protocol": {
+            "data": data,
+            "split": split,
+            "images": len(files),
+            "ids_sha256": files.fingerprint(),
+            "size": "original",
+            "ignore_index": files.ignore_index,
+            "model": model,
+            "upsampling": model["upsampling"],
+        },
+    }
+
+
+def number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: written beside its place, then moved there."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

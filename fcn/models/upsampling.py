@@ -1,0 +1,157 @@
+"""Every way this project upsamples scores, behind one interface.
+
+Long et al. 2015, sec. 3.3: "upsampling with factor f is convolution with a fractional input stride
+of 1/f [...] backwards convolution (sometimes called deconvolution) with an output stride of f".
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+
+
+def kernel_size(factor: int) -> int:
+    """Side of the bilinear kernel that upsamples by `factor`: 2f for even f, 2f - 1 for odd."""
+    if factor < 1:
+        raise ValueError(f"factor must be at least 1, got {factor}")
+    return 2 * factor - factor % 2
+
+
+def bilinear_kernel(size: int) -> Tensor:
+    """Bilinear interpolation as a transposed-convolution kernel.
+
+    Args: size: kernel side k; upsamples by f = (k + 1) // 2.
+    Returns: float (k, k); the taps that meet any one output pixel sum to 1.
+    Raises: ValueError: size < 1.
+    Source: Long et al. 2015, sec. 3.3. For k = 4 the values are 1/16, 3/16 and 9/16.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    factor = (size + 1) // 2
+    tent = 1 - (torch.arange(size) - (size - 1) / 2).abs() / factor
+    return tent.outer(tent)
+
+
+class Upsampling(nn.Module):
+    """Upsamples a score map by `factor`, as a transposed convolution of stride f without padding.
+
+    forward(score, offset=0, size=None): float (B, K, h, w) -> the window of `size` (H, W) that
+    starts at row and column `offset` of the full (B, K, (h-1)f + k, (w-1)f + k) result, where k is
+    `kernel`. Without `size`, everything from `offset` on.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.kernel = kernel_size(factor)
+
+    def full_size(self, score: Tensor) -> Size:
+        h, w = score.shape[-2:]
+        return (h - 1) * self.factor + self.kernel, (w - 1) * self.factor + self.kernel
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+class FixedUpsampling(Upsampling):
+    """Bilinear, nothing trainable, nothing stored: what the authors' released nets do.
+
+    A bilinear kernel is separable and the same for every class, so the transposed convolution is
+    two small matrix products, U_h S U_w^T, borders included. Row y of U holds the tent's weights
+    max(0, 1 - |y - (f i + centre)| / f) over the inputs i. Only the window asked for is computed.
+    """
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        if size is None:
+            height, width = self.full_size(score)
+            size = height - offset, width - offset
+        # In float32 under autocast too: the cost is small, and rounding scores here moves argmax.
+        with torch.autocast(score.device.type, enabled=False):
+            score = score if score.dtype == torch.float64 else score.float()
+            rows = self.matrix(score.shape[-2], offset, size[0], score)
+            columns = self.matrix(score.shape[-1], offset, size[1], score)
+            return rows @ score @ columns.T  # (H,h) (B,K,h,w) (w,W) -> B,K,H,W
+
+    def matrix(self, inputs: int, offset: int, outputs: int, like: Tensor) -> Tensor:
+        """The one-dimensional transposed convolution as a matrix (outputs, inputs)."""
+        y = torch.arange(outputs, device=like.device, dtype=like.dtype) + offset
+        i = torch.arange(inputs, device=like.device, dtype=like.dtype)
+        distance = y[:, None] - (i * self.factor + (self.kernel - 1) / 2)
+        return (1 - distance.abs() / self.factor).clamp(min=0)
+
+
+class LearnedUpsampling(Upsampling):
+    """Transposed convolution over all classes, (K, K, 2f, 2f), no bias, started at bilinear."""
+
+    def __init__(self, factor: int, num_classes: int) -> None:
+        super().__init__(factor)
+        self.groups = 1
+        self.weight = nn.Parameter(torch.zeros(num_classes, num_classes, self.kernel, self.kernel))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Bilinear interpolation: the surgery of the paper's section 4.1."""
+        self.weight.zero_()
+        self.diagonal().copy_(bilinear_kernel(self.kernel))
+
+    def diagonal(self) -> Tensor:
+        """A view (K, k, k) of each class's kernel onto itself."""
+        return self.weight.diagonal().permute(2, 0, 1)
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        full = F.conv_transpose2d(score, self.weight, stride=self.factor, groups=self.groups)
+        height, width = size if size is not None else (full.shape[-2], full.shape[-1])
+        return full[..., offset : offset + height, offset : offset + width]
+
+
+class ChannelwiseUpsampling(LearnedUpsampling):
+    """Transposed convolution with one kernel a class, (K, 1, 2f, 2f)."""
+
+    def __init__(self, factor: int, num_classes: int) -> None:
+        Upsampling.__init__(self, factor)
+        self.groups = num_classes
+        self.weight = nn.Parameter(torch.zeros(num_classes, 1, self.kernel, self.kernel))
+        self.reset_parameters()
+
+    def diagonal(self) -> Tensor:
+        return self.weight[:, 0]
+
+
+def _fixed(factor: int, num_classes: int, final: bool) -> Upsampling:
+    return FixedUpsampling(factor)
+
+
+def _learned(factor: int, num_classes: int, final: bool) -> Upsampling:
+    return LearnedUpsampling(factor, num_classes)
+
+
+def _learned_channelwise(factor: int, num_classes: int, final: bool) -> Upsampling:
+    return ChannelwiseUpsampling(factor, num_classes)
+
+
+def _cvpr15(factor: int, num_classes: int, final: bool) -> Upsampling:
+    """Long et al. 2015, sec. 4.3: final deconvolution fixed to bilinear, intermediate learned."""
+    return FixedUpsampling(factor) if final else LearnedUpsampling(factor, num_classes)
+
+
+UPSAMPLINGS: dict[str, Callable[[int, int, bool], Upsampling]] = {
+    "fixed": _fixed,
+    "learned": _learned,
+    "learned_channelwise": _learned_channelwise,
+    "cvpr15": _cvpr15,
+}
+
+
+def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) -> Upsampling:
+    """The layer that `upsampling=choice` puts at one place of the net.
+
+    Args: final: whether it is the last one, which brings scores to the image's own size.
+    Raises: ValueError: an unknown choice.
+    """
+    if choice not in UPSAMPLINGS:
+        raise ValueError(f"upsampling must be one of {', '.join(UPSAMPLINGS)}, got {choice!r}")
+    return UPSAMPLINGS[choice](factor, num_classes, final)

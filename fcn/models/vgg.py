@@ -1,0 +1,120 @@
+"""torchvision's VGG as the paper cuts it: named stages, and fc6/fc7 as convolutions."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of torchvision's configurations (A, B, D, E), and the widths this project gives it."""
+
+    layout: str
+    batch_norm: bool
+    width: int = 64  # channels of the first stage; the others follow in torchvision's proportions
+    head_width: int = 4096  # channels of fc6 and fc7
+
+
+VARIANTS = {
+    f"vgg{depth}{'_bn' if batch_norm else ''}": Variant(layout, batch_norm)
+    for depth, layout in {11: "A", 13: "B", 16: "D", 19: "E"}.items()
+    for batch_norm in (False, True)
+}
+# For the sample and for runs from random weights on a CPU; batch norm in the head too, since
+# without pretrained weights a VGG hardly trains without it.
+VARIANTS["mini"] = Variant("A", batch_norm=True, width=16, head_width=256)
+
+
+def variant(name: str) -> Variant:
+    """Raises: ValueError: an unknown backbone."""
+    if name not in VARIANTS:
+        raise ValueError(f"backbone must be one of {', '.join(VARIANTS)}, got {name!r}")
+    return VARIANTS[name]
+
+
+class VGG(nn.Sequential):
+    """The convolutional part, conv1_1 to pool5, under the paper's names.
+
+    Pools round up (ceil mode), as Caffe's do: no pixel of any image size is dropped.
+
+    Args:
+        padding: of conv1_1, in pixels.
+        width: channels of the first stage.
+    forward: float (B, 3, H, W), normalised -> pool3, pool4, pool5 at strides 8, 16 and 32.
+    """
+
+    def __init__(self, name: str, *, padding: int, width: int) -> None:
+        spec = variant(name)
+        layout: list[str | int] = [
+            c if isinstance(c, str) else c * width // 64 for c in cfgs[spec.layout]
+        ]
+        super().__init__(_named(make_layers(layout, spec.batch_norm)))
+        conv1_1 = self.get_submodule("conv1_1")
+        assert isinstance(conv1_1, nn.Conv2d)
+        conv1_1.padding = (padding, padding)
+        self.channels = {  # of the layers that skips read
+            f"pool{stage}": channels
+            for stage, channels in enumerate(
+                (int(layout[i - 1]) for i, c in enumerate(layout) if c == "M"), start=1
+            )
+        }
+        initialise(self)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pools = {}
+        for name, layer in self.named_children():
+            image = layer(image)
+            if name.startswith("pool"):
+                pools[name] = image
+        return pools["pool3"], pools["pool4"], pools["pool5"]
+
+    def until(self, pool: str) -> nn.Sequential:
+        """The layers up to and including `pool`."""
+        layers = list(self.named_children())
+        return nn.Sequential(OrderedDict(layers[: [name for name, _ in layers].index(pool) + 1]))
+
+
+def head(name: str, channels: int, *, padding: int, width: int, dropout: float) -> nn.Sequential:
+    """fc6 (7 x 7) and fc7 (1 x 1), the classifier's two hidden layers as convolutions.
+
+    Args: channels: of pool5. padding: of fc6. width: channels of fc6 and fc7.
+    forward: float (B, channels, h, w) -> float (B, width, h + 2 padding - 6, likewise).
+    """
+    norm = name == "mini"
+    layers = OrderedDict[str, nn.Module]()
+    for index, kernel, inputs, pad in ((6, 7, channels, padding), (7, 1, width, 0)):
+        layers[f"fc{index}"] = nn.Conv2d(inputs, width, kernel, padding=pad)
+        if norm:
+            layers[f"bn{index}"] = nn.BatchNorm2d(width)
+        layers[f"relu{index}"] = nn.ReLU(inplace=True)
+        layers[f"drop{index}"] = nn.Dropout(dropout)  # elementwise, as Caffe's
+    result = nn.Sequential(layers)
+    initialise(result)
+    return result
+
+
+def initialise(module: nn.Module) -> None:
+    """Random weights as torchvision's VGG draws them (He et al. 2015, fan out)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _named(layers: nn.Sequential) -> "OrderedDict[str, nn.Module]":
+    """torchvision's numbered layers under the paper's names: conv1_1, relu1_1, ..., pool5."""
+    named = OrderedDict[str, nn.Module]()
+    stage, index = 1, 0
+    for layer in layers:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+            named[f"pool{stage}"] = layer
+            stage, index = stage + 1, 0
+            continue
+        index += isinstance(layer, nn.Conv2d)
+        kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu"}[type(layer)]
+        named[f"{kind}{stage}_{index}"] = layer
+    return named

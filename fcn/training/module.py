@@ -1,0 +1,72 @@
+"""Training as Lightning sees it: steps, validation, optimiser. No files, no pictures."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from fcn.config import RecipeConfig
+from fcn.metrics import confusion_matrix, scores
+from fcn.models.fcn import FCN
+from fcn.training.loss import segmentation_loss
+from fcn.training.recipe import make_optimizer, make_schedule
+
+Batch = tuple[Tensor, Tensor]
+
+
+class SegmentationModule(pl.LightningModule):
+    """An FCN under a recipe.
+
+    Args:
+        model: the net.
+        recipe, lr: how it learns.
+        about: plain values kept in every checkpoint, which `fcn.load` builds the model from:
+            "model" (the FCN's arguments), "classes", and what else describes the run.
+    """
+
+    def __init__(self, model: FCN, recipe: RecipeConfig, lr: float, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters({"about": about})
+        self.model = model.to(memory_format=torch.channels_last)  # the layout convolutions like
+        self.recipe, self.lr = recipe, lr
+        self.confusion = confusion_matrix(model.arguments["num_classes"])
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Images travel as bytes; on the device they become RGB in [0, 1], targets int64."""
+        image, target = batch
+        image = image.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        return image, target.long()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        image, target = batch
+        loss = segmentation_loss(self(image), target, self.recipe.loss_reduction)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        image, target = batch
+        prediction = self(image).max(1).indices
+        self.confusion.update(prediction, target)
+        return {"prediction": prediction}
+
+    def on_validation_epoch_end(self) -> None:
+        result = scores(self.confusion.compute())
+        self.confusion.reset()
+        # Already the same on every rank: the confusion matrix was summed over them.
+        self.log("val/mean_iou", result.mean_iou, prog_bar=True)
+        self.log("val/pixel_accuracy", result.pixel_accuracy)
+        self.log("val/mean_accuracy", result.mean_accuracy)
+        self.log("val/frequency_weighted_iou", result.frequency_weighted_iou)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = make_optimizer(self.model, self.recipe, self.lr)
+        schedule = make_schedule(optimizer, self.recipe, self.trainer.max_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
