@@ -18,8 +18,10 @@ from fcn import config
 CONFIGS = str(config.REPOSITORY / "configs")
 
 
-def run(name: str, main: Callable[[Any], None]) -> None:
+def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = lambda: None) -> None:
     """Composes `configs/NAME.yaml` with the command line and calls `main` on its dataclass.
+
+    `prepare` runs before, to look at or complete the command line.
 
     An error that the user can mend ends the program with one line on stderr and exit code 1, and
     so does any other; `debug=true` shows the traceback.
@@ -32,6 +34,7 @@ def run(name: str, main: Callable[[Any], None]) -> None:
         main(OmegaConf.to_object(cfg))
 
     try:
+        prepare()
         entry()
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -74,7 +77,7 @@ def _explain_config(text: str, name: str) -> str:
 
 def _unknown_key(key: str, name: str) -> str:
     """Names the keys there are, the nearest first."""
-    node: Any = {"train": config.TrainConfig, "evaluate": config.EvaluateConfig}[name]
+    node: Any = config.SCHEMAS[name]
     parts = key.split(".")
     known: list[str] = []
     for depth, part in enumerate(parts):

@@ -11,6 +11,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+VOID = 255  # the label of no class, in every target, whatever the files' own void label is
+# The image mean that the FCN authors subtract for VOC and PASCAL-Context: blue, green, red of 255.
+MEAN_BGR = (104.00699, 116.66877, 122.67892)
 
 
 class UserError(Exception):
@@ -47,7 +50,7 @@ class UpsamplingConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING  # what it is called in metrics.json and on screen
-    layout: str = "voc"  # how the files lie: voc, shapes
+    layout: str = "voc"  # how the files lie: voc, sbd, shapes
     root: str = str(REPOSITORY / "data")  # folder of the data sets
     folder: str = ""  # of this data set, below root
     masks: str = "SegmentationClass"  # folder of the masks, below `folder`
@@ -114,7 +117,6 @@ class CommonConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
-    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
     debug: bool = False  # show the traceback of an error
 
 
@@ -125,21 +127,40 @@ class TrainConfig(CommonConfig):
     upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    resume: str | None = None  # a .ckpt to go on from, or `last`: the newest of this run's folder
+    resume: str | None = None  # a .ckpt to go on from, or `last`: of the newest run
+    stages: list[str] = field(default_factory=list)  # models to train in turn, each from the last
 
 
 @dataclass
 class EvaluateConfig(CommonConfig):
+    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
     batch_size: int = 8  # images of one size go through together; numbers do not depend on it
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "32-true"  # 32-true, bf16-mixed
-    output: str = "${hydra:runtime.output_dir}"  # folder for metrics.json and the pictures
+    precision: str = "auto"  # 32-true, bf16-mixed; auto: bf16-mixed where the device has it
+
+
+@dataclass
+class ImportCaffeConfig:
+    caffemodel: str | None = None  # the file to import
+    model: ModelConfig = field(default_factory=ModelConfig)  # which net it is; vgg16 is one too
+    output: str | None = None  # the .safetensors to write
+    classes: list[str] = field(default_factory=list)  # names; empty: VOC's for 21, else numbers
+    # What the net had subtracted from its images: blue, green, red of 255.
+    mean_bgr: list[float] = field(default_factory=lambda: list(MEAN_BGR))
+    debug: bool = False  # show the traceback of an error
+
+
+SCHEMAS = {  # by script
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "import_caffe": ImportCaffeConfig,
+}
 
 
 def register() -> None:
     """Makes the schemas known to Hydra, as the first default of each root file in `configs/`."""
     store = ConfigStore.instance()
-    for name, node in {"train": TrainConfig, "evaluate": EvaluateConfig}.items():
+    for name, node in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=node)
 
 
@@ -168,7 +189,7 @@ def check(cfg: TrainConfig) -> None:
     _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
     _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
     _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
-    _one_of("data.layout", cfg.data.layout, ("voc", "shapes"))
+    _one_of("data.layout", cfg.data.layout, ("voc", "sbd", "shapes"))
     for key, value, least in (
         ("recipe.batch_size", recipe.batch_size, 1),
         ("recipe.accumulate", recipe.accumulate, 1),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from fcn.data.files import VOID
+from fcn.config import VOID
 
 
 def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:

@@ -1,4 +1,4 @@
-"""Arrays in, pictures out: masks in the VOC colours, overlays, error maps, panels and plots.
+"""Arrays in, pictures out: masks in the VOC colours, overlays, error maps and panels.
 
 Nothing here reads a file, prints or saves: masks come back as uint8 arrays, finished pictures as
 `PIL.Image.Image`, and the caller saves them. Class 0 is the background, 255 is void, as in VOC.
@@ -6,24 +6,19 @@ Nothing here reads a file, prints or saves: masks come back as uint8 arrays, fin
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:  # matplotlib is slow to import, so each plot imports it when it is drawn
-    from matplotlib.axes import Axes
+from fcn.config import VOID
 
 UInt8 = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
-Points = Sequence[tuple[int, float]]  # (step, value)
 
-VOID = 255
 # Okabe & Ito's colours: apart in lightness as well as in hue, whatever the reader's colour vision.
 ERROR_COLOURS = {
     "right": (38, 38, 42),
@@ -34,8 +29,6 @@ ERROR_COLOURS = {
 }
 INK, FAINT = "#333333", "#8a8a8a"
 MARGIN, GAP = 20, 10  # of a panel, in pixels
-DPI = 130
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito
 
 
 def voc_palette(n: int = 256) -> UInt8:
@@ -266,186 +259,3 @@ def _same_size(name: str, array: UInt8, other_name: str, other: UInt8) -> None:
     if array.shape[:2] != other.shape[:2]:
         size, other_size = array.shape[:2], other.shape[:2]
         raise ValueError(f"{name} must have {other_name}'s size {other_size}, got {size}")
-
-
-def confusion_plot(confusion: npt.NDArray[Any], classes: Sequence[str]) -> Image.Image:
-    """Heat map of a confusion matrix, each row in percent of its class, with IoU at the right.
-
-    Args: confusion: (K, K) integers >= 0, pixels of class i predicted as j. classes: K names.
-    Returns: an RGB image. A class without truth pixels has a blank row; one that is not predicted
-        either has no IoU and is left out of the mean. Cells carry numbers where K <= 25.
-    Raises: ValueError: confusion is not so, or classes are not K.
-    """
-    counts = np.asarray(confusion)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or counts.dtype.kind not in "iu":
-        rule = "confusion must be (K, K) integers"
-        raise ValueError(f"{rule}, got shape {counts.shape} of {counts.dtype}")
-    if (counts < 0).any():
-        raise ValueError(f"confusion must hold counts >= 0, got {counts.min()}")
-    _one_name_each("confusion", counts, classes)
-    k, hit, pixels = len(counts), np.diag(counts), counts.sum(axis=1)
-    union = pixels + counts.sum(axis=0) - hit
-    iou = [h / u if u else None for h, u in zip(hit.tolist(), union.tolist(), strict=True)]
-    share = np.full((k, k), np.nan)
-    np.divide(100.0 * counts, pixels[:, None], out=share, where=pixels[:, None] > 0)
-
-    from matplotlib.colors import PowerNorm
-
-    numbers = k <= 25
-    cell = max(0.36, 2.4 / k) if numbers else max(0.17, 8 / k)  # inches
-    size = min(9.0, 72 * cell * 0.6)  # points
-    (axes,) = _axes(cell * k, cell * k)
-    # A square-root scale: confusions of a few percent are what the reader looks for.
-    heat = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
-    axes.set_xticks(range(k), classes, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(k), classes, fontsize=size, parse_math=False)
-    axes.set(xlabel="prediction", ylabel="truth")
-    for i, j in np.argwhere(counts > 0) if numbers else ():
-        ink = "white" if share[i, j] > 35 else INK
-        axes.text(j, i, f"{share[i, j]:.0f}", color=ink, fontsize=8, ha="center", va="center")
-    right, top = k - 0.5 + 0.1 / cell, -0.5 - 0.05 / cell  # in cells, which start at -0.5
-    axes.text(right, top, "IoU (%)", color=INK, fontsize=size, va="bottom")
-    for i, value in enumerate(iou):
-        label, ink = _percent(value)
-        axes.text(right, i, label, color=ink, fontsize=size, va="center")
-    axes.set_title(_mean(iou) + "\ncells: % of the true class", fontsize=11, color=INK, pad=20)
-    if not numbers:
-        colours = axes.inset_axes((1 + 0.6 / (cell * k), 0, 0.02, 1))
-        axes.figure.colorbar(heat, colours, ticks=[0, 1, 5, 10, 25, 50, 100], format="%d %%")
-        colours.tick_params(length=0, labelsize=8, labelcolor=INK)
-        colours.spines[:].set_visible(False)
-    return _render(axes)
-
-
-def iou_bars(iou: Sequence[float | None], classes: Sequence[str]) -> Image.Image:
-    """Horizontal bars of IoU, best class on top, absent classes (None) last; the mean is dashed.
-
-    Args: iou: K values in 0..1 or None. classes: K names.
-    Returns: an RGB image.
-    Raises: ValueError: iou is empty or a value is outside 0..1, or classes are not K.
-    """
-    _one_name_each("iou", iou, classes)
-    for value in iou:
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"iou must be in 0..1 or None, got {value}")
-    bars = zip(iou, classes, strict=True)
-    ranked = sorted(bars, key=lambda bar: -1 if bar[0] is None else bar[0], reverse=True)
-    (axes,) = _axes(5.5, 0.26 * len(ranked) + 0.1)
-    axes.barh(range(len(ranked)), [100 * (v or 0) for v, _ in ranked], 0.72, color=LINES[0])
-    for row, (value, _) in enumerate(ranked):
-        label, ink = _percent(value)
-        text = axes.text(100 * (value or 0) + 1, row, label, color=ink, fontsize=9, va="center")
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    axes.set_yticks(range(len(ranked)), [n for _, n in ranked], fontsize=9, parse_math=False)
-    axes.set(xlim=(0, 108), ylim=(len(ranked) - 0.4, -0.6), xlabel="IoU (%)")
-    present = [100 * value for value in iou if value is not None]
-    if present:
-        mean = sum(present) / len(present)
-        axes.axvline(mean, color=FAINT, linestyle="--", linewidth=1, zorder=0)
-    axes.set_title(_mean(iou), fontsize=11, color=INK)
-    return _render(axes)
-
-
-def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.Image:
-    """Loss and validation mean IoU over steps, side by side; either may be empty, not both.
-
-    Args: each maps a label ("training", or a run's name) to its (step, value) points; mean_iou
-        is in 0..1. A value that is not finite leaves a gap, and the title counts it.
-    Returns: an RGB image. Loss is drawn faint with its running mean over it, on a log scale if
-        that mean spans more than a factor of 20; the best mean IoU is marked.
-    Raises: ValueError: there are no points, or a mean IoU is above 1 or below 0.
-    """
-    iou_title = "validation mean IoU (%)"
-    groups = [(loss, "loss", _draw_loss), (mean_iou, iou_title, _draw_mean_iou)]
-    plots = [entry for entry in groups if any(map(len, entry[0].values()))]
-    if not plots:
-        raise ValueError("loss and mean_iou must hold at least one point, got none")
-    every_axes = _axes(5.2, 3.4, len(plots))
-    for axes, (group, title, draw) in zip(every_axes, plots, strict=True):
-        gaps = 0
-        for i, (label, points) in enumerate(group.items()):
-            by_step = sorted(points, key=lambda point: point[0])
-            step, value = np.array(by_step, dtype=float).reshape(-1, 2).T
-            value = np.where(np.isfinite(value), value, np.nan)
-            gaps += int(np.isnan(value).sum())
-            draw(axes, step, value, label, LINES[i % len(LINES)])
-        axes.set_title(title + (f", {gaps} not finite" if gaps else ""), fontsize=11, color=INK)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
-        axes.grid(color="#e6e6e6", linewidth=0.8)
-        if draw is _draw_mean_iou or len(group) > 1:
-            axes.legend(fontsize=9, frameon=False, labelcolor=INK)
-    return _render(every_axes[0])
-
-
-def _draw_loss(axes: Axes, step: Floats, value: Floats, label: str, colour: str) -> None:
-    if not len(value):
-        return
-    known, window = np.isfinite(value), np.ones(max(1, len(value) // 25))
-    total = np.convolve(np.where(known, value, 0), window, "same")
-    count = np.convolve(known, window, "same")
-    mean = np.where(known, total / np.maximum(count, 1), np.nan)
-    axes.plot(step, value, color=colour, alpha=0.25, linewidth=0.8)
-    marker = "o" if len(step) == 1 else None
-    axes.plot(step, mean, color=colour, linewidth=1.6, label=label, marker=marker)
-    mean = mean[known]
-    if mean.size and 0 < 20 * mean.min() < mean.max():
-        axes.set_yscale("log")
-
-
-def _draw_mean_iou(axes: Axes, step: Floats, value: Floats, label: str, colour: str) -> None:
-    if ((value < 0) | (value > 1)).any():
-        raise ValueError(f"mean_iou must be in 0..1, got {value.tolist()} for {label}")
-    if np.isfinite(value).any():
-        best = np.nanargmax(value)
-        axes.plot(step[best], 100 * value[best], "o", color=colour, markersize=9, fillstyle="none")
-        label += f", best {100 * value[best]:.1f}"
-    axes.plot(step, 100 * value, "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
-    axes.set_ylim(bottom=0)
-
-
-def _axes(width: float, height: float, count: int = 1) -> list[Axes]:
-    """count axes of width x height inches, side by side in one figure that pyplot never sees."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    pitch = width + 0.7
-    figure = Figure((pitch * count, height))
-    FigureCanvasAgg(figure)
-    share = (width / (pitch * count), 1.0)
-    every = [figure.add_axes((i / count, 0.0, *share)) for i in range(count)]
-    for axes in every:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(FAINT)
-        axes.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
-        axes.xaxis.label.set(color=INK, fontsize=10)
-        axes.yaxis.label.set(color=INK, fontsize=10)
-        axes.set_axisbelow(True)
-    return every
-
-
-def _render(axes: Axes) -> Image.Image:
-    """The figure of axes as an RGB image, cut to what is drawn, whatever sticks out of it."""
-    buffer = io.BytesIO()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
-    return Image.open(buffer).convert("RGB")
-
-
-def _percent(iou: float | None) -> tuple[str, str]:
-    """What to write for iou, and in which colour."""
-    return ("absent", FAINT) if iou is None else (f"{100 * iou:.1f}", INK)
-
-
-def _mean(iou: Sequence[float | None]) -> str:
-    present = [value for value in iou if value is not None]
-    return f"mean IoU {100 * sum(present) / len(present):.1f} %" if present else "no class present"
-
-
-def _one_name_each(name: str, values: Sized, classes: Sequence[str]) -> None:
-    if not len(values) or len(values) != len(classes):
-        raise ValueError(
-            f"classes must be one a class of {name}, got {len(classes)} names for {len(values)}"
-        )

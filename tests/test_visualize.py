@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn import visualize
+from fcn import plots, visualize
 
 # VOCdevkit's colours of labels 0..20, as its documentation lists them.
 VOC_COLOURS = """0 0 0, 128 0 0, 0 128 0, 128 128 0, 0 0 128, 128 0 128, 0 128 128, 128 128 128,
@@ -132,7 +132,7 @@ def test_panel_with_sixty_classes_and_one_pixel() -> None:
 def test_confusion_plot(k: int) -> None:
     counts = np.random.default_rng(k).integers(0, 50, (k, k)) + 500 * np.eye(k, dtype=int)
     names = ["a $name_ with ^ signs$"] + [f"class {i}" for i in range(1, k)]
-    picture = visualize.confusion_plot(counts, names)
+    picture = plots.confusion_plot(counts, names)
     assert has_ink(picture)
     assert 300 < picture.width < 2000
     assert 300 < picture.height < 2000
@@ -141,36 +141,36 @@ def test_confusion_plot(k: int) -> None:
 def test_confusion_plot_is_normalised_by_row_on_a_square_root_scale() -> None:
     from matplotlib import colormaps
 
-    picture = visualize.confusion_plot(np.array([[1, 3], [0, 2]]), ["a", "b"])
+    picture = plots.confusion_plot(np.array([[1, 3], [0, 2]]), ["a", "b"])
     seen = colours_of(picture)
     for share in (0.25, 0.75, 0, 1):
         assert colormaps["Blues"](share**0.5, bytes=True)[:3] in seen
 
 
 def test_confusion_plot_writes_iou(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visualize, "_render", lambda axes: axes)
+    monkeypatch.setattr(plots, "_render", lambda axes: axes)
     # a: 3 / (4 + 0) = 75 %; b: 4 / (4 + 1) = 80 %; c is neither there nor predicted.
     counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    axes = visualize.confusion_plot(counts, ["a", "b", "c"])
+    axes = plots.confusion_plot(counts, ["a", "b", "c"])
     cells = ["75", "25", "100"]
     assert [text.get_text() for text in axes.texts] == [*cells, "IoU (%)", "75.0", "80.0", "absent"]
     assert axes.get_title().startswith("mean IoU 77.5 %")
 
 
 def test_confusion_plot_leaves_the_row_of_an_absent_class_blank() -> None:
-    perfect = visualize.confusion_plot(np.diag([5, 7]), ["a", "b"])
-    absent = visualize.confusion_plot(np.diag([5, 0]), ["a", "b"])
+    perfect = plots.confusion_plot(np.diag([5, 7]), ["a", "b"])
+    absent = plots.confusion_plot(np.diag([5, 0]), ["a", "b"])
     full = (8, 48, 107)  # matplotlib's "Blues" at its end
 
     def area(picture: Image.Image) -> int:
         return int((np.asarray(picture) == full).all(axis=2).sum())
 
     assert area(absent) == pytest.approx(area(perfect) / 2, rel=0.02)
-    assert has_ink(visualize.confusion_plot(np.zeros((3, 3), int), ["a", "b", "c"]))
+    assert has_ink(plots.confusion_plot(np.zeros((3, 3), int), ["a", "b", "c"]))
 
 
 def test_iou_bars_are_sorted_and_as_long_as_their_values() -> None:
-    picture = np.asarray(visualize.iou_bars([0.25, None, 1.0, 0.5], ["a", "b", "c", "d"]))
+    picture = np.asarray(plots.iou_bars([0.25, None, 1.0, 0.5], ["a", "b", "c", "d"]))
     blue = (picture == (0, 0x72, 0xB2)).all(axis=2)
     lengths = blue.sum(axis=1)
     changes = lengths[np.flatnonzero(np.diff(lengths)) + 1]
@@ -178,33 +178,33 @@ def test_iou_bars_are_sorted_and_as_long_as_their_values() -> None:
     longest = lengths.max()
     # Edges of a bar are blended: its full-colour rows give its length.
     assert [round(bar / longest, 2) for bar in bars] == pytest.approx([1.0, 0.5, 0.25], abs=0.02)
-    assert has_ink(visualize.iou_bars([None, None], ["a", "b"]))
+    assert has_ink(plots.iou_bars([None, None], ["a", "b"]))
 
 
 def test_curves() -> None:
     steps = range(0, 3000, 10)
     loss = [(step, 100 * 0.998**step + 0.1) for step in steps]
     iou = [(step, step / 4000) for step in range(0, 3000, 500)]
-    both = visualize.curves({"training": loss}, {"validation": iou})
-    alone = visualize.curves({"training": loss}, {})
+    both = plots.curves({"training": loss}, {"validation": iou})
+    alone = plots.curves({"training": loss}, {})
     assert has_ink(both)
     assert has_ink(alone)
     assert both.width > 1.7 * alone.width
     broken = [(0, float("nan")), (1, float("inf")), (2, 1.0)]
-    assert has_ink(visualize.curves({"fixed": broken, "learned": loss, "none": []}, {}))
-    assert has_ink(visualize.curves({}, {"validation": [(1, float("nan"))]}))
+    assert has_ink(plots.curves({"fixed": broken, "learned": loss, "none": []}, {}))
+    assert has_ink(plots.curves({}, {"validation": [(1, float("nan"))]}))
 
 
 def test_curves_smooth_and_scale_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visualize, "_render", lambda axes: axes)
-    level = visualize.curves({"a": [(i, 3.0 + (i % 2)) for i in reversed(range(1000))]}, {})
+    monkeypatch.setattr(plots, "_render", lambda axes: axes)
+    level = plots.curves({"a": [(i, 3.0 + (i % 2)) for i in reversed(range(1000))]}, {})
     raw, smooth = (line.get_ydata() for line in level.lines)
     assert raw[:3].tolist() == [3, 4, 3]  # in the order of steps, whatever that of the points
     assert np.abs(smooth - 3.5).max() < 0.05  # at the ends as well
     assert level.get_yscale() == "linear"
-    falling = visualize.curves({"a": [(i, 0.9**i) for i in range(100)]}, {})
+    falling = plots.curves({"a": [(i, 0.9**i) for i in range(100)]}, {})
     assert falling.get_yscale() == "log"
-    scored = visualize.curves({}, {"a": [(1, 0.2), (2, 0.655), (3, 0.5)]})
+    scored = plots.curves({}, {"a": [(1, 0.2), (2, 0.655), (3, 0.5)]})
     assert [text.get_text() for text in scored.get_legend().get_texts()] == ["a, best 65.5"]
 
 
@@ -234,22 +234,20 @@ EVERY_VALUE_ERROR = {
         [(IMAGE, MASK, MASK)], "abcd", ["", ""]
     ),
     "width must be at least 600": lambda: visualize.panel([(IMAGE, MASK, MASK)], "abcd", width=99),
-    r"confusion must be \(K, K\) integers, got shape \(2, 3\)": lambda: visualize.confusion_plot(
+    r"confusion must be \(K, K\) integers, got shape \(2, 3\)": lambda: plots.confusion_plot(
         np.ones((2, 3), int), ["a", "b"]
     ),
-    "confusion must be .* of float64": lambda: visualize.confusion_plot(np.eye(2), ["a", "b"]),
-    "confusion must hold counts >= 0, got -1": lambda: visualize.confusion_plot(
+    "confusion must be .* of float64": lambda: plots.confusion_plot(np.eye(2), ["a", "b"]),
+    "confusion must hold counts >= 0, got -1": lambda: plots.confusion_plot(
         np.array([[1, -1], [0, 1]]), ["a", "b"]
     ),
-    "classes must be one a class of confusion, got 1 names for 2": lambda: visualize.confusion_plot(
+    "classes must be one a class of confusion, got 1 names for 2": lambda: plots.confusion_plot(
         np.eye(2, dtype=int), ["a"]
     ),
-    r"iou must be in 0\.\.1 or None, got 65.5": lambda: visualize.iou_bars([65.5], ["a"]),
-    "classes must be one a class of iou": lambda: visualize.iou_bars([], []),
-    "loss and mean_iou must hold at least one point": lambda: visualize.curves({"a": []}, {}),
-    r"mean_iou must be in 0\.\.1, got \[65.5\] for a": lambda: visualize.curves(
-        {}, {"a": [(1, 65.5)]}
-    ),
+    r"iou must be in 0\.\.1 or None, got 65.5": lambda: plots.iou_bars([65.5], ["a"]),
+    "classes must be one a class of iou": lambda: plots.iou_bars([], []),
+    "loss and mean_iou must hold at least one point": lambda: plots.curves({"a": []}, {}),
+    r"mean_iou must be in 0\.\.1, got \[65.5\] for a": lambda: plots.curves({}, {"a": [(1, 65.5)]}),
 }
 
 
@@ -261,8 +259,8 @@ def test_errors_name_the_argument_and_the_rule(message: str) -> None:
 
 def test_importing_is_quick_and_drawing_leaves_pyplot_alone() -> None:
     program = (
-        "import sys; from fcn import visualize\n"
+        "import sys; from fcn import plots, visualize\n"
         "assert not {'matplotlib', 'torch'} & set(sys.modules)\n"
-        "visualize.iou_bars([0.5], ['a']); assert 'matplotlib.pyplot' not in sys.modules"
+        "plots.iou_bars([0.5], ['a']); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fcn.config import DataConfig, RecipeConfig
+from fcn.config import VOID, DataConfig, RecipeConfig
 from fcn.data import shapes, voc
-from fcn.data.files import VOID, DataError, SegmentationFiles
+from fcn.data.files import DataError, SegmentationFiles
+from fcn.data.sbd import sbd
 from fcn.data.transforms import Paired, train_transform
 
 
@@ -27,6 +28,8 @@ def open_split(data: DataConfig, split: str) -> SegmentationFiles:
     """
     folder = Path(data.root) / data.folder
     classes: Sequence[str] = data.classes
+    if data.layout == "sbd":
+        return sbd(Path(data.root), split, ignore_index=data.ignore_index)
     if data.layout == "shapes":
         folder = shapes.prepare(Path(data.root))
         classes = classes or shapes.CLASSES

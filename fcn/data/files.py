@@ -11,9 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fcn.config import UserError
-
-VOID = 255  # in every target, whatever the files' own void label is
+from fcn.config import VOID, UserError
 
 
 class DataError(UserError, ValueError):
@@ -95,22 +93,11 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_mask(path: Path, num_classes: int, ignore_index: int) -> Tensor:
-    """A single-channel mask of labels: uint8 (H, W), `ignore_index` as 255.
+    """A single-channel mask of labels, or SBD's .mat file: uint8 (H, W), `ignore_index` as 255.
 
     Raises: DataError: missing, unreadable, not single-channel 8-bit, or a label out of range.
     """
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-            labels = np.array(file)
-    except FileNotFoundError:
-        raise DataError(f"{path}: mask not found") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, "mask", error) from None
-    if mode not in ("P", "L"):
-        raise DataError(
-            f"{path}: a mask must be a palette or grey 8-bit image of labels, this one is {mode}"
-        )
+    labels = _mat_labels(path) if path.suffix == ".mat" else _image_labels(path)
     table = np.full(256, VOID, np.uint8)
     table[:num_classes] = np.arange(num_classes)
     target = table[labels]
@@ -124,6 +111,36 @@ def read_mask(path: Path, num_classes: int, ignore_index: int) -> Tensor:
             )
         target[void] = VOID  # a void label below the number of classes
     return torch.from_numpy(target)
+
+
+def _image_labels(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            labels = np.array(file)
+    except FileNotFoundError:
+        raise DataError(f"{path}: mask not found") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, "mask", error) from None
+    if mode not in ("P", "L"):
+        raise DataError(
+            f"{path}: a mask must be a palette or grey 8-bit image of labels, this one is {mode}"
+        )
+    return labels
+
+
+def _mat_labels(path: Path) -> np.ndarray:
+    from scipy.io import loadmat  # slow to import, and only SBD needs it
+
+    try:
+        labels = loadmat(path)["GTcls"]["Segmentation"][0, 0]
+    except FileNotFoundError:
+        raise DataError(f"{path}: mask not found") from None
+    except Exception as error:  # a damaged .mat file makes scipy raise almost anything
+        raise _unreadable(path, "mask", error) from None
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise DataError(f"{path}: GTcls.Segmentation must be 2-D uint8, got {labels.dtype}")
+    return labels
 
 
 def _header(path: Path) -> tuple[int, int]:

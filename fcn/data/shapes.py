@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fcn.config import VOID
+
 CLASSES = ("background", "disk", "square", "triangle", "ring", "star", "cross", "bolt")
 VERSION = 2  # raise it whenever a pixel would change: sets of another version are redrawn
 COUNTS = {"train": 480, "val": 96}
-VOID = 255
 
 IMAGE_SIZES = ((128, 128), (128, 160), (160, 128), (117, 149), (144, 112))  # height, width
 OBJECTS = (2, 6)  # fewest and most in an image

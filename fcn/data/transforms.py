@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from fcn.data.files import VOID
+from fcn.config import VOID
 
 Paired = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's, RGB: what the padding round a small image looks like

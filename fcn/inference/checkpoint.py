@@ -5,6 +5,7 @@ Nothing here unpickles code: .ckpt files are opened with `weights_only`.
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,14 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:
+    """A model that `load` gives back: its weights and `about`, as `write_weights` has them."""
+    write_weights(path, model.state_dict(), about | {"model": model.arguments})
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
     """Weights and `about` in one file that any safetensors reader opens."""
-    metadata = {"format": FORMAT, "about": json.dumps(about | {"model": model.arguments})}
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"format": FORMAT, "about": json.dumps(about)}
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     temporary = path.with_name(path.name + ".part")
     save_file(weights, temporary, metadata)
     temporary.replace(path)

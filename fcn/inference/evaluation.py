@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcn.config import ConfigError
 from fcn.data.files import SegmentationFiles
 from fcn.metrics import Scores, confusion_matrix, scores
 
@@ -22,7 +23,7 @@ def evaluate(
     num_classes: int,
     *,
     device: torch.device,
-    bf16: bool = False,
+    bf16: bool,
     advance: Callable[[], None] = lambda: None,
 ) -> Scores:
     """One confusion matrix over all batches, and its scores.
@@ -85,3 +86,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is a GPU where there is one.
+
+    Raises: ConfigError: no such device here.
+    """
+    if wanted == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={wanted}: not to be had here ({reason}); use auto") from error
+    return torch.device(wanted)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own, so that it pays."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

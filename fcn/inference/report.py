@@ -2,15 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from fcn import visualize
+from fcn import plots, visualize
+from fcn.data.datamodule import evaluation_loader
 from fcn.data.files import SegmentationFiles
+from fcn.inference.evaluation import evaluate, metrics_json, write_json
 from fcn.metrics import Scores, confusion_matrix, scores
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report
@@ -73,6 +76,41 @@ def surgery_table(report: Report) -> Table:
     return table
 
 
+def judge(
+    model: FCN,
+    files: SegmentationFiles,
+    folder: Path,
+    console: Console,
+    *,
+    data: str,
+    split: str,
+    device: torch.device,
+    bf16: bool,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Evaluates a model on a split; prints the table, writes metrics.json and the pictures.
+
+    Args: data, split: their names, for metrics.json.
+    Returns: the contents of metrics.json.
+    """
+    loader = evaluation_loader(files, batch_size)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"{data} {split}", total=len(loader))
+        result = evaluate(
+            model,
+            loader,
+            len(files.classes),
+            device=device,
+            bf16=bf16,
+            advance=lambda: progress.advance(task),
+        )
+    metrics = metrics_json(result, files, split, model.arguments, data)
+    write_json(folder / "metrics.json", metrics)
+    write_pictures(folder, model, files, result, device)
+    print_result(console, result, files.classes)
+    return metrics
+
+
 def print_result(console: Console, result: Scores, classes: list[str]) -> None:
     """Per-class IoU and accuracy, and the paper's four metrics."""
     table = Table("class", "IoU", "accuracy", "pixels", box=None)
@@ -89,18 +127,30 @@ def print_result(console: Console, result: Scores, classes: list[str]) -> None:
         f"mean IoU {percent(result.mean_iou)}  "
         f"frequency-weighted IoU {percent(result.frequency_weighted_iou)}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
-def percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+def print_last_line(console: Console, metrics: dict[str, Any], when: str, folder: Path) -> None:
+    """The one line that says how good and where."""
+    protocol = metrics["protocol"]
+    console.print(
+        f"mean IoU {percent(metrics['mean_iou'])} on {protocol['data']} {protocol['split']} "
+        f"({protocol['images']} images) {when}; files in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 @torch.inference_mode()
 def write_pictures(
     folder: Path, model: FCN, files: SegmentationFiles, result: Scores, device: torch.device
 ) -> None:
-    """predictions.png, of images evenly spaced in the split, and confusion.png."""
+    """predictions.png, of images evenly spaced in the split, iou.png and confusion.png."""
     rows, captions = [], []
     for index in np.linspace(0, len(files) - 1, min(SHOWN, len(files))).round().astype(int):
         image, target = files[index]
@@ -112,7 +162,9 @@ def write_pictures(
         mean_iou = scores(confusion.compute()).mean_iou
         captions.append(f"{files.ids[index]}: mean IoU {mean_iou:.2f}")
     visualize.panel(rows, files.classes, captions).save(folder / "predictions.png")
-    visualize.confusion_plot(result.confusion.numpy(), files.classes).save(folder / "confusion.png")
+    iou = [None if math.isnan(value) else value for value in result.iou.tolist()]
+    plots.iou_bars(iou, files.classes).save(folder / "iou.png")
+    plots.confusion_plot(result.confusion.numpy(), files.classes).save(folder / "confusion.png")
 
 
 def write_curves(
@@ -120,6 +172,6 @@ def write_curves(
 ) -> None:
     """curves.png: training loss and validation mean IoU over the steps."""
     if loss and mean_iou:
-        visualize.curves({"training loss": loss}, {"validation mean IoU": mean_iou}).save(
+        plots.curves({"training loss": loss}, {"validation mean IoU": mean_iou}).save(
             folder / "curves.png"
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fcn.models.fcn import FCN
 
@@ -41,23 +41,17 @@ class SurgeryError(ValueError):
     """Weights that do not fit the net they are meant for."""
 
 
-def convolutionalize(linear: nn.Linear, kernel: int) -> nn.Conv2d:
-    """A fully connected layer over (C, kernel, kernel) features as the convolution it is.
+def convolutionalize(weight: Tensor, kernel: int) -> Tensor:
+    """A fully connected layer's weight over (C, kernel, kernel) features as a convolution's.
 
-    Returns: a convolution whose one output on a kernel x kernel input equals the layer's.
-    Raises: SurgeryError: the layer's inputs are not C * kernel * kernel for any C.
+    Args: weight: (outputs, C * kernel * kernel).
+    Returns: (outputs, C, kernel, kernel), the same numbers: one output on a kernel x kernel input.
+    Raises: SurgeryError: the inputs are not C * kernel * kernel for any C.
     """
-    if linear.in_features % kernel**2:
-        raise SurgeryError(
-            f"a layer of {linear.in_features} inputs is no {kernel} x {kernel} convolution"
-        )
-    channels = linear.in_features // kernel**2
-    convolution = nn.Conv2d(channels, linear.out_features, kernel, bias=linear.bias is not None)
-    with torch.no_grad():
-        convolution.weight.copy_(linear.weight.view_as(convolution.weight))
-        if linear.bias is not None and convolution.bias is not None:
-            convolution.bias.copy_(linear.bias)
-    return convolution
+    outputs, inputs = weight.shape
+    if inputs % kernel**2:
+        raise SurgeryError(f"a layer of {inputs} inputs is no {kernel} x {kernel} convolution")
+    return weight.view(outputs, inputs // kernel**2, kernel, kernel)
 
 
 def torchvision_names(model: FCN) -> dict[str, str]:
@@ -70,6 +64,24 @@ def torchvision_names(model: FCN) -> dict[str, str]:
         for key in ("weight", "bias"):
             names[f"head.{name}.{key}"] = f"classifier.{index}.{key}"
     return names
+
+
+@torch.no_grad()
+def expand_score(model: FCN, num_classes: int) -> FCN:
+    """A net for more classes that gives the old ones the scores it gave them.
+
+    New classes come last; their scores start at zero, their upsampling at bilinear.
+    Raises: SurgeryError: fewer classes than the model has.
+    """
+    old = model.arguments["num_classes"]
+    if num_classes < old:
+        raise SurgeryError(f"num_classes must be at least the model's {old}, got {num_classes}")
+    expanded = FCN(**model.arguments | {"num_classes": num_classes})
+    source = model.state_dict()
+    for name, tensor in expanded.state_dict().items():
+        given = source[name]
+        tensor[tuple(slice(n) for n in given.shape)] = given
+    return expanded.train(model.training)
 
 
 @torch.no_grad()
@@ -98,8 +110,10 @@ def transplant(model: FCN, source: Mapping[str, Tensor], name: str = "source") -
             continue
         given = source[key]
         taken.add(key)
-        reshaped = given.shape != tensor.shape
-        if reshaped and (given.ndim != 2 or given.numel() != tensor.numel()):
+        reshaped = given.ndim == 2 and tensor.ndim == 4
+        if reshaped:
+            given = convolutionalize(given, tensor.shape[-1])
+        if given.shape != tensor.shape:
             if needed:
                 raise SurgeryError(
                     f"{name}: {key} is {tuple(given.shape)}, but {own} is {tuple(tensor.shape)}"
@@ -109,8 +123,9 @@ def transplant(model: FCN, source: Mapping[str, Tensor], name: str = "source") -
             continue
         if not bool(torch.isfinite(given).all()):
             raise SurgeryError(f"{name}: {key} holds values that are not finite")
-        copies.append((tensor, given.view_as(tensor) if reshaped else given))
-        fate, note = ("reshaped", f"{tuple(given.shape)} before") if reshaped else ("copied", "")
+        copies.append((tensor, given))
+        before = tuple(source[key].shape)
+        fate, note = ("reshaped", f"{before} before") if reshaped else ("copied", "")
         report.fates.append(Fate(own, fate, tuple(tensor.shape), note))
     for tensor, given in copies:
         tensor.copy_(given)

@@ -1,6 +1,6 @@
 """Where a net's first weights come from: ImageNet, a file, a coarser FCN, or chance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,16 +11,20 @@ from torchvision.models import Weights, get_model_weights
 from fcn.config import ConfigError, ModelConfig, UserError
 from fcn.inference import checkpoint
 from fcn.models.fcn import FCN
-from fcn.models.surgery import Report, SurgeryError, transplant
+from fcn.models.surgery import Report, SurgeryError, expand_score, transplant
 
 
 class WeightsError(UserError):
     """Weights that cannot be had, or do not fit."""
 
 
-def initialise(model: FCN, config: ModelConfig, weights: str | None) -> Report | None:
+def initialise(
+    model: FCN, config: ModelConfig, weights: str | None, classes: Sequence[str]
+) -> Report | None:
     """Gives `model` its first weights: of `config.init_from`, else of `weights` (the backbone's).
 
+    Where the model of `init_from` knows fewer classes and `classes` begins with them, their scores
+    are kept; otherwise scores of another number of classes start anew.
     Returns: every tensor's fate; None if the weights stay random.
     Raises: WeightsError: they cannot be had, or do not fit.
     """
@@ -28,7 +32,7 @@ def initialise(model: FCN, config: ModelConfig, weights: str | None) -> Report |
         return None
     source: Mapping[str, Tensor]
     if config.init_from is not None:
-        name, source = config.init_from, checkpoint.state_dict(config.init_from)
+        name, source = config.init_from, _expanded(config.init_from, classes)
     elif Path(weights or "").suffix in (".pth", ".pt", ".ckpt", ".safetensors"):
         name, source = str(weights), checkpoint.state_dict(str(weights))
     else:
@@ -38,6 +42,14 @@ def initialise(model: FCN, config: ModelConfig, weights: str | None) -> Report |
         return transplant(model, source, name)
     except SurgeryError as error:
         raise WeightsError(str(error)) from error
+
+
+def _expanded(path: str, classes: Sequence[str]) -> Mapping[str, Tensor]:
+    """The weights of a checkpoint of ours, for `classes` if these begin with its own."""
+    known = checkpoint.read(path).classes
+    if len(known) < len(classes) and list(classes[: len(known)]) == known:
+        return expand_score(checkpoint.load(path), len(classes)).state_dict()
+    return checkpoint.state_dict(path)
 
 
 def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcn.data.files import VOID
+from fcn.config import VOID
 
 
 def segmentation_loss(score: Tensor, target: Tensor, reduction: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -22,15 +23,18 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the net.
         recipe, lr: how it learns.
+        seed: of dropout.
         about: plain values kept in every checkpoint, which `fcn.load` builds the model from:
             "model" (the FCN's arguments), "classes", and what else describes the run.
     """
 
-    def __init__(self, model: FCN, recipe: RecipeConfig, lr: float, about: dict[str, Any]) -> None:
+    def __init__(
+        self, model: FCN, recipe: RecipeConfig, lr: float, seed: int, about: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.save_hyperparameters({"about": about})
         self.model = model.to(memory_format=torch.channels_last)  # the layout convolutions like
-        self.recipe, self.lr = recipe, lr
+        self.recipe, self.lr, self.seed = recipe, lr, seed
         self.confusion = confusion_matrix(model.arguments["num_classes"])
 
     def forward(self, image: Tensor) -> Tensor:
@@ -41,6 +45,11 @@ class SegmentationModule(pl.LightningModule):
         image, target = batch
         image = image.to(torch.float32, memory_format=torch.channels_last).div_(255)
         return image, target.long()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout, like the data, is a function of seed and batch: a resumed run draws the same."""
+        position = [self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, target = batch

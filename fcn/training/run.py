@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    RichProgressBar,
+)
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from fcn.config import ConfigError, TrainConfig, UserError, check, learning_rate
-from fcn.data.datamodule import SegmentationData, evaluation_loader
+from fcn.data.datamodule import SegmentationData
 from fcn.inference import checkpoint, report
-from fcn.inference.evaluation import evaluate, metrics_json, write_json
+from fcn.inference.evaluation import computes_bf16, pick_device
 from fcn.models.fcn import FCN
 from fcn.training.callbacks import History, Panels, checkpoints
 from fcn.training.initialise import initialise
@@ -32,20 +37,6 @@ class Run:
     best: Path
 
 
-def build_model(cfg: TrainConfig, num_classes: int) -> FCN:
-    return FCN(
-        stride=cfg.model.stride,
-        num_classes=num_classes,
-        backbone=cfg.backbone.name,
-        upsampling=cfg.upsampling.name,
-        padding=cfg.model.padding,
-        skip_scales=cfg.model.skip_scales,
-        width=cfg.backbone.width,
-        head_width=cfg.backbone.head_width,
-        dropout=cfg.model.dropout,
-    )
-
-
 def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     """Trains, evaluates the best checkpoint on val, and writes what the run leaves.
 
@@ -54,15 +45,15 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     """
     started = time.monotonic()
     check(cfg)
+    if rank_zero_only.rank == 0:
+        refuse_overwriting(cfg.resume, folder)
     quieten()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = SegmentationData(cfg.data, cfg.recipe, cfg.seed)
-    try:
-        model = build_model(cfg, len(data.classes))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    surgery = initialise(model, cfg.model, cfg.backbone.weights) if not cfg.resume else None
-    resume = resume_from(cfg.resume, folder, model)
+    model = build_model(cfg, len(data.classes))
+    surgery = None
+    if not cfg.resume:
+        surgery = initialise(model, cfg.model, cfg.backbone.weights, data.classes)
     about = {
         "model": model.arguments,
         "classes": data.classes,
@@ -70,64 +61,79 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
         "recipe": cfg.recipe.name,
         "seed": cfg.seed,
     }
-    module = SegmentationModule(model, cfg.recipe, learning_rate(cfg.recipe, cfg.model), about)
+    lr = learning_rate(cfg.recipe, cfg.model)
+    module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about)
     history = History(console)
-    callbacks: list[Callback] = [
-        history,
-        Panels(data.classes),
-        *checkpoints(folder / "checkpoints"),
-    ]
-    if cfg.recipe.ema_decay is not None:
-        callbacks.insert(0, EMAWeightAveraging(decay=cfg.recipe.ema_decay))
-    if cfg.trainer.enable_progress_bar and console.is_terminal:
-        callbacks.append(RichProgressBar(leave=False))
-    trainer = make_trainer(cfg, folder, callbacks)
-    if trainer.is_global_zero:
-        report.print_start(console, cfg, model, surgery, data, trainer)
+    trainer = make_trainer(cfg, folder, history, data.classes, console.is_terminal)
+    report.print_start(console, cfg, model, surgery, data, trainer)
+    resume = resume_from(cfg.resume, folder, model)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise UserError(f"interrupted; go on with resume={folder / 'checkpoints' / 'last.ckpt'}")
     if not trainer.is_global_zero:
         return None
-
     best = folder / "checkpoints" / "best.ckpt"
     if not best.is_file():  # no validation took place
         best = folder / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(best)
+    report.write_curves(folder, history.loss, history.mean_iou)
     model = checkpoint.load(best)
-    loader = evaluation_loader(data.val, 8)
-    result = evaluate(
+    metrics = report.judge(
         model,
-        loader,
-        len(data.classes),
+        data.val,
+        folder,
+        console,
+        data=cfg.data.name,
+        split=cfg.data.val_split,
         device=trainer.strategy.root_device,
         bf16=str(trainer.precision).startswith("bf16"),
     )
-    metrics = metrics_json(result, data.val, cfg.data.val_split, model.arguments, cfg.data.name)
-    write_json(folder / "metrics.json", metrics)
     checkpoint.write_safetensors(folder / "model.safetensors", model, about | {"metrics": metrics})
-    report.write_pictures(folder, model, data.val, result, trainer.strategy.root_device)
-    report.write_curves(folder, history.loss, history.mean_iou)
-    report.print_result(console, result, data.classes)
-    console.print(
-        f"mean IoU {result.mean_iou:.4f} on {cfg.data.name} {cfg.data.val_split} "
-        f"({len(data.val)} images) after {time.monotonic() - started:.0f} s; files in {folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    seconds = f"after {time.monotonic() - started:.0f} s"
+    report.print_last_line(console, metrics, seconds, folder)
     return Run(folder, metrics, best)
 
 
-def make_trainer(cfg: TrainConfig, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
-    """Lightning's Trainer with this run's arguments."""
+def build_model(cfg: TrainConfig, num_classes: int) -> FCN:
+    """Raises: ConfigError: an argument outside its choices."""
+    try:
+        return FCN(
+            stride=cfg.model.stride,
+            num_classes=num_classes,
+            backbone=cfg.backbone.name,
+            upsampling=cfg.upsampling.name,
+            padding=cfg.model.padding,
+            skip_scales=cfg.model.skip_scales,
+            width=cfg.backbone.width,
+            head_width=cfg.backbone.head_width,
+            dropout=cfg.model.dropout,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_trainer(
+    cfg: TrainConfig, folder: Path, history: History, classes: list[str], progress_bar: bool
+) -> pl.Trainer:
+    """Lightning's Trainer with this run's arguments and callbacks."""
+    callbacks: list[Callback] = [history, Panels(classes), LearningRateMonitor("step")]
+    if cfg.recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema_decay))
+    progress_bar = progress_bar and cfg.trainer.enable_progress_bar
+    if progress_bar:
+        callbacks.append(RichProgressBar(leave=False))
+    callbacks += checkpoints(folder / "checkpoints")
     arguments = asdict(cfg.trainer)
     accumulate = arguments["accumulate_grad_batches"]
-    arguments["precision"] = precision(cfg.trainer.precision, cfg.trainer.accelerator)
+    if arguments["precision"] == "auto":
+        device = {"auto": "auto", "gpu": "cuda"}.get(
+            cfg.trainer.accelerator, cfg.trainer.accelerator
+        )
+        bf16 = computes_bf16(pick_device(device))
+        arguments["precision"] = "bf16-mixed" if bf16 else "32-true"
     arguments["val_check_interval"] = min(
         arguments["val_check_interval"] or cfg.recipe.val_every * accumulate,
         cfg.trainer.max_steps * accumulate,
     )
-    arguments["enable_progress_bar"] = any(isinstance(c, RichProgressBar) for c in callbacks)
+    arguments["enable_progress_bar"] = progress_bar
     return pl.Trainer(
         **arguments,
         check_val_every_n_epoch=None,  # val_check_interval counts over the run, not in an epoch
@@ -136,17 +142,6 @@ def make_trainer(cfg: TrainConfig, folder: Path, callbacks: list[Callback]) -> p
         logger=TensorBoardLogger(folder, name=None, version=""),
         enable_model_summary=False,
     )
-
-
-def precision(wanted: str | None, accelerator: str) -> Any:
-    """Lightning's name of a precision; `auto` is bf16-mixed where the device computes in it."""
-    if wanted != "auto":
-        return wanted
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "32-true"
-    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
-        return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-    return "32-true"
 
 
 def resume_from(resume: str | None, folder: Path, model: FCN) -> Path | None:
@@ -164,6 +159,15 @@ def resume_from(resume: str | None, folder: Path, model: FCN) -> Path | None:
         differ = [k for k, v in model.arguments.items() if theirs.get(k) != v]
         raise UserError(f"resume={path}: its model differs in {', '.join(differ)}; use init_from")
     return path
+
+
+def refuse_overwriting(resume: str | None, folder: Path) -> None:
+    """Raises: UserError: the folder holds a run already, and this is not to go on with it."""
+    if resume is None and (folder / "checkpoints").exists():
+        raise UserError(
+            f"{folder} holds a run already; resume=last goes on with it, another hydra.run.dir= "
+            "starts a new one"
+        )
 
 
 def quieten() -> None:

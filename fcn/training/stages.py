@@ -1,0 +1,66 @@
+"""Staged training: FCN-32s, then 16s from it, then 8s (PAMI 2016, sec. 4.3)."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
+from fcn.inference.evaluation import write_json
+from fcn.inference.report import percent
+from fcn.training.run import refuse_overwriting, train
+
+
+def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
+    """Trains each model of `cfg.stages` from the last one's best checkpoint.
+
+    Each stage is a run of its own in `folder/NAME`; a stage with a metrics.json is done. With
+    `cfg.resume`, done stages are kept and the one that was interrupted goes on. Ends with a table
+    of the stages, also in `folder/stages.json`.
+    Raises: UserError: as `train` does; or a folder that holds stages, without `cfg.resume`.
+    """
+    models = [stage_model(cfg.model, name) for name in cfg.stages]
+    rows = []
+    for previous, model in zip([None, *models], models, strict=False):
+        own = folder / model.name
+        if cfg.resume is None:
+            refuse_overwriting(None, own)
+        if previous is not None:
+            model.init_from = str(folder / previous.name / "checkpoints" / "best.ckpt")
+        started = (own / "checkpoints" / "last.ckpt").is_file()
+        if not (own / "metrics.json").is_file():
+            console.rule(model.name)
+            resume = "last" if started else None
+            if started:
+                model.init_from = None  # a run goes on with its own weights
+            train(replace(cfg, model=model, resume=resume, stages=[]), own, console)
+        if (own / "metrics.json").is_file():  # the first rank writes it; the others have no table
+            rows.append((model, json.loads((own / "metrics.json").read_text(encoding="utf-8"))))
+    if len(rows) == len(models):
+        write_json(folder / "stages.json", {model.name: metrics for model, metrics in rows})
+        console.rule("stages")
+        console.print(_table(rows))
+
+
+def stage_model(base: ModelConfig, name: str) -> ModelConfig:
+    """The model choice `name`, with the settings that all stages share taken from `base`."""
+    path = REPOSITORY / "configs" / "model" / f"{name}.yaml"
+    if not path.is_file():
+        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise ConfigError(f"stages: no model {name}; choices: {choices}")
+    choice = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.load(path)))
+    assert isinstance(choice, ModelConfig)
+    return replace(choice, padding=base.padding, dropout=base.dropout, init_from=base.init_from)
+
+
+def _table(rows: list[tuple[ModelConfig, dict]]) -> Table:
+    table = Table("stage", "from", "mean IoU", "pixel acc.", "mean acc.", "f.w. IoU", box=None)
+    source = rows[0][0].init_from or "backbone.weights"
+    for model, metrics in rows:
+        numbers = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+        table.add_row(model.name, source, *(percent(metrics[number]) for number in numbers))
+        source = model.name
+    return table

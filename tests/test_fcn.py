@@ -1,0 +1,117 @@
+import pytest
+import torch
+from torch import nn
+
+from fcn.models.fcn import FCN
+from fcn.models.upsampling import UPSAMPLINGS
+from fcn.models.vgg import VARIANTS
+
+SIZES = [(1, 1), (1, 33), (2, 7), (31, 32), (33, 47), (64, 64), (97, 131)]
+
+
+def small(**arguments: object) -> FCN:
+    return FCN(**{"width": 4, "head_width": 8, "num_classes": 5} | arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padding", ["aligned", 100])
+@pytest.mark.parametrize("stride", [32, 16, 8])
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+def test_scores_have_the_images_own_size(stride: int, padding: int | str, upsampling: str) -> None:
+    model = small(stride=stride, padding=padding, upsampling=upsampling).eval()
+    with torch.inference_mode():
+        for height, width in SIZES:
+            assert model(torch.rand(1, 3, height, width)).shape == (1, 5, height, width)
+
+
+@pytest.mark.parametrize("backbone", VARIANTS)
+def test_every_backbone_has_torchvisions_layers(backbone: str) -> None:
+    model = small(backbone=backbone, width=8)
+    convolutions = [n for n, m in model.backbone.named_children() if isinstance(m, nn.Conv2d)]
+    depth = {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16, "mini": 8}
+    assert len(convolutions) == depth[backbone.removesuffix("_bn")]
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert bool(norms) == (backbone.endswith("_bn") or backbone == "mini")
+    if backbone == "vgg16":
+        stages = [(1, 2), (2, 2), (3, 3), (4, 3), (5, 3)]
+        assert convolutions == [f"conv{s}_{i}" for s, n in stages for i in range(1, n + 1)]
+
+
+def test_the_full_net_has_the_papers_parameters() -> None:
+    with torch.device("meta"):
+        model = FCN(stride=8, padding=100, upsampling="learned")
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["head.fc6.weight"] == (4096, 512, 7, 7)
+    assert shapes["head.fc7.weight"] == (4096, 4096, 1, 1)
+    assert shapes["score_fr.weight"] == (21, 4096, 1, 1)
+    assert shapes["score_pool4.weight"] == (21, 512, 1, 1)
+    assert shapes["score_pool3.weight"] == (21, 256, 1, 1)
+    assert shapes["upscore2.weight"] == shapes["upscore_pool4.weight"] == (21, 21, 4, 4)
+    assert shapes["upscore8.weight"] == (21, 21, 16, 16)
+    vgg16, scores = 134_260_544, 21 * (4096 + 512 + 256) + 3 * 21
+    assert sum(p.numel() for p in model.parameters()) == vgg16 + scores + 21 * 21 * (16 + 16 + 256)
+
+
+def test_scores_start_at_zero() -> None:
+    model = small(stride=8).train()
+    assert torch.equal(model(torch.rand(1, 3, 40, 50)), torch.zeros(1, 5, 40, 50))
+
+
+def test_an_image_in_a_batch_scores_as_it_does_alone() -> None:
+    model = with_random_scores(small(stride=8)).eval()
+    images = torch.rand(3, 3, 45, 70)
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_at_once_scales_its_skips() -> None:
+    """The scaled net equals an unscaled one whose skip layers are scaled instead."""
+    scales = {"pool4": 0.01, "pool3": 0.0001}
+    plain = with_random_scores(small(stride=8)).eval()
+    scaled = small(stride=8, skip_scales=scales).eval()
+    scaled.load_state_dict(plain.state_dict())
+    for pool, scale in scales.items():
+        plain.get_submodule(f"score_{pool}").weight.data *= scale
+    image = torch.rand(1, 3, 64, 80)
+    torch.testing.assert_close(scaled(image), plain(image), atol=1e-5, rtol=1e-4)
+
+
+def test_normalisation_travels_with_the_weights() -> None:
+    ours = with_random_scores(small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))).eval()
+    copy = small().eval()
+    copy.load_state_dict(ours.state_dict())
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(copy(image), ours(image))
+    assert copy.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_arguments_build_the_same_net_again(upsampling: str) -> None:
+    model = small(stride=16, upsampling=upsampling, padding=100, backbone="vgg11_bn", dropout=0.1)
+    again = FCN(**model.arguments)
+    again.load_state_dict(model.state_dict())
+    assert again.arguments == model.arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stride": 12}, "stride must be 32, 16 or 8, got 12"),
+        ({"padding": 50}, "padding must be 'aligned' or 100, got 50"),
+        ({"backbone": "resnet50"}, "backbone must be one of vgg11.*got 'resnet50'"),
+        ({"upsampling": "bicubic"}, "upsampling must be one of fixed.*got 'bicubic'"),
+        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"stride": 16, "skip_scales": {"pool3": 0.1}}, r"skip_scales names \['pool3'\]"),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(
+    arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+def with_random_scores(model: FCN) -> FCN:
+    for name, parameter in model.named_parameters():
+        if name.startswith("score"):
+            nn.init.normal_(parameter, std=0.1)
+    return model

@@ -1,0 +1,58 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fcn.metrics import confusion_matrix, scores
+
+
+def brute_force(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
+    """The four metrics by counting pixels one by one, as section 5 of the paper defines them."""
+    n = [[0] * classes for _ in range(classes)]
+    for t, p in zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+        if t != 255:
+            n[t][p] += 1
+    total = [sum(row) for row in n]
+    union = [total[i] + sum(n[j][i] for j in range(classes)) - n[i][i] for i in range(classes)]
+    present = [i for i in range(classes) if union[i]]
+    with_truth = [i for i in range(classes) if total[i]]
+    return {
+        "pixel_accuracy": sum(n[i][i] for i in range(classes)) / sum(total),
+        "mean_accuracy": sum(n[i][i] / total[i] for i in with_truth) / len(with_truth),
+        "mean_iou": sum(n[i][i] / union[i] for i in present) / len(present),
+        "frequency_weighted_iou": sum(total[i] * n[i][i] / union[i] for i in present) / sum(total),
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_metrics_equal_a_brute_force_count(seed: int) -> None:
+    """With void, with a class absent from the truth, and with one absent altogether."""
+    rng = np.random.default_rng(seed)
+    classes, absent, unseen = 7, 3, 5
+    truth = rng.choice([c for c in range(classes) if c not in (absent, unseen)] + [255], (3, 9, 8))
+    predicted = rng.choice([c for c in range(classes) if c != unseen], (3, 9, 8))
+    confusion = confusion_matrix(classes)
+    for t, p in zip(truth, predicted, strict=True):
+        confusion.update(torch.from_numpy(p)[None], torch.from_numpy(t)[None])
+    result = scores(confusion.compute())
+    for name, value in brute_force(truth, predicted, classes).items():
+        assert getattr(result, name) == pytest.approx(value, abs=1e-12)
+    assert math.isnan(result.iou[unseen])
+    assert result.iou[absent] == 0
+    assert math.isnan(result.accuracy[absent])
+
+
+def test_all_background_by_hand() -> None:
+    """Two of three pixels are background: IoU 2/3 and 0."""
+    result = scores(torch.tensor([[2, 0], [1, 0]]))
+    assert result.mean_iou == pytest.approx(1 / 3)
+    assert result.pixel_accuracy == pytest.approx(2 / 3)
+    assert result.mean_accuracy == pytest.approx(1 / 2)
+    assert result.frequency_weighted_iou == pytest.approx(4 / 9)
+
+
+def test_many_pixels_are_counted_exactly() -> None:
+    """A float32 count would stop at 2^24."""
+    result = scores(torch.tensor([[2**53 - 1, 1], [0, 2**24 + 1]]))
+    assert int(result.confusion[1, 1]) == 2**24 + 1

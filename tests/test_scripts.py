@@ -1,0 +1,219 @@
+"""The commands as a user types them: what they refuse, with which words, and what they leave."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fcn.config import REPOSITORY
+from tests.conftest import TinyVOC
+
+QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
+QUICK += ["recipe.max_steps=2", "recipe.val_every=2", "trainer=cpu", "recipe.precision=32-true"]
+
+
+def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `python scripts/NAME.py ARGUMENTS` in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
+    """The one line on stderr of a command that must fail, run in this process."""
+    import runpy
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, [f"{name}.py", *arguments]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(REPOSITORY / "scripts" / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = argv
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: "), error
+    assert len(error.splitlines()) == 1, error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model.strid=8"], ["model.strid", "did you mean model.stride?"]),
+        (["modle=fcn8s"], ["modle", "did you mean model?"]),
+        (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr"]),
+        (["trainer.max_epochs=3"], ["trainer.max_epochs", "trainer.max_steps"]),
+        (["model=fcn9s"], ["fcn9s", "fcn16s", "fcn32s", "fcn8s"]),
+        (["upsampling=bicubic"], ["bicubic", "cvpr15", "fixed", "learned"]),
+        (["backbone=resnet50"], ["resnet50", "mini", "vgg16"]),
+        (["data=coco"], ["coco", "shapes", "voc2012"]),
+        (["experiment=none_such"], ["none_such", "voc_mini"]),
+        (["recipe.max_steps=many"], ["recipe.max_steps", "many"]),
+        (["recipe.flip=7.5"], ["recipe.flip", "7.5"]),
+        (["model.stride=12"], ["model.stride", "12", "32, 16, 8"]),
+        (["model.padding=50"], ["model.padding", "50", "aligned, 100"]),
+        (["recipe.schedule=step"], ["recipe.schedule", "step", "constant, poly, cosine"]),
+        (["recipe.optimizer=adam"], ["recipe.optimizer", "adam", "sgd, adamw"]),
+        (["recipe.loss_reduction=none"], ["recipe.loss_reduction", "sum, mean"]),
+        (["recipe.batch_size=0"], ["recipe.batch_size", "at least 1, got 0"]),
+        (["recipe.scale=[2.0,1.0]"], ["recipe.scale", "0 < from <= to"]),
+        (["recipe.crop=null"], ["recipe.batch_size=16", "recipe.crop"]),
+        (["data.ignore_index=300"], ["data.ignore_index", "0..255", "300"]),
+        (["recipe.loss_reduction=sum"], ["recipe.lr=0.003", "sum", "1e-10"]),
+        (["recipe=heavy", "recipe.loss_reduction=mean"], ["recipe.lr=1e-14", "mean"]),
+        (
+            ["recipe=heavy", "model=fcn32s", "trainer.precision=16-mixed"],
+            ["16-mixed", "sum", "float16"],
+        ),
+        (["recipe=heavy"], ["fcn8s straight from VGG", "heavy", "fcn8s_atonce"]),
+        (["recipe=heavy", "model.name=mine"], ["no learning rate for model mine", "recipe.lr"]),
+        (["backbone=mini", "backbone.weights=imagenet"], ["backbone.weights", "mini"]),
+        (["backbone=vgg16", "backbone.weights=V9"], ["V9", "IMAGENET1K_V1"]),
+        (["resume=nowhere.ckpt"], ["nowhere.ckpt", "no checkpoint"]),
+        (["stages=[fcn32s,fcn4s]"], ["fcn4s", "fcn16s, fcn32s"]),
+        (["recipe.max_steps=1", "=3"], ["=3"]),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_voc: TinyVOC,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    data = [] if any(a.startswith("data=") for a in arguments) else tiny_voc.overrides()
+    error = refusal(capsys, "train", *data, *arguments)
+    for word in words:
+        assert word in error
+
+
+def test_missing_data_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, "train", "data=voc2012", f"data.root={tmp_path}")
+    assert f"{tmp_path}/VOCdevkit/VOC2012" in error
+    assert "unpack Pascal VOC there" in error
+    assert not (tmp_path / "outputs" / "train" / "checkpoints").exists()
+
+
+def damage_size(data: TinyVOC) -> str:
+    Image.new("L", (9, 9)).save(data.mask("v0"))
+    return "v0.png: mask is 9 x 9 but its image"
+
+
+def damage_label(data: TinyVOC) -> str:
+    Image.new("L", (40, 50), 37).save(data.mask("v0"))
+    return "v0.png: label 37 is out of range"
+
+
+def damage_jpeg(data: TinyVOC) -> str:
+    data.image("t1").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
+    return "t1.jpg: unreadable image"
+
+
+@pytest.mark.parametrize("damage", [damage_size, damage_label, damage_jpeg])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_ends_training_with_its_name(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_voc: TinyVOC,
+    damage: object,
+    workers: int,
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    message = damage(tiny_voc)  # type: ignore[operator]
+    overrides = [o for o in tiny_voc.overrides() if "num_workers" not in o]
+    error = refusal(capsys, "train", *overrides, *QUICK, f"data.num_workers={workers}")
+    assert message in error
+
+
+def test_a_checkpoint_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_voc: TinyVOC
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    path = tiny_voc.root / "notes.ckpt"
+    path.write_text("not a checkpoint")
+    data = tiny_voc.overrides()
+    assert "notes.ckpt: damaged, or not" in refusal(capsys, "evaluate", *data, f"checkpoint={path}")
+    assert "give checkpoint=PATH" in refusal(capsys, "evaluate", *data)
+    error = refusal(capsys, "train", *data, *QUICK, f"model.init_from={path}")
+    assert "notes.ckpt" in error
+    plain = tiny_voc.root / "vgg.pth"
+    torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, plain)
+    error = refusal(capsys, "train", *data, *QUICK, f"backbone.weights={plain}")
+    assert "vgg.pth" in error
+    assert path.read_text() == "not a checkpoint"
+
+
+def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
+    """A run in its own process: its files, the same numbers from evaluate, and nothing lost."""
+    data, root = tiny_voc.overrides(), tiny_voc.root
+    first = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    last_line = first.stdout.strip().splitlines()[-1]
+    assert last_line.startswith("mean IoU ")
+    assert last_line.endswith(("files in run", "/run"))
+    metrics = json.loads((root / "run" / "metrics.json").read_text())
+
+    for name in ("checkpoints/best.ckpt", "model.safetensors"):
+        again = script(
+            "evaluate",
+            *data,
+            f"checkpoint=run/{name}",
+            "precision=32-true",
+            "hydra.run.dir=eval",
+            folder=root,
+        )
+        assert again.returncode == 0, again.stderr
+        assert json.loads((root / "eval" / "metrics.json").read_text()) == metrics
+
+    before = (root / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    over = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)
+    assert over.returncode == 1
+    assert "run holds a run already; resume=last goes on" in over.stderr
+    assert (root / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+
+    more = [*data, *QUICK, "recipe.max_steps=4", "resume=run/checkpoints/last.ckpt"]
+    on = script("train", *more, folder=root)
+    assert on.returncode == 0, on.stderr
+    assert "step 4/4" in on.stdout
+    assert not (root / "outputs").exists()  # it went on in its own folder
+    other = script("train", *more, "model=fcn16s", folder=root)
+    assert "its model differs in stride" in other.stderr
+
+
+def test_stages_train_one_from_the_other(tiny_voc: TinyVOC) -> None:
+    arguments = [*tiny_voc.overrides(), *QUICK, "stages=[fcn32s,fcn16s,fcn8s]", "hydra.run.dir=run"]
+    done = script("train", *arguments, folder=tiny_voc.root)
+    assert done.returncode == 0, done.stderr
+    stages = json.loads((tiny_voc.root / "run" / "stages.json").read_text())
+    assert list(stages) == ["fcn32s", "fcn16s", "fcn8s"]
+    assert [s["protocol"]["model"]["stride"] for s in stages.values()] == [32, 16, 8]
+    assert "surgery from run/fcn16s/checkpoints/best.ckpt" in done.stdout
+    again = script("train", *arguments, "resume=last", folder=tiny_voc.root)
+    assert again.returncode == 0, again.stderr
+    assert "step" not in again.stdout.replace("steps", "")  # all was done
+    assert json.loads((tiny_voc.root / "run" / "stages.json").read_text()) == stages
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_help_helps(name: str, tmp_path: Path) -> None:
+    shown = script(name, "--help", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert f"python scripts/{name}.py" in shown.stdout
+    assert "data: " in shown.stdout
+    assert "shapes" in shown.stdout

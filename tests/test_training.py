@@ -1,0 +1,189 @@
+"""Training end to end: it can learn, it can be resumed, and it leaves what it promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import fcn
+from fcn.config import BackboneConfig, ModelConfig, RecipeConfig, TrainConfig, TrainerConfig
+from fcn.data import shapes
+from fcn.data.files import SegmentationFiles
+from fcn.data.voc import voc
+from fcn.inference.evaluation import evaluate
+from fcn.models.fcn import FCN
+from fcn.training import module
+from fcn.training.loss import segmentation_loss
+from fcn.training.recipe import make_optimizer
+from fcn.training.run import train
+from tests.conftest import TinyVOC
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> SegmentationFiles:
+    folder = shapes.prepare(tmp_path_factory.mktemp("data"))
+    return voc(folder, "train", classes=shapes.CLASSES)
+
+
+# What the best possible scores reach falls with the stride (shapes have thin parts), so the
+# coarser nets are asked for two images whose objects they can resolve.
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_two_images_are_learned_by_heart(
+    sample: SegmentationFiles, stride: int, upsampling: str
+) -> None:
+    side = 96
+    if stride == 8:
+        image, target = zip(*(sample[i] for i in pick(sample, side)), strict=True)
+        images = torch.stack([i[:, :side, :side] for i in image]).float() / 255
+        targets = torch.stack([t[:side, :side] for t in target]).long()
+    else:  # half-planes and corners: shapes as coarse as the stride
+        images = torch.stack([i[:, :side, :side] for i, _ in (sample[0], sample[1])]).float() / 255
+        targets = torch.zeros(2, side, side, dtype=torch.long)
+        targets[0, :, 48:], targets[1, 48:, :] = 1, 2
+        images[0, 0, :, 48:] *= 0.3
+        images[1, 2, 48:, :] *= 0.3
+    model = FCN(stride=stride, num_classes=8, backbone="mini", upsampling=upsampling, dropout=0.0)
+    recipe = RecipeConfig(name="x", optimizer="adamw", weight_decay=0.0, bias_lr_factor=1.0)
+    optimizer = make_optimizer(model, recipe, 3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        segmentation_loss(model(images), targets, "mean").backward()
+        optimizer.step()
+    batch = ((images * 255).round().byte(), targets.byte())
+    model.train()  # of batch norm: two images are all there is
+    with torch.inference_mode():
+        prediction = model(images).argmax(1)
+    known = targets != 255
+    ious = []
+    for k in targets[known].unique():
+        both = ((prediction == k) & (targets == k))[known].sum()
+        either = ((prediction == k) | (targets == k))[known].sum()
+        ious.append(float(both / either))
+    assert sum(ious) / len(ious) > 0.95, ious
+    result = evaluate(model, [batch], 8, device=torch.device("cpu"), bf16=False)
+    assert result.mean_iou > 0.5  # with running statistics of a few steps
+
+
+def pick(sample: SegmentationFiles, side: int) -> list[int]:
+    """Two images of at least this size with objects of several classes in that corner."""
+    rich = [
+        i
+        for i in range(40)
+        if min(sample[i][1].shape) >= side and len(sample[i][1][:side, :side].unique()) >= 4
+    ]
+    return rich[:2]
+
+
+def config(tiny_voc: TinyVOC, **recipe: object) -> TrainConfig:
+    return TrainConfig(
+        data=tiny_voc.config(),
+        model=ModelConfig(),
+        backbone=BackboneConfig(name="mini", width=4, head_width=8),
+        recipe=RecipeConfig(
+            **{
+                "name": "test",
+                "optimizer": "adamw",
+                "lr": 1e-3,
+                "max_steps": 8,
+                "batch_size": 2,
+                "crop": 32,
+                "val_every": 3,
+            }
+            | recipe  # type: ignore[arg-type]
+        ),
+        trainer=TrainerConfig(
+            max_steps=8, accelerator="cpu", enable_progress_bar=False, precision="32-true"
+        ),
+    )
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = train(config(tiny_voc), folder, quiet())
+    assert run is not None
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors"):
+        assert fcn.load(folder / name).arguments["num_classes"] == 3
+    for name in ("predictions.png", "confusion.png", "iou.png", "curves.png"):
+        assert (folder / name).stat().st_size > 5000
+    assert list(folder.glob("events.out.tfevents.*"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == run.metrics
+    assert [c["name"] for c in metrics["classes"]] == list(tiny_voc.classes)
+    assert sum(map(sum, metrics["confusion"])) == sum(c["pixels"] for c in metrics["classes"])
+    protocol = metrics["protocol"]
+    assert (protocol["images"], protocol["split"], protocol["size"]) == (2, "val", "original")
+    best, safe = (fcn.load(folder / n) for n in ("checkpoints/best.ckpt", "model.safetensors"))
+    image = torch.rand(1, 3, 40, 40)
+    assert torch.equal(best(image), safe(image))
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_ends_as_one_left_alone(
+    tiny_voc: TinyVOC, tmp_path: Path, ema_decay: float | None, accumulate: int
+) -> None:
+    """Bit for bit: weights, batches, dropout, schedule, average."""
+    cfg = config(tiny_voc, schedule="cosine", ema_decay=ema_decay, accumulate=accumulate)
+    cfg.trainer.accumulate_grad_batches = accumulate
+    whole = train(cfg, tmp_path / "whole", quiet())
+    interrupted = tmp_path / "interrupted"
+    stop = Interrupt(at=5)
+    with pytest.raises(SystemError, match="interrupted"), stop:
+        train(cfg, interrupted, quiet())
+    cfg.resume = "last"
+    resumed = train(cfg, interrupted, quiet())
+    assert whole is not None
+    assert resumed is not None
+    assert resumed.metrics == whole.metrics
+    last = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in (tmp_path / "whole", interrupted)
+    ]
+    assert last[0]["global_step"] == last[1]["global_step"] == 8
+    for name, tensor in last[0]["state_dict"].items():
+        assert torch.equal(tensor, last[1]["state_dict"][name]), name
+
+
+class Interrupt:
+    """Ends training at a step the hard way: nothing gets a chance to save."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __enter__(self) -> None:
+        original = self.original = module.SegmentationModule.training_step
+
+        def step(own: module.SegmentationModule, batch: module.Batch, index: int) -> torch.Tensor:
+            if own.trainer.global_step >= self.at:
+                raise SystemError("interrupted")
+            return original(own, batch, index)
+
+        module.SegmentationModule.training_step = step  # type: ignore[method-assign]
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        module.SegmentationModule.training_step = self.original  # type: ignore[method-assign]
+
+
+def test_learned_kernels_move_and_fixed_ones_do_not(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    moved = {}
+    for name in ("learned", "cvpr15"):
+        cfg = config(tiny_voc)
+        cfg.upsampling.name = name
+        train(cfg, tmp_path / name, quiet())
+        model = fcn.load(tmp_path / name / "checkpoints" / "last.ckpt")
+        fresh = FCN(**model.arguments)
+        moved[name] = {
+            key: float((tensor - fresh.state_dict()[key]).abs().max())
+            for key, tensor in model.state_dict().items()
+            if key.startswith("upscore")
+        }
+    assert set(moved["learned"]) == {f"upscore{x}.weight" for x in ("2", "_pool4", "8")}
+    assert set(moved["cvpr15"]) == {f"upscore{x}.weight" for x in ("2", "_pool4")}
+    assert all(distance > 1e-4 for of in moved.values() for distance in of.values())
