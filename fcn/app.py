@@ -29,13 +29,20 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
     config.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
 
+    failures: list[Exception] = []
+
     @hydra.main(config_path=CONFIGS, config_name=name, version_base="1.3")
     def entry(cfg: Any) -> None:
-        main(OmegaConf.to_object(cfg))
+        try:
+            main(OmegaConf.to_object(cfg))
+        except Exception as error:  # past Hydra, which would print more around it
+            failures.append(error)
 
     try:
         prepare()
         entry()
+        if failures:
+            raise failures[0]
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
@@ -53,9 +60,11 @@ def explain(error: BaseException, name: str) -> str:
             texts.append(str(error))
         return _explain_config(" ".join(texts), name)
     text = " ".join(str(error).split())
+    if text.startswith("Caught "):  # in a loader's process: its traceback, then the error's line
+        text = str(error).strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, config.UserError):
         return text
-    if isinstance(error, FileNotFoundError | PermissionError | OSError):
+    if isinstance(error, OSError):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (debug=true shows where)"
 
@@ -64,12 +73,9 @@ def _explain_config(text: str, name: str) -> str:
     """Hydra's and OmegaConf's messages run over many lines; this keeps what the user needs."""
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found.group(1), name)
-    if (key := re.search(r"Key '([^']+)' (?:is )?not in", text)) and (
-        full := re.search(r"full_key: (\S+)", text)
-    ):
-        del key
-        return _unknown_key(full.group(1), name)
     if full := re.search(r"full_key: (\S+)", text):
+        if re.search(r"Key '[^']+' (?:is )?not in", text):
+            return _unknown_key(full.group(1), name)
         reason = re.split(r"\s*full_key:", text)[0]
         return f"{full.group(1)}: {' '.join(reason.split())}"
     return " ".join(re.sub(r"Set the environment variable.*", "", text, flags=re.S).split())

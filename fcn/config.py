@@ -50,7 +50,7 @@ class UpsamplingConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING  # what it is called in metrics.json and on screen
-    layout: str = "voc"  # how the files lie: voc, sbd, shapes
+    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder
     root: str = str(REPOSITORY / "data")  # folder of the data sets
     folder: str = ""  # of this data set, below root
     masks: str = "SegmentationClass"  # folder of the masks, below `folder`
@@ -99,7 +99,6 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     val_check_interval: int | None = None
-    limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
     num_sanity_val_steps: int = 0
     log_every_n_steps: int = 10
@@ -189,7 +188,7 @@ def check(cfg: TrainConfig) -> None:
     _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
     _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
     _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
-    _one_of("data.layout", cfg.data.layout, ("voc", "sbd", "shapes"))
+    _one_of("data.layout", cfg.data.layout, ("voc", "sbd", "shapes", "folder"))
     for key, value, least in (
         ("recipe.batch_size", recipe.batch_size, 1),
         ("recipe.accumulate", recipe.accumulate, 1),

@@ -114,3 +114,33 @@ def test_real_voc_counts(voc_root: Path) -> None:
     image, target = open_split(voc, "val")[0]
     assert image.shape[1:] == target.shape
     assert set(target.unique().tolist()) <= {*range(21), 255}
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """Eleven classes, void 11, endings in any case, names with spaces and other letters."""
+    for part in ("images/train", "annotations/train"):
+        (tmp_path / part).mkdir(parents=True)
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for image in ("b.JPG", "a ö.png", "c.jpeg"):
+        Image.new("RGB", (4, 3)).save(tmp_path / "images/train" / image)
+        mask = tmp_path / "annotations/train" / f"{Path(image).stem}.png"
+        Image.fromarray(labels).save(mask)
+    (tmp_path / "images/train/Thumbs.db").write_text("not an image")
+    names = [f"class {i}" for i in range(11)]
+    (tmp_path / "classes.txt").write_text("\r\n".join(names) + "\n\n", encoding="utf-8-sig")
+    config = DataConfig(name="folder", layout="folder", root=str(tmp_path), ignore_index=11)
+    files = open_split(config, "train")
+    assert files.ids == ["a ö", "b", "c"]
+    assert files.classes == names
+    assert files[0][1].flatten().tolist() == [*range(11), 255]
+
+    (tmp_path / "images/train/c.png").write_bytes((tmp_path / "images/train/a ö.png").read_bytes())
+    with pytest.raises(DataError, match=r"c\.png: c\.jpeg has the same name"):
+        open_split(config, "train")
+    (tmp_path / "images/train/c.png").unlink()
+    (tmp_path / "annotations/train/b.png").unlink()
+    with pytest.raises(DataError, match=r"b\.JPG: no mask at .*b\.png \(1 of 3 images"):
+        open_split(config, "train")
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"val: no such folder; data=folder wants images/SPLIT"):
+        open_split(config, "val")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fcn.config import VOID, DataConfig, RecipeConfig
 from fcn.data import shapes, voc
 from fcn.data.files import DataError, SegmentationFiles
+from fcn.data.folder import folder
 from fcn.data.sbd import sbd
 from fcn.data.transforms import Paired, train_transform
 
@@ -26,15 +27,17 @@ def open_split(data: DataConfig, split: str) -> SegmentationFiles:
 
     Raises: DataError: something of it is not there; says what to do.
     """
-    folder = Path(data.root) / data.folder
-    classes: Sequence[str] = data.classes
+    root, classes = Path(data.root), data.classes
     if data.layout == "sbd":
-        return sbd(Path(data.root), split, ignore_index=data.ignore_index)
+        return sbd(root, split, ignore_index=data.ignore_index)
+    if data.layout == "folder":
+        return folder(root, split, classes=classes, ignore_index=data.ignore_index)
+    own = root / data.folder
     if data.layout == "shapes":
-        folder = shapes.prepare(Path(data.root))
-        classes = classes or shapes.CLASSES
+        own = shapes.prepare(root)
+        classes = classes or list(shapes.CLASSES)
     return voc.voc(
-        folder,
+        own,
         split,
         masks=data.masks,
         classes=classes or voc.CLASSES,

@@ -80,6 +80,15 @@ class History(Callback):
             highlight=False,
         )
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            self.console.print(
+                f"interrupted at step {trainer.global_step}; resume=last goes on from the last "
+                "validation"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         return {"loss": self.loss, "mean_iou": self.mean_iou}
 

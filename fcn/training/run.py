@@ -123,12 +123,11 @@ def make_trainer(
     callbacks += checkpoints(folder / "checkpoints")
     arguments = asdict(cfg.trainer)
     accumulate = arguments["accumulate_grad_batches"]
+    wanted = {"gpu": "cuda"}.get(cfg.trainer.accelerator, cfg.trainer.accelerator)
+    device = pick_device(wanted)
     if arguments["precision"] == "auto":
-        device = {"auto": "auto", "gpu": "cuda"}.get(
-            cfg.trainer.accelerator, cfg.trainer.accelerator
-        )
-        bf16 = computes_bf16(pick_device(device))
-        arguments["precision"] = "bf16-mixed" if bf16 else "32-true"
+        arguments["precision"] = "bf16-mixed" if computes_bf16(device) else "32-true"
+    arguments["sync_batchnorm"] &= device.type == "cuda"  # torch has it for no other device
     arguments["val_check_interval"] = min(
         arguments["val_check_interval"] or cfg.recipe.val_every * accumulate,
         cfg.trainer.max_steps * accumulate,
