@@ -255,12 +255,12 @@ def test_vgg16_starts_a_net_with_the_features_of_another_engine(tmp_path, write)
     assert {"head.fc6.weight", "head.fc7.weight"} <= set(report.named("reshaped"))
     file = tmp_path / "vgg16.safetensors"
     checkpoint.write_weights(file, weights, {})
-    model = FCN(stride=32, width=2, head_width=6).eval()
-    surgery = initialise(model, ModelConfig(), str(file))
+    model = FCN(stride=32, num_classes=2, width=2, head_width=6).eval()
+    surgery = initialise(model, ModelConfig(), str(file), ["background", "thing"])
     assert isinstance(surgery, Report)
     assert surgery.named("initialised") == ["score_fr.weight", "score_fr.bias"]
     rgb = picture(224, 224)
-    theirs = run_opencv(open_opencv(net.prototxt, path), rgb, "fc7")
+    theirs = run_opencv(open_opencv(net.prototxt, path), rgb, "relu7")
     with torch.inference_mode():
         image = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255
         pool5 = model.backbone((image - model.mean) / model.std)[-1]

@@ -46,11 +46,3 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_files_stay_short() -> None:
     long = {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 300}
     assert not long
-
-
-def test_the_top_level_holds_nothing_else() -> None:
-    shown = {path.name for path in REPOSITORY.iterdir() if not path.name.startswith(".")}
-    made = {"outputs", "multirun", "build", "fcn_segmentation.egg-info"}
-    plan = {"configs", "fcn", "scripts", "tests", "data", "pyproject.toml", "README.md", "LICENSE"}
-    assert plan <= shown
-    assert shown - plan - made == set()

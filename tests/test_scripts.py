@@ -1,6 +1,7 @@
 """The commands as a user types them: what they refuse, with which words, and what they leave."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> s
         (["backbone=vgg16", "backbone.weights=V9"], ["V9", "IMAGENET1K_V1"]),
         (["resume=nowhere.ckpt"], ["nowhere.ckpt", "no checkpoint"]),
         (["stages=[fcn32s,fcn4s]"], ["fcn4s", "fcn16s, fcn32s"]),
-        (["recipe.max_steps=1", "=3"], ["=3"]),
+        (["recipe.max_steps"], ["recipe.max_steps"]),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(
@@ -203,7 +204,7 @@ def test_stages_train_one_from_the_other(tiny_voc: TinyVOC) -> None:
     stages = json.loads((tiny_voc.root / "run" / "stages.json").read_text())
     assert list(stages) == ["fcn32s", "fcn16s", "fcn8s"]
     assert [s["protocol"]["model"]["stride"] for s in stages.values()] == [32, 16, 8]
-    assert "surgery from run/fcn16s/checkpoints/best.ckpt" in done.stdout
+    assert re.search(r"^ *fcn8s +fcn16s +[\d.]+", done.stdout, re.M)
     again = script("train", *arguments, "resume=last", folder=tiny_voc.root)
     assert again.returncode == 0, again.stderr
     assert "step" not in again.stdout.replace("steps", "")  # all was done

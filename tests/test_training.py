@@ -43,9 +43,10 @@ def test_two_images_are_learned_by_heart(
     recipe = RecipeConfig(
         name="x", optimizer="adamw", weight_decay=0.0, bias_lr_factor=1.0, schedule="cosine"
     )
-    optimizer = make_optimizer(model, recipe, 3e-3)
-    schedule = make_schedule(optimizer, recipe, STEPS)
-    for _ in range(STEPS):
+    optimizer = make_optimizer(model, recipe, 6e-3)
+    steps = 160 if stride == 8 else 80
+    schedule = make_schedule(optimizer, recipe, steps)
+    for _ in range(steps):
         optimizer.zero_grad()
         segmentation_loss(model(images.float() / 255), targets.long(), "mean").backward()
         optimizer.step()
@@ -54,15 +55,14 @@ def test_two_images_are_learned_by_heart(
     assert result.mean_iou > 0.95, result.iou
 
 
-STEPS = 150
-
-
 def two_images(sample: SegmentationFiles, side: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
     """Corners of two images that show at least three kinds of objects: uint8 B3HW and BHW."""
     rich = (
         (image[:, :side, :side], target[:side, :side])
         for image, target in (sample[i] for i in range(len(sample)))
-        if len(target[:side, :side].unique()) >= 5  # with background and void
+        if (counts := target[:side, :side].unique(return_counts=True)[1]).numel() >= 5
+        and counts.min() >= 100  # pixels of each class, background and void among them
+        and shapes.CLASSES.index("bolt") not in target  # the thinnest: 5 pixels
     )
     images, targets = zip(*islice(rich, 2), strict=True)
     return torch.stack(images).clone(), torch.stack(targets)

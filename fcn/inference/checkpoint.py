@@ -86,6 +86,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, An
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     temporary = path.with_name(path.name + ".part")
     save_file(weights, temporary, metadata)
+    temporary.chmod(0o644)  # safetensors leaves files to their owner alone
     temporary.replace(path)
 
 

@@ -43,11 +43,8 @@ def print_start(
     table.add_row(
         "model", f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}"
     )
-    table.add_row(
-        "parameters",
-        f"{parameters:,}, {trainable:,} of them trainable; upsampling {cfg.upsampling.name}: "
-        f"{kernels:,} trainable",
-    )
+    table.add_row("upsampling", f"{cfg.upsampling.name}, {kernels:,} trainable parameters")
+    table.add_row("parameters", f"{parameters:,}, of them {trainable:,} trainable")
     table.add_row(
         "data",
         f"{cfg.data.name}: {len(data.train)} training images, {len(data.val)} validation images, "

@@ -130,7 +130,7 @@ def _layers(model: str) -> dict[str, tuple[int, ...]]:
     if model == "vgg16":
         return dict.fromkeys([*VGG16, "fc8"], (2,))
     stride, at_once = MODELS[model]
-    layers = dict.fromkeys([*VGG16, "score_fr"], (2,))
+    layers: dict[str, tuple[int, ...]] = dict.fromkeys([*VGG16, "score_fr"], (2,))
     for pool in SKIPS[stride]:
         layers |= {f"score_{pool}": (2,), UPSCORE[pool]: (1, 2)}
         layers |= {f"scale_{pool}": (1,)} if at_once else {}

@@ -55,7 +55,8 @@ class History(Callback):
         batch_idx: int,
     ) -> None:
         step = trainer.global_step
-        if step % RECORD_EVERY == 0 and (not self.loss or self.loss[-1][0] != step):
+        due = step == 1 or step % RECORD_EVERY == 0
+        if due and (not self.loss or self.loss[-1][0] != step):
             loss = float(trainer.callback_metrics["train/loss"])
             if not np.isfinite(loss):
                 raise TrainingError(

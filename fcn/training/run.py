@@ -132,6 +132,7 @@ def make_trainer(
         arguments["val_check_interval"] or cfg.recipe.val_every * accumulate,
         cfg.trainer.max_steps * accumulate,
     )
+    arguments["log_every_n_steps"] = min(cfg.trainer.log_every_n_steps, cfg.trainer.max_steps)
     arguments["enable_progress_bar"] = progress_bar
     return pl.Trainer(
         **arguments,

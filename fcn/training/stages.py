@@ -42,7 +42,8 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
     if len(rows) == len(models):
         write_json(folder / "stages.json", {model.name: metrics for model, metrics in rows})
         console.rule("stages")
-        console.print(_table(rows))
+        source = cfg.model.init_from or cfg.backbone.weights or "random weights"
+        console.print(_table(rows, source))
 
 
 def stage_model(base: ModelConfig, name: str) -> ModelConfig:
@@ -56,9 +57,8 @@ def stage_model(base: ModelConfig, name: str) -> ModelConfig:
     return replace(choice, padding=base.padding, dropout=base.dropout, init_from=base.init_from)
 
 
-def _table(rows: list[tuple[ModelConfig, dict]]) -> Table:
+def _table(rows: list[tuple[ModelConfig, dict]], source: str) -> Table:
     table = Table("stage", "from", "mean IoU", "pixel acc.", "mean acc.", "f.w. IoU", box=None)
-    source = rows[0][0].init_from or "backbone.weights"
     for model, metrics in rows:
         numbers = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
         table.add_row(model.name, source, *(percent(metrics[number]) for number in numbers))
