@@ -6,6 +6,7 @@ does not fit together. Nothing heavy is imported here, so that `--help` stays qu
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -91,7 +92,7 @@ class TrainerConfig:
     """Lightning's Trainer arguments, under their own names."""
 
     accelerator: str = "auto"
-    devices: int | str = "auto"
+    devices: Any = "auto"  # how many, or which: [0, 1]
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str | None = None
@@ -135,7 +136,7 @@ class EvaluateConfig(CommonConfig):
     checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
     batch_size: int = 8  # images of one size go through together; numbers do not depend on it
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "auto"  # 32-true, bf16-mixed; auto: bf16-mixed where the device has it
+    precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
 
 
 @dataclass
@@ -188,13 +189,13 @@ def check(cfg: TrainConfig) -> None:
     _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
     _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
     _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
-    _one_of("data.layout", cfg.data.layout, ("voc", "sbd", "shapes", "folder"))
+    check_data(cfg.data)
     for key, value, least in (
         ("recipe.batch_size", recipe.batch_size, 1),
         ("recipe.accumulate", recipe.accumulate, 1),
         ("recipe.val_every", recipe.val_every, 1),
+        ("recipe.crop", 1 if recipe.crop is None else recipe.crop, 1),
         ("trainer.max_steps", trainer.max_steps, 1),
-        ("data.num_workers", cfg.data.num_workers, 0),
     ):
         if value < least:
             raise ConfigError(f"{key} must be at least {least}, got {value}")
@@ -202,13 +203,13 @@ def check(cfg: TrainConfig) -> None:
         raise ConfigError(
             f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
         )
-    if not 0 <= cfg.data.ignore_index <= 255:
-        raise ConfigError(f"data.ignore_index must be 0..255, got {cfg.data.ignore_index}")
     if recipe.crop is None and recipe.batch_size > 1:
         raise ConfigError(
             f"recipe.batch_size={recipe.batch_size} needs recipe.crop, as whole images differ in "
             "size; set recipe.crop, or recipe.batch_size=1 with recipe.accumulate"
         )
+    if recipe.crop is None and recipe.scale != [1, 1]:
+        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
     if cfg.resume and model.init_from:
         raise ConfigError("resume goes on with a run's own weights; leave out model.init_from")
     lr = learning_rate(recipe, model)
@@ -219,6 +220,11 @@ def check(cfg: TrainConfig) -> None:
         raise ConfigError(
             f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over some "
             "200,000 pixels wants about 1e-10 (32s) to 1e-14 (8s); lower it, or use mean"
+        )
+    if summed and trainer.accumulate_grad_batches > 1:
+        raise ConfigError(
+            "recipe.loss_reduction=sum does not fit recipe.accumulate > 1, which averages over its "
+            "forward passes; use accumulate=1, or mean"
         )
     if not summed and lr < 1e-8:
         raise ConfigError(
@@ -237,6 +243,25 @@ def check(cfg: TrainConfig) -> None:
             "skips drown the scores; give model.init_from= an FCN of the next coarser stride, or "
             "use model=fcn8s_atonce"
         )
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises: ConfigError: a setting of the data outside its choices."""
+    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder"))
+    if not 0 <= data.ignore_index <= 255:
+        raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
+    if data.num_workers < 0:
+        raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
+
+
+def check_evaluation(cfg: EvaluateConfig) -> None:
+    """Raises: ConfigError: a setting missing, or outside its choices."""
+    if cfg.checkpoint is None:
+        raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
+    _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
+    if cfg.batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    check_data(cfg.data)
 
 
 def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:

@@ -14,9 +14,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from fcn.config import VOID
 
 
-def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
-    """An accumulator over batches and ranks: update(prediction BHW, target BHW), compute()."""
-    return MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False)
+def confusion_matrix(num_classes: int, *, over_ranks: bool = False) -> MulticlassConfusionMatrix:
+    """An accumulator over batches: update(prediction BHW, target BHW), compute() -> (K, K).
+
+    Args: over_ranks: compute() sums over the processes of a run, all of which must call it.
+    """
+    return MulticlassConfusionMatrix(
+        num_classes, ignore_index=VOID, validate_args=False, sync_on_compute=over_ranks
+    )
 
 
 @dataclass(frozen=True)

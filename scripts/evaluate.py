@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from fcn.app import run
-from fcn.config import ConfigError, EvaluateConfig
+from fcn.config import ConfigError, EvaluateConfig, check_evaluation
 
 
 def main(cfg: EvaluateConfig) -> None:
-    if cfg.checkpoint is None:
-        raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
+    check_evaluation(cfg)
+    assert cfg.checkpoint is not None
 
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
@@ -18,20 +18,20 @@ def main(cfg: EvaluateConfig) -> None:
     from fcn.inference.evaluation import computes_bf16, pick_device
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    model = checkpoint.load(cfg.checkpoint)
+    trained = checkpoint.read(cfg.checkpoint)
     split = cfg.data.split or cfg.data.val_split
     files = open_split(cfg.data, split)
-    classes = model.arguments["num_classes"]
-    if len(files.classes) != classes:
+    if trained.classes != files.classes:
         raise ConfigError(
-            f"checkpoint={cfg.checkpoint} scores {classes} classes, but data={cfg.data.name} has "
-            f"{len(files.classes)}; choose the data it was trained on"
+            f"checkpoint={cfg.checkpoint} scores {', '.join(trained.classes)}; data={cfg.data.name}"
+            f" has {', '.join(files.classes)}; choose the data it was trained on, or data.classes"
         )
     device = pick_device(cfg.device)
-    bf16 = computes_bf16(device) if cfg.precision == "auto" else cfg.precision == "bf16-mixed"
+    wanted = trained.about.get("precision", "") if cfg.precision == "auto" else cfg.precision
+    bf16 = wanted == "bf16-mixed" and (cfg.precision != "auto" or computes_bf16(device))
     console = Console()
     metrics = report.judge(
-        model,
+        trained.model(),
         files,
         folder,
         console,

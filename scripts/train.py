@@ -9,36 +9,61 @@ from fcn.config import ConfigError, TrainConfig
 
 def main(cfg: TrainConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
-    from pytorch_lightning.utilities import rank_zero_only
     from rich.console import Console
 
-    from fcn.training.run import train
+    from fcn.training.run import process_rank, train
     from fcn.training.stages import train_stages
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (train_stages if cfg.stages else train)(cfg, folder, Console(quiet=rank_zero_only.rank > 0))
+    (train_stages if cfg.stages else train)(cfg, folder, Console(quiet=process_rank() > 0))
 
 
-def folder_to_resume(arguments: list[str]) -> list[str]:
-    """A resumed run goes on in its own folder: the override that sends Hydra there, or none.
+def continued(arguments: list[str]) -> list[str]:
+    """The command line that goes on with a run: in its folder, with its settings.
 
-    `resume=last` is the newest run below outputs/train; `resume=RUN/checkpoints/NAME.ckpt` is RUN.
+    `resume=last` is the newest run below outputs/train, or that of hydra.run.dir;
+    `resume=RUN/checkpoints/NAME.ckpt` is RUN. What the run was started with comes first, so that
+    the new command line need only name what is to differ.
     Raises: ConfigError: there is no run to go on with.
     """
-    keys = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    resume = keys.get("resume", "null")
-    if resume == "null" or "hydra.run.dir" in keys:
-        return []
-    if resume != "last":
-        checkpoints = Path(resume).parent
-        own = checkpoints.name == "checkpoints"
-        return [f"hydra.run.dir='{checkpoints.parent}'"] if own else []
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    given = [a for a in arguments if "=" in a and not a.startswith("-")]
+    keys = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(given)}
+    resume = keys.get("resume")
+    if resume is None:
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise ConfigError("resume goes on with one run; leave out --multirun")
+    if "hydra.run.dir" in keys:
+        folder = Path(str(keys["hydra.run.dir"]))
+    elif resume == "last":
+        folder = newest_run()
+    elif Path(str(resume)).parent.name == "checkpoints":
+        folder = Path(str(resume)).parent.parent
+    else:
+        return arguments
+    started_with = folder / ".hydra" / "overrides.yaml"
+    before = list(OmegaConf.load(started_with)) if started_with.is_file() else []
+    before = [o for o in before if o.partition("=")[0].lstrip("+") not in keys]
+    if "hydra.run.dir" not in keys:
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        arguments = [*arguments, f"hydra.run.dir='{quoted}'"]
+    return [*before, *arguments]
+
+
+def newest_run() -> Path:
     runs = sorted(Path("outputs/train").glob("*"), key=lambda run: run.stat().st_mtime)
     runs = [run for run in runs if any(run.glob("**/checkpoints/last.ckpt"))]
     if not runs:
         raise ConfigError("resume=last: no run with a checkpoint below outputs/train; give a path")
-    return [f"hydra.run.dir='{runs[-1]}'"]
+    return runs[-1]
+
+
+def complete_command_line() -> None:
+    sys.argv[1:] = continued(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    run("train", main, lambda: sys.argv.extend(folder_to_resume(sys.argv[1:])))
+    run("train", main, complete_command_line)

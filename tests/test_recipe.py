@@ -28,6 +28,13 @@ def test_every_parameter_is_in_one_group_and_biases_learn_twice_as_fast() -> Non
     assert any(p is upscore.weight for p in groups["plain"]["params"])
 
 
+def test_batch_norm_shared_between_processes_is_grouped_as_batch_norm() -> None:
+    model = small(stride=8, backbone="vgg11_bn")
+    sizes = [len(g["params"]) for g in parameter_groups(model, HEAVY, 1e-3)]
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert [len(g["params"]) for g in parameter_groups(shared, HEAVY, 1e-3)] == sizes
+
+
 def test_fixed_upsampling_has_nothing_to_learn() -> None:
     fixed, learned = (small(upsampling=u) for u in ("fixed", "learned"))
     count = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (fixed, learned)]

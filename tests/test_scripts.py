@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fcn.config import REPOSITORY
+from fcn.inference import checkpoint
 from tests.conftest import TinyVOC
 
 QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
@@ -84,6 +85,12 @@ def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> s
         (["resume=nowhere.ckpt"], ["nowhere.ckpt", "no checkpoint"]),
         (["stages=[fcn32s,fcn4s]"], ["fcn4s", "fcn16s, fcn32s"]),
         (["recipe.max_steps"], ["recipe.max_steps"]),
+        (["recipe.crop=0"], ["recipe.crop", "at least 1, got 0"]),
+        (["recipe=accumulated", "recipe.scale=[0.5,2.0]"], ["recipe.scale", "recipe.crop"]),
+        (["recipe=heavy", "model=fcn32s", "recipe.accumulate=2"], ["sum", "accumulate"]),
+        (["trainer.accelerator=tpu"], ["tpu"]),
+        (["resume=last"], ["resume=last", "outputs/train"]),
+        (["stages=[fcn32s,fcn16s]", "resume=a/b.ckpt"], ["stages", "resume=last"]),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(
@@ -107,7 +114,7 @@ def test_missing_data_says_how_to_get_it(
     error = refusal(capsys, "train", "data=voc2012", f"data.root={tmp_path}")
     assert f"{tmp_path}/VOCdevkit/VOC2012" in error
     assert "unpack Pascal VOC there" in error
-    assert not (tmp_path / "outputs" / "train" / "checkpoints").exists()
+    assert not list(tmp_path.glob("outputs/train/*/checkpoints"))
 
 
 def damage_size(data: TinyVOC) -> str:
@@ -150,6 +157,8 @@ def test_a_checkpoint_that_is_none_is_refused(
     data = tiny_voc.overrides()
     assert "notes.ckpt: damaged, or not" in refusal(capsys, "evaluate", *data, f"checkpoint={path}")
     assert "give checkpoint=PATH" in refusal(capsys, "evaluate", *data)
+    wrong = refusal(capsys, "evaluate", *data, f"checkpoint={path}", "precision=fp8")
+    assert "precision must be one of auto, 32-true, bf16-mixed, got 'fp8'" in wrong
     error = refusal(capsys, "train", *data, *QUICK, f"model.init_from={path}")
     assert "notes.ckpt" in error
     plain = tiny_voc.root / "vgg.pth"
@@ -172,12 +181,7 @@ def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
 
     for name in ("checkpoints/best.ckpt", "model.safetensors"):
         again = script(
-            "evaluate",
-            *data,
-            f"checkpoint=run/{name}",
-            "precision=32-true",
-            "hydra.run.dir=eval",
-            folder=root,
+            "evaluate", *data, f"checkpoint=run/{name}", "hydra.run.dir=eval", folder=root
         )
         assert again.returncode == 0, again.stderr
         assert json.loads((root / "eval" / "metrics.json").read_text()) == metrics
@@ -188,7 +192,7 @@ def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
     assert "run holds a run already; resume=last goes on" in over.stderr
     assert (root / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
 
-    more = [*data, *QUICK, "recipe.max_steps=4", "resume=run/checkpoints/last.ckpt"]
+    more = ["recipe.max_steps=4", "resume=run/checkpoints/last.ckpt"]  # the rest is remembered
     on = script("train", *more, folder=root)
     assert on.returncode == 0, on.stderr
     assert "step 4/4" in on.stdout
@@ -211,10 +215,44 @@ def test_stages_train_one_from_the_other(tiny_voc: TinyVOC) -> None:
     assert json.loads((tiny_voc.root / "run" / "stages.json").read_text()) == stages
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_the_newest_run_goes_on(tiny_voc: TinyVOC) -> None:
+    """`resume=last` alone: its folder and its settings, a path that wants quotes among them."""
+    root = tiny_voc.root
+    settings = [*tiny_voc.overrides(), *QUICK, "seed=3"]
+    first = script("train", *settings, folder=root)
+    assert first.returncode == 0, first.stderr
+    on = script("train", "resume=last", "recipe.max_steps=3", folder=root)
+    assert on.returncode == 0, on.stderr
+    assert "step 3/3" in on.stdout
+    (run,) = (root / "outputs" / "train").iterdir()
+    run.rename(moved := root / "lr=0.1, it's")
+    quoted = str(moved / "checkpoints" / "last.ckpt").replace("'", "\\'")
+    on = script("train", f"resume='{quoted}'", "recipe.max_steps=5", folder=root)
+    assert on.returncode == 0, on.stderr
+    assert "step 5/5" in on.stdout
+    about = checkpoint.read(moved / "model.safetensors").about
+    assert about["seed"] == 3
+
+
+def test_two_processes_validate_as_one(tiny_voc: TinyVOC) -> None:
+    """Over gloo, with three validation images, which two processes cannot share evenly."""
+    tiny_voc.listing("train").write_text("t0\nt1\nt2\n")
+    tiny_voc.listing("val").write_text("v0\nv1\nt3\n")
+    data = [*tiny_voc.overrides(), *QUICK]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "hydra.run.dir=two"]
+    run = script("train", *data, *two, folder=tiny_voc.root)
+    assert run.returncode == 0, run.stderr
+    shown = re.search(r"val mean IoU ([\d.]+)", run.stdout)
+    assert shown
+    metrics = json.loads((tiny_voc.root / "two" / "metrics.json").read_text())
+    # The line is of both processes together, the file of the first alone on all images.
+    assert metrics["mean_iou"] == pytest.approx(float(shown.group(1)), abs=6e-5)
+    assert metrics["protocol"]["images"] == 3
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "import_caffe"])
 def test_help_helps(name: str, tmp_path: Path) -> None:
     shown = script(name, "--help", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert f"python scripts/{name}.py" in shown.stdout
-    assert "data: " in shown.stdout
-    assert "shapes" in shown.stdout
+    assert ("data: " in shown.stdout) == (name != "import_caffe")

@@ -13,6 +13,8 @@ def folder(
 ) -> SegmentationFiles:
     """A split of a folder of images and masks, paired by name, in the order of their names.
 
+    Ids are SPLIT/NAME: the same name in two splits is as a rule another picture.
+
     Args:
         root: holds images/`split`/ (any endings that Pillow knows, in any case) and
             annotations/`split`/NAME.png.
@@ -34,7 +36,7 @@ def folder(
             raise DataError(
                 f"{path}: {pairs[path.stem].image.name} has the same name; rename or remove one"
             )
-        pairs[path.stem] = Pair(path.stem, path, masks / f"{path.stem}.png")
+        pairs[path.stem] = Pair(f"{split}/{path.stem}", path, masks / f"{path.stem}.png")
     if lone := [pair for pair in pairs.values() if not pair.mask.is_file()]:
         raise DataError(
             f"{lone[0].image}: no mask at {lone[0].mask} ({len(lone)} of {len(pairs)} images have "

@@ -6,7 +6,7 @@ Nothing here unpickles code: .ckpt files are opened with `weights_only`.
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,26 @@ class Checkpoint:
     as "ignore_index", "protocol" and "metrics".
     """
 
+    path: Path
     weights: dict[str, Tensor]
-    about: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any]
 
     @property
     def classes(self) -> list[str]:
         return list(self.about["classes"])
 
     def model(self) -> FCN:
-        """The net with these weights, on the CPU, in evaluation mode."""
-        model = FCN(**self.about["model"])
-        model.load_state_dict(self.weights)
+        """The net with these weights, on the CPU, in evaluation mode.
+
+        Raises: CheckpointError: they do not fit its description.
+        """
+        try:
+            model = FCN(**self.about["model"])
+            model.load_state_dict(self.weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.path}: its weights do not fit its description: {error}"
+            ) from error
         return model.eval()
 
 
@@ -54,11 +63,7 @@ def load(path: str | Path) -> FCN:
     Returns: an FCN on the CPU, in evaluation mode: float (B, 3, H, W), RGB in [0, 1] -> scores.
     Raises: CheckpointError: no such file, or none of ours.
     """
-    checkpoint = read(path)
-    try:
-        return checkpoint.model()
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its weights do not fit its description: {error}") from error
+    return read(path).model()
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -72,7 +77,7 @@ def read(path: str | Path) -> Checkpoint:
     weights, about = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
     if not isinstance(about, dict) or "model" not in about or "classes" not in about:
         raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
-    return Checkpoint(weights, about)
+    return Checkpoint(path, weights, about)
 
 
 def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def evaluate(
         bf16: run the net under autocast to bfloat16.
         advance: called after each batch, for a progress bar.
     """
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
     confusion = confusion_matrix(num_classes).to(device)
     for image, target in batches:
         image = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
@@ -45,7 +45,12 @@ def evaluate(
 
 
 def metrics_json(
-    result: Scores, files: SegmentationFiles, split: str, model: dict[str, Any], data: str
+    result: Scores,
+    files: SegmentationFiles,
+    split: str,
+    model: dict[str, Any],
+    data: str,
+    precision: str,
 ) -> dict[str, Any]:
     """The contents of metrics.json. Where nothing can be said (an absent class), null."""
     return {
@@ -70,6 +75,7 @@ def metrics_json(
             "images": len(files),
             "ids_sha256": files.fingerprint(),
             "size": "original",
+            "precision": precision,
             "ignore_index": files.ignore_index,
             "model": model,
             "upsampling": model["upsampling"],

@@ -20,9 +20,10 @@ class Predictor:
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
-        self.classes = checkpoint.read(path).classes
+        trained = checkpoint.read(path)
+        self.classes = trained.classes
         self.device = torch.device(device)
-        self.model = checkpoint.load(path).to(self.device)
+        self.model = trained.model().to(self.device)
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> np.ndarray:

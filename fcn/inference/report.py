@@ -101,7 +101,9 @@ def judge(
             bf16=bf16,
             advance=lambda: progress.advance(task),
         )
-    metrics = metrics_json(result, files, split, model.arguments, data)
+    metrics = metrics_json(
+        result, files, split, model.arguments, data, "bf16-mixed" if bf16 else "32-true"
+    )
     write_json(folder / "metrics.json", metrics)
     write_pictures(folder, model, files, result, device)
     print_result(console, result, files.classes)

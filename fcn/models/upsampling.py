@@ -4,8 +4,6 @@ Long et al. 2015, sec. 3.3: "upsampling with factor f is convolution with a frac
 of 1/f [...] backwards convolution (sometimes called deconvolution) with an output stride of f".
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,65 +82,39 @@ class FixedUpsampling(Upsampling):
 
 
 class LearnedUpsampling(Upsampling):
-    """Transposed convolution over all classes, (K, K, 2f, 2f), no bias, started at bilinear."""
+    """Transposed convolution, no bias, bilinear at the start: the surgery of PAMI 2016, sec. 4.1.
 
-    def __init__(self, factor: int, num_classes: int) -> None:
+    Args: channelwise: one kernel a class, (K, 1, 2f, 2f), instead of all pairs, (K, K, 2f, 2f).
+    """
+
+    def __init__(self, factor: int, num_classes: int, *, channelwise: bool = False) -> None:
         super().__init__(factor)
-        self.groups = 1
-        self.weight = nn.Parameter(torch.zeros(num_classes, num_classes, self.kernel, self.kernel))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Bilinear interpolation: the surgery of the paper's section 4.1."""
-        self.weight.zero_()
-        self.diagonal().copy_(bilinear_kernel(self.kernel))
+        self.groups = num_classes if channelwise else 1
+        weight = torch.zeros(num_classes, num_classes // self.groups, self.kernel, self.kernel)
+        self.weight = nn.Parameter(weight)
+        with torch.no_grad():
+            self.diagonal().copy_(bilinear_kernel(self.kernel))
 
     def diagonal(self) -> Tensor:
         """A view (K, k, k) of each class's kernel onto itself."""
-        return self.weight.diagonal().permute(2, 0, 1)
+        return self.weight[:, 0] if self.groups > 1 else self.weight.diagonal().permute(2, 0, 1)
 
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
-        full = F.conv_transpose2d(score, self.weight, stride=self.factor, groups=self.groups)
+        with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
+            score = score.to(self.weight.dtype)
+            full = F.conv_transpose2d(score, self.weight, stride=self.factor, groups=self.groups)
         height, width = size if size is not None else (full.shape[-2], full.shape[-1])
         return full[..., offset : offset + height, offset : offset + width]
 
 
-class ChannelwiseUpsampling(LearnedUpsampling):
-    """Transposed convolution with one kernel a class, (K, 1, 2f, 2f)."""
-
-    def __init__(self, factor: int, num_classes: int) -> None:
-        Upsampling.__init__(self, factor)
-        self.groups = num_classes
-        self.weight = nn.Parameter(torch.zeros(num_classes, 1, self.kernel, self.kernel))
-        self.reset_parameters()
-
-    def diagonal(self) -> Tensor:
-        return self.weight[:, 0]
-
-
-def _fixed(factor: int, num_classes: int, final: bool) -> Upsampling:
-    return FixedUpsampling(factor)
-
-
-def _learned(factor: int, num_classes: int, final: bool) -> Upsampling:
-    return LearnedUpsampling(factor, num_classes)
-
-
-def _learned_channelwise(factor: int, num_classes: int, final: bool) -> Upsampling:
-    return ChannelwiseUpsampling(factor, num_classes)
-
-
-def _cvpr15(factor: int, num_classes: int, final: bool) -> Upsampling:
-    """Long et al. 2015, sec. 4.3: final deconvolution fixed to bilinear, intermediate learned."""
-    return FixedUpsampling(factor) if final else LearnedUpsampling(factor, num_classes)
-
-
-UPSAMPLINGS: dict[str, Callable[[int, int, bool], Upsampling]] = {
-    "fixed": _fixed,
-    "learned": _learned,
-    "learned_channelwise": _learned_channelwise,
-    "cvpr15": _cvpr15,
+# Choice -> what upsamples between the skips, and what brings the scores to the image's size.
+# cvpr15: "the final layer deconvolutional filters are fixed [...], while intermediate upsampling
+# layers are initialized to bilinear upsampling, and then learned" (Long et al. 2015, sec. 4.3).
+UPSAMPLINGS = {
+    "fixed": ("fixed", "fixed"),
+    "learned": ("learned", "learned"),
+    "learned_channelwise": ("channelwise", "channelwise"),
+    "cvpr15": ("learned", "fixed"),
 }
 
 
@@ -154,4 +126,7 @@ def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) 
     """
     if choice not in UPSAMPLINGS:
         raise ValueError(f"upsampling must be one of {', '.join(UPSAMPLINGS)}, got {choice!r}")
-    return UPSAMPLINGS[choice](factor, num_classes, final)
+    kind = UPSAMPLINGS[choice][final]
+    if kind == "fixed":
+        return FixedUpsampling(factor)
+    return LearnedUpsampling(factor, num_classes, channelwise=kind == "channelwise")

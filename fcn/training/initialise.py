@@ -46,10 +46,11 @@ def initialise(
 
 def _expanded(path: str, classes: Sequence[str]) -> Mapping[str, Tensor]:
     """The weights of a checkpoint of ours, for `classes` if these begin with its own."""
-    known = checkpoint.read(path).classes
+    trained = checkpoint.read(path)
+    known = trained.classes
     if len(known) < len(classes) and list(classes[: len(known)]) == known:
-        return expand_score(checkpoint.load(path), len(classes)).state_dict()
-    return checkpoint.state_dict(path)
+        return expand_score(trained.model(), len(classes)).state_dict()
+    return trained.weights
 
 
 def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:

@@ -35,7 +35,7 @@ class SegmentationModule(pl.LightningModule):
         self.save_hyperparameters({"about": about})
         self.model = model.to(memory_format=torch.channels_last)  # the layout convolutions like
         self.recipe, self.lr, self.seed = recipe, lr, seed
-        self.confusion = confusion_matrix(model.arguments["num_classes"])
+        self.confusion = confusion_matrix(model.arguments["num_classes"], over_ranks=True)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model(image)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcn.config import RecipeConfig
@@ -26,7 +27,7 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, nn.BatchNorm2d | Upsampling):
+            if isinstance(module, _BatchNorm | Upsampling):
                 plain.append(parameter)
             else:
                 (biases if name == "bias" else weights).append(parameter)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -18,7 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from fcn.config import ConfigError, TrainConfig, UserError, check, learning_rate
+from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError, check, learning_rate
 from fcn.data.datamodule import SegmentationData
 from fcn.inference import checkpoint, report
 from fcn.inference.evaluation import computes_bf16, pick_device
@@ -45,7 +46,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     """
     started = time.monotonic()
     check(cfg)
-    if rank_zero_only.rank == 0:
+    if process_rank() == 0:
         refuse_overwriting(cfg.resume, folder)
     quieten()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -59,21 +60,27 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
         "classes": data.classes,
         "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
         "recipe": cfg.recipe.name,
+        "precision": precision_of(cfg.trainer),
         "seed": cfg.seed,
     }
     lr = learning_rate(cfg.recipe, cfg.model)
     module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about)
     history = History(console)
     trainer = make_trainer(cfg, folder, history, data.classes, console.is_terminal)
+    if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
+        raise ConfigError(
+            "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
+            "averaged; use trainer.devices=1, or mean"
+        )
     report.print_start(console, cfg, model, surgery, data, trainer)
     resume = resume_from(cfg.resume, folder, model)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if not trainer.is_global_zero:
-        return None
     best = folder / "checkpoints" / "best.ckpt"
-    if not best.is_file():  # no validation took place
+    if cfg.trainer.limit_val_batches == 0:  # no validation, so none is best
         best = folder / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(best)
+    if not trainer.is_global_zero:
+        return None
     report.write_curves(folder, history.loss, history.mean_iou)
     model = checkpoint.load(best)
     metrics = report.judge(
@@ -123,10 +130,8 @@ def make_trainer(
     callbacks += checkpoints(folder / "checkpoints")
     arguments = asdict(cfg.trainer)
     accumulate = arguments["accumulate_grad_batches"]
-    wanted = {"gpu": "cuda"}.get(cfg.trainer.accelerator, cfg.trainer.accelerator)
-    device = pick_device(wanted)
-    if arguments["precision"] == "auto":
-        arguments["precision"] = "bf16-mixed" if computes_bf16(device) else "32-true"
+    device = device_of(cfg.trainer)
+    arguments["precision"] = precision_of(cfg.trainer)
     arguments["sync_batchnorm"] &= device.type == "cuda"  # torch has it for no other device
     arguments["val_check_interval"] = min(
         arguments["val_check_interval"] or cfg.recipe.val_every * accumulate,
@@ -142,6 +147,26 @@ def make_trainer(
         logger=TensorBoardLogger(folder, name=None, version=""),
         enable_model_summary=False,
     )
+
+
+def device_of(trainer: TrainerConfig) -> torch.device:
+    """Where a run will compute.
+
+    Raises: ConfigError: there is no such device here.
+    """
+    if trainer.accelerator != "gpu":
+        return pick_device(trainer.accelerator)
+    device = pick_device("auto")
+    if device.type == "cpu":
+        raise ConfigError("trainer.accelerator=gpu: there is no GPU here; use auto or cpu")
+    return device
+
+
+def precision_of(trainer: TrainerConfig) -> Any:
+    """Lightning's name of a precision; `auto` is bf16-mixed where the device computes in it."""
+    if trainer.precision != "auto":
+        return trainer.precision
+    return "bf16-mixed" if computes_bf16(device_of(trainer)) else "32-true"
 
 
 def resume_from(resume: str | None, folder: Path, model: FCN) -> Path | None:
@@ -170,6 +195,11 @@ def refuse_overwriting(resume: str | None, folder: Path) -> None:
         )
 
 
+def process_rank() -> int:
+    """Of this process among those of the run, as Lightning counts; known before it starts."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def quieten() -> None:
     """Lightning's hints that do not concern a user of this project."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -177,6 +207,7 @@ def quieten() -> None:
         r".*does not have many workers.*",  # how many is the recipe's and data's choice
         r".*Checkpoint directory .* exists and is not empty.*",  # as it is when resuming
         r".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",  # as meant
+        r".*It is recommended to use `self.log.*sync_dist=True.*",  # the same on every rank
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
+from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig, check
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
-from fcn.training.run import refuse_overwriting, train
+from fcn.training.run import process_rank, refuse_overwriting, train
 
 
 def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
@@ -23,11 +23,17 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
     Raises: UserError: as `train` does; or a folder that holds stages, without `cfg.resume`.
     """
     models = [stage_model(cfg.model, name) for name in cfg.stages]
+    if cfg.resume not in (None, "last"):
+        raise ConfigError("stages go on with resume=last hydra.run.dir=FOLDER, not with a path")
+    for model in models:  # all that can be refused is refused before the first stage trains
+        later = model is not models[0]
+        coarser = replace(model, init_from="coarser") if later and not cfg.resume else model
+        check(replace(cfg, model=coarser))
+        if cfg.resume is None and process_rank() == 0:
+            refuse_overwriting(None, folder / model.name)
     rows = []
     for previous, model in zip([None, *models], models, strict=False):
         own = folder / model.name
-        if cfg.resume is None:
-            refuse_overwriting(None, own)
         if previous is not None:
             model.init_from = str(folder / previous.name / "checkpoints" / "best.ckpt")
         started = (own / "checkpoints" / "last.ckpt").is_file()
