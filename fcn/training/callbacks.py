@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from torch import Tensor
 
@@ -96,6 +96,13 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loss = [tuple(point) for point in state_dict["loss"]]
         self.mean_iou = [tuple(point) for point in state_dict["mean_iou"]]
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, over the steps of the run: there is but one epoch, so it goes unnamed."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
 
 
 class Panels(Callback):

@@ -13,7 +13,6 @@ from pytorch_lightning.callbacks import (
     Callback,
     EMAWeightAveraging,
     LearningRateMonitor,
-    RichProgressBar,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -24,7 +23,7 @@ from fcn.data.datamodule import SegmentationData
 from fcn.inference import checkpoint, report
 from fcn.inference.evaluation import computes_bf16, pick_device
 from fcn.models.fcn import FCN
-from fcn.training.callbacks import History, Panels, checkpoints
+from fcn.training.callbacks import History, Panels, ProgressBar, checkpoints
 from fcn.training.initialise import initialise
 from fcn.training.module import SegmentationModule
 
@@ -55,14 +54,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     surgery = None
     if not cfg.resume:
         surgery = initialise(model, cfg.model, cfg.backbone.weights, data.classes)
-    about = {
-        "model": model.arguments,
-        "classes": data.classes,
-        "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
-        "recipe": cfg.recipe.name,
-        "precision": precision_of(cfg.trainer),
-        "seed": cfg.seed,
-    }
+    about = describe(cfg, model, data)
     lr = learning_rate(cfg.recipe, cfg.model)
     module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about)
     history = History(console)
@@ -91,12 +83,24 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
         data=cfg.data.name,
         split=cfg.data.val_split,
         device=trainer.strategy.root_device,
-        bf16=str(trainer.precision).startswith("bf16"),
+        bf16=about["precision"] == "bf16-mixed",
     )
     checkpoint.write_safetensors(folder / "model.safetensors", model, about | {"metrics": metrics})
     seconds = f"after {time.monotonic() - started:.0f} s"
     report.print_last_line(console, metrics, seconds, folder)
     return Run(folder, metrics, best)
+
+
+def describe(cfg: TrainConfig, model: FCN, data: SegmentationData) -> dict[str, Any]:
+    """What every checkpoint of the run keeps: how to build its model, and how it was trained."""
+    return {
+        "model": model.arguments,
+        "classes": data.classes,
+        "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
+        "recipe": cfg.recipe.name,
+        "precision": precision_of(cfg.trainer),
+        "seed": cfg.seed,
+    }
 
 
 def build_model(cfg: TrainConfig, num_classes: int) -> FCN:
@@ -126,7 +130,7 @@ def make_trainer(
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema_decay))
     progress_bar = progress_bar and cfg.trainer.enable_progress_bar
     if progress_bar:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(ProgressBar(leave=False))
     callbacks += checkpoints(folder / "checkpoints")
     arguments = asdict(cfg.trainer)
     accumulate = arguments["accumulate_grad_batches"]
