@@ -224,6 +224,8 @@ def test_the_newest_run_goes_on(tiny_voc: TinyVOC) -> None:
     on = script("train", "resume=last", "recipe.max_steps=3", folder=root)
     assert on.returncode == 0, on.stderr
     assert "step 3/3" in on.stdout
+    assert "weights     random" in first.stdout
+    assert "weights     random" not in on.stdout
     (run,) = (root / "outputs" / "train").iterdir()
     run.rename(moved := root / "lr=0.1, it's")
     quoted = str(moved / "checkpoints" / "last.ckpt").replace("'", "\\'")

@@ -34,6 +34,7 @@ def print_start(
     surgery: Report | None,
     data: "SegmentationData",
     trainer: "pl.Trainer",
+    resume: Path | None,
 ) -> None:
     """What is about to be trained, on what, and where its weights come from."""
     parameters = sum(p.numel() for p in model.parameters())
@@ -57,7 +58,8 @@ def print_start(
         f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
     )
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
-    table.add_row("weights", "random" if surgery is None else f"from {surgery.source}")
+    source = resume or (surgery.source if surgery is not None else "random")
+    table.add_row("weights", f"{source}, going on" if resume else str(source))
     console.print(table)
     if surgery is not None:
         console.print(surgery_table(surgery))

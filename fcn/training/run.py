@@ -64,8 +64,8 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
             "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
             "averaged; use trainer.devices=1, or mean"
         )
-    report.print_start(console, cfg, model, surgery, data, trainer)
     resume = resume_from(cfg.resume, folder, model)
+    report.print_start(console, cfg, model, surgery, data, trainer, resume)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = folder / "checkpoints" / "best.ckpt"
     if cfg.trainer.limit_val_batches == 0:  # no validation, so none is best
