@@ -45,7 +45,8 @@ class BackboneConfig:
 
 @dataclass
 class UpsamplingConfig:
-    name: str = "fixed"  # fixed, learned, learned_channelwise, cvpr15
+    # fixed, learned, learned_channelwise, cvpr15, nonlinear, nearest_conv, interpolate
+    name: str = "fixed"
 
 
 @dataclass
