@@ -51,7 +51,8 @@ def test_two_images_are_learned_by_heart(
         segmentation_loss(model(images.float() / 255), targets.long(), "mean").backward()
         optimizer.step()
         schedule.step()
-    result = evaluate(model, [(images, targets)], 8, device=torch.device("cpu"), bf16=False)
+    batches = [(images, targets)]
+    result = evaluate(model, batches, 8, device=torch.device("cpu"), bf16=False).scores
     assert result.mean_iou > 0.95, result.iou
 
 
