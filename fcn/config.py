@@ -151,10 +151,22 @@ class ImportCaffeConfig:
     debug: bool = False  # show the traceback of an error
 
 
+@dataclass
+class AblateConfig:
+    models: list[str] = field(default_factory=list)  # choices of model, of upsampling, and seeds
+    upsamplings: list[str] = field(default_factory=list)  # the first is what others differ from
+    seeds: list[int] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)  # of scripts/train.py, for every run
+    jobs: int = 1  # runs at once; they share out the processor's cores
+    time_rounds: int = 30  # steps of each net to time at the end, in turns; 0: none
+    debug: bool = False  # show the traceback of an error
+
+
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "import_caffe": ImportCaffeConfig,
+    "ablate": AblateConfig,
 }
 
 
@@ -263,6 +275,24 @@ def check_evaluation(cfg: EvaluateConfig) -> None:
     if cfg.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
     check_data(cfg.data)
+
+
+def check_ablation(cfg: AblateConfig) -> None:
+    """Raises: ConfigError: an empty grid, a choice that there is not, or nothing to work with."""
+    for key, group in (("models", "model"), ("upsamplings", "upsampling")):
+        choices = tuple(sorted(p.stem for p in (REPOSITORY / "configs" / group).glob("*.yaml")))
+        for value in getattr(cfg, key):
+            _one_of(key, value, choices)
+    for key in ("models", "upsamplings", "seeds"):
+        values = getattr(cfg, key)
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{key} must name at least one, and none twice, got {values}")
+    if cfg.jobs < 1 or cfg.time_rounds < 0:
+        raise ConfigError(f"jobs and time_rounds count, got {cfg.jobs} and {cfg.time_rounds}")
+    taken = ("model", "upsampling", "seed", "hydra.run.dir", "resume", "stages")
+    for override in cfg.overrides:
+        if override.partition("=")[0].lstrip("+") in taken:
+            raise ConfigError(f"overrides: {override} is the grid's own to set")
 
 
 def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:

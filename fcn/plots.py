@@ -135,6 +135,35 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
     return _render(every_axes[0])
 
 
+def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Image.Image:
+    """Every value as a dot, a row a choice, a panel a group; the mean of each row is a bar.
+
+    Args: groups: group -> choice -> values in 0..1, at least one each. Written in percent.
+    Returns: an RGB image. Each panel has its own scale: rows compare, panels do not.
+    Raises: ValueError: there are no values.
+    """
+    if not groups or not all(rows and all(map(len, rows.values())) for rows in groups.values()):
+        raise ValueError("groups must each hold a choice with at least one value")
+    rows = max(map(len, groups.values()))
+    every_axes = _axes(4.2, 0.38 * rows + 0.2, len(groups), gap=1.9)
+    for axes, (group, choices) in zip(every_axes, groups.items(), strict=True):
+        for row, values in enumerate(choices.values()):
+            shown, mean = [100 * v for v in values], 100 * sum(values) / len(values)
+            axes.plot(shown, [row] * len(shown), "o", color=LINES[0], markersize=6, alpha=0.6)
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=LINES[1], linewidth=2)
+            axes.text(
+                1.01, row, f"{mean:.1f}", transform=axes.get_yaxis_transform(),
+                fontsize=9, color=INK, va="center",
+            )  # fmt: skip
+        axes.set_yticks(range(len(choices)), list(choices), fontsize=9, parse_math=False)
+        axes.set_ylim(rows - 0.4, -0.6)
+        axes.margins(x=0.08)
+        axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+        axes.set_title(group, fontsize=11, color=INK, parse_math=False)
+        axes.set_xlabel(title)
+    return _render(every_axes[0])
+
+
 def _draw_loss(axes: Axes, step: Floats, value: Floats, label: str, colour: str) -> None:
     if not len(value):
         return
@@ -161,12 +190,12 @@ def _draw_mean_iou(axes: Axes, step: Floats, value: Floats, label: str, colour: 
     axes.set_ylim(bottom=0)
 
 
-def _axes(width: float, height: float, count: int = 1) -> list[Axes]:
+def _axes(width: float, height: float, count: int = 1, gap: float = 0.7) -> list[Axes]:
     """count axes of width x height inches, side by side in one figure that pyplot never sees."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pitch = width + 0.7
+    pitch = width + gap
     figure = Figure((pitch * count, height))
     FigureCanvasAgg(figure)
     share = (width / (pitch * count), 1.0)

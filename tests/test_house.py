@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "inference": {"config", "models", "data", "metrics", "visualize", "plots", "inference"},
 }
 MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"training"}
+MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 
 

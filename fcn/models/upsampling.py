@@ -110,6 +110,22 @@ class TransposedConvolution(Upsampling):
         """
         raise NotImplementedError
 
+    def diagonal(self) -> Tensor:
+        """Each class's kernel onto itself, (K, k, k): a view, where `kernels` is the parameter."""
+        kernels = self.kernels()
+        return kernels[:, 0] if self.groups > 1 else kernels.diagonal().permute(2, 0, 1)
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """How far the kernels are from bilinear: norm of the difference over bilinear's norm."""
+        kernels, own = self.kernels().double(), self.diagonal().double()
+        bilinear = bilinear_kernel(self.kernel).to(own)
+        across = (
+            kernels.square().sum() - own.square().sum()
+        )  # of one class onto another: 0 at first
+        change = (own - bilinear).square().sum() + across.clamp(min=0)
+        return float((change / (bilinear.square().sum() * len(own))).sqrt())
+
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
         with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
             kernels = self.kernels()
@@ -131,10 +147,6 @@ class LearnedUpsampling(TransposedConvolution):
         self.weight = nn.Parameter(weight)
         with torch.no_grad():
             self.diagonal().copy_(bilinear_kernel(self.kernel))
-
-    def diagonal(self) -> Tensor:
-        """A view (K, k, k) of each class's kernel onto itself."""
-        return self.weight[:, 0] if self.groups > 1 else self.weight.diagonal().permute(2, 0, 1)
 
     def kernels(self) -> Tensor:
         return self.weight
