@@ -152,6 +152,14 @@ class ImportCaffeConfig:
 
 
 @dataclass
+class ExplainConfig(CommonConfig):
+    explain: str = "all"  # or one topic
+    checkpoint: str | None = None  # a trained net for the last topics; null: train a small one
+    image: str | None = None  # an id of data.split to look at; null: one that shows many classes
+    steps: int = 200  # of that training
+
+
+@dataclass
 class AblateConfig:
     models: list[str] = field(default_factory=list)  # choices of model, of upsampling, and seeds
     upsamplings: list[str] = field(default_factory=list)  # the first is what others differ from
@@ -167,6 +175,7 @@ SCHEMAS = {  # by script
     "evaluate": EvaluateConfig,
     "import_caffe": ImportCaffeConfig,
     "ablate": AblateConfig,
+    "explain": ExplainConfig,
 }
 
 

@@ -164,6 +164,35 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Ima
     return _render(every_axes[0])
 
 
+def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str = "") -> Image.Image:
+    """Upsampling kernels as they are, as they began, and the difference: a column a class.
+
+    Args: now: (K, k, k), of each class onto itself. start: (k, k). classes: K names.
+    Returns: an RGB image; red is positive, blue negative, one scale for the first two rows and one
+        for the differences, both in their titles.
+    Raises: ValueError: classes are not K.
+    """
+    _one_name_each("now", now, classes)
+    change = now - start
+    limit, changed = max(np.abs(now).max(), start.max()), max(float(np.abs(change).max()), 1e-9)
+    rows = (("start", np.broadcast_to(start, now.shape), limit), ("now", now, limit))
+    count, k, _ = now.shape
+    (whole,) = _axes(0.9 * count, 2.7)
+    whole.set_axis_off()
+    for i, (name, arrays, most) in enumerate((*rows, ("change", change, changed))):
+        axes = whole.inset_axes((0, (2 - i) / 3, 1, 0.31))
+        strip = np.pad(arrays, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)  # a gap between
+        strip = strip.transpose(1, 0, 2).reshape(k, -1)[:, :-1]
+        axes.imshow(strip, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+        axes.spines[:].set_visible(False)
+        middles = np.arange(count) * (k + 1) + (k - 1) / 2
+        axes.set_xticks(middles, classes if i == 0 else [""] * count, fontsize=8, parse_math=False)
+        axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, labelcolor=INK)
+        axes.set_yticks([(k - 1) / 2], [f"{name}\n±{most:.2g}"], fontsize=8)
+    whole.set_title(title, fontsize=11, color=INK, pad=24, parse_math=False)
+    return _render(whole)
+
+
 def _draw_loss(axes: Axes, step: Floats, value: Floats, label: str, colour: str) -> None:
     if not len(value):
         return

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "page.py": set(),
     "inference": {"config", "models", "data", "metrics", "visualize", "plots", "page", "inference"},
 }
-MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"training"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "training"}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 

@@ -172,10 +172,12 @@ class NearestConvUpsampling(TransposedConvolution):
         self.weight = nn.Parameter(eye * q.outer(q))  # (out, in, taps, taps), as of nn.Conv2d
 
     def kernels(self) -> Tensor:
+        f = self.factor
         flipped = self.weight.transpose(0, 1).flip(-2, -1)
-        around = self.factor - 1
-        sums = F.pad(flipped, (around,) * 4)  # a sum over f x f is an average pool without division
-        return F.avg_pool2d(sums, self.factor, stride=1, divisor_override=1)
+        sums = F.pad(flipped, (f - 1,) * 4)
+        for box in ((f, 1), (1, f)):  # an average pool without its division sums over the box
+            sums = F.avg_pool2d(sums, box, stride=1, divisor_override=1)
+        return sums
 
 
 class NonlinearUpsampling(Upsampling):

@@ -24,6 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from fcn import plots
+from fcn.app import quoted
 from fcn.config import REPOSITORY, AblateConfig, TrainConfig, UserError, learning_rate
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
@@ -110,10 +111,12 @@ def run_cell(cell: Cell, cfg: AblateConfig) -> float:
     if not resume and cell.folder.exists():
         shutil.rmtree(cell.folder)  # cut short before its first checkpoint
     cell.folder.mkdir(parents=True, exist_ok=True)
-    quoted = str(cell.folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *cfg.overrides]
     command += [f"model={cell.model}", f"upsampling={cell.upsampling}", f"seed={cell.seed}"]
-    command += [f"hydra.run.dir='{quoted}'", *(["resume=last"] if resume else [])]
+    command += [
+        f"hydra.run.dir={quoted(cell.folder.resolve())}",
+        *(["resume=last"] if resume else []),
+    ]
     environment = dict(os.environ)
     if cfg.jobs > 1:  # threads of several runs on the same cores wait for one another
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.jobs))
