@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fcn.app import run
-from fcn.config import AblateConfig, UserError, check_ablation
+from fcn.checks import check_ablation
+from fcn.config import AblateConfig, UserError
 
 
 def main(cfg: AblateConfig) -> None:

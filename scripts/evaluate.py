@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fcn.app import run
-from fcn.config import EvaluateConfig, check_evaluation
+from fcn.checks import check_evaluation
+from fcn.config import EvaluateConfig
 
 
 def main(cfg: EvaluateConfig) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn.app import quoted, run
-from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError, check_data
+from fcn.checks import check_data
+from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console

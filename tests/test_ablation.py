@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fcn.config import REPOSITORY, AblateConfig, ConfigError, check_ablation
+from fcn.checks import check_ablation
+from fcn.config import REPOSITORY, AblateConfig, ConfigError
 from fcn.training.ablation import Cell, collect, grid, table
 from tests.conftest import TinyVOC
 from tests.test_fcn import small

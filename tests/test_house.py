@@ -10,6 +10,7 @@ from fcn.config import REPOSITORY
 MAY_IMPORT = {
     "__init__.py": set(),
     "app.py": {"config"},
+    "checks.py": {"config"},
     "config.py": set(),
     "models": {"config", "models"},
     "data": {"config", "data"},
@@ -19,7 +20,7 @@ MAY_IMPORT = {
     "page.py": set(),
     "inference": {"config", "models", "data", "metrics", "visualize", "plots", "page", "inference"},
 }
-MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "training"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training"}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 

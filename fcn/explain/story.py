@@ -12,7 +12,6 @@ from PIL import Image
 from fcn.config import UserError
 from fcn.page import figure, page
 
-
 WIDE = 700  # pixels; on a phone such a picture scrolls rather than shrinks
 
 

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from fcn import plots
 from fcn.app import quoted
-from fcn.config import REPOSITORY, AblateConfig, TrainConfig, UserError, learning_rate
+from fcn.checks import learning_rate
+from fcn.config import REPOSITORY, AblateConfig, TrainConfig, UserError
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
 from fcn.models.fcn import FCN

@@ -18,7 +18,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError, check, learning_rate
+from fcn.checks import check, learning_rate
+from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError
 from fcn.data.datamodule import SegmentationData
 from fcn.inference import checkpoint, report
 from fcn.inference.evaluation import computes_bf16, pick_device
