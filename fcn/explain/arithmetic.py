@@ -19,8 +19,8 @@ def matrix() -> Section:
     c = op.convolution_matrix(kernel, (4, 4))
     cx, ct_y = (c @ x.ravel()).reshape(2, 2), (c.T @ y.ravel()).reshape(4, 4)
     section.text(
-        """A convolution layer slides a small kernel over an image; each output is a weighted sum of
-        the pixels under it. Write the image's pixels in one column, line by line, and the layer
+        """A convolution layer slides a small kernel over an image; each output is a weighted sum
+        of the pixels under it. Write the image's pixels in one column, line by line, and the layer
         becomes a matrix <i>C</i>: one row for each output, with the kernel's weights at the pixels
         that this output sees and zeros elsewhere. Every row holds the same nine weights, shifted.
         That sharing is all that tells a convolution from any other linear layer."""
@@ -58,15 +58,15 @@ def matrix() -> Section:
             ],
             largest=4.2,
         ),
-        "The transposed matrix takes four numbers to sixteen, each input stamping the kernel once.",
+        "The transposed matrix takes four numbers to sixteen: one column for each input.",
     )
     section.claim(
         "<i>C</i><sup>T</sup><i>y</i> is PyTorch's <code>conv_transpose2d</code>, same kernel.",
         differ(ct_y, F.conv_transpose2d(tensor(y), tensor(kernel))),
     )
     section.claim(
-        """For any <i>x</i> and <i>y</i>, ⟨<i>C x</i>, <i>y</i>⟩ = ⟨<i>x</i>, <i>C</i><sup>T</sup>
-        <i>y</i>⟩: what makes one matrix the other's transpose.""",
+        """For any <i>x</i> and <i>y</i>, (<i>C x</i>) · <i>y</i> = <i>x</i> ·
+        (<i>C</i><sup>T</sup> <i>y</i>): what makes one matrix the other's transpose.""",
         abs(float(cx.ravel() @ y.ravel() - x.ravel() @ ct_y.ravel())),
     )
     image = tensor(x).requires_grad_()
@@ -74,11 +74,10 @@ def matrix() -> Section:
     small = tensor(y).requires_grad_()
     (again,) = torch.autograd.grad(F.conv_transpose2d(small, tensor(kernel)), small, tensor(x))
     section.text(
-        """You have used <i>C</i><sup>T</sup> before. To train a convolution, back-propagation takes
-        the gradient at its outputs back to its inputs, which is a product with
+        """You have used <i>C</i><sup>T</sup> before. To train a convolution, back-propagation
+        takes the gradient at its outputs back to its inputs, which is a product with
         <i>C</i><sup>T</sup>. So the forward pass of the one layer is the backward pass of the
-        other, and the new layer needs no new code, no new theory of training either: its weights
-        get their gradients as any convolution's do."""
+        other, and the new layer needs no new code and no new theory of training."""
     )
     section.claim(
         "Autograd's backward pass of <code>conv2d</code> is <i>C</i><sup>T</sup><i>y</i>;",
@@ -90,7 +89,7 @@ def matrix() -> Section:
     lost = float(np.linalg.norm(x - scale * back) / np.linalg.norm(x))
     section.text(
         f"""It does not undo the convolution. Sixteen pixels went into four numbers, and no layer
-        can tell them apart again: <i>C</i><sup>T</sup><i>C x</i>, scaled as well as can be, still
+        can recover the sixteen: <i>C</i><sup>T</sup><i>C x</i>, scaled as well as can be, still
         misses <i>x</i> by {100 * lost:.0f} % of its length. What is turned round is the shape and
         who is connected to whom, not the values. Which values come out is a matter of the weights,
         and those can be chosen, or learned."""
@@ -134,21 +133,32 @@ def arithmetic() -> Section:
             columns=6,
             largest=1.7,
         ),
-        "A 3 × 3 kernel of ones at stride 2 on a 2 × 2 input. The first four rows and columns are "
-        "1 1 3 2, 1 1 3 2, 4 4 10 6, 3 3 7 4: what a library that asks for the doubled size gives.",
+        "A 3 × 3 kernel of ones at stride 2 on a 2 × 2 input. Cut to twice the input's size: "
+        "1 1 3 2, 1 1 3 2, 4 4 10 6, 3 3 7 4.",
     )
     section.claim(
         "The stamps' sum is PyTorch's <code>conv_transpose2d</code> at stride 2.",
         differ(result, F.conv_transpose2d(tensor(x), tensor(ones), stride=2)),
+    )
+    weight = tensor(ones).requires_grad_()
+    pull = np.arange(25.0).reshape(5, 5)  # a gradient at the outputs
+    (learned,) = torch.autograd.grad(
+        F.conv_transpose2d(tensor(x), weight, stride=2), weight, tensor(pull)
+    )
+    under = [pull[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] * x[i, j] for i, j in np.ndindex(2, 2)]
+    section.claim(
+        "It is trained through its stamps: the kernel's gradient is the sum, over the inputs, of "
+        "the input times the output's gradient under its stamp.",
+        differ(np.sum(under, axis=0), learned),
     )
     kernel = np.arange(1.0, 10).reshape(3, 3)
     spread = np.pad(op.insert_zeros(x, 2), 2)
     inserted = op.transposed_by_insertion(x, kernel, 2)
     section.text(
         """The same sum can be read from the output's side. Put <i>s</i> − 1 zeros between the
-        inputs and <i>k</i> − 1 round them, turn the kernel by 180°, and run an ordinary convolution
-        of stride 1. Its stride is a fraction of the original pixel's width: hence <em>fractionally
-        strided</em> convolution, the paper's "input stride of 1/<i>f</i>"."""
+        inputs and <i>k</i> − 1 round them, turn the kernel by 180°, and run an ordinary
+        convolution of stride 1. Its stride is a fraction of the original pixel's width: hence
+        <em>fractionally strided</em> convolution, the paper's "input stride of 1/<i>f</i>"."""
     )
     places = ((0, 0), (0, 1), (1, 1), (2, 2))
     flipped = kernel[::-1, ::-1]
@@ -180,13 +190,12 @@ def arithmetic() -> Section:
         ),
     )
     section.text(
-        """Sizes follow. A convolution of <i>n</i> inputs has
-        ⌊(<i>n</i> + 2<i>p</i> − <i>k</i>) / <i>s</i>⌋ + 1 outputs; the transposed one of <i>n</i>
-        inputs has (<i>n</i> − 1) <i>s</i> + <i>k</i> − 2<i>p</i>: padding, which adds zeros round a
-        convolution's input, takes rows off a transposed one's output. Because of the ⌊ ⌋, several
-        input sizes lead to one output size, and on the way back somebody must say which was meant.
-        This project's nets pad nothing in their transposed layers and cut out the window that lies
-        on the image."""
+        """Sizes follow. A convolution of <i>n</i> inputs has ⌊(<i>n</i> + 2<i>p</i> − <i>k</i>) /
+        <i>s</i>⌋ + 1 outputs; the transposed one of <i>n</i> inputs has (<i>n</i> − 1) <i>s</i> +
+        <i>k</i> − 2<i>p</i>: padding, which adds zeros round a convolution's input, takes rows off
+        a transposed one's output. Because of the ⌊ ⌋, several input sizes lead to one output size,
+        and on the way back somebody must say which was meant. This project's nets pad nothing in
+        their transposed layers and cut out the window that lies on the image."""
     )
     rows = []
     for n, k, s, p in ((4, 3, 1, 0), (5, 3, 2, 1), (6, 3, 2, 1), (12, 4, 2, 1), (16, 16, 8, 4)):
@@ -213,10 +222,10 @@ def operators() -> Section:
     down = op.downsampling_matrix(4, 2, 7)
     wide = op.downsampling_matrix(3, 2).T @ kernel[0]
     section.text(
-        """Two building blocks give all three. <i>C</i> is a plain convolution. <i>D</i> keeps every
-        second value and drops the others. Its transpose <i>D</i><sup>T</sup> puts zeros between
-        values: going down and going up are each other's transposes, and
-        <i>D D</i><sup>T</sup> = 1, while <i>D</i><sup>T</sup><i>D</i> blanks every second value.
+        """Two building blocks give all three. <i>C</i> is a plain convolution. <i>D</i> keeps
+        every second value and drops the others. Its transpose <i>D</i><sup>T</sup> puts zeros
+        between values: going down and going up are each other's transposes, and <i>D
+        D</i><sup>T</sup> = <i>I</i>, while <i>D</i><sup>T</sup><i>D</i> blanks every second value.
         In one dimension the matrices are small enough to look at."""
     )
     section.picture(
@@ -247,7 +256,7 @@ def operators() -> Section:
         differ(c.T @ down.T @ y[0], F.conv_transpose2d(tensor(y), tensor(kernel), stride=2)),
     )
     section.claim(
-        "Dilated convolution is plain; its <em>kernel</em> went through <i>D</i><sup>T</sup>.",
+        "Dilated convolution is plain, with zeros between the <em>kernel's</em> weights.",
         differ(
             op.convolution_matrix(wide[None], (1, 9)) @ x[0],
             F.conv2d(tensor(x), tensor(kernel), dilation=2),
@@ -257,10 +266,10 @@ def operators() -> Section:
         "<i>D D</i><sup>T</sup> is the identity.", float(np.abs(down @ down.T - np.eye(4)).max())
     )
     section.text(
-        """So zeros between the pixels of the image give a transposed convolution; zeros between the
-        weights of the kernel give a dilated one. A sub-pixel convolution (a convolution to
-        <i>s</i>² channels, then interleaved) is the transposed one once more, its weights in
-        another order in memory."""
+        """So zeros between the pixels of the image give a transposed convolution; zeros between
+        the weights of the kernel give a dilated one, which sees further without shrinking
+        anything. A sub-pixel convolution (to <i>s</i>² channels, dealt out as <i>s</i> × <i>s</i>
+        pixels) is the transposed one once more, its weights in another order in memory."""
     )
     taps = torch.from_numpy(rng.normal(size=(1, 1, 4, 4)))
     z = torch.from_numpy(rng.normal(size=(1, 1, 5, 6)))
@@ -268,8 +277,8 @@ def operators() -> Section:
     interleaved = F.pixel_shuffle(F.conv2d(z, phases.flip(-2, -1)), 2)
     direct = F.conv_transpose2d(z, taps, stride=2)[..., 2:-2, 2:-2]
     section.claim(
-        "A 2 × 2 convolution to four channels, interleaved, is the inside of the transposed "
-        "convolution with a 4 × 4 kernel and stride 2.",
+        "A 2 × 2 convolution to four channels, dealt out as 2 × 2 pixels, is the inside of the "
+        "transposed convolution with a 4 × 4 kernel and stride 2.",
         float((interleaved - direct).abs().max()),
     )
     return section

@@ -21,6 +21,7 @@ def repeat() -> Section:
     x = np.array([[2.0, 6, 4, 8]])
     repeated = x.repeat(2, axis=1)
     after = F.conv2d(tensor(repeated), tensor(q[None]), padding=(0, 2))
+    at_once = op.transposed_by_stamping(x, kernel[None], 2)[0]
     section.text(
         """Another common way to enlarge is to repeat every pixel and convolve the result: nearest-
         neighbour upsampling, then an ordinary layer. By 2 with three taps <i>q</i><sub>0</sub>,
@@ -38,7 +39,8 @@ def repeat() -> Section:
                 Panel(repeated, "x, each twice", "{:.3g}", 8),
                 Panel(q[None], "q", "{:.2f}", 1),
                 Panel(kernel[None], "q0, q0+q1, q1+q2, q2", "{:.2f}", 1),
-                Panel(after[0, 0].numpy(), "repeated, then convolved", "{:.3g}", 8),
+                Panel(after[0, 0].numpy(), "repeated, then convolved with q", "{:.3g}", 8),
+                Panel(at_once, "those four taps stamped at stride 2", "{:.3g}", 8),
             ],
             columns=2,
             largest=3.6,
@@ -47,7 +49,7 @@ def repeat() -> Section:
     )
     section.claim(
         "Repeating, then convolving, is the one transposed convolution.",
-        differ(op.transposed_by_stamping(x, kernel[None], 2)[0], after),
+        differ(at_once, after),
     )
     layer = NearestConvUpsampling(8, 3).double()
     torch.manual_seed(0)
@@ -57,13 +59,13 @@ def repeat() -> Section:
         two_steps = F.conv2d(F.interpolate(score, scale_factor=8), layer.weight, padding=8)
         difference = float((layer(score) - two_steps).abs().max())
     section.claim(
-        """The choice <code>upsampling=nearest_conv</code> is computed so, in two dimensions, with
-        classes mixed and by 8: equal to repeating and convolving, without the map between.""",
+        """This project's <code>upsampling=nearest_conv</code> is computed so, in two dimensions,
+        with classes mixed and by 8: equal to repeating and convolving, without the map between.""",
         difference,
     )
     section.text(
         """Not every transposed convolution can be had this way: 4 taps come from 3 free numbers.
-        What is given up is just what makes checkerboards, as the next topic shows."""
+        Among what is given up is all that makes checkerboards, as the next topic shows."""
     )
     return section
 
@@ -91,10 +93,11 @@ def checkerboards(learned: Floats | None = None) -> Section:
     )
     rng = np.random.default_rng(6)
     section.text(
-        """An even count is not enough: with random weights, the taps that meet at one place sum to
+        """Equal counts do not suffice: with random weights, the taps that meet at one place sum to
         something else than those next door. Give the layer a constant input and look. Two kernels
         keep a constant constant: bilinear, by its values, and repeat-then-convolve, by its
-        construction, whatever its weights, because every output meets all of <i>q</i>."""
+        construction, whatever its weights, because every output meets all of <i>q</i>. The ripple
+        is the range of the values over their mean."""
     )
     random_layer = NearestConvUpsampling(2, 2)
     torch.manual_seed(6)
@@ -126,13 +129,15 @@ def checkerboards(learned: Floats | None = None) -> Section:
     section.picture(
         "constant",
         tiles(panels, columns=5, largest=1.6),
-        "What a constant input becomes, less its mean: flat, or a pattern.",
+        "What a constant input becomes, less its mean: flat, or a pattern. Full colour is 30 % of "
+        "the mean.",
     )
     section.text(
-        """The same in frequencies. Zeros between the pixels repeat the image's spectrum once every
-        1/<i>s</i> cycles a pixel, and the kernel has to take those copies away again. A constant
-        has only the frequency 0; its copies lie at multiples of 1/<i>s</i>. What a kernel lets
-        through there is the checkerboard."""
+        """The same in frequencies, for readers who know spectra; others may go on to topic 7.
+        Zeros between the pixels repeat the image's spectrum once every 1/<i>s</i> cycles a pixel,
+        and the kernel has to take those copies away again. A constant has only the frequency 0;
+        its copies lie at multiples of 1/<i>s</i>. What a kernel lets through there is the
+        checkerboard."""
     )
     frequencies = np.linspace(0, 0.5, 400)
     series = {}
@@ -153,8 +158,8 @@ def checkerboards(learned: Floats | None = None) -> Section:
     kernel = rng.normal(size=9)
     gains = op.frequency_response(kernel, np.arange(4) / 4)
     section.claim(
-        "For any kernel, the unevenness of a constant and the gain at the copies are one and the "
-        "same: each other's Fourier transforms.",
+        "The gains at the copies are the Fourier transform of what the taps that meet at each "
+        "place sum to: no gain there and no ripple are the same thing.",
         float(np.abs(gains - np.abs(np.fft.fft(op.phase_sums(kernel, 4)))).max()),
     )
     return section

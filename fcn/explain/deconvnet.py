@@ -85,9 +85,9 @@ def deconvnet(model: FCN, image: Tensor) -> Section:
         """The name deconvolution came to vision from nets that look <em>into</em> other nets.
         Zeiler and Fergus ask which pixels a unit deep inside responds to: keep that one unit's
         value, set all others to zero, and walk back. A max pooling is undone by putting each value
-        where it was found (its switch was noted on the way up), a ReLU by a ReLU, and a convolution
-        by its transpose: the very <i>C</i><sup>T</sup> of topic 1, with the weights that the net
-        has learned for its forward pass. Nothing is trained for it."""
+        where it was found (its switch was noted on the way up), a ReLU by a ReLU, and a
+        convolution by its transpose: the very <i>C</i><sup>T</sup> of topic 1, with the weights
+        that the net has learned for its forward pass. Nothing is trained for it."""
     )
     pixels = image.permute(1, 2, 0).numpy()
     normalised = (image[None].float() / 255 - model.mean) / model.std
@@ -105,13 +105,14 @@ def deconvnet(model: FCN, image: Tensor) -> Section:
         section.picture(
             f"deconvnet_{pool}",
             tiles(panels, columns=2 * UNITS, largest=1.15),
-            f"{pool}: the {UNITS} channels that respond most, each at its strongest place: what "
-            "lies there in the image, and the part of it that the way back shows.",
+            f"{pool}: the {UNITS} channels that respond most, with their values, each at its "
+            "strongest place: what lies there in the image, and what the way back shows of it.",
             plot=False,
         )
     section.text(
-        """Deeper units see more of the image, and the way back from them shows larger parts of
-        shapes. A net trained for long on photographs shows eyes, wheels and letters here."""
+        """Deeper units see more of the image. How much the way back shows depends on the net:
+        Zeiler and Fergus, whose net was trained for long on a million photographs, see eyes,
+        wheels and letters; a small net trained for a minute shows little more than edges."""
     )
     return section
 

@@ -33,7 +33,7 @@ class Panel:
 def tiles(
     panels: Sequence[Panel], columns: int | None = None, largest: float = LARGEST
 ) -> Image.Image:
-    """Panels in rows of `columns`, red above zero and blue below, or blues alone where none is.
+    """Panels in rows of `columns`, red above zero and blue below, each on a scale of its own.
 
     Returns: an RGB image.
     """
@@ -101,13 +101,11 @@ def _draw(axes: Any, panel: Panel, width: float) -> None:
         axes.imshow(array)
     else:
         limit = panel.limit or float(np.abs(array).max()) or 1.0
-        signed = bool((array < 0).any())
-        colours, low = ("RdBu_r", -limit) if signed else ("Blues", 0.0)
+
         # Half of the colours' range, where cells carry numbers: dark ink stays readable on them.
-        stretch = 2 if panel.numbers else 1
-        axes.imshow(
-            array, cmap=colours, vmin=stretch * low, vmax=stretch * limit, interpolation="nearest"
-        )
+
+        limit *= 2 if panel.numbers else 1
+        axes.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         if panel.numbers:
             size = min(9.0, 72 * width / array.shape[1] * 0.36)
             for (y, x), value in np.ndenumerate(array):

@@ -24,11 +24,12 @@ def bilinear() -> Section:
     section.text(
         """Enlarging by drawing straight lines between neighbours is linear interpolation. Every
         input then matters most at its own place and less and less towards its neighbours, where
-        its weight reaches zero: a tent. Stamp tents of the right width, one an input, and their sum
-        is the interpolated signal. In two dimensions the kernel is the tent across times the tent
-        down. For a factor <i>f</i> it has 2<i>f</i> taps a side; for <i>f</i> = 2 these are 1, 3,
-        3, 1 over 4, and in two dimensions 9/16 for the four nearest, 3/16 and 1/16 at the
-        corners."""
+        its weight reaches zero: a tent. Stamp tents of the right width, one an input, and their
+        sum is the interpolated signal. In two dimensions the kernel is the tent across times the
+        tent down. For a factor <i>f</i> it has 2<i>f</i> taps a side; for <i>f</i> = 2 these are
+        1, 3, 3, 1 over 4, and in two dimensions 9/16 inside, 3/16 along the edges and 1/16 at the
+        corners. New pixels lie between the old ones, so taps stand beside the tent's tip and feet,
+        never on them."""
     )
     section.picture(
         "tents",
@@ -66,7 +67,7 @@ def bilinear() -> Section:
             largest=1.6,
         ),
         "Nine tents and their sum. At the border the sum fades towards zero, since no neighbours "
-        "lie outside; the net cuts most of that off.",
+        "lie outside.",
     )
     inside, border = _against_scipy(x, tents)
     section.claim(
@@ -87,9 +88,9 @@ def bilinear() -> Section:
     columns = layer.matrix(9, 0, dense.shape[-1], score)
     section.text(
         """Because the kernel is one tent times another, the two directions can be taken one after
-        the other: <i>U<sub>h</sub> S U<sub>w</sub></i><sup>T</sup>, where <i>U</i> is the
-        one-dimensional layer's small matrix. That is how <code>upsampling=fixed</code> is computed
-        here, borders included."""
+        the other: <i>U<sub>h</sub> S U<sub>w</sub></i><sup>T</sup>, with <i>S</i> the scores and
+        <i>U</i> the one-dimensional layer's matrix. This project's <code>upsampling=fixed</code>
+        does so, borders included."""
     )
     section.claim(
         "Two matrix products equal the transposed convolution by 32.",
@@ -119,7 +120,7 @@ def _costs() -> list[tuple[str, str, str]]:
     stamps = h * w * (2 * f) ** 2 * classes
     ways = (
         (
-            "every class from every class",
+            "a kernel for each pair of classes",
             stamps * classes,
             partial(F.conv_transpose2d, score, every),
         ),
@@ -138,7 +139,8 @@ def _costs() -> list[tuple[str, str, str]]:
 
 
 def _against_scipy(x: Floats, kernels: dict[int, Floats]) -> tuple[float, float]:
-    """Largest differences from SciPy's interpolation: inside, and everywhere with zeros outside."""
+    """Largest differences from SciPy's interpolation: inside, and everywhere with zeros
+    outside."""
     inside = border = 0.0
     for f, kernel in kernels.items():
         result = op.transposed_by_stamping(x, kernel, f)[0]

@@ -36,10 +36,10 @@ def network(model: FCN, image: Tensor, target: Tensor, classes: Sequence[str]) -
     shown = _largest_object(target)
     section.text(
         f"""An FCN's backbone halves the image five times. For this image of {height} × {width}
-        pixels, what has seen most of it scores every class on a grid of only {coarse[0]} ×
-        {coarse[1]}. FCN-32s enlarges those scores by 32 at once. FCN-16s and FCN-8s double them,
-        add scores made from the finer pool4, double again, add pool3's, and enlarge the sum by what
-        is left."""
+        pixels, its last layer scores every class on a grid of only {coarse[0]} × {coarse[1]}.
+        FCN-32s enlarges those scores by 32 at once. FCN-16s doubles them, adds scores made from
+        pool4, the finer map after the fourth halving, and enlarges the sum by 16. FCN-8s doubles
+        once more, adds scores from pool3, after the third, and enlarges by 8."""
     )
     panels = []
     for name, before, after in passed:
@@ -49,20 +49,23 @@ def network(model: FCN, image: Tensor, target: Tensor, classes: Sequence[str]) -
         "scores",
         tiles(panels, columns=6, largest=1.5),
         f"Scores of one class, {classes[shown]}, before and after each upsampling; between one "
-        "layer's output and the next one's input, the skip's scores are added.",
+        "layer's output and the next one's input, the skip's scores are added. A learned layer may "
+        "turn signs, since it mixes classes.",
     )
     if model.skips and model.arguments["upsampling"] != "nonlinear":
         parts = _parts(model, batch)
+        drawn = {f"from {name}": part[shown].numpy() for name, part in parts.items()}
+        drawn["their sum: the score"] = final[0, shown].numpy()
+        most = max(float(np.abs(part).max()) for part in drawn.values())
         section.text(
             """All that is linear. So the final score is a sum of what each pool brings to it, each
-            part upsampled on its own: the coarse part says roughly what is where, the finer parts
-            draw the outline."""
+            part
+            upsampled on its own. One sees which of them speaks for what in this net."""
         )
         section.picture(
             "parts",
-            tiles([*(Panel(part[shown].numpy(), f"from {name}") for name, part in parts.items()),
-                   Panel(final[0, shown].numpy(), "their sum: the score")], largest=1.9),
-            f"The final score of {classes[shown]} and its parts, pool by pool.",
+            tiles([Panel(part, name, limit=most) for name, part in drawn.items()], largest=1.9),
+            f"The final score of {classes[shown]} and its parts, pool by pool, on one scale.",
         )  # fmt: skip
         total = torch.stack(list(parts.values())).sum(0)
         error = float((total - final[0]).abs().max() / final.abs().max())
@@ -84,22 +87,25 @@ def network(model: FCN, image: Tensor, target: Tensor, classes: Sequence[str]) -
         "its training asked the coarse scores to be right alone.",
         plot=False,
     )
-    section.table(("this image, read out at", "mean IoU"), rows)
+    section.table(("this image, read out at", "mean overlap (IoU)"), rows)
     section.text(
-        """For sums to make sense, each score must lie on the pixels it speaks of. Every layer moves
-        the grid by a known amount: a convolution or a pooling without padding begins half a kernel
-        inside its input, a transposed convolution half a kernel outside. Composed along the net,
-        these moves say how many rows and columns to cut before a sum and at the end. The authors
-        typed them in as numbers; here they come out of the layers, for any padding. Where a number
-        is negative, it is the upsampled scores that are cut, not the skip's."""
+        """For sums to make sense, each score must lie on the pixels it speaks of. Every layer
+        moves the grid by a known amount: the first output of a convolution or pooling of <i>k</i>
+        taps without padding lies (<i>k</i> − 1)/2 pixels inside its input, that of a transposed
+        convolution as far outside. Composed along the net, these moves say how many rows and
+        columns to cut before a sum and at the end. The authors, who pad the image by 100 pixels,
+        typed them into their nets' files; here they come out of the layers, for their padding and
+        for the project's own. "score_pool4 5" says that the skip from pool4 loses 5 rows and
+        columns on each side that begins; where the number is negative, the upsampled scores lose
+        them instead; "score" is the cut at the end."""
     )
     section.table(
-        ("net", "authors' padding 100: crops", "aligned padding: crops"),
+        ("net", "crops with the authors' padding", "with this project's"),
         [(f"FCN-{s}s", *(_crops(s, padding) for padding in (100, "aligned"))) for s in SKIPS],
     )
     derived = {s: tuple(_small(s, 100).crops.values()) for s in SKIPS}
     section.claim(
-        "The crops derived for the authors' padding are the numbers in their prototxt files.",
+        "The crops derived for the authors' padding are the numbers in their nets' files.",
         max(abs(a - b) for s in SKIPS for a, b in zip(derived[s], CROPS[s], strict=True)),
         0,
     )
@@ -130,8 +136,8 @@ def learning(model: FCN, image: Tensor, target: Tensor, classes: Sequence[str]) 
         return section
     section.text(
         """At the start every kernel that takes a class to itself is bilinear, and those that would
-        mix classes are zero. The loss then pulls at them as at any weight. Red is positive, blue is
-        negative; the last row shows the change alone."""
+        mix classes are zero. The loss then pulls at them as at any weight. The pictures show each
+        class's kernel onto itself; the last row is the change alone."""
     )
     model.zero_grad()
     score = model(image[None].float() / 255)
@@ -164,8 +170,15 @@ def learning(model: FCN, image: Tensor, target: Tensor, classes: Sequence[str]) 
         """Drift is the length of the change, all weights of a layer taken as one vector, over the
         length of what it was. <em>Between classes</em> is the share of its square that lies in
         kernels from one class to another, which interpolation cannot have. The last column is the
-        gradient's length on this one image, which comes to a layer through the transposes of
-        those behind it: through convolutions, that is."""
+        gradient's length on this one image, which comes to a layer through the transposes of those
+        behind it, that is, through convolutions; where it is not zero, training would go on
+        changing the kernels. The next picture has all kernels, each as its length: off the
+        diagonal lies what the layer adds to one class's scores from another's."""
+    )
+    section.picture(
+        "pairs",
+        tiles([Panel(_lengths(layer), name) for name, layer in layers.items()], largest=2.4),
+        "The length of every kernel, from a class (row) to a class (column), over bilinear's.",
     )
     name, layer = max(layers.items(), key=lambda item: item[1].drift())
     flat = layer(torch.ones(1, len(classes), 9, 9)).detach()[0].numpy()
@@ -176,7 +189,7 @@ def learning(model: FCN, image: Tensor, target: Tensor, classes: Sequence[str]) 
         tiles([Panel(p - p.mean(), n, limit=max(0.1 * float(abs(p.mean())), 1e-6))
                for p, n in zip(patches, classes, strict=False)], columns=SHOWN, largest=1.1),
         f"What {name} now makes of scores that are 1 everywhere: a pattern that repeats with every "
-        "score, up to a tenth of its mean in full colour. Bilinear would be flat.",
+        "score. Full colour is 10 % of the mean. Bilinear would be flat.",
     )  # fmt: skip
     section.text(
         """Does it help? That takes several runs a choice, each from another seed:
@@ -207,7 +220,8 @@ def _watch(model: FCN, batch: Tensor) -> tuple[Tensor, list[tuple[str, Tensor, T
 
 @torch.no_grad()
 def _parts(model: FCN, batch: Tensor) -> dict[str, Tensor]:
-    """What each pool adds to the scores (K, H, W): the net with all other score layers silenced."""
+    """What each pool adds to the scores (K, H, W): the net with all other score layers
+    silenced."""
     scoring = {"pool5": "score_fr"} | {skip.pool: f"score_{skip.pool}" for skip in model.skips}
     parts = {}
     for pool, own in scoring.items():
@@ -249,6 +263,14 @@ def _across(layer: TransposedConvolution) -> float:
     between = float(kernels.square().sum() - own.square().sum())
     within = float((own - bilinear_kernel(layer.kernel)).square().sum())
     return 0.0 if layer.groups > 1 or between <= 0 else between / (between + within)
+
+
+def _lengths(layer: TransposedConvolution) -> np.ndarray:
+    """(K, K): the norm of the kernel from each class to each, over that of bilinear."""
+    kernels = layer.kernels().detach().flatten(2).norm(dim=2).double()
+    if layer.groups > 1:
+        kernels = kernels[:, 0].diag()
+    return (kernels / bilinear_kernel(layer.kernel).norm()).numpy()
 
 
 def _small(stride: int, padding: int | str) -> FCN:

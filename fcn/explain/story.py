@@ -121,11 +121,13 @@ INTRODUCTION = Markup(
         }</style>
         <h1>What are deconvolutional layers?</h1>
         <p>Nets that label every pixel shrink the image on the way to knowing what is in it, and
-        must grow their answer back to the image's size. The layer that does it goes by many names:
+        must grow their answer back to the image's size. Fully convolutional networks (FCNs; Long,
+        Shelhamer &amp; Darrell 2015, "the paper" below) do so with a layer of many names:
         deconvolution, transposed convolution, backwards or fractionally strided convolution. How
         can a convolution be turned round, what does such a layer compute, how is it trained, and
-        does training it help? Every number on this page was computed as the page was made; a
-        marked statement that had turned out false would have stopped it.</p>
+        does training it help? Every number here was computed as the page was made, and had a marked
+        statement turned out false, there would be no page. In all pictures red is positive, blue
+        is negative.</p>
         """
     )
 )
