@@ -51,8 +51,8 @@ class UpsamplingConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING  # what it is called in metrics.json and on screen
-    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder
-    root: str = str(REPOSITORY / "data")  # folder of the data sets
+    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder, shards
+    root: str = str(REPOSITORY / "data")  # folder of the data sets; of shards, an address too
     folder: str = ""  # of this data set, below root
     masks: str = "SegmentationClass"  # folder of the masks, below `folder`
     train_split: str = "train"
@@ -247,7 +247,7 @@ def check(cfg: TrainConfig) -> None:
 
 def check_data(data: DataConfig) -> None:
     """Raises: ConfigError: a setting of the data outside its choices."""
-    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder"))
+    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
     if not 0 <= data.ignore_index <= 255:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
     if data.num_workers < 0:
