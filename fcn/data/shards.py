@@ -135,8 +135,7 @@ def shards(
             f"data.root; splits there: {there}"
         )
     place = locate(root, path)
-    index = parse(read_whole(root, path), root, place)
-    samples, own, void = index
+    samples, own, void = parse(read_whole(root, path), root, place)
     if len(classes or own) != len(own):
         raise DataError(f"data.classes names {len(classes)}, but {place} has {len(own)} classes")
     if ignore_index not in (VOID, void):
