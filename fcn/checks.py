@@ -95,7 +95,7 @@ def check(cfg: TrainConfig) -> None:
 
 def check_data(data: DataConfig) -> None:
     """Raises: ConfigError: a setting of the data outside its choices."""
-    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder"))
+    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
     if not 0 <= data.ignore_index <= 255:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
     if data.num_workers < 0:

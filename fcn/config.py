@@ -52,8 +52,8 @@ class UpsamplingConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING  # what it is called in metrics.json and on screen
-    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder
-    root: str = str(REPOSITORY / "data")  # folder of the data sets
+    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder, shards
+    root: str = str(REPOSITORY / "data")  # folder of the data sets; of shards, an address too
     folder: str = ""  # of this data set, below root
     masks: str = "SegmentationClass"  # folder of the masks, below `folder`
     train_split: str = "train"
