@@ -122,8 +122,9 @@ def judged(files: SegmentationFiles) -> list[list[int]]:
         torch.nn.init.normal_(parameter, std=0.1)  # or it would say background everywhere
     loader = evaluation_loader(files, 3)
     result = evaluate(model, loader, len(files.classes), device=torch.device("cpu"), bf16=False)
-    assert (result.confusion.sum(0) > 0).sum() > 1
-    return result.confusion.tolist()
+    confusion = result.scores.confusion
+    assert (confusion.sum(0) > 0).sum() > 1
+    return confusion.tolist()
 
 
 def test_a_run_is_the_same_from_files_and_from_a_server(tiny_voc: TinyVOC, root: Path) -> None:
