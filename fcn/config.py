@@ -4,6 +4,7 @@ The choices lie in `configs/`, one folder a group, one short file a choice. `che
 does not fit together. Nothing heavy is imported here, so that `--help` stays quick.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ class DataConfig:
     classes: list[str] = field(default_factory=list)  # names, background first
     ignore_index: int = 255  # the mask's void label: in no loss, no metric
     num_workers: int = 2  # processes that load training images
+    download: bool = False  # fetch what is not there: voc2012, voc2011, voc_aug, sbd
+    url: str | None = None  # fetch from here: an archive, or a folder of them that ends in /
+    checksum: str | None = None  # of the archive at `url`, if not the official: md5:..., sha256:...
 
 
 @dataclass
@@ -81,7 +85,7 @@ class RecipeConfig:
     ema_decay: float | None = None  # null: off; else validate and keep averaged weights
     precision: str = "32-true"  # as Lightning names it; auto: bf16-mixed where the device has it
     val_every: int = 1000  # optimiser steps between validations
-    crop: int | None = None  # side of square training crops; null: whole images (batch_size 1)
+    crop: int | None = None  # side of square training crops; null: whole images, padded in a batch
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # random resize, from .. to
     flip: bool = False  # mirror half of the images
     jitter: float = 0.0  # of brightness, contrast and saturation, 0..1
@@ -140,6 +144,11 @@ class EvaluateConfig(CommonConfig):
 
 
 @dataclass
+class PrepareDataConfig(CommonConfig):
+    processes: int | None = None  # that read the files; null: one a core, fewer for few
+
+
+@dataclass
 class ImportCaffeConfig:
     caffemodel: str | None = None  # the file to import
     model: ModelConfig = field(default_factory=ModelConfig)  # which net it is; vgg16 is one too
@@ -154,6 +163,7 @@ SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "import_caffe": ImportCaffeConfig,
+    "prepare_data": PrepareDataConfig,
 }
 
 
@@ -203,11 +213,6 @@ def check(cfg: TrainConfig) -> None:
         raise ConfigError(
             f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
         )
-    if recipe.crop is None and recipe.batch_size > 1:
-        raise ConfigError(
-            f"recipe.batch_size={recipe.batch_size} needs recipe.crop, as whole images differ in "
-            "size; set recipe.crop, or recipe.batch_size=1 with recipe.accumulate"
-        )
     if recipe.crop is None and recipe.scale != [1, 1]:
         raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
     if cfg.resume and model.init_from:
@@ -252,6 +257,15 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
     if data.num_workers < 0:
         raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
+    if data.url and not data.download:
+        raise ConfigError("data.url says where to fetch from; add data.download=true")
+    if data.checksum and not data.url:
+        raise ConfigError("data.checksum is of the archive at data.url; give that too")
+    if data.checksum and not re.fullmatch(r"md5:\w{32}|sha1:\w{40}|sha256:\w{64}", data.checksum):
+        raise ConfigError(
+            f"data.checksum must be md5:, sha1: or sha256: and that many hex digits, "
+            f"got {data.checksum}"
+        )
 
 
 def check_evaluation(cfg: EvaluateConfig) -> None:
