@@ -1,5 +1,7 @@
 """What is refused before anything starts: settings outside their choices, or that do not fit."""
 
+import re
+
 from fcn.config import (
     REPOSITORY,
     AblateConfig,
@@ -51,11 +53,6 @@ def check(cfg: TrainConfig) -> None:
         raise ConfigError(
             f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
         )
-    if recipe.crop is None and recipe.batch_size > 1:
-        raise ConfigError(
-            f"recipe.batch_size={recipe.batch_size} needs recipe.crop, as whole images differ in "
-            "size; set recipe.crop, or recipe.batch_size=1 with recipe.accumulate"
-        )
     if recipe.crop is None and recipe.scale != [1, 1]:
         raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
     if cfg.resume and model.init_from:
@@ -100,6 +97,15 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
     if data.num_workers < 0:
         raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
+    if data.url and not data.download:
+        raise ConfigError("data.url says where to fetch from; add data.download=true")
+    if data.checksum and not data.url:
+        raise ConfigError("data.checksum is of the archive at data.url; give that too")
+    if data.checksum and not re.fullmatch(r"md5:\w{32}|sha1:\w{40}|sha256:\w{64}", data.checksum):
+        raise ConfigError(
+            f"data.checksum must be md5:, sha1: or sha256: and that many hex digits, "
+            f"got {data.checksum}"
+        )
 
 
 def check_evaluation(cfg: EvaluateConfig) -> None:

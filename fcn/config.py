@@ -62,6 +62,9 @@ class DataConfig:
     classes: list[str] = field(default_factory=list)  # names, background first
     ignore_index: int = 255  # the mask's void label: in no loss, no metric
     num_workers: int = 2  # processes that load training images
+    download: bool = False  # fetch what is not there: voc2012, voc2011, voc_aug, sbd
+    url: str | None = None  # fetch from here: an archive, or a folder of them that ends in /
+    checksum: str | None = None  # of the archive at `url`, if not the official: md5:..., sha256:...
 
 
 @dataclass
@@ -82,7 +85,7 @@ class RecipeConfig:
     ema_decay: float | None = None  # null: off; else validate and keep averaged weights
     precision: str = "32-true"  # as Lightning names it; auto: bf16-mixed where the device has it
     val_every: int = 1000  # optimiser steps between validations
-    crop: int | None = None  # side of square training crops; null: whole images (batch_size 1)
+    crop: int | None = None  # side of square training crops; null: whole images, padded in a batch
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # random resize, from .. to
     flip: bool = False  # mirror half of the images
     jitter: float = 0.0  # of brightness, contrast and saturation, 0..1
@@ -138,6 +141,12 @@ class EvaluateConfig(CommonConfig):
     batch_size: int = 8  # images of one size go through together; numbers do not depend on it
     device: str = "auto"  # auto, cpu, cuda, mps
     precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
+
+
+@dataclass
+class PrepareDataConfig(CommonConfig):
+    processes: int | None = None  # that read the files; null: one a core, fewer for few
+    shards: str | None = None  # a folder to write the splits to, as WebDataset tars for data=shards
 
 
 @dataclass

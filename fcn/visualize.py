@@ -143,6 +143,38 @@ def panel(
     colours = voc_palette().tolist()
     bands.append(_legend([(name, tuple(colours[k])) for name, k in names], width))
     bands.append(_legend(list(ERROR_COLOURS.items()), width))
+    return _stacked(bands, width)
+
+
+def contact_sheet(
+    samples: Sequence[tuple[UInt8, npt.NDArray[Any]]],
+    classes: Sequence[str],
+    captions: Sequence[str],
+    width: int = 1400,
+) -> Image.Image:
+    """Images, each with its mask to the right and its caption below, two a row, and a legend.
+
+    Args: samples: (image, mask), as for `overlay`; 255 is void. classes: the name of each label.
+        captions: a line for each sample. width: of the picture in pixels.
+    Returns: an RGB image, `width` wide; objects are outlined in white.
+    """
+    cell, bands = _cell(width), [Image.new("RGB", (width, MARGIN), "white")]
+    for first in range(0, len(samples), 2):
+        row = [(_scaled(image, cell), _scaled(m, cell)) for image, m in samples[first : first + 2]]
+        bands.append(Image.new("RGB", (width, 34 + max(len(m) for _, m in row)), "white"))
+        for i, (image, mask) in enumerate(row):
+            left = MARGIN + 2 * i * (cell + GAP)
+            bands[-1].paste(Image.fromarray(image), (left, 0))
+            bands[-1].paste(Image.fromarray(_outlined(mask, VOID)), (left + cell + GAP, 0))
+            text, at = _shorten(captions[first + i], 2 * cell), (left, mask.shape[0] + 14)
+            ImageDraw.Draw(bands[-1]).text(at, text, INK, _font(14), anchor="lm")
+    shown = sorted({label for _, mask in samples for label in np.unique(mask).tolist()})
+    names = ["void" if label == VOID else classes[label] for label in shown]
+    colours = map(tuple, voc_palette()[shown].tolist())
+    return _stacked([*bands, _legend([*zip(names, colours, strict=True)], width)], width)
+
+
+def _stacked(bands: Sequence[Image.Image], width: int) -> Image.Image:
     canvas = Image.new("RGB", (width, sum(band.height for band in bands) + GAP), "white")
     y = 0
     for band in bands:
@@ -172,17 +204,10 @@ def _row(
     _same_size("truth", t, "image", image)
     _same_size("prediction", p, "image", image)
     cell = _cell(width)
-    height, wide = (max(1, round(n * cell / max(t.shape))) for n in t.shape)
+    image, t, p = _scaled(image, cell), _scaled(t, cell), _scaled(p, cell)
+    height, wide = t.shape
     band = Image.new("RGB", (width, height + (GAP if caption is None else 34)), "white")
-
-    def scaled(picture: UInt8, how: Image.Resampling) -> UInt8:
-        return np.asarray(Image.fromarray(picture).resize((wide, height), how))
-
-    image = scaled(image, Image.Resampling.LANCZOS)
-    t, p = scaled(t, Image.Resampling.NEAREST), scaled(p, Image.Resampling.NEAREST)
-    masks = [colorize(t), colorize(p)]
-    for labels, mask in zip((t, p), masks, strict=True):  # VOC's dark colours are lost on black
-        mask[_outline(labels, 1, ignore_index)] = 255
+    masks = [_outlined(labels, ignore_index) for labels in (t, p)]
     for i, picture in enumerate((image, *masks, errors(t, p, ignore_index))):
         left = MARGIN + i * (cell + GAP) + (cell - wide) // 2
         band.paste(Image.fromarray(picture), (left, 0))
@@ -190,6 +215,20 @@ def _row(
         text = _shorten(caption, width - 2 * MARGIN)
         ImageDraw.Draw(band).text((MARGIN, height + 14), text, INK, _font(14), anchor="lm")
     return band
+
+
+def _scaled(picture: UInt8, cell: int) -> UInt8:
+    """An image (H, W, 3), or a mask (H, W), with its longer side `cell` pixels."""
+    height, wide = (max(1, round(n * cell / max(picture.shape[:2]))) for n in picture.shape[:2])
+    how = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(picture).resize((wide, height), how))
+
+
+def _outlined(labels: UInt8, ignore_index: int) -> UInt8:
+    """The colours of a mask, objects in a white line: VOC's dark colours are lost on black."""
+    colours = colorize(labels)
+    colours[_outline(labels, 1, ignore_index)] = 255
+    return colours
 
 
 def _legend(entries: Sequence[tuple[str, tuple[int, ...]]], width: int) -> Image.Image:

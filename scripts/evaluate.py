@@ -15,18 +15,21 @@ def main(cfg: EvaluateConfig) -> None:
     from rich.console import Console
 
     from fcn.data.datamodule import open_split
+    from fcn.data.official import fetch
     from fcn.inference import checkpoint, report
     from fcn.inference.evaluation import computes_bf16, pick_device
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     trained = checkpoint.read(cfg.checkpoint)
+    console = Console()
+    if cfg.data.download:
+        fetch(cfg.data, console)
     split = cfg.data.split or cfg.data.val_split
     files = open_split(cfg.data, split)
     trained.check_classes(files.classes, cfg.data.name)
     device = pick_device(cfg.device)
     wanted = trained.about.get("precision", "") if cfg.precision == "auto" else cfg.precision
     bf16 = wanted == "bf16-mixed" and (cfg.precision != "auto" or computes_bf16(device))
-    console = Console()
     metrics = report.judge(
         trained.model(),
         files,

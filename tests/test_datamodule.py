@@ -13,7 +13,7 @@ from fcn.data.datamodule import (
     open_split,
     refuse_overlap,
 )
-from fcn.data.files import DataError
+from fcn.data.reading import DataError
 from fcn.data.transforms import train_transform
 from tests.conftest import TinyVOC
 

@@ -8,7 +8,8 @@ from scipy.io import savemat
 
 from fcn.config import DataConfig
 from fcn.data.datamodule import open_split
-from fcn.data.files import DataError, Pair, SegmentationFiles, read_image, read_mask
+from fcn.data.files import Pair, SegmentationFiles
+from fcn.data.reading import DataError, read_image, read_mask
 from fcn.data.sbd import sbd
 from tests.conftest import TinyVOC
 
@@ -41,6 +42,40 @@ def test_images_of_every_kind_come_as_rgb_and_upright(tmp_path: Path) -> None:
     assert tuple(read_image(path).shape) == (3, 6, 4)
     files = SegmentationFiles([Pair("turned", path, path)], ["a", "b"], 255, "x")
     assert files.sizes() == [(4, 6)]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey_is_scaled_to_8(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 128, 129, 256, 32768, 65407, 65535]], np.uint16)
+    path = tmp_path / f"deep.{suffix}"
+    if suffix == "pgm":
+        path.write_bytes(b"P5 7 1 65535\n" + deep.astype(">u2").tobytes())
+    else:
+        Image.fromarray(deep).save(path)
+    image = read_image(path)
+    assert image[0].tolist() == [[0, 0, 1, 1, 128, 255, 255]]  # v / 257, rounded
+    assert torch.equal(image, image[:1].expand(3, 1, 7))
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
+    for name, array in (("f", np.zeros((2, 2), np.float32)), ("i", np.full((2, 2), 70_000))):
+        Image.fromarray(array.astype(np.float32 if name == "f" else np.int32)).save(
+            path := tmp_path / f"{name}.tif"
+        )
+        with pytest.raises(DataError, match=rf"{name}\.tif: .*\(pixels of more than 16"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_a_palettes_transparency_changes_no_colour(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    if mode == "P":
+        image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(path := tmp_path / "clear.png", transparency=b"\x00\x80\xff" if mode == "P" else 0)
+    expected = [[0] * 3, [1] * 3, [2] * 3]
+    if mode == "P":
+        expected = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+    assert read_image(path)[:, 0].T.tolist() == expected
 
 
 def test_what_is_wrong_with_a_file_is_said_by_name(tiny_voc: TinyVOC) -> None:
@@ -107,6 +142,38 @@ def test_sbd_validates_on_voc2011_val_without_its_own_training_images(tiny_voc: 
         sbd(tiny_voc.root / "elsewhere", "train")
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "common", "right"),
+    [
+        (8498, 1111, 375, True),  # as published: 736 are left
+        (8498, 1111, 374, False),
+        (8498, 1110, 375, False),
+        (8000, 1111, 0, False),
+        (8000, 1000, 0, True),  # someone's own part of both
+    ],
+)
+def test_seg11valid_is_of_736_images_where_the_lists_are_official(
+    tmp_path: Path, train: int, val: int, common: int, right: bool
+) -> None:
+    dataset, voc2011 = tmp_path / "benchmark_RELEASE/dataset", tmp_path / "VOCdevkit/VOC2011"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc2011 / part).mkdir(parents=True)
+    dataset.mkdir(parents=True)
+    (dataset / "train.txt").write_text("".join(f"{i}\n" for i in range(train)))
+    first = train - common
+    listed = "".join(f"{i}\n" for i in range(first, first + val))
+    (voc2011 / "ImageSets/Segmentation/val.txt").write_text(listed)
+    if right:
+        assert len(sbd(tmp_path, "seg11valid")) == val - common
+    else:
+        message = (
+            rf"VOC2011 val \({val} .* minus SBD train \({train}, .* leaves {val - common}, not"
+        )
+        with pytest.raises(DataError, match=message):
+            sbd(tmp_path, "seg11valid")
+        assert len(sbd(tmp_path, "seg11valid", strict=False).problems) == 1
+
+
 def test_real_voc_reads(voc_root: Path) -> None:
     voc = DataConfig(name="voc2012", root=str(voc_root), folder="VOCdevkit/VOC2012")
     folder = voc_root / "VOCdevkit" / "VOC2012"
@@ -125,8 +192,10 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for image in ("b.JPG", "a ö.png", "c.jpeg"):
         Image.new("RGB", (4, 3)).save(tmp_path / "images/train" / image)
-        mask = tmp_path / "annotations/train" / f"{Path(image).stem}.png"
-        Image.fromarray(labels).save(mask)
+        mask = Image.fromarray(labels)  # mode L
+        if image == "b.JPG":
+            mask.putpalette(list(range(36)))  # mode P
+        mask.save(tmp_path / "annotations/train" / f"{Path(image).stem}.png")
     (tmp_path / "images/train/Thumbs.db").write_text("not an image")
     names = [f"class {i}" for i in range(11)]
     (tmp_path / "classes.txt").write_text("\r\n".join(names) + "\n\n", encoding="utf-8-sig")
@@ -134,7 +203,8 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     files = open_split(config, "train")
     assert files.ids == ["train/a ö", "train/b", "train/c"]
     assert files.classes == names
-    assert files[0][1].flatten().tolist() == [*range(11), 255]
+    for index in range(3):
+        assert files[index][1].flatten().tolist() == [*range(11), 255]
 
     (tmp_path / "images/train/c.png").write_bytes((tmp_path / "images/train/a ö.png").read_bytes())
     with pytest.raises(DataError, match=r"c\.png: c\.jpeg has the same name"):

@@ -6,8 +6,8 @@ import pytest
 
 from fcn.config import UserError
 from fcn.data import ranges
-from fcn.data.files import DataError
 from fcn.data.ranges import check_size, read_range, read_whole
+from fcn.data.reading import DataError
 from tests.range_server import RangeServer
 
 CONTENT = os.urandom(1000)

@@ -71,7 +71,8 @@ def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> s
         (["recipe.loss_reduction=none"], ["recipe.loss_reduction", "sum, mean"]),
         (["recipe.batch_size=0"], ["recipe.batch_size", "at least 1, got 0"]),
         (["recipe.scale=[2.0,1.0]"], ["recipe.scale", "0 < from <= to"]),
-        (["recipe.crop=null"], ["recipe.batch_size=16", "recipe.crop"]),
+        (["data.url=elsewhere/"], ["data.url", "data.download=true"]),
+        (["data.download=true"], ["nothing is known to fetch for data=tiny"]),
         (["data.ignore_index=300"], ["data.ignore_index", "0..255", "300"]),
         (["recipe.loss_reduction=sum"], ["recipe.lr=0.003", "sum", "1e-10"]),
         (["recipe=heavy", "recipe.loss_reduction=mean"], ["recipe.lr=1e-14", "mean"]),
@@ -253,7 +254,56 @@ def test_two_processes_validate_as_one(tiny_voc: TinyVOC) -> None:
     assert metrics["protocol"]["images"] == 3
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "import_caffe"])
+def test_whole_images_go_in_batches(tiny_voc: TinyVOC) -> None:
+    whole = ["recipe.crop=null", "recipe.scale=[1.0,1.0]", "recipe.batch_size=3"]
+    done = script("train", *tiny_voc.overrides(), *QUICK, *whole, folder=tiny_voc.root)
+    assert done.returncode == 0, done.stderr
+
+
+def test_prepare_data_reports_and_says_whether_training_would_fail(
+    tiny_voc: TinyVOC, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*tiny_voc.overrides(), "hydra.run.dir=look", "processes=2"]
+    done = script("prepare_data", *arguments, folder=tiny_voc.root)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "data=tiny can be trained on; files in " in done.stdout.splitlines()[-1]
+    report = json.loads((tiny_voc.root / "look" / "report.json").read_text())
+    assert [report["splits"][s]["images"] for s in ("train", "val")] == [4, 2]
+    assert report["problems"] == []
+    with Image.open(tiny_voc.root / "look" / "contact_sheet.png") as sheet:
+        assert sheet.width == 1400
+
+    monkeypatch.chdir(tiny_voc.root)
+    messages = [damage_size(tiny_voc), damage_jpeg(tiny_voc)]
+    tiny_voc.listing("val").write_text("v0\nv1\nt2\n")
+    error = refusal(capsys, "prepare_data", *arguments[:-1], "processes=1")
+    assert "data=tiny cannot be trained on as it is: 3 problems" in error
+    problems = json.loads((tiny_voc.root / "look" / "report.json").read_text())["problems"]
+    for message in (*messages, "t2 is in both train and val"):
+        assert sum(message in problem for problem in problems) == 1
+
+
+def test_data_are_fetched_before_training_and_evaluation(
+    tiny_voc: TinyVOC, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both go to data.url for what is missing; here, to a folder that holds nothing."""
+    monkeypatch.chdir(tiny_voc.root)
+    done = script("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run", folder=tiny_voc.root)
+    assert done.returncode == 0, done.stderr
+    voc = [f"data.root={tiny_voc.root / 'new'}", "data=voc2012", "data.download=true"]
+    voc.append(f"data.url={tiny_voc.root}/")
+    for name, more in (
+        ("train", QUICK),
+        ("evaluate", ["checkpoint=run/model.safetensors"]),
+        ("prepare_data", []),
+    ):
+        error = refusal(capsys, name, *voc, *more)
+        assert "VOCtrainval_11-May-2012.tar could not be fetched" in error
+        assert f"put it at {tiny_voc.root}/new/VOCtrainval_11-May-2012.tar" in error
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "import_caffe", "prepare_data"])
 def test_help_helps(name: str, tmp_path: Path) -> None:
     shown = script(name, "--help", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr

@@ -12,7 +12,8 @@ from scipy.io import savemat
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from fcn.data.datamodule import open_split
-from fcn.data.files import DataError, Pair, SegmentationFiles, hold
+from fcn.data.files import Pair, SegmentationFiles
+from fcn.data.reading import DataError, hold
 from fcn.data.shard_writer import write_shards
 from fcn.data.shards import shards
 from tests.conftest import TinyVOC

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from fcn.config import BackboneConfig, DataConfig, RecipeConfig, TrainConfig, TrainerConfig
 from fcn.data import ranges
 from fcn.data.datamodule import TrainingBatches, TrainingSamples, evaluation_loader, open_split
-from fcn.data.files import DataError, SegmentationFiles
+from fcn.data.files import SegmentationFiles
+from fcn.data.reading import DataError
 from fcn.data.shard_writer import write_shards
 from fcn.data.shards import Shards, shards
 from fcn.data.transforms import train_transform

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcn.data.transforms import MEAN_COLOUR, random_scaled_crop, train_transform
+from fcn.data.transforms import MEAN_COLOUR, pad_collate, random_scaled_crop, train_transform
 
 
 def coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -86,3 +86,69 @@ def test_a_transform_reaches_a_worker_that_is_spawned() -> None:
         torch.manual_seed(3)
         results.append(each(image, target))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("scale", [[1.0, 1.0], [0.6, 0.6], [0.7, 0.7], [2.0, 2.0], [0.7, 2.5]])
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_edge_lies_at_the_same_place_in_image_and_mask(scale: list[float], flip: bool) -> None:
+    """A disc drawn in both: image and mask differ along its edge alone, and have one centre.
+
+    A mask's pixel takes the nearest label, so the centres differ by some of a pixel, to any side;
+    a shift by half a pixel, or always to one side, would be a fault.
+    """
+    y, x = torch.meshgrid(torch.arange(90), torch.arange(100), indexing="ij")
+    target = ((y - 40) ** 2 + (x - 55) ** 2 < 10**2).to(torch.uint8)
+    image = (255 * target).expand(3, -1, -1)
+    transform = train_transform(96, scale, flip, 0.0)
+    shifts = []
+    for _ in range(120):
+        pixels, labels = transform(image, target)
+        bright = pixels[0].double() / 255 * (labels != 255)
+        disc = (labels == 1).double()
+        inside = disc[3:-3, 3:-3].sum()
+        if inside == 0 or inside < disc.sum():  # the crop shows a part of it
+            continue
+        core = torch.nn.functional.avg_pool2d(disc[None, None], 7, 1, 3)[0, 0] == 1
+        around = torch.nn.functional.max_pool2d(disc[None, None], 7, 1, 3)[0, 0] == 1
+        assert (bright[core] == 1).all()
+        assert (bright[~around] == 0).all()
+        shifts.append([_centre(bright, a) - _centre(disc, a) for a in (0, 1)])
+    assert len(shifts) >= 10
+    assert torch.tensor(shifts).abs().max() < 0.45
+    assert torch.tensor(shifts).mean(0).abs().max() < 0.15
+
+
+def _centre(weight: Tensor, axis: int) -> float:
+    place = torch.arange(weight.shape[axis], dtype=weight.dtype)
+    return float((weight.sum(1 - axis) * place).sum() / weight.sum())
+
+
+def test_flipping_moves_image_and_mask_together_and_nothing_else() -> None:
+    image, target = coordinates(37, 53)
+    transform = train_transform(None, [1.0, 1.0], True, 0.0)
+    flipped = 0
+    for _ in range(40):
+        pixels, labels = transform(image, target)
+        mirrored = not torch.equal(pixels, image)
+        back = (pixels.flip(-1), labels.flip(-1)) if mirrored else (pixels, labels)
+        assert torch.equal(back[0], image)
+        assert torch.equal(back[1], target)
+        flipped += mirrored
+    assert 8 <= flipped <= 32  # of 40 at one half: outside once in 10,000
+
+
+def test_whole_images_of_any_sizes_make_a_batch() -> None:
+    samples = [coordinates(37, 53), coordinates(40, 20), coordinates(12, 12)]
+    images, targets = pad_collate(samples)
+    assert (images.shape, images.dtype) == ((3, 3, 40, 53), torch.uint8)
+    assert (targets.shape, targets.dtype) == ((3, 40, 53), torch.uint8)
+    for (image, target), wide, void in zip(samples, images, targets, strict=True):
+        h, w = target.shape
+        assert torch.equal(wide[:, :h, :w], image)
+        assert torch.equal(void[:h, :w], target)
+        assert int((void != 255).sum()) == h * w
+        outside = wide[:, void == 255]
+        assert torch.equal(outside, torch.tensor(MEAN_COLOUR).byte()[:, None].expand_as(outside))
+    alone = pad_collate(samples[:1])
+    assert torch.equal(alone[0][0], samples[0][0])
+    assert torch.equal(alone[1][0], samples[0][1])

@@ -16,25 +16,27 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fcn.config import VOID, DataConfig, RecipeConfig
 from fcn.data import shapes, voc
-from fcn.data.files import DataError, SegmentationFiles
+from fcn.data.files import SegmentationFiles
 from fcn.data.folder import folder
+from fcn.data.overlap import refuse_overlap
 from fcn.data.sbd import sbd
 from fcn.data.shards import shards
-from fcn.data.transforms import Paired, train_transform
+from fcn.data.transforms import Paired, pad_collate, train_transform
 
 
-def open_split(data: DataConfig, split: str) -> SegmentationFiles:
+def open_split(data: DataConfig, split: str, *, strict: bool = True) -> SegmentationFiles:
     """The images and masks of one split.
 
+    Args: strict: as for SegmentationFiles.
     Raises: DataError: something of it is not there; says what to do.
     """
-    root, classes = Path(data.root), data.classes
+    root, classes, void = Path(data.root), data.classes, data.ignore_index
     if data.layout == "sbd":
-        return sbd(root, split, ignore_index=data.ignore_index)
+        return sbd(root, split, ignore_index=void, strict=strict)
     if data.layout == "folder":
-        return folder(root, split, classes=classes, ignore_index=data.ignore_index)
+        return folder(root, split, classes=classes, ignore_index=void, strict=strict)
     if data.layout == "shards":
-        return shards(data.root, split, classes=classes, ignore_index=data.ignore_index)
+        return shards(data.root, split, classes=classes, ignore_index=void)
     own = root / data.folder
     if data.layout == "shapes":
         own = shapes.prepare(root)
@@ -44,18 +46,10 @@ def open_split(data: DataConfig, split: str) -> SegmentationFiles:
         split,
         masks=data.masks,
         classes=classes or voc.CLASSES,
-        ignore_index=data.ignore_index,
+        ignore_index=void,
         name=data.name,
+        strict=strict,
     )
-
-
-def refuse_overlap(train: SegmentationFiles, val: SegmentationFiles) -> None:
-    """Raises: DataError: an image is in both."""
-    if both := sorted(set(train.ids) & set(val.ids)):
-        raise DataError(
-            f"{len(both)} images are in both {train.name} and {val.name}, {both[0]} among them; "
-            "take them off one of the lists"
-        )
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -204,6 +198,7 @@ class SegmentationData(pl.LightningDataModule):
             TrainingSamples(self.train, transform),
             batch_sampler=batches,
             num_workers=self.data.num_workers,
+            collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -5,11 +5,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from fcn.data.files import DataError, Pair, SegmentationFiles
+from fcn.data.files import Pair, SegmentationFiles, read_list
+from fcn.data.reading import DataError
 
 
 def folder(
-    root: Path, split: str, *, classes: Sequence[str] = (), ignore_index: int = 255
+    root: Path,
+    split: str,
+    *,
+    classes: Sequence[str] = (),
+    ignore_index: int = 255,
+    strict: bool = True,
 ) -> SegmentationFiles:
     """A split of a folder of images and masks, paired by name, in the order of their names.
 
@@ -19,6 +25,7 @@ def folder(
         root: holds images/`split`/ (any endings that Pillow knows, in any case) and
             annotations/`split`/NAME.png.
         classes: names, background first; if none, the lines of root/classes.txt.
+        strict: as for SegmentationFiles.
     Raises: DataError: a folder, the names or a mask is missing, or two images share a name.
     """
     images, masks = root / "images" / split, root / "annotations" / split
@@ -28,23 +35,19 @@ def folder(
                 f"{part}: no such folder; data=folder wants images/SPLIT/NAME.jpg (or .png) and "
                 "annotations/SPLIT/NAME.png below data.root"
             )
-    pairs: dict[str, Pair] = {}
-    for path in sorted(images.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in Image.registered_extensions():
-            continue
-        if path.stem in pairs:
-            raise DataError(
-                f"{path}: {pairs[path.stem].image.name} has the same name; rename or remove one"
-            )
-        pairs[path.stem] = Pair(f"{split}/{path.stem}", path, masks / f"{path.stem}.png")
-    if lone := [pair for name, pair in pairs.items() if not (masks / f"{name}.png").is_file()]:
+    pairs = [
+        Pair(f"{split}/{path.stem}", path, masks / f"{path.stem}.png")
+        for path in sorted(images.iterdir())
+        if not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()
+    ]
+    if strict and (lone := [p for p in pairs if not (masks / p.mask.name).is_file()]):
         raise DataError(
             f"{lone[0].image}: no mask at {lone[0].mask} ({len(lone)} of {len(pairs)} images have "
             "none); add the masks, or take the images out"
         )
     names = list(classes) or _class_names(root / "classes.txt")
     return SegmentationFiles(
-        list(pairs.values()), names, ignore_index, f"folder {split} ({images})"
+        pairs, names, ignore_index, f"folder {split} ({images})", strict=strict
     )
 
 
@@ -54,8 +57,7 @@ def _class_names(path: Path) -> list[str]:
             f"{path}: not found; write the class names there, one a line, background first, or "
             "give data.classes=[background,...]"
         )
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    names = [name for name in names if name]
+    names = read_list(path)
     if len(names) < 2:
         raise DataError(f"{path}: at least 2 class names are needed, got {len(names)}")
     return names

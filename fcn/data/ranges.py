@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fcn.config import UserError
-from fcn.data.files import DataError
+from fcn.data.reading import DataError
 
 if TYPE_CHECKING:
     import urllib3

@@ -227,7 +227,7 @@ def _write(folder: Path, progress: Callable[[int, int], None] | None) -> None:
     )
     for part in (images, masks, lists):
         part.mkdir(parents=True)
-    palette = _voc_palette()
+    palette = voc_palette()
     scenes = list(_scenes())
     for done, (split, index, name) in enumerate(scenes, 1):
         image, mask = draw(split, index)
@@ -271,7 +271,7 @@ def _make_way(folder: Path, scratch: Path) -> None:
         warnings.warn(f"{folder} was no set of shapes: moved to {beside}", stacklevel=3)
 
 
-def _voc_palette() -> list[int]:
+def voc_palette() -> list[int]:
     """Pascal VOC's 256 colours, flat: label bits 0, 1, 2 set r, g, b's top bit, 3, 4, 5 the next.
 
     Here once more, beside fcn.visualize.voc_palette, because `data` imports nothing of the rest.

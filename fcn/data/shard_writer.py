@@ -10,16 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from fcn.data.files import (
-    DataError,
-    Held,
-    Pair,
-    SegmentationFiles,
-    hold,
-    image_size,
-    mat_labels,
-    read_pair,
-)
+from fcn.data.files import Pair, SegmentationFiles, read_pair
+from fcn.data.reading import DataError, Held, hold, image_size, mat_labels
 from fcn.data.shards import FORMAT, Shards, index_name, parse, shards
 
 BLOCK = 512  # bytes; what a tar rounds every file up to

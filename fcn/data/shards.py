@@ -17,8 +17,9 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor
 
 from fcn.config import VOID
-from fcn.data.files import DataError, Held, Pair, SegmentationFiles
+from fcn.data.files import Pair, SegmentationFiles
 from fcn.data.ranges import check_size, is_address, locate, read_range, read_whole
+from fcn.data.reading import DataError, Held
 
 FORMAT = "fcn-shards-1"
 LONGEST_SIDE = 2**16  # pixels of an image that an index may claim

@@ -75,11 +75,32 @@ def random_scaled_crop(
     part = F.resize(part[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]
     if (height, width) == (side, side):
         return seen, part
-    image = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).repeat(1, side, side)
-    target = torch.full((side, side), VOID, dtype=torch.uint8)
-    image[:, before_y : before_y + height, before_x : before_x + width] = seen
-    target[before_y : before_y + height, before_x : before_x + width] = part
-    return image, target
+    return pad(seen, part, side, side, before_y, before_x)
+
+
+def pad(
+    image: Tensor, target: Tensor, height: int, width: int, top: int = 0, left: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Image (3, h, w) and target (h, w), at (top, left) of mean colour and void, height x width."""
+    wide = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).repeat(1, height, width)
+    void = torch.full((height, width), VOID, dtype=torch.uint8)
+    h, w = target.shape
+    wide[:, top : top + h, left : left + w] = image
+    void[top : top + h, left : left + w] = target
+    return wide, void
+
+
+def pad_collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Images of any sizes as one batch: each padded, below and to the right, to the largest.
+
+    Args: samples: (image uint8 (3, h, w), target uint8 (h, w)).
+    Returns: image (B, 3, H, W), target (B, H, W); H and W are the greatest h and w.
+    """
+    height, width = (max(target.shape[axis] for _, target in samples) for axis in (0, 1))
+    if any(target.shape != (height, width) for _, target in samples):
+        samples = [pad(image, target, height, width) for image, target in samples]
+    images, targets = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(targets)
 
 
 def _place(length: int, reach: int) -> int:

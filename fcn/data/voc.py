@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcn.data.files import DataError, Pair, SegmentationFiles
+from fcn.data.files import Pair, SegmentationFiles, read_list
+from fcn.data.reading import DataError
 
 CLASSES = [
     "background",
@@ -38,17 +39,20 @@ def voc(
     classes: Sequence[str] = CLASSES,
     ignore_index: int = 255,
     name: str = "voc",
+    strict: bool = True,
 ) -> SegmentationFiles:
     """A split of a data set in VOC layout.
 
     Args: folder: holds JPEGImages/, `masks`/ and ImageSets/Segmentation/`split`.txt.
+        strict: as for SegmentationFiles.
     Raises: DataError: the folder or a part of it is not there; says what should be.
     """
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such data set; unpack Pascal VOC there (the official archive holds "
-            "VOCdevkit/VOC2012), or set data.root to the folder that holds VOCdevkit"
+            "VOCdevkit/VOC2012) or let data.download=true fetch it, or set data.root to the folder "
+            "that holds VOCdevkit"
         )
     for part in ("JPEGImages", masks):
         if not (folder / part).is_dir():
@@ -56,14 +60,13 @@ def voc(
     if not listing.is_file():
         there = ", ".join(sorted(p.stem for p in listing.parent.glob("*.txt"))) or "none"
         raise DataError(f"{listing}: no such list; splits there: {there}")
-    ids = listing.read_text(encoding="utf-8-sig").split("\n")
     return SegmentationFiles(
         [
             Pair(i, folder / "JPEGImages" / f"{i}.jpg", folder / masks / f"{i}.png")
-            for i in (line.strip() for line in ids)
-            if i
+            for i in read_list(listing)
         ],
         classes,
         ignore_index,
         f"{name} {split} ({listing})",
+        strict=strict,
     )

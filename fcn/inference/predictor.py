@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fcn.data.files import read_image
+from fcn.data.reading import read_image
 from fcn.inference import checkpoint
 
 

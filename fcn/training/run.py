@@ -21,6 +21,7 @@ from rich.console import Console
 from fcn.checks import check, learning_rate
 from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError
 from fcn.data.datamodule import SegmentationData
+from fcn.data.official import fetch
 from fcn.inference import checkpoint, report
 from fcn.inference.evaluation import computes_bf16, pick_device
 from fcn.models.fcn import FCN
@@ -48,6 +49,8 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     check(cfg)
     if process_rank() == 0:
         refuse_overwriting(cfg.resume, folder)
+    if cfg.data.download:
+        fetch(cfg.data, console)
     quieten()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = SegmentationData(cfg.data, cfg.recipe, cfg.seed)
