@@ -113,10 +113,10 @@ def _repeated(pairs: Sequence[Pair], name: str) -> list[str]:
     for pair in pairs:
         by_id[pair.id].append(pair.image)
     return [
-        f"{name}: {i} is listed {'twice' if len(images) == 2 else f'{len(images)} times'}; "
+        f"{images[1]}: {images[0].name} has the same name; rename or remove one"
+        if images[0] != images[1] and isinstance(images[1], Path)
+        else f"{name}: {i} is listed {'twice' if len(images) == 2 else f'{len(images)} times'}; "
         "a list must name each image once"
-        if len(set(images)) == 1
-        else f"{images[1]}: {images[0].name} has the same name; rename or remove one"
         for i, images in by_id.items()
         if len(images) > 1
     ]
