@@ -140,6 +140,23 @@ class EvaluateConfig(CommonConfig):
 
 
 @dataclass
+class PredictConfig:
+    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
+    input: str | None = None  # a file, a folder, a pattern, or - for a list on standard input
+    output: str | None = None  # the folder to write to
+    overlays: bool = True  # also write overlays/NAME.png, the mask's colours over the image
+    probabilities: bool = False  # also write NAME.npz, every class's probability at every pixel
+    overwrite: bool = False  # false: go on with what was interrupted; true: do everything again
+    batch_size: int = 8  # at most so many images of one size go through together
+    tile: int | str | None = "auto"  # longest side that goes through at once; auto; null: any
+    flip: bool = False  # average over the image and its mirror image
+    scales: list[float] = field(default_factory=lambda: [1.0])  # average over these sizes
+    device: str = "auto"  # auto, cpu, cuda, mps
+    precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
+    debug: bool = False  # show the traceback of an error
+
+
+@dataclass
 class ImportCaffeConfig:
     caffemodel: str | None = None  # the file to import
     model: ModelConfig = field(default_factory=ModelConfig)  # which net it is; vgg16 is one too
@@ -153,6 +170,7 @@ class ImportCaffeConfig:
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
     "import_caffe": ImportCaffeConfig,
 }
 
@@ -254,14 +272,17 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
 
 
-def check_evaluation(cfg: EvaluateConfig) -> None:
+def check_inference(cfg: EvaluateConfig | PredictConfig) -> None:
     """Raises: ConfigError: a setting missing, or outside its choices."""
     if cfg.checkpoint is None:
         raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
+    if isinstance(cfg, EvaluateConfig):
+        check_data(cfg.data)
+    elif cfg.input is None or cfg.output is None:
+        raise ConfigError("give input=FILE, FOLDER, PATTERN or -, and output=FOLDER to write to")
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
     if cfg.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
-    check_data(cfg.data)
 
 
 def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:

@@ -13,6 +13,9 @@ from torch.utils.data import Dataset
 
 from fcn.config import VOID, UserError
 
+# What Pillow raises over a file that is no image, or a damaged one.
+UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+
 
 class DataError(UserError, ValueError):
     """A data set that is not there, or a file of it that cannot be used."""
@@ -68,8 +71,8 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
         return image, target
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(width, height) of every image as stored, from the files' headers alone."""
-        return [_header(pair.image) for pair in self.pairs]
+        """(width, height) of every image, from the files' headers."""
+        return [image_size(pair.image) for pair in self.pairs]
 
     def fingerprint(self) -> str:
         """sha256 of the id list, one a line: says which images a number was measured on."""
@@ -83,13 +86,35 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            array = np.array(upright.convert("RGB"))
+            array = upright_rgb(file)
     except FileNotFoundError:
         raise DataError(f"{path}: image not found") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, "image", error) from None
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """An image of any mode, turned upright by its EXIF orientation: uint8 (H, W, 3), RGB.
+
+    16-bit grey is scaled to 8 bits; transparency is dropped. The image itself may be turned.
+    Raises: ValueError: of floating-point values, whose range nothing tells.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("floating-point values; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # which Pillow would cut off at 255
+        array = np.asarray(image).clip(0, 65535) >> 8
+        return np.repeat(array.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode != "RGB":
+        if "transparency" in image.info:  # else Pillow warns of a palette's
+            image = image.convert("RGBA")
+        image = image.convert("RGB")
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, 1024):  # a large image is never held a third time
+        box = (0, top, image.width, min(top + 1024, image.height))
+        array[top : box[3]] = np.asarray(image.crop(box))
+    return array
 
 
 def read_mask(path: Path, num_classes: int, ignore_index: int) -> Tensor:
@@ -120,7 +145,7 @@ def _image_labels(path: Path) -> np.ndarray:
             labels = np.array(file)
     except FileNotFoundError:
         raise DataError(f"{path}: mask not found") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, "mask", error) from None
     if mode not in ("P", "L"):
         raise DataError(
@@ -143,14 +168,19 @@ def _mat_labels(path: Path) -> np.ndarray:
     return labels
 
 
-def _header(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image once turned upright, from its header as a rule.
+
+    Raises: DataError: missing or unreadable.
+    """
     try:
         with Image.open(path) as file:
             width, height = file.size
-            turned = file.getexif().get(0x0112, 1) >= 5  # EXIF orientation 5..8: on its side
+            # EXIF orientation 5..8: on its side. Pillow gives a TIFF's size upright already.
+            turned = file.format != "TIFF" and file.getexif().get(0x0112, 1) >= 5
     except FileNotFoundError:
         raise DataError(f"{path}: image not found") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, "image", error) from None
     return (height, width) if turned else (width, height)
 
