@@ -37,10 +37,30 @@ def test_images_of_every_kind_come_as_rgb_and_upright(tmp_path: Path) -> None:
         assert tuple(read_image(path).shape) == (3, 4, 6)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
-    grey.save(path := tmp_path / "turned.jpg", exif=exif)
-    assert tuple(read_image(path).shape) == (3, 6, 4)
-    files = SegmentationFiles([Pair("turned", path, path)], ["a", "b"], 255, "x")
-    assert files.sizes() == [(4, 6)]
+    for suffix in ("jpg", "png", "tif", "webp"):
+        grey.convert("RGB").save(path := tmp_path / f"turned.{suffix}", exif=exif)
+        assert tuple(read_image(path).shape) == (3, 6, 4)
+        files = SegmentationFiles([Pair("turned", path, path)], ["a", "b"], 255, "x")
+        assert files.sizes() == [(4, 6)]
+
+
+def test_sixteen_bits_become_eight_and_floats_are_refused(tmp_path: Path) -> None:
+    deep = np.array([[0, 255, 256, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 4 1 65535\n" + deep.astype(">u2").tobytes())
+    for suffix in ("png", "tif", "pgm"):
+        image = read_image(tmp_path / f"deep.{suffix}")
+        assert image[:, 0].tolist() == [[0, 0, 1, 255]] * 3
+    Image.fromarray(deep.astype(np.float32)).save(path := tmp_path / "float.tif")
+    with pytest.raises(DataError, match=r"float\.tif: unreadable image \(floating-point"):
+        read_image(path)
+
+
+def test_an_image_of_many_rows_is_read_whole(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (2049, 3, 3), dtype=np.uint8)
+    Image.fromarray(array).save(path := tmp_path / "tall.png")
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), array)
 
 
 def test_what_is_wrong_with_a_file_is_said_by_name(tiny_voc: TinyVOC) -> None:

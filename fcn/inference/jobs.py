@@ -131,12 +131,12 @@ def _read_stamp(path: Path) -> Stamp | None:
     """What made a file; None if it is none of ours, or damaged."""
     try:
         if path.suffix == ".npz":
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:
                 text = str(arrays["made_by"])
         else:
             with Image.open(path) as image:
                 text = image.info[FORMAT]
         stamp = json.loads(text)
-    except (*UNREADABLE, KeyError, zipfile.BadZipFile):
+    except (*UNREADABLE, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return stamp if isinstance(stamp, dict) else None
