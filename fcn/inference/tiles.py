@@ -8,6 +8,7 @@ cut alike.
 """
 
 from itertools import pairwise
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def parts(length: int, side: int | None, model: FCN, scale: float = 1) -> list[s
     surroundings = 2 * model.reach + model.period + 1  # 1: of `sample`
     room = int((side - surroundings) / max(scale, 1))
     if room < model.period:
-        least = surroundings + int(model.period * max(scale, 1)) + 1
+        least = surroundings + ceil(model.period * max(scale, 1))
         raise ConfigError(
             f"tile={side} is too small: scores of this net depend on {model.reach} pixels to each "
             f"side; give at least {least}, or tile=null for whole images"
