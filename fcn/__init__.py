@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from fcn.inference.checkpoint import load
     from fcn.inference.predictor import Predictor
     from fcn.models.fcn import FCN
+    from fcn.visualize import overlay
 
-__all__ = ["FCN", "Predictor", "load"]
+__all__ = ["FCN", "Predictor", "load", "overlay"]
 
 _HOMES = {
     "FCN": "fcn.models.fcn",
     "Predictor": "fcn.inference.predictor",
     "load": "fcn.inference.checkpoint",
+    "overlay": "fcn.visualize",
 }
 
 

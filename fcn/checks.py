@@ -9,6 +9,7 @@ from fcn.config import (
     DataConfig,
     EvaluateConfig,
     ModelConfig,
+    PredictConfig,
     RecipeConfig,
     TrainConfig,
 )
@@ -108,14 +109,17 @@ def check_data(data: DataConfig) -> None:
         )
 
 
-def check_evaluation(cfg: EvaluateConfig) -> None:
+def check_inference(cfg: EvaluateConfig | PredictConfig) -> None:
     """Raises: ConfigError: a setting missing, or outside its choices."""
     if cfg.checkpoint is None:
         raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
+    if isinstance(cfg, EvaluateConfig):
+        check_data(cfg.data)
+    elif cfg.input is None or cfg.output is None:
+        raise ConfigError("give input=FILE, FOLDER, PATTERN or -, and output=FOLDER to write to")
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
     if cfg.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
-    check_data(cfg.data)
 
 
 def check_ablation(cfg: AblateConfig) -> None:

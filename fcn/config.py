@@ -144,6 +144,23 @@ class EvaluateConfig(CommonConfig):
 
 
 @dataclass
+class PredictConfig:
+    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
+    input: str | None = None  # a file, a folder, a pattern, or - for a list on standard input
+    output: str | None = None  # the folder to write to
+    overlays: bool = True  # also write overlays/NAME.png, the mask's colours over the image
+    probabilities: bool = False  # also write NAME.npz, every class's probability at every pixel
+    overwrite: bool = False  # false: go on with what was interrupted; true: do everything again
+    batch_size: int = 8  # at most so many images of one size go through together
+    tile: int | str | None = "auto"  # longest side that goes through at once; auto; null: any
+    flip: bool = False  # average over the image and its mirror image
+    scales: list[float] = field(default_factory=lambda: [1.0])  # average over these sizes
+    device: str = "auto"  # auto, cpu, cuda, mps
+    precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
+    debug: bool = False  # show the traceback of an error
+
+
+@dataclass
 class PrepareDataConfig(CommonConfig):
     processes: int | None = None  # that read the files; null: one a core, fewer for few
     shards: str | None = None  # a folder to write the splits to, as WebDataset tars for data=shards
@@ -182,6 +199,7 @@ class AblateConfig:
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
     "import_caffe": ImportCaffeConfig,
     "ablate": AblateConfig,
     "explain": ExplainConfig,

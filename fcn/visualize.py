@@ -78,9 +78,14 @@ def overlay(
     _same_size("mask", labels, "image", image)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in 0..1, got {alpha}")
-    weight = np.where(labels == ignore_index, alpha / 3, alpha) * (labels != 0)
-    blend = weight[..., None]
-    result: UInt8 = (image * (1 - blend) + voc_palette()[labels] * blend).round().astype(np.uint8)
+    every = np.arange(256)
+    weight = (np.where(every == ignore_index, alpha / 3, alpha) * (every != 0))[:, None]
+    tint = voc_palette() * weight
+    result: UInt8 = np.empty(image.shape, np.uint8)
+    for top in range(0, len(labels), 256):  # a large image is never held as floats
+        rows = slice(top, top + 256)
+        label = labels[rows]
+        result[rows] = (image[rows] * (1 - weight)[label] + tint[label]).round()
     thickness = max(1, round(max(labels.shape) / 500))  # as thin to the eye at any image size
     result[_outline(labels, thickness, ignore_index)] = 255
     return result

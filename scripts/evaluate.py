@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from fcn.app import run
-from fcn.checks import check_evaluation
+from fcn.checks import check_inference
 from fcn.config import EvaluateConfig
 
 
 def main(cfg: EvaluateConfig) -> None:
-    check_evaluation(cfg)
+    check_inference(cfg)
     assert cfg.checkpoint is not None
 
     from hydra.core.hydra_config import HydraConfig
@@ -17,7 +17,7 @@ def main(cfg: EvaluateConfig) -> None:
     from fcn.data.datamodule import open_split
     from fcn.data.official import fetch
     from fcn.inference import checkpoint, report
-    from fcn.inference.evaluation import computes_bf16, pick_device
+    from fcn.inference.evaluation import pick_device, uses_bf16
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     trained = checkpoint.read(cfg.checkpoint)
@@ -28,8 +28,6 @@ def main(cfg: EvaluateConfig) -> None:
     files = open_split(cfg.data, split)
     trained.check_classes(files.classes, cfg.data.name)
     device = pick_device(cfg.device)
-    wanted = trained.about.get("precision", "") if cfg.precision == "auto" else cfg.precision
-    bf16 = wanted == "bf16-mixed" and (cfg.precision != "auto" or computes_bf16(device))
     metrics = report.judge(
         trained.model(),
         files,
@@ -38,7 +36,7 @@ def main(cfg: EvaluateConfig) -> None:
         data=cfg.data.name,
         split=split,
         device=device,
-        bf16=bf16,
+        bf16=uses_bf16(cfg.precision, trained.about, device),
         batch_size=cfg.batch_size,
     )
     report.print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)

@@ -67,6 +67,33 @@ def test_scores_lie_on_their_pixels(stride: int, padding: int | str) -> None:
     torch.testing.assert_close(score[inside, inside], ramp[inside, inside], atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("padding", ["aligned", 100])
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_a_score_sees_as_far_as_its_reach_and_no_further(stride: int, padding: int | str) -> None:
+    """With every weight positive, the gradient of a score shows which pixels it depends on."""
+    model = FCN(stride=stride, num_classes=2, padding=padding, width=1, head_width=1)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 1)
+    model.eval().double().backbone = Averaging(model.backbone)
+    image = torch.rand(1, 3, 1, 640, dtype=torch.float64, requires_grad=True)
+    score = model(image + 10)[0, 0, 0]
+    furthest = []
+    for x in range(304, 304 + model.period):
+        (gradient,) = torch.autograd.grad(score[x], image, retain_graph=True)
+        seen = gradient[0, 0, 0].nonzero().flatten()
+        furthest.append(int((seen - x).abs().max()))
+    assert max(furthest) == model.reach
+    assert model.period == 32
+
+
+def test_the_reach_of_fc6_is_half_its_receptive_field() -> None:
+    """404 pixels for VGG16, as the paper's figures have it."""
+    model = FCN(width=1, head_width=1)
+    grid = coordinate_map(model.backbone).then(coordinate_map(model.head))
+    assert (grid.scale, 2 * grid.reach + 1) == (32, 404)
+    assert transposed(4, 2).reach == Fraction(3, 4)
+
+
 class Averaging(nn.Module):
     """A backbone with mean instead of max pooling: linear, so that a ramp stays a ramp."""
 

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -35,21 +34,6 @@ def test_a_loaded_model_scores_as_it_did(tmp_path: Path, kind: str) -> None:
     assert torch.equal(loaded(image), model(image))
     assert not loaded.training
     assert read(path).classes == ["a", "b", "c", "d", "e"]
-
-
-def test_predictor_takes_files_pictures_arrays_and_tensors(tmp_path: Path) -> None:
-    model = with_random_scores(small(stride=8)).eval()
-    predictor = fcn.Predictor(lightning_file(tmp_path / "m.ckpt", model))
-    pixels = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path := tmp_path / "image.png")
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    expected = model(tensor[None] / 255)[0].argmax(0).numpy()
-    for image in (path, str(path), Image.open(path), pixels, tensor, tensor / 255):
-        mask = predictor(image)
-        assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(mask, expected)
-    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\), got float64"):
-        predictor(pixels / 255)
 
 
 class Malicious:

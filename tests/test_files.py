@@ -38,10 +38,17 @@ def test_images_of_every_kind_come_as_rgb_and_upright(tmp_path: Path) -> None:
         assert tuple(read_image(path).shape) == (3, 4, 6)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
-    grey.save(path := tmp_path / "turned.jpg", exif=exif)
-    assert tuple(read_image(path).shape) == (3, 6, 4)
-    files = SegmentationFiles([Pair("turned", path, path)], ["a", "b"], 255, "x")
-    assert files.sizes() == [(4, 6)]
+    for suffix in ("jpg", "png", "tif", "webp"):
+        grey.convert("RGB").save(path := tmp_path / f"turned.{suffix}", exif=exif)
+        assert tuple(read_image(path).shape) == (3, 6, 4)
+        files = SegmentationFiles([Pair("turned", path, path)], ["a", "b"], 255, "x")
+        assert files.sizes() == [(4, 6)]
+
+
+def test_an_image_of_many_rows_is_read_whole(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (2049, 3, 3), dtype=np.uint8)
+    Image.fromarray(array).save(path := tmp_path / "tall.png")
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), array)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,17 @@ def pick_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device={wanted}: not to be had here ({reason}); use auto") from error
     return torch.device(wanted)
+
+
+def uses_bf16(wanted: str, trained: Mapping[str, Any], device: torch.device) -> bool:
+    """Whether to run a checkpoint under autocast to bfloat16.
+
+    Args: wanted: 32-true; bf16-mixed; auto: as it was trained, where the device computes bfloat16.
+        trained: what the checkpoint says about itself.
+    """
+    if wanted == "auto":
+        return trained.get("precision") == "bf16-mixed" and computes_bf16(device)
+    return wanted == "bf16-mixed"
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -2,10 +2,11 @@
 
 Output index i of a layer (or a chain) sits at input coordinate scale * i + offset. Composed along
 two branches of a net, the maps say by how much one must be cropped to lie on the other; so no crop
-offset is ever typed in. The idea is the authors' own (Caffe's coord_map.py).
+offset is ever typed in. The idea is the authors' own (Caffe's coord_map.py). How far around its
+place an output sees is composed along with them: half the receptive field.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from torch import nn
@@ -15,15 +16,22 @@ from fcn.models.upsampling import Upsampling
 
 @dataclass(frozen=True)
 class CoordinateMap:
-    """Output index i sits at input coordinate scale * i + offset (exact fractions)."""
+    """Output index i sits at input coordinate scale * i + offset (exact fractions).
+
+    It depends on inputs up to `reach` away from there, and on none beyond. Two maps are equal if
+    they put outputs at the same places.
+    """
 
     scale: Fraction = Fraction(1)
     offset: Fraction = Fraction(0)
+    reach: Fraction = field(default=Fraction(0), compare=False)
 
     def then(self, following: "CoordinateMap") -> "CoordinateMap":
         """The map of this layer followed by another."""
         return CoordinateMap(
-            self.scale * following.scale, self.scale * following.offset + self.offset
+            self.scale * following.scale,
+            self.scale * following.offset + self.offset,
+            self.scale * following.reach + self.reach,
         )
 
     def index_in(self, other: "CoordinateMap") -> int:
@@ -39,13 +47,16 @@ class CoordinateMap:
 
 def window(kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> CoordinateMap:
     """The map of a convolution or a pooling: each output sits at the centre of its window."""
-    return CoordinateMap(Fraction(stride), Fraction(dilation * (kernel - 1), 2) - Fraction(padding))
+    reach = Fraction(dilation * (kernel - 1), 2)
+    return CoordinateMap(Fraction(stride), reach - padding, reach)
 
 
 def transposed(kernel: int, stride: int, padding: int = 0) -> CoordinateMap:
     """The map of a transposed convolution: the inverse of that of its convolution."""
     forward = window(kernel, stride, padding)
-    return CoordinateMap(1 / forward.scale, -forward.offset / forward.scale)
+    return CoordinateMap(
+        1 / forward.scale, -forward.offset / forward.scale, forward.reach / forward.scale
+    )
 
 
 def coordinate_map(layer: nn.Module) -> CoordinateMap:

@@ -4,7 +4,7 @@ Long, Shelhamer & Darrell, CVPR 2015 (arXiv 1411.4038), figure 3; PAMI 2016 (arX
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class FCN(nn.Module):
         mean, std: three each, RGB in [0, 1]; buffers, stored with the weights.
 
     forward: float (B, 3, H, W), RGB in [0, 1] -> score, float (B, K, H, W), for every H, W >= 1.
+    reach: a pixel's score depends on the pixels up to this many rows and columns away.
+    period: shifted by a multiple of this, an image has its scores shifted alike.
     Raises: ValueError: an argument outside the above.
     """
 
@@ -113,6 +115,7 @@ class FCN(nn.Module):
         )
         self.score_fr = score_layer(head_width, num_classes)
         grid = coordinate_map(self.backbone).then(coordinate_map(self.head))
+        self.period = int(grid.scale)
         self.skips: list[Skip] = []
         for pool in SKIPS[stride]:
             upscore = make_upsampling(upsampling, 2, num_classes, final=False)
@@ -124,10 +127,13 @@ class FCN(nn.Module):
             shift = upsampled.index_in(skip_grid)
             scale = skip_scales.get(pool, 1.0)
             self.skips.append(Skip(pool, scale, max(-shift, 0), max(shift, 0)))
-            grid = upsampled if shift > 0 else skip_grid
+            reach = max(upsampled.reach, skip_grid.reach)
+            grid = replace(upsampled if shift > 0 else skip_grid, reach=reach)
         final = make_upsampling(upsampling, stride, num_classes, final=True)
         self.add_module(FINAL[stride], final)
-        self.offset = CoordinateMap().index_in(grid.then(coordinate_map(final)))
+        pixels = grid.then(coordinate_map(final))
+        self.offset = CoordinateMap().index_in(pixels)
+        self.reach = int(pixels.reach)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
