@@ -150,10 +150,21 @@ class ImportCaffeConfig:
     debug: bool = False  # show the traceback of an error
 
 
+@dataclass
+class ExportConfig:
+    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
+    format: str = "onnx"  # onnx, torch_export, safetensors
+    output: str | None = None  # the file to write: .onnx, .pt2, .safetensors
+    input: str = "float"  # RGB images: float in [0, 1], or uint8
+    argmax: bool = False  # labels instead of scores
+    debug: bool = False  # show the traceback of an error
+
+
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "import_caffe": ImportCaffeConfig,
+    "export": ExportConfig,
 }
 
 

@@ -252,9 +252,9 @@ def test_two_processes_validate_as_one(tiny_voc: TinyVOC) -> None:
     assert metrics["protocol"]["images"] == 3
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "import_caffe"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "import_caffe", "export"])
 def test_help_helps(name: str, tmp_path: Path) -> None:
     shown = script(name, "--help", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert f"python scripts/{name}.py" in shown.stdout
-    assert ("data: " in shown.stdout) == (name != "import_caffe")
+    assert ("data: " in shown.stdout) == (name in ("train", "evaluate"))
