@@ -122,8 +122,7 @@ def test_every_upsampling_is_the_same(tmp_path: Path, upsampling: str, kind: str
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
-        ("onnx", {"upsampling": "fixed", "backbone": "mini"}),
-        ("onnx", {"upsampling": "learned", "padding": 100, "stride": 16}),
+        ("onnx", {"upsampling": "learned", "padding": 100, "backbone": "mini"}),
         ("torch_export", {"upsampling": "cvpr15", "skip_scales": {"pool4": 0.5}}),
     ],
 )
