@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_args
 
 import hydra
@@ -50,6 +51,11 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
             raise
         print(f"error: {explain(error, name)}", file=sys.stderr)
         sys.exit(1)
+
+
+def quoted(path: Path) -> str:
+    """A path as a value on Hydra's command line, whatever characters it has."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def explain(error: BaseException, name: str) -> str:

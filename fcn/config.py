@@ -1,7 +1,7 @@
 """The schema of every setting: typed, with defaults; unknown keys and wrong types are refused.
 
-The choices lie in `configs/`, one folder a group, one short file a choice. `check` refuses what
-does not fit together. Nothing heavy is imported here, so that `--help` stays quick.
+The choices lie in `configs/`, one folder a group, one short file a choice. What does not fit
+together, `fcn.checks` refuses. Nothing heavy is imported here, so that `--help` stays quick.
 """
 
 from dataclasses import dataclass, field
@@ -45,14 +45,15 @@ class BackboneConfig:
 
 @dataclass
 class UpsamplingConfig:
-    name: str = "fixed"  # fixed, learned, learned_channelwise, cvpr15
+    # fixed, learned, learned_channelwise, cvpr15, nonlinear, nearest_conv, interpolate
+    name: str = "fixed"
 
 
 @dataclass
 class DataConfig:
     name: str = MISSING  # what it is called in metrics.json and on screen
-    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder
-    root: str = str(REPOSITORY / "data")  # folder of the data sets
+    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder, shards
+    root: str = str(REPOSITORY / "data")  # folder of the data sets; of shards, an address too
     folder: str = ""  # of this data set, below root
     masks: str = "SegmentationClass"  # folder of the masks, below `folder`
     train_split: str = "train"
@@ -160,11 +161,32 @@ class ExportConfig:
     debug: bool = False  # show the traceback of an error
 
 
+@dataclass
+class ExplainConfig(CommonConfig):
+    explain: str = "all"  # or one topic
+    checkpoint: str | None = None  # a trained net for the last topics; null: train a small one
+    image: str | None = None  # an id of data.split to look at; null: one that shows many classes
+    steps: int = 200  # of that training
+
+
+@dataclass
+class AblateConfig:
+    models: list[str] = field(default_factory=list)  # choices of model, of upsampling, and seeds
+    upsamplings: list[str] = field(default_factory=list)  # the first is what others differ from
+    seeds: list[int] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)  # of scripts/train.py, for every run
+    jobs: int = 1  # runs at once; they share out the processor's cores
+    time_rounds: int = 30  # steps of each net to time at the end, in turns; 0: none
+    debug: bool = False  # show the traceback of an error
+
+
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "import_caffe": ImportCaffeConfig,
     "export": ExportConfig,
+    "ablate": AblateConfig,
+    "explain": ExplainConfig,
 }
 
 
@@ -173,108 +195,3 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, node in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=node)
-
-
-def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
-    """The rate of this model under this recipe.
-
-    Raises: ConfigError: the recipe has none for it.
-    """
-    if recipe.lr is not None:
-        return recipe.lr
-    if model.name not in recipe.lr_by_model:
-        raise ConfigError(
-            f"recipe={recipe.name} has no learning rate for model {model.name}; set recipe.lr"
-        )
-    return recipe.lr_by_model[model.name]
-
-
-def check(cfg: TrainConfig) -> None:
-    """Refuses settings outside their choices, or that do not fit together, with the reason.
-
-    Raises: ConfigError.
-    """
-    model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
-    _one_of("model.stride", model.stride, (32, 16, 8))
-    _one_of("model.padding", model.padding, ("aligned", 100))
-    _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
-    _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
-    _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
-    check_data(cfg.data)
-    for key, value, least in (
-        ("recipe.batch_size", recipe.batch_size, 1),
-        ("recipe.accumulate", recipe.accumulate, 1),
-        ("recipe.val_every", recipe.val_every, 1),
-        ("recipe.crop", 1 if recipe.crop is None else recipe.crop, 1),
-        ("trainer.max_steps", trainer.max_steps, 1),
-    ):
-        if value < least:
-            raise ConfigError(f"{key} must be at least {least}, got {value}")
-    if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
-        raise ConfigError(
-            f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
-        )
-    if recipe.crop is None and recipe.batch_size > 1:
-        raise ConfigError(
-            f"recipe.batch_size={recipe.batch_size} needs recipe.crop, as whole images differ in "
-            "size; set recipe.crop, or recipe.batch_size=1 with recipe.accumulate"
-        )
-    if recipe.crop is None and recipe.scale != [1, 1]:
-        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
-    if cfg.resume and model.init_from:
-        raise ConfigError("resume goes on with a run's own weights; leave out model.init_from")
-    lr = learning_rate(recipe, model)
-    if lr <= 0:
-        raise ConfigError(f"recipe.lr must be positive, got {lr}")
-    summed = recipe.loss_reduction == "sum"
-    if summed and lr > 1e-6:
-        raise ConfigError(
-            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over some "
-            "200,000 pixels wants about 1e-10 (32s) to 1e-14 (8s); lower it, or use mean"
-        )
-    if summed and trainer.accumulate_grad_batches > 1:
-        raise ConfigError(
-            "recipe.loss_reduction=sum does not fit recipe.accumulate > 1, which averages over its "
-            "forward passes; use accumulate=1, or mean"
-        )
-    if not summed and lr < 1e-8:
-        raise ConfigError(
-            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=mean: nothing would be learned; "
-            "raise it, or use sum"
-        )
-    if summed and "16" in str(trainer.precision) and "bf16" not in str(trainer.precision):
-        raise ConfigError(
-            f"trainer.precision={trainer.precision} does not fit recipe.loss_reduction=sum: "
-            "a sum over pixels overflows float16; use 32-true or bf16-mixed"
-        )
-    staged = model.init_from or cfg.resume or model.skip_scales
-    if summed and model.stride < 32 and not staged:
-        raise ConfigError(
-            f"model={model.name} straight from VGG does not fit recipe={recipe.name}: the unscaled "
-            "skips drown the scores; give model.init_from= an FCN of the next coarser stride, or "
-            "use model=fcn8s_atonce"
-        )
-
-
-def check_data(data: DataConfig) -> None:
-    """Raises: ConfigError: a setting of the data outside its choices."""
-    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder"))
-    if not 0 <= data.ignore_index <= 255:
-        raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
-    if data.num_workers < 0:
-        raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
-
-
-def check_evaluation(cfg: EvaluateConfig) -> None:
-    """Raises: ConfigError: a setting missing, or outside its choices."""
-    if cfg.checkpoint is None:
-        raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
-    _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
-    if cfg.batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
-    check_data(cfg.data)
-
-
-def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}")

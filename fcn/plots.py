@@ -135,6 +135,64 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
     return _render(every_axes[0])
 
 
+def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Image.Image:
+    """Every value as a dot, a row a choice, a panel a group; the mean of each row is a bar.
+
+    Args: groups: group -> choice -> values in 0..1, at least one each. Written in percent.
+    Returns: an RGB image. Each panel has its own scale: rows compare, panels do not.
+    Raises: ValueError: there are no values.
+    """
+    if not groups or not all(rows and all(map(len, rows.values())) for rows in groups.values()):
+        raise ValueError("groups must each hold a choice with at least one value")
+    rows = max(map(len, groups.values()))
+    every_axes = _axes(4.2, 0.38 * rows + 0.2, len(groups), gap=1.9)
+    for axes, (group, choices) in zip(every_axes, groups.items(), strict=True):
+        for row, values in enumerate(choices.values()):
+            shown, mean = [100 * v for v in values], 100 * sum(values) / len(values)
+            axes.plot(shown, [row] * len(shown), "o", color=LINES[0], markersize=6, alpha=0.6)
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=LINES[1], linewidth=2)
+            axes.text(
+                1.01, row, f"{mean:.1f}", transform=axes.get_yaxis_transform(),
+                fontsize=9, color=INK, va="center",
+            )  # fmt: skip
+        axes.set_yticks(range(len(choices)), list(choices), fontsize=9, parse_math=False)
+        axes.set_ylim(rows - 0.4, -0.6)
+        axes.margins(x=0.08)
+        axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+        axes.set_title(group, fontsize=11, color=INK, parse_math=False)
+        axes.set_xlabel(title)
+    return _render(every_axes[0])
+
+
+def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str = "") -> Image.Image:
+    """Upsampling kernels as they are, as they began, and the difference: a column a class.
+
+    Args: now: (K, k, k), of each class onto itself. start: (k, k). classes: K names.
+    Returns: an RGB image; red is positive, blue negative, one scale for the first two rows and one
+        for the differences, both in their titles.
+    Raises: ValueError: classes are not K.
+    """
+    _one_name_each("now", now, classes)
+    change = now - start
+    limit, changed = max(np.abs(now).max(), start.max()), max(float(np.abs(change).max()), 1e-9)
+    rows = (("start", np.broadcast_to(start, now.shape), limit), ("now", now, limit))
+    count, k, _ = now.shape
+    (whole,) = _axes(0.9 * count, 2.7)
+    whole.set_axis_off()
+    for i, (name, arrays, most) in enumerate((*rows, ("change", change, changed))):
+        axes = whole.inset_axes((0, (2 - i) / 3, 1, 0.31))
+        strip = np.pad(arrays, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)  # a gap between
+        strip = strip.transpose(1, 0, 2).reshape(k, -1)[:, :-1]
+        axes.imshow(strip, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+        axes.spines[:].set_visible(False)
+        middles = np.arange(count) * (k + 1) + (k - 1) / 2
+        axes.set_xticks(middles, classes if i == 0 else [""] * count, fontsize=8, parse_math=False)
+        axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, labelcolor=INK)
+        axes.set_yticks([(k - 1) / 2], [f"{name}\n±{most:.2g}"], fontsize=8)
+    whole.set_title(title, fontsize=11, color=INK, pad=24, parse_math=False)
+    return _render(whole)
+
+
 def _draw_loss(axes: Axes, step: Floats, value: Floats, label: str, colour: str) -> None:
     if not len(value):
         return
@@ -161,12 +219,12 @@ def _draw_mean_iou(axes: Axes, step: Floats, value: Floats, label: str, colour: 
     axes.set_ylim(bottom=0)
 
 
-def _axes(width: float, height: float, count: int = 1) -> list[Axes]:
+def _axes(width: float, height: float, count: int = 1, gap: float = 0.7) -> list[Axes]:
     """count axes of width x height inches, side by side in one figure that pyplot never sees."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pitch = width + 0.7
+    pitch = width + gap
     figure = Figure((pitch * count, height))
     FigureCanvasAgg(figure)
     share = (width / (pitch * count), 1.0)

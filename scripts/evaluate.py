@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fcn.app import run
-from fcn.config import ConfigError, EvaluateConfig, check_evaluation
+from fcn.checks import check_evaluation
+from fcn.config import EvaluateConfig
 
 
 def main(cfg: EvaluateConfig) -> None:
@@ -21,11 +22,7 @@ def main(cfg: EvaluateConfig) -> None:
     trained = checkpoint.read(cfg.checkpoint)
     split = cfg.data.split or cfg.data.val_split
     files = open_split(cfg.data, split)
-    if trained.classes != files.classes:
-        raise ConfigError(
-            f"checkpoint={cfg.checkpoint} scores {', '.join(trained.classes)}; data={cfg.data.name}"
-            f" has {', '.join(files.classes)}; choose the data it was trained on, or data.classes"
-        )
+    trained.check_classes(files.classes, cfg.data.name)
     device = pick_device(cfg.device)
     wanted = trained.about.get("precision", "") if cfg.precision == "auto" else cfg.precision
     bf16 = wanted == "bf16-mixed" and (cfg.precision != "auto" or computes_bf16(device))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fcn.app import run
+from fcn.app import quoted, run
 from fcn.config import ConfigError, TrainConfig
 
 
@@ -48,8 +48,7 @@ def continued(arguments: list[str]) -> list[str]:
     before = list(OmegaConf.load(started_with)) if started_with.is_file() else []
     before = [o for o in before if o.partition("=")[0].lstrip("+") not in keys]
     if "hydra.run.dir" not in keys:
-        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        arguments = [*arguments, f"hydra.run.dir='{quoted}'"]
+        arguments = [*arguments, f"hydra.run.dir={quoted(folder)}"]
     return [*before, *arguments]
 
 

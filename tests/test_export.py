@@ -18,10 +18,12 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
+from fcn import checks
+from fcn.checks import EXPORT_SUFFIX, check_export
 from fcn.config import REPOSITORY, ConfigError, ExportConfig
 from fcn.inference import checkpoint
 from fcn.inference import export as room
-from fcn.inference.export import SUFFIX, ExportError, export
+from fcn.inference.export import ExportError, export
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from tests.test_checkpoint import Malicious, lightning_file
@@ -57,7 +59,7 @@ def exported(folder: Path, model: FCN, **settings: Any) -> Path:
     """The file that the settings ask for, of this model."""
     source = folder / "model.safetensors"
     checkpoint.write_safetensors(source, model, {"classes": CLASSES})
-    output = folder / f"net{SUFFIX[settings['format']]}"
+    output = folder / f"net{EXPORT_SUFFIX[settings['format']]}"
     cfg = ExportConfig(checkpoint=str(source), output=str(output), **settings)
     export(cfg, Console(file=io.StringIO()))
     return output
@@ -142,7 +144,7 @@ class Labeller:
         content = torch.load(self.source, weights_only=True)
         content["callbacks"] = {"History": {"loss": [], "mean_iou": [(10, 0.1), (20, 0.25)]}}
         torch.save(content, self.source)
-        self.path = folder / "new" / f"net{SUFFIX[kind]}"
+        self.path = folder / "new" / f"net{EXPORT_SUFFIX[kind]}"
         cfg = ExportConfig(checkpoint=str(self.source), format=kind, output=str(self.path))
         if kind != "safetensors":
             cfg.input, cfg.argmax = "uint8", True
@@ -151,7 +153,7 @@ class Labeller:
         self.printed = console.file.getvalue()
 
 
-@pytest.fixture(scope="module", params=SUFFIX)
+@pytest.fixture(scope="module", params=EXPORT_SUFFIX)
 def labeller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Labeller:
     return Labeller(tmp_path_factory.mktemp("labeller"), request.param)
 
@@ -243,7 +245,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 ) -> None:
     model = random_net()
     kind = "onnx" if damaged is nudged_onnx else "safetensors"
-    (output := tmp_path / f"net{SUFFIX[kind]}").write_text("an older export")
+    (output := tmp_path / f"net{EXPORT_SUFFIX[kind]}").write_text("an older export")
     damaged(tmp_path / "damaged", copy.deepcopy(model))
     monkeypatch.setattr(
         room, "write", lambda path, *_, **__: shutil.move(path.parent / "damaged", path)
@@ -267,16 +269,17 @@ def test_a_file_that_computes_something_else_is_not_kept(
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        export(ExportConfig(checkpoint="m.safetensors", **settings), Console())
+        check_export(ExportConfig(checkpoint="m.safetensors", **settings))
 
 
 def test_missing_packages_are_named_with_the_way_to_get_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "ONNX_PACKAGES", ("onnx", "no_such_runtime"))
+    monkeypatch.setattr(checks, "ONNX_PACKAGES", ("onnx", "no_such_runtime"))
     words = r'format=onnx needs no_such_runtime: pip install -e "\.\[export\]"'
     with pytest.raises(ConfigError, match=words):
-        exported(tmp_path, small(), format="onnx")
+        check_export(ExportConfig(checkpoint="a.ckpt", output="a.onnx"))
+    check_export(ExportConfig(checkpoint="a.ckpt", output="a.pt2", format="torch_export"))
 
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(

@@ -15,7 +15,7 @@ def small(**arguments: object) -> FCN:
 
 @pytest.mark.parametrize("padding", ["aligned", 100])
 @pytest.mark.parametrize("stride", [32, 16, 8])
-@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 def test_scores_have_the_images_own_size(stride: int, padding: int | str, upsampling: str) -> None:
     model = small(stride=stride, padding=padding, upsampling=upsampling).eval()
     with torch.inference_mode():

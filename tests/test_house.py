@@ -10,15 +10,18 @@ from fcn.config import REPOSITORY
 MAY_IMPORT = {
     "__init__.py": set(),
     "app.py": {"config"},
+    "checks.py": {"config"},
     "config.py": set(),
     "models": {"config", "models"},
     "data": {"config", "data"},
     "metrics.py": {"config"},
     "visualize.py": {"config"},
     "plots.py": set(),
-    "inference": {"config", "models", "data", "metrics", "visualize", "plots", "inference"},
+    "page.py": set(),
+    "inference": {"config", "models", "data", "metrics", "visualize", "plots", "page", "inference"},
 }
-MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"training"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training"}
+MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 
 

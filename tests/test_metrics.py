@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fcn.metrics import confusion_matrix, scores
+from fcn.metrics import TRIMAP_WIDTHS, Trimap, border_distance, confusion_matrix, scores
 
 
 def brute_force(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
@@ -58,3 +58,36 @@ def test_many_pixels_are_counted_exactly() -> None:
     confusion.confmat[1, 1] = 2**24
     confusion.update(torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64))
     assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_trimap_equals_a_search_for_the_nearest_other_label(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    classes, shape = 4, (13, 17)
+    truth = rng.choice([0, 1, 3, 255], (2, 4, 4), p=[0.5, 0.2, 0.2, 0.1])
+    truth = truth.repeat(4, 1).repeat(5, 2)[:, : shape[0], : shape[1]]
+    predicted = rng.choice(classes, truth.shape)
+    trimap = Trimap(classes)
+    trimap.update(torch.from_numpy(predicted), torch.from_numpy(truth))
+    pixels = list(np.ndindex(shape))
+    for width, mean_iou in zip(TRIMAP_WIDTHS, trimap.mean_iou(), strict=True):
+        confusion = np.zeros((classes, classes), int)
+        for t, p in zip(truth, predicted, strict=True):
+            for y, x in pixels:
+                others = [math.dist((y, x), q) for q in pixels if t[q] != t[y, x]]
+                if t[y, x] != 255 and min(others) <= width:
+                    confusion[t[y, x], p[y, x]] += 1
+        assert mean_iou == pytest.approx(scores(torch.from_numpy(confusion)).mean_iou, abs=1e-12)
+        if width == 6:
+            break
+
+
+def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_border() -> None:
+    truth = torch.zeros(1, 9, 15, dtype=torch.uint8)
+    assert np.isinf(border_distance(truth[0].numpy())).all()
+    truth[:, :, 7:] = 1
+    prediction = torch.randint(0, 2, truth.shape)
+    trimap, confusion = Trimap(2), confusion_matrix(2)
+    for accumulator in (trimap, confusion):
+        accumulator.update(prediction, truth)
+    assert trimap.mean_iou()[-1] == scores(confusion.compute()).mean_iou

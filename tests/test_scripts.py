@@ -60,6 +60,7 @@ def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> s
         (["upsampling=bicubic"], ["bicubic", "cvpr15", "fixed", "learned"]),
         (["backbone=resnet50"], ["resnet50", "mini", "vgg16"]),
         (["data=coco"], ["coco", "shapes", "voc2012"]),
+        (["data=shards", "data.root=nowhere"], ["nowhere/train.json", "no such index"]),
         (["experiment=none_such"], ["none_such", "voc_mini"]),
         (["recipe.max_steps=many"], ["recipe.max_steps", "many"]),
         (["recipe.flip=7.5"], ["recipe.flip", "7.5"]),

@@ -6,7 +6,7 @@ from torchvision.models.vgg import VGG, make_layers
 
 from fcn.models.fcn import FCN
 from fcn.models.surgery import SurgeryError, convolutionalize, expand_score, transplant
-from fcn.models.upsampling import FixedUpsampling
+from fcn.models.upsampling import UPSAMPLINGS, FixedUpsampling
 from tests.test_fcn import small, with_random_scores
 
 
@@ -90,7 +90,7 @@ def test_a_finer_net_starts_as_the_coarser_one(
     assert float((after.argmax(1) == before.argmax(1)).float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("upsampling", ["fixed", "learned", "learned_channelwise", "cvpr15"])
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 def test_expand_score_keeps_the_old_scores(upsampling: str) -> None:
     model = with_random_scores(small(stride=8, upsampling=upsampling)).eval()
     grown = expand_score(model, 9)

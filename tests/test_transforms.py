@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,3 +76,13 @@ def test_whole_images_stay_whole_and_jitter_leaves_masks_alone() -> None:
     changed, mask = train_transform(None, [1.0, 1.0], False, 0.5)(image, target)
     assert not torch.equal(changed, image)
     assert torch.equal(mask, target)
+
+
+def test_a_transform_reaches_a_worker_that_is_spawned() -> None:
+    image, target = coordinates(110, 120)
+    results = []
+    transform = train_transform(32, [0.5, 2.0], True, 0.5)
+    for each in (transform, pickle.loads(pickle.dumps(transform))):
+        torch.manual_seed(3)
+        results.append(each(image, target))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -1,13 +1,18 @@
 import pytest
+import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from fcn.models.alignment import coordinate_map
 from fcn.models.upsampling import (
     UPSAMPLINGS,
     FixedUpsampling,
+    InterpolateUpsampling,
     LearnedUpsampling,
+    NearestConvUpsampling,
+    NonlinearUpsampling,
     bilinear_kernel,
     kernel_size,
     make_upsampling,
@@ -61,10 +66,95 @@ def test_learned_starts_as_bilinear(channelwise: bool, factor: int) -> None:
     torch.testing.assert_close(learned(score, 1, (6, 5)), FixedUpsampling(factor)(score, 1, (6, 5)))
 
 
-def test_a_linear_ramp_stays_a_ramp_inside() -> None:
-    ramp = torch.arange(8.0).repeat(8, 1)[None, None]
-    up = FixedUpsampling(4)(ramp)[0, 0, 16, 8:-8]
-    torch.testing.assert_close(up.diff(), torch.full((up.numel() - 1,), 0.25))
+@pytest.mark.parametrize("choice", UPSAMPLINGS)
+@pytest.mark.parametrize("factor", [2, 8])
+def test_a_ramp_stays_a_ramp_where_the_coordinate_map_says(choice: str, factor: int) -> None:
+    """All are bilinear inside at the start, and each output lies where alignment.py has it."""
+    layer = make_upsampling(choice, factor, 2, final=True)
+    there = coordinate_map(layer)
+    score = torch.arange(12.0).repeat(1, 2, 12, 1)
+    result = layer(score)[0, 1, 6 * factor]
+    assert result.numel() == 11 * factor + layer.kernel
+    x = torch.arange(result.numel()) * float(there.scale) + float(there.offset)
+    inside = (x > 2) & (x < 9)
+    torch.testing.assert_close(result[inside], x[inside].float(), atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    factor=st.sampled_from([2, 3, 4, 8]), h=st.integers(1, 5), w=st.integers(1, 5), data=st.data()
+)
+def test_nearest_conv_is_nearest_neighbour_then_a_convolution(
+    factor: int, h: int, w: int, data: st.DataObject
+) -> None:
+    layer = NearestConvUpsampling(factor, 3).double()
+    torch.nn.init.normal_(layer.weight)
+    score = torch.randn(2, 3, h, w, dtype=torch.float64, requires_grad=True)
+    repeated = F.interpolate(score, scale_factor=factor, mode="nearest")
+    expected = F.conv2d(repeated, layer.weight, padding=layer.weight.shape[-1] - 1)
+    offset = data.draw(st.integers(0, factor))
+    result, expected = layer(score, offset), expected[..., offset:, offset:]
+    torch.testing.assert_close(result, expected)
+    upstream = torch.randn_like(result)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(y, (score, layer.weight), upstream) for y in (result, expected)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 8, 32])
+def test_nearest_conv_starts_as_bilinear(factor: int) -> None:
+    score = torch.randn(1, 3, 5, 4)
+    nearest = NearestConvUpsampling(factor, 3)
+    torch.testing.assert_close(nearest(score), FixedUpsampling(factor)(score), atol=1e-5, rtol=0)
+
+
+def test_nearest_conv_cannot_draw_a_checkerboard_where_a_transposed_convolution_does() -> None:
+    constant = torch.ones(1, 3, 6, 6)
+    for layer, even in ((NearestConvUpsampling(4, 3), True), (LearnedUpsampling(4, 3), False)):
+        torch.nn.init.normal_(layer.weight)
+        inside = layer(constant)[..., 8:-8, 8:-8]
+        unevenness = (inside.amax((-2, -1)) - inside.amin((-2, -1))).max()
+        assert (unevenness < 1e-4) == even
+
+
+@settings(deadline=None, max_examples=30)
+@given(factor=st.sampled_from([2, 3, 8]), h=st.integers(1, 6), w=st.integers(1, 6))
+def test_interpolate_holds_the_outermost_scores_and_is_fixed_inside(
+    factor: int, h: int, w: int
+) -> None:
+    score = torch.randn(1, 2, h, w, dtype=torch.float64)
+    result = InterpolateUpsampling(factor)(score)
+    border = (result.shape[-1] - w * factor) // 2
+    inner = result[..., border : border + h * factor, border : border + w * factor]
+    zoomed = scipy.ndimage.zoom(
+        score.numpy(), (1, 1, factor, factor), order=1, mode="nearest", grid_mode=True
+    )
+    torch.testing.assert_close(inner, torch.from_numpy(zoomed))
+    fixed = FixedUpsampling(factor)(score)
+    assert fixed.shape == result.shape
+    inside = slice(factor, -factor)
+    torch.testing.assert_close(result[..., inside, inside], fixed[..., inside, inside])
+
+
+def test_nonlinear_is_doublings_in_a_row_until_a_score_falls_below_the_knee() -> None:
+    layer, double = NonlinearUpsampling(8, 3), FixedUpsampling(2)
+    high, low = torch.rand(1, 3, 4, 5), -1 - torch.rand(1, 3, 4, 5)
+    torch.testing.assert_close(layer(high, 2, (9, 7)), double(double(double(high)))[..., 2:11, 2:9])
+    inside = slice(14, -14)
+    torch.testing.assert_close(layer(low)[..., inside, inside], -torch.ones(1, 3, 18, 26))
+
+
+def test_nonlinear_learns_from_scores_of_zero() -> None:
+    """As a net's are at the start: with corners at zero no gradient would come through."""
+    score = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    layer = NonlinearUpsampling(8, 3)
+    layer(score).sum().backward()
+    assert score.grad is not None
+    assert (score.grad > 60).all()
+    for knee in layer.knees:
+        assert knee.grad is not None
 
 
 def test_choices_train_what_they_say() -> None:
@@ -79,6 +169,9 @@ def test_choices_train_what_they_say() -> None:
     assert trainable["learned"] == [5 * 5 * 4 * 4, 5 * 5 * 16 * 16]
     assert trainable["learned_channelwise"] == [5 * 4 * 4, 5 * 16 * 16]
     assert trainable["cvpr15"] == [5 * 5 * 4 * 4, 0]
+    assert trainable["nonlinear"] == [5 * 5 * 4 * 4, 3 * 5 * 5 * 4 * 4 + 2 * 5]
+    assert trainable["nearest_conv"] == [5 * 5 * 3 * 3, 5 * 5 * 9 * 9]
+    assert trainable["interpolate"] == [0, 0]
 
 
 def test_fixed_stores_nothing() -> None:
@@ -90,3 +183,5 @@ def test_errors_name_the_value_and_the_choices() -> None:
         make_upsampling("bicubic", 2, 5, final=False)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         bilinear_kernel(0)
+    with pytest.raises(ValueError, match=r"2, 4, 8, .*got 12"):
+        NonlinearUpsampling(12, 5)

@@ -19,6 +19,7 @@ from fcn.data import shapes, voc
 from fcn.data.files import DataError, SegmentationFiles
 from fcn.data.folder import folder
 from fcn.data.sbd import sbd
+from fcn.data.shards import shards
 from fcn.data.transforms import Paired, train_transform
 
 
@@ -32,6 +33,8 @@ def open_split(data: DataConfig, split: str) -> SegmentationFiles:
         return sbd(root, split, ignore_index=data.ignore_index)
     if data.layout == "folder":
         return folder(root, split, classes=classes, ignore_index=data.ignore_index)
+    if data.layout == "shards":
+        return shards(data.root, split, classes=classes, ignore_index=data.ignore_index)
     own = root / data.folder
     if data.layout == "shapes":
         own = shapes.prepare(root)

@@ -37,7 +37,7 @@ def folder(
                 f"{path}: {pairs[path.stem].image.name} has the same name; rename or remove one"
             )
         pairs[path.stem] = Pair(f"{split}/{path.stem}", path, masks / f"{path.stem}.png")
-    if lone := [pair for pair in pairs.values() if not pair.mask.is_file()]:
+    if lone := [pair for name, pair in pairs.items() if not (masks / f"{name}.png").is_file()]:
         raise DataError(
             f"{lone[0].image}: no mask at {lone[0].mask} ({len(lone)} of {len(pairs)} images have "
             "none); add the masks, or take the images out"

@@ -5,6 +5,7 @@ random draw comes from torch's global generator, which the loader seeds per samp
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,17 +26,26 @@ def train_transform(crop: int | None, scale: Sequence[float], flip: bool, jitter
     Returns: (image uint8 (3, H, W), target uint8 (H, W)) -> the same kinds, crop x crop if given.
     """
     colour = v2.ColorJitter(jitter, jitter, jitter) if jitter else None
+    return partial(_transformed, crop=crop, scale=scale, flip=flip, colour=colour)
 
-    def transform(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if crop is not None:
-            image, target = random_scaled_crop(image, target, crop, scale)
-        if flip and torch.rand(()) < 0.5:
-            image, target = F.horizontal_flip(image), F.horizontal_flip(target)
-        if colour is not None:
-            image = colour(image)
-        return image, target
 
-    return transform
+def _transformed(
+    image: Tensor,
+    target: Tensor,
+    *,
+    crop: int | None,
+    scale: Sequence[float],
+    flip: bool,
+    colour: v2.Transform | None,
+) -> tuple[Tensor, Tensor]:
+    """Of the module, not of a function: a worker that is spawned, not forked, has it pickled."""
+    if crop is not None:
+        image, target = random_scaled_crop(image, target, crop, scale)
+    if flip and torch.rand(()) < 0.5:
+        image, target = F.horizontal_flip(image), F.horizontal_flip(target)
+    if colour is not None:
+        image = colour(image)
+    return image, target
 
 
 def random_scaled_crop(

@@ -6,7 +6,7 @@ Nothing here unpickles code: .ckpt files are opened with `weights_only`.
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,14 @@ class Checkpoint:
     @property
     def classes(self) -> list[str]:
         return list(self.about["classes"])
+
+    def check_classes(self, classes: Sequence[str], data: str) -> None:
+        """Raises: CheckpointError: `data`, with these classes, is not what the net scores."""
+        if self.classes != list(classes):
+            raise CheckpointError(
+                f"checkpoint={self.path} scores {', '.join(self.classes)}; data={data} has "
+                f"{', '.join(classes)}; choose the data it was trained on, or data.classes"
+            )
 
     def model(self) -> FCN:
         """The net with these weights, on the CPU, in evaluation mode.

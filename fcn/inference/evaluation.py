@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ from torch import Tensor, nn
 
 from fcn.config import ConfigError
 from fcn.data.files import SegmentationFiles
-from fcn.metrics import Scores, confusion_matrix, scores
+from fcn.metrics import Scores, Trimap, confusion_matrix, scores
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What judging a split says."""
+
+    scores: Scores
+    trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the truth's borders
 
 
 @torch.inference_mode()
@@ -25,8 +34,8 @@ def evaluate(
     device: torch.device,
     bf16: bool,
     advance: Callable[[], None] = lambda: None,
-) -> Scores:
-    """One confusion matrix over all batches, and its scores.
+) -> Evaluation:
+    """One confusion matrix over all batches, and its scores; and the same close to borders.
 
     Args:
         batches: (image uint8 (B, 3, H, W), target uint8 (B, H, W)).
@@ -34,18 +43,19 @@ def evaluate(
         advance: called after each batch, for a progress bar.
     """
     model = model.to(device).to(memory_format=torch.channels_last).eval()
-    confusion = confusion_matrix(num_classes).to(device)
+    confusion, trimap = confusion_matrix(num_classes).to(device), Trimap(num_classes)
     for image, target in batches:
         image = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             prediction = model(image).max(1).indices
         confusion.update(prediction, target.to(device).long())
+        trimap.update(prediction, target)
         advance()
-    return scores(confusion.compute())
+    return Evaluation(scores(confusion.compute()), trimap.mean_iou())
 
 
 def metrics_json(
-    result: Scores,
+    evaluation: Evaluation,
     files: SegmentationFiles,
     split: str,
     model: dict[str, Any],
@@ -53,6 +63,7 @@ def metrics_json(
     precision: str,
 ) -> dict[str, Any]:
     """The contents of metrics.json. Where nothing can be said (an absent class), null."""
+    result = evaluation.scores
     return {
         "mean_iou": number(result.mean_iou),
         "pixel_accuracy": number(result.pixel_accuracy),
@@ -69,6 +80,7 @@ def metrics_json(
             )
         ],
         "confusion": result.confusion.tolist(),
+        "trimap": [number(value) for value in evaluation.trimap],
         "protocol": {
             "data": data,
             "split": split,

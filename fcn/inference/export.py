@@ -1,6 +1,5 @@
 """A trained net as a file for other programs, checked in its own runtime before it is kept."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from fcn.config import ConfigError, ExportConfig, UserError
+from fcn.config import ExportConfig, UserError
 from fcn.inference import checkpoint
 from fcn.models.fcn import FCN
 
-SUFFIX = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 # The smallest side that torch.export takes: it sets a size of 1 apart, here of pool5.
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
@@ -60,10 +57,13 @@ class Agreement:
 def export(cfg: ExportConfig, console: Console) -> list[Agreement]:
     """Writes `cfg.output`, replacing an older file only once the new one is known to agree.
 
-    Raises: ConfigError: a setting outside its choices. CheckpointError: no model. ExportError: the
-        file's runtime gives other scores than the model; nothing is left behind.
+    The settings have passed `fcn.checks.check_export`.
+    Raises: CheckpointError: no model. ExportError: the file's runtime gives other scores than the
+        model; nothing is left behind.
     """
-    source, output = check(cfg)
+    assert cfg.checkpoint is not None
+    assert cfg.output is not None
+    source, output = Path(cfg.checkpoint), Path(cfg.output)
     trained = checkpoint.read(source)
     model = trained.model()
     about = trained.about | {
@@ -87,38 +87,6 @@ def export(cfg: ExportConfig, console: Console) -> list[Agreement]:
         temporary.unlink(missing_ok=True)
     report(console, cfg.format, output, agreements)
     return agreements
-
-
-def check(cfg: ExportConfig) -> tuple[Path, Path]:
-    """The checkpoint to read and the file to write.
-
-    Raises: ConfigError: a setting missing or outside its choices, or a package missing.
-    """
-    if cfg.checkpoint is None or cfg.output is None:
-        raise ConfigError("give checkpoint=PATH to export and output=FILE to write")
-    for key, value, choices in (
-        ("format", cfg.format, tuple(SUFFIX)),
-        ("input", cfg.input, ("float", "uint8")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-    source, output = Path(cfg.checkpoint), Path(cfg.output)
-    if output.suffix != SUFFIX[cfg.format]:
-        raise ConfigError(
-            f"output must end in {SUFFIX[cfg.format]} for format={cfg.format}, got {output}"
-        )
-    if output.is_dir() or output.resolve() == source.resolve():
-        raise ConfigError(f"output={output} is a folder, or the checkpoint itself; name a new file")
-    if cfg.format == "safetensors" and (cfg.argmax or cfg.input != "float"):
-        raise ConfigError(
-            "format=safetensors holds weights, no graph; input= and argmax= are for onnx and "
-            "torch_export"
-        )
-    if cfg.format == "onnx":
-        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ConfigError(f'format=onnx needs {", ".join(missing)}: pip install -e ".[export]"')
-    return source, output
 
 
 def write(path: Path, kind: str, net: Exported, about: dict[str, Any], *, uint8: bool) -> None:

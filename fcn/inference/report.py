@@ -95,7 +95,7 @@ def judge(
     loader = evaluation_loader(files, batch_size)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"{data} {split}", total=len(loader))
-        result = evaluate(
+        evaluation = evaluate(
             model,
             loader,
             len(files.classes),
@@ -103,8 +103,9 @@ def judge(
             bf16=bf16,
             advance=lambda: progress.advance(task),
         )
+    result = evaluation.scores
     metrics = metrics_json(
-        result, files, split, model.arguments, data, "bf16-mixed" if bf16 else "32-true"
+        evaluation, files, split, model.arguments, data, "bf16-mixed" if bf16 else "32-true"
     )
     write_json(folder / "metrics.json", metrics)
     write_pictures(folder, model, files, result, device)

@@ -81,7 +81,60 @@ class FixedUpsampling(Upsampling):
         return (1 - distance.abs() / self.factor).clamp(min=0)
 
 
-class LearnedUpsampling(Upsampling):
+class InterpolateUpsampling(Upsampling):
+    """`F.interpolate`, bilinear, as torchvision's FCN upsamples; nothing trainable.
+
+    `FixedUpsampling` inside; at the border the outermost scores go on instead of fading to zero.
+    torchvision stretches the scores over the image; here factor and place are the other layers'.
+    """
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        height, width = self.full_size(score) if size is None else size
+        with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
+            score = score if score.dtype == torch.float64 else score.float()
+            padded = F.pad(score, (1, 1, 1, 1), mode="replicate")
+            result = F.interpolate(padded, scale_factor=self.factor, mode="bilinear")
+        first = (3 * self.factor - self.kernel) // 2 + offset  # the pad is f wide by now
+        return result[..., first : first + height, first : first + width]
+
+
+class TransposedConvolution(Upsampling):
+    """What the learned layers share: a transposed convolution of stride f with `kernels()`."""
+
+    groups = 1
+
+    def kernels(self) -> Tensor:
+        """The layer's kernels, (K, K / groups, k, k), first the class read, then the one written.
+
+        Raises: NotImplementedError: this layer is no single transposed convolution.
+        """
+        raise NotImplementedError
+
+    def diagonal(self) -> Tensor:
+        """Each class's kernel onto itself, (K, k, k): a view, where `kernels` is the parameter."""
+        kernels = self.kernels()
+        return kernels[:, 0] if self.groups > 1 else kernels.diagonal().permute(2, 0, 1)
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """How far the kernels are from bilinear: norm of the difference over bilinear's norm."""
+        kernels, own = self.kernels().double(), self.diagonal().double()
+        bilinear = bilinear_kernel(self.kernel).to(own)
+        across = (
+            kernels.square().sum() - own.square().sum()
+        )  # of one class onto another: 0 at first
+        change = (own - bilinear).square().sum() + across.clamp(min=0)
+        return float((change / (bilinear.square().sum() * len(own))).sqrt())
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
+            kernels = self.kernels()
+            score = score.to(kernels.dtype)
+            full = F.conv_transpose2d(score, kernels, stride=self.factor, groups=self.groups)
+        return window(full, offset, size)
+
+
+class LearnedUpsampling(TransposedConvolution):
     """Transposed convolution, no bias, bilinear at the start: the surgery of PAMI 2016, sec. 4.1.
 
     Args: channelwise: one kernel a class, (K, 1, 2f, 2f), instead of all pairs, (K, K, 2f, 2f).
@@ -95,26 +148,84 @@ class LearnedUpsampling(Upsampling):
         with torch.no_grad():
             self.diagonal().copy_(bilinear_kernel(self.kernel))
 
-    def diagonal(self) -> Tensor:
-        """A view (K, k, k) of each class's kernel onto itself."""
-        return self.weight[:, 0] if self.groups > 1 else self.weight.diagonal().permute(2, 0, 1)
+    def kernels(self) -> Tensor:
+        return self.weight
+
+
+class NearestConvUpsampling(TransposedConvolution):
+    """Nearest-neighbour upsampling by f, then a K x K convolution (Odena et al. 2016).
+
+    Every output pixel meets all taps of the convolution, so a constant stays constant: this layer
+    cannot draw checkerboards. It is bilinear at the start: a box of f taps, which nearest-neighbour
+    is, and q = (1/2, 1, ..., 1, 1/2) / f make the tent between them. The two are computed as the
+    one transposed convolution that they equal, with the f x f box times q as its kernel; the large
+    map in between never exists.
+    """
+
+    def __init__(self, factor: int, num_classes: int) -> None:
+        super().__init__(factor)
+        taps = self.kernel - factor + 1  # f + 1 for even f
+        q = torch.ones(taps) / factor
+        if factor % 2 == 0:
+            q[[0, -1]] /= 2
+        eye = torch.eye(num_classes)[..., None, None]
+        self.weight = nn.Parameter(eye * q.outer(q))  # (out, in, taps, taps), as of nn.Conv2d
+
+    def kernels(self) -> Tensor:
+        f = self.factor
+        flipped = self.weight.transpose(0, 1).flip(-2, -1)
+        sums = F.pad(flipped, (f - 1,) * 4)
+        for box in ((f, 1), (1, f)):  # an average pool without its division sums over the box
+            sums = F.avg_pool2d(sums, box, stride=1, divisor_override=1)
+        return sums
+
+
+class NonlinearUpsampling(Upsampling):
+    """A stack of learned x2 layers with ReLU between, from f = 2^n: n layers, n - 1 ReLUs.
+
+    "A stack of deconvolution layers and activation functions can even learn a nonlinear upsampling"
+    (Long et al. 2015, sec. 3.3). Each class's ReLU has its corner at -`knee`, learned, at first -1
+    (a deconvolution's bias before it, taken off after it): with the corner at 0, score layers that
+    start at zero would sit on it and get no gradient. Above the corner the stack starts as n
+    bilinear doublings in a row, a little smoother than one x f.
+
+    Raises: ValueError: the factor is no power of two above 1.
+    """
+
+    def __init__(self, factor: int, num_classes: int) -> None:
+        super().__init__(factor)
+        doublings = factor.bit_length() - 1
+        if factor < 2 or 2**doublings != factor:
+            raise ValueError(f"nonlinear upsampling needs a factor 2, 4, 8, ..., got {factor}")
+        self.kernel = 3 * factor - 2  # of n kernels of 4 in a row: what one score reaches
+        self.layers = nn.ModuleList(LearnedUpsampling(2, num_classes) for _ in range(doublings))
+        self.knees = nn.ParameterList(torch.ones(num_classes, 1, 1) for _ in range(doublings - 1))
 
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
-        with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
-            score = score.to(self.weight.dtype)
-            full = F.conv_transpose2d(score, self.weight, stride=self.factor, groups=self.groups)
-        height, width = size if size is not None else (full.shape[-2], full.shape[-1])
-        return full[..., offset : offset + height, offset : offset + width]
+        score = self.layers[0](score)
+        for knee, layer in zip(self.knees, self.layers[1:], strict=True):
+            score = layer(F.relu(score + knee) - knee)
+        return window(score, offset, size)
+
+
+def window(full: Tensor, offset: int, size: Size | None) -> Tensor:
+    """Rows and columns of `full` (B, K, H, W) from `offset` on, as many as `size` says, or all."""
+    height, width = size if size is not None else (full.shape[-2], full.shape[-1])
+    return full[..., offset : offset + height, offset : offset + width]
 
 
 # Choice -> what upsamples between the skips, and what brings the scores to the image's size.
 # cvpr15: "the final layer deconvolutional filters are fixed [...], while intermediate upsampling
 # layers are initialized to bilinear upsampling, and then learned" (Long et al. 2015, sec. 4.3).
+# A sub-pixel convolution (Shi et al. 2016) is `learned` in another memory order: not a choice.
 UPSAMPLINGS = {
     "fixed": ("fixed", "fixed"),
     "learned": ("learned", "learned"),
     "learned_channelwise": ("channelwise", "channelwise"),
     "cvpr15": ("learned", "fixed"),
+    "nonlinear": ("nonlinear", "nonlinear"),
+    "nearest_conv": ("nearest_conv", "nearest_conv"),
+    "interpolate": ("interpolate", "interpolate"),
 }
 
 
@@ -126,7 +237,14 @@ def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) 
     """
     if choice not in UPSAMPLINGS:
         raise ValueError(f"upsampling must be one of {', '.join(UPSAMPLINGS)}, got {choice!r}")
-    kind = UPSAMPLINGS[choice][final]
-    if kind == "fixed":
-        return FixedUpsampling(factor)
-    return LearnedUpsampling(factor, num_classes, channelwise=kind == "channelwise")
+    match UPSAMPLINGS[choice][final]:
+        case "fixed":
+            return FixedUpsampling(factor)
+        case "interpolate":
+            return InterpolateUpsampling(factor)
+        case "nearest_conv":
+            return NearestConvUpsampling(factor, num_classes)
+        case "nonlinear":
+            return NonlinearUpsampling(factor, num_classes)
+        case kind:
+            return LearnedUpsampling(factor, num_classes, channelwise=kind == "channelwise")

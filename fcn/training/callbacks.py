@@ -10,8 +10,9 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from rich.console import Console
 from torch import Tensor
 
-from fcn import visualize
+from fcn import plots, visualize
 from fcn.config import UserError
+from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
 
 RECORD_EVERY = 10  # steps between points of the loss curve
 
@@ -103,6 +104,32 @@ class ProgressBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
+
+
+class Kernels(Callback):
+    """Upsampling kernels in TensorBoard at every validation: pictures, and drift from bilinear.
+
+    Args: classes: of which the first `shown` are drawn.
+    """
+
+    def __init__(self, classes: list[str], shown: int = 24) -> None:
+        self.classes = classes[:shown]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.logger is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        board, step = trainer.logger.experiment, trainer.global_step  # type: ignore[attr-defined]
+        for name, layer in pl_module.model.named_modules():  # type: ignore[union-attr]
+            if isinstance(layer, TransposedConvolution):
+                drift = layer.drift()
+                board.add_scalar(f"drift from bilinear/{name}", drift, step)
+                picture = plots.kernels(
+                    layer.diagonal().detach()[: len(self.classes)].double().cpu().numpy(),
+                    bilinear_kernel(layer.kernel).double().numpy(),
+                    self.classes,
+                    f"{name} at step {step}: drift {100 * drift:.1f} %",
+                )
+                board.add_image(f"kernels/{name}", np.asarray(picture), step, dataformats="HWC")
 
 
 class Panels(Callback):

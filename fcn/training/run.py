@@ -18,12 +18,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError, check, learning_rate
+from fcn.checks import check, learning_rate
+from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError
 from fcn.data.datamodule import SegmentationData
 from fcn.inference import checkpoint, report
 from fcn.inference.evaluation import computes_bf16, pick_device
 from fcn.models.fcn import FCN
-from fcn.training.callbacks import History, Panels, ProgressBar, checkpoints
+from fcn.training.callbacks import History, Kernels, Panels, ProgressBar, checkpoints
 from fcn.training.initialise import initialise
 from fcn.training.module import SegmentationModule
 
@@ -131,7 +132,12 @@ def make_trainer(
     cfg: TrainConfig, folder: Path, history: History, classes: list[str], progress_bar: bool
 ) -> pl.Trainer:
     """Lightning's Trainer with this run's arguments and callbacks."""
-    callbacks: list[Callback] = [history, Panels(classes), LearningRateMonitor("step")]
+    callbacks: list[Callback] = [
+        history,
+        Panels(classes),
+        Kernels(classes),
+        LearningRateMonitor("step"),
+    ]
     if cfg.recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema_decay))
     progress_bar = progress_bar and cfg.trainer.enable_progress_bar

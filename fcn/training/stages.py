@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig, check
+from fcn.checks import check
+from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
 from fcn.training.run import process_rank, refuse_overwriting, train

@@ -1,0 +1,163 @@
+"""What is refused before anything starts: settings outside their choices, or that do not fit."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from fcn.config import (
+    REPOSITORY,
+    AblateConfig,
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ModelConfig,
+    RecipeConfig,
+    TrainConfig,
+)
+
+EXPORT_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
+    """The rate of this model under this recipe.
+
+    Raises: ConfigError: the recipe has none for it.
+    """
+    if recipe.lr is not None:
+        return recipe.lr
+    if model.name not in recipe.lr_by_model:
+        raise ConfigError(
+            f"recipe={recipe.name} has no learning rate for model {model.name}; set recipe.lr"
+        )
+    return recipe.lr_by_model[model.name]
+
+
+def check(cfg: TrainConfig) -> None:
+    """Refuses settings outside their choices, or that do not fit together, with the reason.
+
+    Raises: ConfigError.
+    """
+    model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
+    _one_of("model.stride", model.stride, (32, 16, 8))
+    _one_of("model.padding", model.padding, ("aligned", 100))
+    _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
+    _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
+    _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
+    check_data(cfg.data)
+    for key, value, least in (
+        ("recipe.batch_size", recipe.batch_size, 1),
+        ("recipe.accumulate", recipe.accumulate, 1),
+        ("recipe.val_every", recipe.val_every, 1),
+        ("recipe.crop", 1 if recipe.crop is None else recipe.crop, 1),
+        ("trainer.max_steps", trainer.max_steps, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{key} must be at least {least}, got {value}")
+    if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
+        raise ConfigError(
+            f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
+        )
+    if recipe.crop is None and recipe.batch_size > 1:
+        raise ConfigError(
+            f"recipe.batch_size={recipe.batch_size} needs recipe.crop, as whole images differ in "
+            "size; set recipe.crop, or recipe.batch_size=1 with recipe.accumulate"
+        )
+    if recipe.crop is None and recipe.scale != [1, 1]:
+        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
+    if cfg.resume and model.init_from:
+        raise ConfigError("resume goes on with a run's own weights; leave out model.init_from")
+    lr = learning_rate(recipe, model)
+    if lr <= 0:
+        raise ConfigError(f"recipe.lr must be positive, got {lr}")
+    summed = recipe.loss_reduction == "sum"
+    if summed and lr > 1e-6:
+        raise ConfigError(
+            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over some "
+            "200,000 pixels wants about 1e-10 (32s) to 1e-14 (8s); lower it, or use mean"
+        )
+    if summed and trainer.accumulate_grad_batches > 1:
+        raise ConfigError(
+            "recipe.loss_reduction=sum does not fit recipe.accumulate > 1, which averages over its "
+            "forward passes; use accumulate=1, or mean"
+        )
+    if not summed and lr < 1e-8:
+        raise ConfigError(
+            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=mean: nothing would be learned; "
+            "raise it, or use sum"
+        )
+    if summed and "16" in str(trainer.precision) and "bf16" not in str(trainer.precision):
+        raise ConfigError(
+            f"trainer.precision={trainer.precision} does not fit recipe.loss_reduction=sum: "
+            "a sum over pixels overflows float16; use 32-true or bf16-mixed"
+        )
+    staged = model.init_from or cfg.resume or model.skip_scales
+    if summed and model.stride < 32 and not staged:
+        raise ConfigError(
+            f"model={model.name} straight from VGG does not fit recipe={recipe.name}: the unscaled "
+            "skips drown the scores; give model.init_from= an FCN of the next coarser stride, or "
+            "use model=fcn8s_atonce"
+        )
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises: ConfigError: a setting of the data outside its choices."""
+    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
+    if not 0 <= data.ignore_index <= 255:
+        raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
+    if data.num_workers < 0:
+        raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
+
+
+def check_evaluation(cfg: EvaluateConfig) -> None:
+    """Raises: ConfigError: a setting missing, or outside its choices."""
+    if cfg.checkpoint is None:
+        raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
+    _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
+    if cfg.batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    check_data(cfg.data)
+
+
+def check_ablation(cfg: AblateConfig) -> None:
+    """Raises: ConfigError: an empty grid, a choice that there is not, or nothing to work with."""
+    for key, group in (("models", "model"), ("upsamplings", "upsampling")):
+        choices = tuple(sorted(p.stem for p in (REPOSITORY / "configs" / group).glob("*.yaml")))
+        for value in getattr(cfg, key):
+            _one_of(key, value, choices)
+    for key in ("models", "upsamplings", "seeds"):
+        values = getattr(cfg, key)
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{key} must name at least one, and none twice, got {values}")
+    if cfg.jobs < 1 or cfg.time_rounds < 0:
+        raise ConfigError(f"jobs and time_rounds count, got {cfg.jobs} and {cfg.time_rounds}")
+    taken = ("model", "upsampling", "seed", "hydra.run.dir", "resume", "stages")
+    for override in cfg.overrides:
+        if override.partition("=")[0].lstrip("+") in taken:
+            raise ConfigError(f"overrides: {override} is the grid's own to set")
+
+
+def check_export(cfg: ExportConfig) -> None:
+    """Raises: ConfigError: a setting missing or outside its choices, or a package missing."""
+    if cfg.checkpoint is None or cfg.output is None:
+        raise ConfigError("give checkpoint=PATH to export and output=FILE to write")
+    _one_of("format", cfg.format, tuple(EXPORT_SUFFIX))
+    _one_of("input", cfg.input, ("float", "uint8"))
+    output, suffix = Path(cfg.output), EXPORT_SUFFIX[cfg.format]
+    if output.suffix != suffix:
+        raise ConfigError(f"output must end in {suffix} for format={cfg.format}, got {output}")
+    if output.is_dir() or output.resolve() == Path(cfg.checkpoint).resolve():
+        raise ConfigError(f"output={output} is a folder, or the checkpoint itself; name a new file")
+    if cfg.format == "safetensors" and (cfg.argmax or cfg.input != "float"):
+        raise ConfigError(
+            "format=safetensors holds weights, no graph; input= and argmax= are for onnx and "
+            "torch_export"
+        )
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if cfg.format == "onnx" and missing:
+        raise ConfigError(f'format=onnx needs {", ".join(missing)}: pip install -e ".[export]"')
+
+
+def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}")

@@ -1,0 +1,249 @@
+"""A grid of runs, models x upsamplings x seeds, and what comes out of it.
+
+Is learning the interpolation necessary? The authors' FAQ says that fixing it "does not make a
+significant difference"; this runs the comparison, each cell a run like any other, over seeds.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from fcn import plots
+from fcn.app import quoted
+from fcn.checks import learning_rate
+from fcn.config import REPOSITORY, AblateConfig, TrainConfig, UserError
+from fcn.inference.evaluation import write_json
+from fcn.inference.report import percent
+from fcn.models.fcn import FCN
+from fcn.training.loss import segmentation_loss
+from fcn.training.recipe import make_optimizer
+from fcn.training.run import device_of, precision_of
+
+TRIMAP = 3  # pixels: the band where the strides differ most
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    model: str
+    upsampling: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.upsampling} seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "metrics.json").is_file()
+
+
+@dataclass
+class Row:
+    """What a model with one kind of upsampling came to, over seeds. IoU in 0..1."""
+
+    model: str
+    upsampling: str
+    mean_iou: list[float]  # by seed, in the grid's order
+    trimap: list[float]  # the same within `TRIMAP` pixels of borders
+    from_first: list[float]  # mean_iou minus the grid's first upsampling's of the same seed
+    parameters: int  # trainable, of upsampling
+    step_seconds: float | None  # median
+
+
+def grid(cfg: AblateConfig, folder: Path) -> list[Cell]:
+    return [
+        Cell(model, upsampling, seed, folder / f"{model}_{upsampling}_{seed}")
+        for seed in cfg.seeds  # outermost: a grid cut short still compares all choices
+        for model in cfg.models
+        for upsampling in cfg.upsamplings
+    ]
+
+
+def run_grid(cells: Sequence[Cell], cfg: AblateConfig, console: Console) -> list[Cell]:
+    """Trains every cell that is not done, `cfg.jobs` at a time; one cut short goes on.
+
+    Returns: the cells that failed; their train.log says why.
+    """
+    waiting, failed = [cell for cell in cells if not cell.done], []
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(cfg.jobs) as pool:
+        task = progress.add_task("runs", total=len(waiting))
+        pending = {pool.submit(run_cell, cell, cfg): cell for cell in waiting}
+        try:
+            for future in as_completed(pending):
+                cell, seconds = pending[future], future.result()
+                if cell.done:
+                    result = f"mean IoU {percent(_metrics(cell)['mean_iou'])} in {seconds:.0f} s"
+                else:
+                    failed.append(cell)
+                    result = f"failed: {_last_line(cell.folder / 'train.log')}"
+                console.print(f"{cell.name}: {result}", highlight=False, soft_wrap=True)
+                progress.advance(task)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def run_cell(cell: Cell, cfg: AblateConfig) -> float:
+    """Trains one cell in a process of its own. Returns: seconds."""
+    started = time.monotonic()
+    resume = (cell.folder / "checkpoints" / "last.ckpt").is_file()
+    if not resume and cell.folder.exists():
+        shutil.rmtree(cell.folder)  # cut short before its first checkpoint
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *cfg.overrides]
+    command += [f"model={cell.model}", f"upsampling={cell.upsampling}", f"seed={cell.seed}"]
+    command += [
+        f"hydra.run.dir={quoted(cell.folder.resolve())}",
+        *(["resume=last"] if resume else []),
+    ]
+    environment = dict(os.environ)
+    if cfg.jobs > 1:  # threads of several runs on the same cores wait for one another
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.jobs))
+    with open(cell.folder / "train.log", "a", encoding="utf-8") as log:
+        subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+    return time.monotonic() - started
+
+
+def collect(cells: Iterable[Cell], step_seconds: dict[tuple[str, str], float]) -> list[Row]:
+    """A row for each model and upsampling, of the cells that are done."""
+    done = [cell for cell in cells if cell.done]
+    metrics = {(c.model, c.upsampling, c.seed): _metrics(c) for c in done}
+    pairs = dict.fromkeys((c.model, c.upsampling) for c in done)
+    rows = []
+    for model, upsampling in pairs:
+        first = next(u for m, u in pairs if m == model)
+        own = {s: m for (mo, u, s), m in metrics.items() if (mo, u) == (model, upsampling)}
+        base = {s: m["mean_iou"] for (mo, u, s), m in metrics.items() if (mo, u) == (model, first)}
+        net = FCN(**next(iter(own.values()))["protocol"]["model"])
+        rows.append(
+            Row(
+                model,
+                upsampling,
+                [m["mean_iou"] for m in own.values()],
+                [m["trimap"][TRIMAP - 1] for m in own.values()],
+                [m["mean_iou"] - base[s] for s, m in own.items() if s in base],
+                sum(p.numel() for n, p in net.named_parameters() if n.startswith("upscore")),
+                step_seconds.get((model, upsampling)),
+            )
+        )
+    return sorted(rows, key=lambda row: list(dict.fromkeys(m for m, _ in pairs)).index(row.model))
+
+
+def time_steps(
+    cells: Iterable[Cell], rounds: int, console: Console
+) -> dict[tuple[str, str], float]:
+    """Median seconds of a training step, by model and upsampling, with nothing else running.
+
+    The nets take turns, so that what else the machine does falls on all alike.
+    """
+    steps = {(c.model, c.upsampling): _Step(_config(c), _metrics(c)) for c in cells if c.done}
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    with Progress(console=console, transient=True) as progress:
+        for turn in progress.track(range(rounds + 2), description="timing steps"):
+            for key, step in steps.items():
+                started = time.perf_counter()
+                step()
+                if turn >= 2:  # the first two warm up
+                    taken[key].append(time.perf_counter() - started)
+    return {key: median(seconds) for key, seconds in taken.items() if seconds}
+
+
+class _Step:
+    """A training step of a cell's net on random images of its recipe's size."""
+
+    def __init__(self, cfg: TrainConfig, metrics: dict[str, Any]) -> None:
+        self.device = device_of(cfg.trainer)
+        self.bf16 = precision_of(cfg.trainer) == "bf16-mixed"
+        arguments = metrics["protocol"]["model"]
+        net = FCN(**arguments).train().to(self.device)
+        self.net = net.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(net, cfg.recipe, learning_rate(cfg.recipe, cfg.model))
+        height, width = (cfg.recipe.crop or 375, cfg.recipe.crop or 500)
+        shape = (cfg.recipe.batch_size, height, width)
+        image = torch.rand(shape[0], 3, *shape[1:], device=self.device)
+        self.image = image.to(memory_format=torch.channels_last)
+        self.target = torch.randint(0, arguments["num_classes"], shape, device=self.device)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = segmentation_loss(self.net(self.image), self.target, "mean")
+        loss.backward()
+        self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def write(rows: Sequence[Row], cfg: AblateConfig, folder: Path) -> None:
+    """ablation.json and ablation.png."""
+    content = {"settings": asdict(cfg), "trimap_pixels": TRIMAP, "rows": [asdict(r) for r in rows]}
+    write_json(folder / "ablation.json", content)
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        groups.setdefault(row.model, {})[row.upsampling] = row.mean_iou
+    plots.dots(groups, "mean IoU (%), a dot a seed, a bar their mean").save(folder / "ablation.png")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Mean and range over seeds, in points; the differences are of runs with the same seed."""
+    first = rows[0].upsampling
+    result = Table(
+        "model", "upsampling", "seeds", "mean IoU", "range", f"from {first}", "range",
+        f"{TRIMAP} px band", "parameters", "ms a step", box=None,
+    )  # fmt: skip
+    for column in result.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        step = "-" if row.step_seconds is None else f"{1000 * row.step_seconds:.1f}"
+        result.add_row(
+            row.model,
+            row.upsampling,
+            str(len(row.mean_iou)),
+            percent(fmean(row.mean_iou)),
+            f"{percent(min(row.mean_iou))}..{percent(max(row.mean_iou))}",
+            f"{100 * fmean(row.from_first):+.2f}" if row.from_first else "-",
+            " ".join(f"{100 * d:+.1f}" for d in row.from_first),
+            percent(fmean(row.trimap)),
+            f"{row.parameters:,}",
+            step,
+        )
+    return result
+
+
+def _metrics(cell: Cell) -> dict[str, Any]:
+    return json.loads((cell.folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _config(cell: Cell) -> TrainConfig:
+    path = cell.folder / ".hydra" / "config.yaml"
+    cfg = OmegaConf.to_object(OmegaConf.merge(TrainConfig, OmegaConf.load(path)))
+    if not isinstance(cfg, TrainConfig):
+        raise UserError(f"{path}: not the settings of a training run")
+    return cfg
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'it said nothing'} ({log})"

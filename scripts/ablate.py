@@ -1,0 +1,32 @@
+"""Compares upsamplings: `python scripts/ablate.py [key=value ...]`; `--help` lists the keys."""
+
+from pathlib import Path
+
+from fcn.app import run
+from fcn.checks import check_ablation
+from fcn.config import AblateConfig, UserError
+
+
+def main(cfg: AblateConfig) -> None:
+    check_ablation(cfg)
+
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from fcn.training import ablation
+
+    folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
+    cells = ablation.grid(cfg, folder)
+    failed = ablation.run_grid(cells, cfg, console)
+    times = ablation.time_steps(cells, cfg.time_rounds, console) if cfg.time_rounds else {}
+    if rows := ablation.collect(cells, times):
+        ablation.write(rows, cfg, folder)
+        console.print(ablation.table(rows))
+    if failed:
+        again = f"hydra.run.dir={folder}"
+        raise UserError(f"{len(failed)} of {len(cells)} runs failed; {again} goes on with them")
+    console.print(f"ablation.json and ablation.png in {folder}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run("ablate", main)

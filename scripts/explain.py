@@ -1,0 +1,104 @@
+"""What are deconvolutional layers? `python scripts/explain.py [explain=TOPIC] [key=value ...]`."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcn.app import quoted, run
+from fcn.checks import check_data
+from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from fcn.explain.story import Section
+    from fcn.inference.checkpoint import Checkpoint
+
+PLAIN = ("matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards")
+OF_A_NET = ("network", "learning", "deconvnet")
+
+
+def main(cfg: ExplainConfig) -> None:
+    topics = (*PLAIN, *OF_A_NET)
+    if cfg.explain not in ("all", *topics):
+        raise ConfigError(f"explain must be one of all, {', '.join(topics)}, got {cfg.explain!r}")
+    if cfg.steps < 1:
+        raise ConfigError(f"steps must be at least 1, got {cfg.steps}")
+    check_data(cfg.data)
+
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from fcn.explain import arithmetic, checkerboards, deconvnet, interpolation, network, story
+    from fcn.inference import checkpoint
+    from fcn.models.upsampling import LearnedUpsampling
+
+    folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
+    chosen = topics if cfg.explain == "all" else (cfg.explain,)
+    tell: dict[str, Callable[[], Section]] = {
+        "matrix": arithmetic.matrix,
+        "arithmetic": arithmetic.arithmetic,
+        "operators": arithmetic.operators,
+        "bilinear": interpolation.bilinear,
+        "repeat": checkerboards.repeat,
+        "checkerboards": checkerboards.checkerboards,
+    }
+    if cfg.checkpoint or set(chosen) & set(OF_A_NET):
+        trained = checkpoint.read(cfg.checkpoint or train(cfg, folder / "run", console))
+        model = trained.model()
+        image, target = picture(cfg, trained)
+        of_net = (model, image, target, trained.classes)
+        final = model.upscore_final
+        if isinstance(final, LearnedUpsampling):
+            kernel = final.diagonal()[-1].detach().double().numpy()
+            tell["checkerboards"] = lambda: checkerboards.checkerboards(kernel)
+        tell["network"] = lambda: network.network(*of_net)
+        tell["learning"] = lambda: network.learning(*of_net)
+        tell["deconvnet"] = lambda: deconvnet.deconvnet(model, image)
+    sections = []
+    for topic in chosen:
+        with console.status(topic):
+            sections.append(tell[topic]())
+        done = sections[-1]
+        console.print(f"{done.number}. {done.title}: {done.claims} claims hold", highlight=False)
+    path = story.write(sections, folder)
+    pictures = sum(len(section.pictures) for section in sections)
+    console.print(f"{pictures} pictures and {path}", highlight=False, soft_wrap=True)
+
+
+def train(cfg: ExplainConfig, folder: Path, console: "Console") -> Path:
+    """A short run on the embedded sample with learned upsampling, for the topics about a net."""
+    console.print(f"training a net with upsampling=learned for {cfg.steps} steps ...")
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "upsampling=learned"]
+    command += [
+        f"recipe.max_steps={cfg.steps}",
+        f"recipe.val_every={cfg.steps}",
+        f"seed={cfg.seed}",
+    ]
+    command.append(f"hydra.run.dir={quoted(folder.resolve())}")
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UserError(f"training failed; the error stands above; what it left is in {folder}")
+    return folder / "checkpoints" / "best.ckpt"
+
+
+def picture(cfg: ExplainConfig, trained: "Checkpoint") -> tuple["Tensor", "Tensor"]:
+    """The image `cfg.image` of the split, or one of the first that shows most classes."""
+    from fcn.data.datamodule import open_split
+
+    files = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
+    trained.check_classes(files.classes, cfg.data.name)
+    if cfg.image is not None:
+        if cfg.image not in files.ids:
+            raise ConfigError(
+                f"image={cfg.image}: no such id in {files.name}, {files.ids[0]} is one"
+            )
+        return files[files.ids.index(cfg.image)]
+    return max((files[i] for i in range(min(30, len(files)))), key=lambda it: len(it[1].unique()))
+
+
+if __name__ == "__main__":
+    run("explain", main)
