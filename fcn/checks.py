@@ -1,6 +1,8 @@
 """What is refused before anything starts: settings outside their choices, or that do not fit."""
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 from fcn.config import (
     REPOSITORY,
@@ -8,11 +10,15 @@ from fcn.config import (
     ConfigError,
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     ModelConfig,
     PredictConfig,
     RecipeConfig,
     TrainConfig,
 )
+
+EXPORT_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
@@ -138,6 +144,27 @@ def check_ablation(cfg: AblateConfig) -> None:
     for override in cfg.overrides:
         if override.partition("=")[0].lstrip("+") in taken:
             raise ConfigError(f"overrides: {override} is the grid's own to set")
+
+
+def check_export(cfg: ExportConfig) -> None:
+    """Raises: ConfigError: a setting missing or outside its choices, or a package missing."""
+    if cfg.checkpoint is None or cfg.output is None:
+        raise ConfigError("give checkpoint=PATH to export and output=FILE to write")
+    _one_of("format", cfg.format, tuple(EXPORT_SUFFIX))
+    _one_of("input", cfg.input, ("float", "uint8"))
+    output, suffix = Path(cfg.output), EXPORT_SUFFIX[cfg.format]
+    if output.suffix != suffix:
+        raise ConfigError(f"output must end in {suffix} for format={cfg.format}, got {output}")
+    if output.is_dir() or output.resolve() == Path(cfg.checkpoint).resolve():
+        raise ConfigError(f"output={output} is a folder, or the checkpoint itself; name a new file")
+    if cfg.format == "safetensors" and (cfg.argmax or cfg.input != "float"):
+        raise ConfigError(
+            "format=safetensors holds weights, no graph; input= and argmax= are for onnx and "
+            "torch_export"
+        )
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if cfg.format == "onnx" and missing:
+        raise ConfigError(f'format=onnx needs {", ".join(missing)}: pip install -e ".[export]"')
 
 
 def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:

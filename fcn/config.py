@@ -178,6 +178,16 @@ class ImportCaffeConfig:
 
 
 @dataclass
+class ExportConfig:
+    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
+    format: str = "onnx"  # onnx, torch_export, safetensors
+    output: str | None = None  # the file to write: .onnx, .pt2, .safetensors
+    input: str = "float"  # RGB images: float in [0, 1], or uint8
+    argmax: bool = False  # labels instead of scores
+    debug: bool = False  # show the traceback of an error
+
+
+@dataclass
 class ExplainConfig(CommonConfig):
     explain: str = "all"  # or one topic
     checkpoint: str | None = None  # a trained net for the last topics; null: train a small one
@@ -201,6 +211,7 @@ SCHEMAS = {  # by script
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "import_caffe": ImportCaffeConfig,
+    "export": ExportConfig,
     "ablate": AblateConfig,
     "explain": ExplainConfig,
 }

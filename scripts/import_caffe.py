@@ -1,6 +1,5 @@
 """Imports Caffe weights: `scripts/import_caffe.py caffemodel=FILE model=fcn8s output=FILE`."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +31,8 @@ def main(cfg: ImportCaffeConfig) -> None:
 
     console, net = Console(), cfg.model.name
     blobs = read_caffemodel(cfg.caffemodel)
-    with open(cfg.caffemodel, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    source = {"caffemodel": Path(cfg.caffemodel).name, "sha256": digest, "net": net}
+    caffemodel = Path(cfg.caffemodel)
+    source = {"caffemodel": caffemodel.name, "sha256": checkpoint.sha256(caffemodel), "net": net}
     output.parent.mkdir(parents=True, exist_ok=True)
     if net == "vgg16":
         weights, report = import_vgg(blobs, mean_bgr=cfg.mean_bgr, name=cfg.caffemodel)

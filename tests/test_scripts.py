@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcn.config import REPOSITORY
+from fcn.config import REPOSITORY, SCHEMAS, CommonConfig
 from fcn.inference import checkpoint
 from tests.conftest import TinyVOC
 
@@ -303,9 +303,11 @@ def test_data_are_fetched_before_training_and_evaluation(
         assert f"put it at {tiny_voc.root}/new/VOCtrainval_11-May-2012.tar" in error
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "import_caffe", "prepare_data"])
+@pytest.mark.parametrize(
+    "name", [path.stem for path in sorted((REPOSITORY / "scripts").glob("*.py"))]
+)
 def test_help_helps(name: str, tmp_path: Path) -> None:
     shown = script(name, "--help", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert f"python scripts/{name}.py" in shown.stdout
-    assert ("data: " in shown.stdout) == (name != "import_caffe")
+    assert ("data: " in shown.stdout) == issubclass(SCHEMAS[name], CommonConfig)

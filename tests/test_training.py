@@ -13,6 +13,7 @@ from fcn.config import BackboneConfig, ModelConfig, RecipeConfig, TrainConfig, T
 from fcn.data import shapes
 from fcn.data.files import SegmentationFiles
 from fcn.data.voc import voc
+from fcn.inference import checkpoint
 from fcn.inference.evaluation import evaluate
 from fcn.models.fcn import FCN
 from fcn.training import module
@@ -114,6 +115,10 @@ def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     best, safe = (fcn.load(folder / n) for n in ("checkpoints/best.ckpt", "model.safetensors"))
     image = torch.rand(1, 3, 40, 40)
     assert torch.equal(best(image), safe(image))
+    about = checkpoint.read(folder / "checkpoints" / "best.ckpt").about
+    assert about["training"]["batch_size"] == config(tiny_voc).recipe.batch_size
+    assert about["validation"]["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-6)
+    assert checkpoint.read(folder / "model.safetensors").about["metrics"] == metrics
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])

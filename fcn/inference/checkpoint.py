@@ -3,6 +3,7 @@
 Nothing here unpickles code: .ckpt files are opened with `weights_only`.
 """
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fcn.config import UserError
 from fcn.models.fcn import FCN
+from fcn.visualize import voc_palette
 
 FORMAT = "fcn-segmentation"
 PREFIX = "model."  # of the net's tensors in a Lightning checkpoint
@@ -31,7 +33,7 @@ class Checkpoint:
     """A model's weights, and what is known about it.
 
     `about` holds "model" (FCN's arguments), "classes" (names), and what else its writer knew, such
-    as "ignore_index", "protocol" and "metrics".
+    as "data", "training" (the recipe), "validation" (a .ckpt's own) and "metrics".
     """
 
     path: Path
@@ -89,16 +91,37 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:
-    """A model that `load` gives back: its weights and `about`, as `write_weights` has them."""
-    write_weights(path, model.state_dict(), about | {"model": model.arguments})
+    """A model that `load` gives back: its weights, and what is known about it."""
+    write_weights(path, model.state_dict(), describe(model, about))
+
+
+def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
+    """`about`, with what the model says of itself: its architecture, colours and normalisation."""
+    return about | {
+        "model": model.arguments,
+        "palette": voc_palette(model.arguments["num_classes"]).tolist(),  # RGB by label
+        "normalisation": {  # happens inside the model; images come as RGB in [0, 1]
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+        },
+    }
+
+
+def metadata(about: dict[str, Any]) -> dict[str, str]:
+    """How `about` is kept inside any file: as text by name."""
+    return {"format": FORMAT, "about": json.dumps(about)}
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
     """Weights and `about` in one file that any safetensors reader opens."""
-    metadata = {"format": FORMAT, "about": json.dumps(about)}
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     temporary = path.with_name(path.name + ".part")
-    save_file(weights, temporary, metadata)
+    save_file(weights, temporary, metadata(about))
     temporary.chmod(0o644)  # safetensors leaves files to their owner alone
     temporary.replace(path)
 
@@ -129,6 +152,10 @@ def _read_ckpt(path: Path) -> tuple[dict[str, Tensor], Any]:
     content = _unpickle(path)
     parameters = content.get("hyper_parameters")
     about = parameters.get("about") if isinstance(parameters, dict) else None
+    if isinstance(about, dict) and "History" in content.get("callbacks", {}):
+        curve = content["callbacks"]["History"]["mean_iou"]
+        if curve:  # a checkpoint is written after the validation that it is judged by
+            about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
     return _tensors(content, path), about
 
 

@@ -102,6 +102,12 @@ def describe(cfg: TrainConfig, model: FCN, data: SegmentationData) -> dict[str, 
         "classes": data.classes,
         "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
         "recipe": cfg.recipe.name,
+        "training": asdict(cfg.recipe)
+        | {
+            "lr": learning_rate(cfg.recipe, cfg.model),
+            "max_steps": cfg.trainer.max_steps,
+            "accumulate": cfg.trainer.accumulate_grad_batches,
+        },
         "precision": precision_of(cfg.trainer),
         "seed": cfg.seed,
     }
