@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "metrics.py": {"config"},
     "visualize.py": {"config"},
     "plots.py": set(),
-    "inference": {"config", "models", "data", "metrics", "visualize", "plots", "inference"},
+    "page.py": set(),
+    "inference": {"config", "models", "data", "metrics", "visualize", "plots", "page", "inference"},
 }
 MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"training"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
