@@ -4,6 +4,7 @@ The choices lie in `configs/`, one folder a group, one short file a choice. `che
 does not fit together. Nothing heavy is imported here, so that `--help` stays quick.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ class EvaluateConfig(CommonConfig):
     batch_size: int = 8  # images of one size go through together; numbers do not depend on it
     device: str = "auto"  # auto, cpu, cuda, mps
     precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
+    submission: bool = False  # also write the predictions as VOC's evaluation server takes them
 
 
 @dataclass
@@ -262,6 +264,10 @@ def check_evaluation(cfg: EvaluateConfig) -> None:
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
     if cfg.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    if cfg.submission and not re.fullmatch(r"VOC\d{4}", Path(cfg.data.folder).name):
+        raise ConfigError(
+            f"submission=true is for VOC's evaluation server; data={cfg.data.name} is not of VOC"
+        )
     check_data(cfg.data)
 
 

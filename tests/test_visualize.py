@@ -195,6 +195,19 @@ def test_curves() -> None:
     assert has_ink(plots.curves({}, {"validation": [(1, float("nan"))]}))
 
 
+def test_trimap_plot_draws_each_run_and_leaves_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_ink(plots.trimap_plot({"a": [0.2, None, 0.5]}))
+    monkeypatch.setattr(plots, "_render", lambda axes: axes)
+    alone = plots.trimap_plot({"a": [0.2, None, 0.5]})
+    (line,) = alone.lines
+    assert list(line.get_xdata()) == [1, 2, 3]
+    assert np.array_equal(line.get_ydata(), [20, np.nan, 50], equal_nan=True)
+    assert alone.get_legend() is None
+    several = plots.trimap_plot({"$a$": [0.2], "b": [0.4]})
+    assert [text.get_text() for text in several.get_legend().get_texts()] == ["$a$", "b"]
+    assert not any(text.get_parse_math() for text in several.get_legend().get_texts())
+
+
 def test_curves_smooth_and_scale_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_render", lambda axes: axes)
     level = plots.curves({"a": [(i, 3.0 + (i % 2)) for i in reversed(range(1000))]}, {})
@@ -246,6 +259,12 @@ EVERY_VALUE_ERROR = {
     ),
     r"iou must be in 0\.\.1 or None, got 65.5": lambda: plots.iou_bars([65.5], ["a"]),
     "classes must be one a class of iou": lambda: plots.iou_bars([], []),
+    r"mean_iou must hold values in 0\.\.1 or None, got \[\]": lambda: plots.trimap_plot(
+        {"a": [None]}
+    ),
+    r"mean_iou must hold values in 0\.\.1 or None, got \[65.5\]": lambda: plots.trimap_plot(
+        {"a": [65.5]}
+    ),
     "loss and mean_iou must hold at least one point": lambda: plots.curves({"a": []}, {}),
     r"mean_iou must be in 0\.\.1, got \[65.5\] for a": lambda: plots.curves({}, {"a": [(1, 65.5)]}),
 }

@@ -67,6 +67,10 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
             )
         return image, target
 
+    def labelled(self) -> bool:
+        """Whether there are masks: of a test split, none may be."""
+        return any(pair.mask.is_file() for pair in self.pairs)
+
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of every image as stored, from the files' headers alone."""
         return [_header(pair.image) for pair in self.pairs]
