@@ -153,10 +153,26 @@ class ImportCaffeConfig:
     debug: bool = False  # show the traceback of an error
 
 
+@dataclass
+class WhereConfig:
+    root: str | None = None  # folder of the data sets; null: where each run had it
+
+
+@dataclass
+class ReportConfig:
+    runs: list[str] = field(default_factory=list)  # folders that train.py or evaluate.py left
+    output: str = "report.html"
+    images: int = 24  # in the gallery, evenly spaced over the ranking by IoU
+    data: WhereConfig = field(default_factory=WhereConfig)
+    device: str = "auto"  # auto, cpu, cuda, mps
+    debug: bool = False  # show the traceback of an error
+
+
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "import_caffe": ImportCaffeConfig,
+    "report": ReportConfig,
 }
 
 
@@ -200,8 +216,7 @@ def check(cfg: TrainConfig) -> None:
         ("recipe.crop", 1 if recipe.crop is None else recipe.crop, 1),
         ("trainer.max_steps", trainer.max_steps, 1),
     ):
-        if value < least:
-            raise ConfigError(f"{key} must be at least {least}, got {value}")
+        _at_least(key, value, least)
     if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
         raise ConfigError(
             f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
@@ -253,8 +268,7 @@ def check_data(data: DataConfig) -> None:
     _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder"))
     if not 0 <= data.ignore_index <= 255:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
-    if data.num_workers < 0:
-        raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
+    _at_least("data.num_workers", data.num_workers, 0)
 
 
 def check_evaluation(cfg: EvaluateConfig) -> None:
@@ -262,8 +276,7 @@ def check_evaluation(cfg: EvaluateConfig) -> None:
     if cfg.checkpoint is None:
         raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
-    if cfg.batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    _at_least("batch_size", cfg.batch_size, 1)
     if cfg.submission and not re.fullmatch(r"VOC\d{4}", Path(cfg.data.folder).name):
         raise ConfigError(
             f"submission=true is for VOC's evaluation server; data={cfg.data.name} is not of VOC"
@@ -271,6 +284,19 @@ def check_evaluation(cfg: EvaluateConfig) -> None:
     check_data(cfg.data)
 
 
+def check_report(cfg: ReportConfig) -> None:
+    """Raises: ConfigError: a setting missing, or outside its choices."""
+    if not cfg.runs:
+        raise ConfigError("give runs=[FOLDER,...], folders that train.py or evaluate.py left")
+    _one_of("the ending of output", Path(cfg.output).suffix, (".html",))
+    _at_least("images", cfg.images, 1)
+
+
 def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def _at_least(key: str, value: float, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key} must be at least {least}, got {value}")

@@ -1,7 +1,7 @@
 """What a person sees of a run: tables on the terminal, pictures beside the numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,7 @@ def write_pictures(
     even = np.linspace(0, len(files) - 1, shown).round().astype(int)
     worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, an image of void alone, comes last
     for name, indices in (("predictions", even), ("worst", worst)):
-        rows = predicted_rows(model, files, indices, device=device, bf16=bf16)
+        rows = list(predicted_rows(model, files, indices, device=device, bf16=bf16))
         captions = [f"{files.ids[i]}: mean IoU {mean_iou[i]:.2f}" for i in indices]
         visualize.panel(rows, files.classes, captions).save(folder / f"{name}.png")
     result = evaluation.scores
@@ -254,15 +254,13 @@ def predicted_rows(
     *,
     device: torch.device,
     bf16: bool,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Image (H, W, 3), truth (H, W) and prediction (H, W) of some images of a split, all uint8."""
-    rows = []
     for index in indices:
         image, target = files[int(index)]
         prediction = predict(model, image[None], device=device, bf16=bf16)[0]
         pixels = image.permute(1, 2, 0).numpy()
-        rows.append((pixels, target.numpy(), prediction.byte().cpu().numpy()))
-    return rows
+        yield pixels, target.numpy(), prediction.byte().cpu().numpy()
 
 
 def write_curves(
