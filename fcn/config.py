@@ -278,9 +278,7 @@ def check_evaluation(cfg: EvaluateConfig) -> None:
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
     _at_least("batch_size", cfg.batch_size, 1)
     if cfg.submission and not re.fullmatch(r"VOC\d{4}", Path(cfg.data.folder).name):
-        raise ConfigError(
-            f"submission=true is for VOC's evaluation server; data={cfg.data.name} is not of VOC"
-        )
+        raise ConfigError(f"submission=true is for Pascal VOC's server, not data={cfg.data.name}")
     check_data(cfg.data)
 
 
