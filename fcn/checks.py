@@ -10,15 +10,24 @@ from fcn.config import (
     ConfigError,
     DataConfig,
     EvaluateConfig,
+    ExplainConfig,
     ExportConfig,
     ModelConfig,
     PredictConfig,
     RecipeConfig,
+    ReportConfig,
     TrainConfig,
 )
 
 EXPORT_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+# Topics of scripts/explain.py in order; the last three are about a trained net.
+TOPICS = (
+    "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards",
+    "network", "learning", "deconvnet",
+)  # fmt: skip
 
 
 def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
@@ -54,8 +63,7 @@ def check(cfg: TrainConfig) -> None:
         ("recipe.crop", 1 if recipe.crop is None else recipe.crop, 1),
         ("trainer.max_steps", trainer.max_steps, 1),
     ):
-        if value < least:
-            raise ConfigError(f"{key} must be at least {least}, got {value}")
+        _at_least(key, value, least)
     if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
         raise ConfigError(
             f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
@@ -102,8 +110,7 @@ def check_data(data: DataConfig) -> None:
     _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
     if not 0 <= data.ignore_index <= 255:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
-    if data.num_workers < 0:
-        raise ConfigError(f"data.num_workers must be at least 0, got {data.num_workers}")
+    _at_least("data.num_workers", data.num_workers, 0)
     if data.url and not data.download:
         raise ConfigError("data.url says where to fetch from; add data.download=true")
     if data.checksum and not data.url:
@@ -121,11 +128,12 @@ def check_inference(cfg: EvaluateConfig | PredictConfig) -> None:
         raise ConfigError("give checkpoint=PATH, a .ckpt or .safetensors of this project")
     if isinstance(cfg, EvaluateConfig):
         check_data(cfg.data)
+        if cfg.submission and not re.fullmatch(r"VOC\d{4}", Path(cfg.data.folder).name):
+            raise ConfigError(f"submission=true is for VOC's server, not data={cfg.data.name}")
     elif cfg.input is None or cfg.output is None:
         raise ConfigError("give input=FILE, FOLDER, PATTERN or -, and output=FOLDER to write to")
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
-    if cfg.batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+    _at_least("batch_size", cfg.batch_size, 1)
 
 
 def check_ablation(cfg: AblateConfig) -> None:
@@ -138,8 +146,8 @@ def check_ablation(cfg: AblateConfig) -> None:
         values = getattr(cfg, key)
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{key} must name at least one, and none twice, got {values}")
-    if cfg.jobs < 1 or cfg.time_rounds < 0:
-        raise ConfigError(f"jobs and time_rounds count, got {cfg.jobs} and {cfg.time_rounds}")
+    _at_least("jobs", cfg.jobs, 1)
+    _at_least("time_rounds", cfg.time_rounds, 0)
     taken = ("model", "upsampling", "seed", "hydra.run.dir", "resume", "stages")
     for override in cfg.overrides:
         if override.partition("=")[0].lstrip("+") in taken:
@@ -167,6 +175,26 @@ def check_export(cfg: ExportConfig) -> None:
         raise ConfigError(f'format=onnx needs {", ".join(missing)}: pip install -e ".[export]"')
 
 
+def check_report(cfg: ReportConfig) -> None:
+    """Raises: ConfigError: a setting missing, or outside its choices."""
+    if not cfg.runs:
+        raise ConfigError("give runs=[FOLDER,...], folders that train.py or evaluate.py left")
+    _one_of("the ending of output", Path(cfg.output).suffix, (".html",))
+    _at_least("images", cfg.images, 1)
+
+
+def check_explanation(cfg: ExplainConfig) -> None:
+    """Raises: ConfigError: a setting outside its choices."""
+    _one_of("explain", cfg.explain, ("all", *TOPICS))
+    _at_least("steps", cfg.steps, 1)
+    check_data(cfg.data)
+
+
 def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def _at_least(key: str, value: float, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key} must be at least {least}, got {value}")

@@ -141,6 +141,7 @@ class EvaluateConfig(CommonConfig):
     batch_size: int = 8  # images of one size go through together; numbers do not depend on it
     device: str = "auto"  # auto, cpu, cuda, mps
     precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
+    submission: bool = False  # also write the predictions as VOC's evaluation server takes them
 
 
 @dataclass
@@ -206,14 +207,31 @@ class AblateConfig:
     debug: bool = False  # show the traceback of an error
 
 
+@dataclass
+class WhereConfig:
+    root: str | None = None  # folder of the data sets; null: where each run had it
+
+
+@dataclass
+class ReportConfig:
+    runs: list[str] = field(default_factory=list)  # folders that train.py or evaluate.py left
+    output: str = "report.html"
+    images: int = 24  # in the gallery, evenly spaced over the ranking by IoU
+    data: WhereConfig = field(default_factory=WhereConfig)
+    device: str = "auto"  # auto, cpu, cuda, mps
+    debug: bool = False  # show the traceback of an error
+
+
 SCHEMAS = {  # by script
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "import_caffe": ImportCaffeConfig,
+    "prepare_data": PrepareDataConfig,
     "export": ExportConfig,
     "ablate": AblateConfig,
     "explain": ExplainConfig,
+    "report": ReportConfig,
 }
 
 

@@ -42,20 +42,59 @@ class Scores:
 
 def scores(confusion: Tensor) -> Scores:
     """The paper's metrics of a confusion matrix, int (K, K)."""
-    n = confusion.cpu().to(torch.float64)
-    truth, predicted, right = n.sum(1), n.sum(0), n.diagonal()
-    iou = right / (truth + predicted - right)
-    accuracy = right / truth
-    total = truth.sum()
+    result = rates(tally(confusion.cpu()))
     return Scores(
         confusion=confusion.cpu().to(torch.int64),
-        iou=iou,
-        accuracy=accuracy,
-        mean_iou=float(iou.nanmean()),
-        pixel_accuracy=float(right.sum() / total),
-        mean_accuracy=float(accuracy.nanmean()),
-        frequency_weighted_iou=float((truth * iou.nan_to_num()).sum() / total),
+        iou=result["iou"],
+        accuracy=result["accuracy"],
+        mean_iou=float(result["mean_iou"]),
+        pixel_accuracy=float(result["pixel_accuracy"]),
+        mean_accuracy=float(result["mean_accuracy"]),
+        frequency_weighted_iou=float(result["frequency_weighted_iou"]),
     )
+
+
+def image_confusions(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """The confusion matrix of each image of a batch.
+
+    Args: prediction, target: integers (B, H, W) on one device; target 255 is void.
+    Returns: int64 (B, K, K), rows truth, columns prediction.
+    """
+    b, k = len(target), num_classes
+    image = torch.arange(b, device=target.device)[:, None, None].expand_as(target)
+    seen = target != VOID
+    cell = (image[seen] * k + target[seen].long()) * k + prediction[seen].long()
+    return torch.bincount(cell, minlength=b * k * k).reshape(b, k, k)
+
+
+def tally(confusion: Tensor) -> Tensor:
+    """What the metrics need of confusion matrices, (..., K, K): (..., 3, K) of the same kind.
+
+    The three are a class's pixels that are right, those of the truth, and those predicted.
+    """
+    return torch.stack(
+        (confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)), -2
+    )
+
+
+def rates(tally: Tensor) -> dict[str, Tensor]:
+    """The paper's metrics by the names of `Scores`, of many tallies at once.
+
+    Args: tally: (..., 3, K) as the function `tally` gives it; tallies of images add up.
+    Returns: float64, of each class (..., K) and of all together (...).
+    """
+    right, truth, predicted = tally.to(torch.float64).unbind(-2)
+    iou = right / (truth + predicted - right)
+    accuracy = right / truth
+    total = truth.sum(-1)
+    return {
+        "iou": iou,
+        "accuracy": accuracy,
+        "mean_iou": iou.nanmean(-1),
+        "pixel_accuracy": right.sum(-1) / total,
+        "mean_accuracy": accuracy.nanmean(-1),
+        "frequency_weighted_iou": (truth * iou.nan_to_num()).sum(-1) / total,
+    }
 
 
 class Trimap:

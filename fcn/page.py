@@ -30,8 +30,12 @@ def page(title: str, body: str) -> str:
 
 
 def figure(image: Image.Image, alt: str, caption: str = "", *, plot: bool = False) -> Markup:
-    """An HTML figure. Args: alt, caption: plain text. plot: ink on white, inverted in the dark."""
-    width, height = image.size
+    """An HTML figure, as wide as there is room for, at most as wide as the image.
+
+    Args: alt, caption: plain text. plot: dark ink on white, which is inverted on a dark page; shown
+        at three quarters of its pixels, for screens that have more of them.
+    """
+    width, height = (round(n * (0.75 if plot else 1)) for n in image.size)
     return Markup(
         '<figure class="{}"><img src="{}" width="{}" height="{}" alt="{}">{}</figure>'
     ).format(

@@ -1,4 +1,4 @@
-"""Plots of numbers: the confusion matrix, IoU per class, the curves of a run.
+"""Plots of numbers: the confusion matrix, IoU per class and near borders, the curves of a run.
 
 Like `fcn.visualize`: finished pictures come back as `PIL.Image.Image`, and the caller saves them.
 """
@@ -6,6 +6,7 @@ Like `fcn.visualize`: finished pictures come back as `PIL.Image.Image`, and the 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,7 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
         axes.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
         axes.grid(color="#e6e6e6", linewidth=0.8)
         if draw is _draw_mean_iou or len(group) > 1:
-            axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+            _legend(axes)
     return _render(every_axes[0])
 
 
@@ -191,6 +192,40 @@ def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str = "")
         axes.set_yticks([(k - 1) / 2], [f"{name}\n±{most:.2g}"], fontsize=8)
     whole.set_title(title, fontsize=11, color=INK, pad=24, parse_math=False)
     return _render(whole)
+
+
+def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
+    """Mean IoU close to the borders of the truth, over the width of the band that is judged.
+
+    Args: mean_iou: each maps a label (a run's name) to the values in bands of 1, 2, ... pixels on
+        either side, in 0..1, None where nothing could be judged.
+    Returns: an RGB image; a legend where there are several curves.
+    Raises: ValueError: there is no value, or one is outside 0..1.
+    """
+    known = [value for values in mean_iou.values() for value in values if value is not None]
+    if not known or not 0 <= min(known) <= max(known) <= 1:
+        raise ValueError(f"mean_iou must hold values in 0..1 or None, got {known}")
+    (axes,) = _axes(5.2, 3.4)
+    for i, (label, values) in enumerate(mean_iou.items()):
+        percent = [math.nan if value is None else 100 * value for value in values]
+        width = range(1, len(percent) + 1)
+        colour = LINES[i % len(LINES)]
+        axes.plot(width, percent, "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_title("mean IoU near borders (%)", fontsize=11, color=INK)
+    axes.set_xlabel("width of the band on either side of a border (pixels)")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    if len(mean_iou) > 1:
+        _legend(axes)
+    return _render(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Of every curve, its label taken literally."""
+    legend = axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _draw_loss(axes: Axes, step: Floats, value: Floats, label: str, colour: str) -> None:

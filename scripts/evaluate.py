@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fcn.app import run
 from fcn.checks import check_inference
-from fcn.config import EvaluateConfig
+from fcn.config import ConfigError, EvaluateConfig
 
 
 def main(cfg: EvaluateConfig) -> None:
@@ -26,20 +26,34 @@ def main(cfg: EvaluateConfig) -> None:
         fetch(cfg.data, console)
     split = cfg.data.split or cfg.data.val_split
     files = open_split(cfg.data, split)
+    labelled = files.labelled()
+    if not labelled and not cfg.submission:
+        raise ConfigError(
+            f"{files.name}: no masks to judge by; submission=true writes the predictions, "
+            "data.split= names another split"
+        )
     trained.check_classes(files.classes, cfg.data.name)
     device = pick_device(cfg.device)
-    metrics = report.judge(
-        trained.model(),
-        files,
-        folder,
-        console,
-        data=cfg.data.name,
-        split=split,
-        device=device,
-        bf16=uses_bf16(cfg.precision, trained.about, device),
-        batch_size=cfg.batch_size,
-    )
-    report.print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
+    bf16 = uses_bf16(cfg.precision, trained.about, device)
+    model = trained.model().to(device)
+    if cfg.submission:
+        year = Path(cfg.data.folder).name
+        report.submit(
+            model, files, folder, console, data=year, split=split, device=device, bf16=bf16
+        )
+    if labelled:
+        metrics = report.judge(
+            model,
+            files,
+            folder,
+            console,
+            data=cfg.data.name,
+            split=split,
+            device=device,
+            bf16=bf16,
+            batch_size=cfg.batch_size,
+        )
+        report.print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn.app import quoted, run
-from fcn.checks import check_data
+from fcn.checks import TOPICS, check_explanation
 from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError
 
 if TYPE_CHECKING:
@@ -17,17 +17,11 @@ if TYPE_CHECKING:
     from fcn.explain.story import Section
     from fcn.inference.checkpoint import Checkpoint
 
-PLAIN = ("matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards")
-OF_A_NET = ("network", "learning", "deconvnet")
+OF_A_NET = {"network", "learning", "deconvnet"}
 
 
 def main(cfg: ExplainConfig) -> None:
-    topics = (*PLAIN, *OF_A_NET)
-    if cfg.explain not in ("all", *topics):
-        raise ConfigError(f"explain must be one of all, {', '.join(topics)}, got {cfg.explain!r}")
-    if cfg.steps < 1:
-        raise ConfigError(f"steps must be at least 1, got {cfg.steps}")
-    check_data(cfg.data)
+    check_explanation(cfg)
 
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
@@ -37,7 +31,7 @@ def main(cfg: ExplainConfig) -> None:
     from fcn.models.upsampling import LearnedUpsampling
 
     folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
-    chosen = topics if cfg.explain == "all" else (cfg.explain,)
+    chosen = TOPICS if cfg.explain == "all" else (cfg.explain,)
     tell: dict[str, Callable[[], Section]] = {
         "matrix": arithmetic.matrix,
         "arithmetic": arithmetic.arithmetic,
@@ -46,7 +40,7 @@ def main(cfg: ExplainConfig) -> None:
         "repeat": checkerboards.repeat,
         "checkerboards": checkerboards.checkerboards,
     }
-    if cfg.checkpoint or set(chosen) & set(OF_A_NET):
+    if cfg.checkpoint or set(chosen) & OF_A_NET:
         trained = checkpoint.read(cfg.checkpoint or train(cfg, folder / "run", console))
         model = trained.model()
         image, target = picture(cfg, trained)

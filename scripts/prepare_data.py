@@ -138,7 +138,7 @@ def contact_sheet(found: "Audit") -> "Image | None":
     """Usable images of every split, evenly spaced, each beside its mask."""
     import numpy as np
 
-    from fcn import visualize
+    from fcn import panels
 
     samples, captions, classes = [], [], []
     for split in found.splits:
@@ -149,7 +149,7 @@ def contact_sheet(found: "Audit") -> "Image | None":
             samples.append((image.permute(1, 2, 0).numpy(), target.numpy()))
             captions.append(f"{split.name}: {split.files.ids[usable[place]]}")
             classes = split.files.classes
-    return visualize.contact_sheet(samples, classes, captions) if samples else None
+    return panels.contact_sheet(samples, classes, captions) if samples else None
 
 
 if __name__ == "__main__":

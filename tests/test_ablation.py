@@ -57,7 +57,7 @@ def test_rows_pair_runs_of_one_seed(tmp_path: Path) -> None:
         ({"seeds": [1, 1]}, "seeds must name at least one, and none twice"),
         ({"upsamplings": []}, "upsamplings must name at least one"),
         ({"overrides": ["seed=3"]}, "seed=3 is the grid's own to set"),
-        ({"jobs": 0}, "jobs and time_rounds count, got 0"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
     ],
 )
 def test_a_grid_that_cannot_work_is_refused(changes: dict[str, object], reason: str) -> None:

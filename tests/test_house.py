@@ -16,9 +16,20 @@ MAY_IMPORT = {
     "data": {"config", "data"},
     "metrics.py": {"config"},
     "visualize.py": {"config"},
+    "panels.py": {"config", "visualize"},
     "plots.py": set(),
     "page.py": set(),
-    "inference": {"config", "models", "data", "metrics", "visualize", "plots", "page", "inference"},
+    "inference": {
+        "config",
+        "models",
+        "data",
+        "metrics",
+        "panels",
+        "visualize",
+        "plots",
+        "page",
+        "inference",
+    },
 }
 MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training"}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from fcn.metrics import TRIMAP_WIDTHS, Trimap, border_distance, confusion_matrix, scores
+from fcn.metrics import (
+    TRIMAP_WIDTHS,
+    Trimap,
+    border_distance,
+    confusion_matrix,
+    image_confusions,
+    rates,
+    scores,
+    tally,
+)
 
 
 def brute_force(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
@@ -58,6 +67,30 @@ def test_many_pixels_are_counted_exactly() -> None:
     confusion.confmat[1, 1] = 2**24
     confusion.update(torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64))
     assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_images_add_up_to_torchmetrics_confusion(seed: int) -> None:
+    """An independent count of the whole, and of each image; and the metrics of many at once."""
+    rng = np.random.default_rng(seed)
+    truth = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)).astype(np.uint8))
+    truth[3] = 255
+    predicted = torch.from_numpy(rng.choice([0, 1, 3, 4], (5, 6, 7)))
+    each = image_confusions(predicted, truth, 6)
+    assert each.shape == (5, 6, 6)
+    assert each.dtype == torch.int64
+    for images in (slice(None), *(slice(i, i + 1) for i in range(5))):
+        expected = confusion_matrix(6)
+        expected.update(predicted[images], truth[images].long())
+        assert torch.equal(each[images].sum(0), expected.compute())
+    together = rates(tally(each))
+    assert torch.isnan(together["mean_iou"][3])  # all void
+    for i in (0, 1, 2, 4):
+        alone = scores(each[i])
+        for name, value in together.items():
+            assert np.array_equal(value[i], getattr(alone, name), equal_nan=True)
+    whole = rates(tally(each).sum(0))["mean_iou"]
+    assert float(whole) == scores(each.sum(0)).mean_iou
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -170,6 +170,31 @@ def test_a_checkpoint_that_is_none_is_refused(
     assert path.read_text() == "not a checkpoint"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["give runs=[FOLDER,...]"]),
+        (["runs=[nowhere]"], ["nowhere/metrics.json: not found"]),
+        (["runs=[a]", "output=page.pdf"], [".html, got '.pdf'"]),
+        (["runs=[a]", "images=0"], ["images must be at least 1, got 0"]),
+        (["run=[a]"], ["run", "did you mean runs?"]),
+        (["runs=[a]", "device=quantum"], ["device=quantum"]),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, "report", *arguments)
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
     """A run in its own process: its files, the same numbers from evaluate, and nothing lost."""
     data, root = tiny_voc.overrides(), tiny_voc.root
@@ -187,6 +212,23 @@ def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
         )
         assert again.returncode == 0, again.stderr
         assert json.loads((root / "eval" / "metrics.json").read_text()) == metrics
+
+    done = script("report", "runs=[run,eval]", "output=pages/r.html", "images=2", folder=root)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "eval − run" in (root / "pages" / "r.html").read_text(encoding="utf-8")
+
+    tiny_voc.folder.rename(root / "VOC2012")  # VOC's test has no masks: predicted, not judged
+    test = [*data, "data.folder=VOC2012", "data.split=test", "checkpoint=run/model.safetensors"]
+    (root / "VOC2012/ImageSets/Segmentation/test.txt").write_text("v0\n")
+    (root / "VOC2012/SegmentationClass/v0.png").unlink()
+    unlabelled = script("evaluate", *test, folder=root)
+    assert unlabelled.returncode == 1
+    assert "no masks to judge by; submission=true writes" in unlabelled.stderr
+    submitted = script("evaluate", *test, "submission=true", "hydra.run.dir=sub", folder=root)
+    assert submitted.returncode == 0, submitted.stderr
+    assert {p.name for p in (root / "sub").glob("*")} == {".hydra", "results", "results.tar.gz"}
+    (root / "VOC2012").rename(tiny_voc.folder)
 
     before = (root / "run" / "checkpoints" / "last.ckpt").read_bytes()
     over = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn import plots, visualize
+from fcn import panels, plots, visualize
 
 # VOCdevkit's colours of labels 0..20, as its documentation lists them.
 VOC_COLOURS = """0 0 0, 128 0 0, 0 128 0, 128 128 0, 0 0 128, 128 0 128, 0 128 128, 128 128 128,
@@ -102,7 +102,7 @@ def test_panel_shows_each_row_at_one_cell_width_and_a_legend_of_what_occurs() ->
     wide, upright = square(40, 3)[:20], square(40, 2)[:, :20]
     rows = [(noise(20, 40), wide, wide), (noise(40, 20), upright, np.zeros_like(upright))]
     names = ["background", "a", "b", "c"]
-    picture = visualize.panel(rows, names, width=630)
+    picture = panels.panel(rows, names, width=630)
     assert picture.width == 630
     cell = (630 - 2 * 20 - 3 * 10) // 4  # 140: rows are 70 and 140 high, from 48 down
     pixels = np.asarray(picture)
@@ -114,7 +114,7 @@ def test_panel_shows_each_row_at_one_cell_width_and_a_legend_of_what_occurs() ->
     seen = colours_of(picture)
     assert {(128, 128, 0), (0, 128, 0), *visualize.ERROR_COLOURS.values()} <= seen
     assert (128, 0, 0) not in seen  # class a does not occur
-    captioned = visualize.panel(rows, names, captions=["mean IoU 1.00", "x" * 500], width=630)
+    captioned = panels.panel(rows, names, captions=["mean IoU 1.00", "x" * 500], width=630)
     assert captioned.height == picture.height + 2 * 24
     assert (np.asarray(captioned)[:, -19:] == 255).all()  # the long caption is cut, not run over
 
@@ -124,7 +124,7 @@ def test_panel_with_sixty_classes_and_one_pixel() -> None:
     names = [f"class {i}" for i in range(60)]
     dot = np.zeros((1, 1), int)
     rows = [(noise(6, 10), mask, mask), (noise(1, 1), dot, dot)]
-    picture = visualize.panel(rows, names)
+    picture = panels.panel(rows, names)
     assert {tuple(colour) for colour in visualize.voc_palette(60).tolist()} <= colours_of(picture)
 
 
@@ -195,6 +195,19 @@ def test_curves() -> None:
     assert has_ink(plots.curves({}, {"validation": [(1, float("nan"))]}))
 
 
+def test_trimap_plot_draws_each_run_and_leaves_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_ink(plots.trimap_plot({"a": [0.2, None, 0.5]}))
+    monkeypatch.setattr(plots, "_render", lambda axes: axes)
+    alone = plots.trimap_plot({"a": [0.2, None, 0.5]})
+    (line,) = alone.lines
+    assert list(line.get_xdata()) == [1, 2, 3]
+    assert np.array_equal(line.get_ydata(), [20, np.nan, 50], equal_nan=True)
+    assert alone.get_legend() is None
+    several = plots.trimap_plot({"$a$": [0.2], "b": [0.4]})
+    assert [text.get_text() for text in several.get_legend().get_texts()] == ["$a$", "b"]
+    assert not any(text.get_parse_math() for text in several.get_legend().get_texts())
+
+
 def test_curves_smooth_and_scale_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_render", lambda axes: axes)
     level = plots.curves({"a": [(i, 3.0 + (i % 2)) for i in reversed(range(1000))]}, {})
@@ -225,15 +238,15 @@ EVERY_VALUE_ERROR = {
     ),
     r"alpha must be in 0\.\.1, got 2": lambda: visualize.overlay(IMAGE, MASK, alpha=2),
     r"prediction must have truth's size": lambda: visualize.errors(MASK, MASK[1:]),
-    "rows must hold at least one": lambda: visualize.panel([], ["a"]),
-    "classes must name label 3, got 3 names": lambda: visualize.panel(
+    "rows must hold at least one": lambda: panels.panel([], ["a"]),
+    "classes must name label 3, got 3 names": lambda: panels.panel(
         [(IMAGE, MASK, MASK)], ["a", "b", "c"]
     ),
-    "truth must have image's size": lambda: visualize.panel([(IMAGE, MASK[1:], MASK)], "abcd"),
-    "captions must be one a row, got 2 for 1": lambda: visualize.panel(
+    "truth must have image's size": lambda: panels.panel([(IMAGE, MASK[1:], MASK)], "abcd"),
+    "captions must be one a row, got 2 for 1": lambda: panels.panel(
         [(IMAGE, MASK, MASK)], "abcd", ["", ""]
     ),
-    "width must be at least 600": lambda: visualize.panel([(IMAGE, MASK, MASK)], "abcd", width=99),
+    "width must be at least 600": lambda: panels.panel([(IMAGE, MASK, MASK)], "abcd", width=99),
     r"confusion must be \(K, K\) integers, got shape \(2, 3\)": lambda: plots.confusion_plot(
         np.ones((2, 3), int), ["a", "b"]
     ),
@@ -246,6 +259,12 @@ EVERY_VALUE_ERROR = {
     ),
     r"iou must be in 0\.\.1 or None, got 65.5": lambda: plots.iou_bars([65.5], ["a"]),
     "classes must be one a class of iou": lambda: plots.iou_bars([], []),
+    r"mean_iou must hold values in 0\.\.1 or None, got \[\]": lambda: plots.trimap_plot(
+        {"a": [None]}
+    ),
+    r"mean_iou must hold values in 0\.\.1 or None, got \[65.5\]": lambda: plots.trimap_plot(
+        {"a": [65.5]}
+    ),
     "loss and mean_iou must hold at least one point": lambda: plots.curves({"a": []}, {}),
     r"mean_iou must be in 0\.\.1, got \[65.5\] for a": lambda: plots.curves({}, {"a": [(1, 65.5)]}),
 }
@@ -259,7 +278,7 @@ def test_errors_name_the_argument_and_the_rule(message: str) -> None:
 
 def test_importing_is_quick_and_drawing_leaves_pyplot_alone() -> None:
     program = (
-        "import sys; from fcn import plots, visualize\n"
+        "import sys; from fcn import plots, panels, visualize\n"
         "assert not {'matplotlib', 'torch'} & set(sys.modules)\n"
         "plots.iou_bars([0.5], ['a']); assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -65,6 +65,11 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
         """The pair to read from; one that lies far away comes whole, at once."""
         return self.pairs[index]
 
+    def labelled(self) -> bool:
+        """Whether there are masks: of a test split, none may be."""
+        masks = (pair.mask for pair in self.pairs)
+        return any(not isinstance(mask, Path) or mask.is_file() for mask in masks)
+
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of every image upright, from the files' headers alone."""
         return [image_size(pair.image) for pair in self.pairs]

@@ -43,7 +43,8 @@ def voc(
 ) -> SegmentationFiles:
     """A split of a data set in VOC layout.
 
-    Args: folder: holds JPEGImages/, `masks`/ and ImageSets/Segmentation/`split`.txt.
+    Args: folder: holds JPEGImages/, `masks`/ and ImageSets/Segmentation/`split`.txt. VOC keeps
+            the masks of its split "test" to itself, so that one does without.
         strict: as for SegmentationFiles.
     Raises: DataError: the folder or a part of it is not there; says what should be.
     """
@@ -54,7 +55,7 @@ def voc(
             "VOCdevkit/VOC2012) or let data.download=true fetch it, or set data.root to the folder "
             "that holds VOCdevkit"
         )
-    for part in ("JPEGImages", masks):
+    for part in ("JPEGImages",) if split == "test" else ("JPEGImages", masks):
         if not (folder / part).is_dir():
             raise DataError(f"{folder / part}: no such folder; data={name} needs it")
     if not listing.is_file():

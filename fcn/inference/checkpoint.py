@@ -22,6 +22,7 @@ from fcn.visualize import voc_palette
 
 FORMAT = "fcn-segmentation"
 PREFIX = "model."  # of the net's tensors in a Lightning checkpoint
+CURVES = ("loss", "mean_iou")  # that fcn.training.callbacks.History keeps
 
 
 class CheckpointError(UserError, ValueError):
@@ -139,6 +140,16 @@ def state_dict(path: str | Path) -> dict[str, Tensor]:
     return _tensors(_unpickle(path), path)
 
 
+def history(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves that training keeps in a .ckpt: "loss" and "mean_iou", each (step, value) points.
+
+    Empty where the file has none. Its weights stay on disk.
+    Raises: CheckpointError: no such file, or it is damaged.
+    """
+    kept = _unpickle(path, mmap=True).get("callbacks", {}).get("History", {})
+    return {name: [(int(s), float(v)) for s, v in kept.get(name, [])] for name in CURVES}
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -159,9 +170,9 @@ def _read_ckpt(path: Path) -> tuple[dict[str, Tensor], Any]:
     return _tensors(content, path), about
 
 
-def _unpickle(path: Path) -> dict[Any, Any]:
+def _unpickle(path: Path, mmap: bool = False) -> dict[Any, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         reason = str(error).split("\n")[0][:200]
         raise CheckpointError(

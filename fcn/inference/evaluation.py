@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcn.config import ConfigError
+from fcn.config import ConfigError, UserError
 from fcn.data.files import SegmentationFiles
-from fcn.metrics import Scores, Trimap, confusion_matrix, scores
+from fcn.metrics import Scores, Trimap, image_confusions, scores, tally
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -23,6 +25,7 @@ class Evaluation:
 
     scores: Scores
     trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the truth's borders
+    per_image: Tensor  # int64 (N, 3, K): right, truth and predicted pixels of each image's classes
 
 
 @torch.inference_mode()
@@ -35,23 +38,36 @@ def evaluate(
     bf16: bool,
     advance: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """One confusion matrix over all batches, and its scores; and the same close to borders.
+    """One confusion matrix over all batches, and its scores; the same close to borders, by image.
 
     Args:
         batches: (image uint8 (B, 3, H, W), target uint8 (B, H, W)).
         bf16: run the net under autocast to bfloat16.
         advance: called after each batch, for a progress bar.
+    Returns: with images in the order of the batches.
     """
     model = model.to(device).to(memory_format=torch.channels_last).eval()
-    confusion, trimap = confusion_matrix(num_classes).to(device), Trimap(num_classes)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    trimap, per_image = Trimap(num_classes), [torch.zeros(0, 3, num_classes, dtype=torch.int64)]
     for image, target in batches:
-        image = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            prediction = model(image).max(1).indices
-        confusion.update(prediction, target.to(device).long())
+        prediction = predict(model, image, device=device, bf16=bf16)
+        confusions = image_confusions(prediction, target.to(device), num_classes).cpu()
+        confusion += confusions.sum(0)
+        per_image.append(tally(confusions))
         trimap.update(prediction, target)
         advance()
-    return Evaluation(scores(confusion.compute()), trimap.mean_iou())
+    return Evaluation(scores(confusion), trimap.mean_iou(), torch.cat(per_image))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, image: Tensor, *, device: torch.device, bf16: bool) -> Tensor:
+    """uint8 (B, 3, H, W) -> the label of every pixel, int64 (B, H, W) on the device.
+
+    Args: model: on the device, in evaluation mode.
+    """
+    image = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return model(image).max(1).indices
 
 
 def metrics_json(
@@ -104,6 +120,27 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def write_per_image(path: Path, ids: Sequence[str], per_image: Tensor) -> None:
+    """An .npz of `ids` (N,) and `per_image` int64 (N, 3, K), whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, ids=np.array(ids), per_image=per_image.numpy())
+    temporary.replace(path)
+
+
+def read_per_image(path: Path) -> tuple[list[str], Tensor]:
+    """What `write_per_image` wrote: ids and int64 (N, 3, K).
+
+    Raises: UserError: it is damaged, or another file.
+    """
+    try:
+        with path.open("rb") as raw, np.load(raw) as file:
+            ids, per_image = file["ids"].tolist(), torch.from_numpy(file["per_image"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not the results by image ({error}); evaluate again") from None
+    return ids, per_image
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -1,20 +1,32 @@
 """What a person sees of a run: tables on the terminal, pictures beside the numbers."""
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fcn import plots, visualize
+from fcn import panels, plots
 from fcn.data.datamodule import evaluation_loader
 from fcn.data.files import SegmentationFiles
-from fcn.inference.evaluation import evaluate, metrics_json, write_json
-from fcn.metrics import Scores, confusion_matrix, scores
+from fcn.inference.evaluation import (
+    Evaluation,
+    evaluate,
+    metrics_json,
+    number,
+    predict,
+    write_json,
+    write_per_image,
+)
+from fcn.inference.submission import write_submission
+from fcn.metrics import Scores, rates
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report
 
@@ -24,7 +36,8 @@ if TYPE_CHECKING:
     from fcn.config import TrainConfig
     from fcn.data.datamodule import SegmentationData
 
-SHOWN = 6  # images in predictions.png
+SHOWN = 6  # images in predictions.png and in worst.png
+Row = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # image, truth, prediction
 
 
 def print_start(
@@ -87,14 +100,44 @@ def judge(
     bf16: bool,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """Evaluates a model on a split; prints the table, writes metrics.json and the pictures.
+    """Evaluates a model on a split; prints the table, writes the numbers and the pictures.
 
     Args: data, split: their names, for metrics.json.
     Returns: the contents of metrics.json.
     """
+    evaluation = evaluate_split(
+        model,
+        files,
+        console,
+        f"{data} {split}",
+        device=device,
+        bf16=bf16,
+        batch_size=batch_size,
+    )
+    metrics = metrics_json(
+        evaluation, files, split, model.arguments, data, "bf16-mixed" if bf16 else "32-true"
+    )
+    write_per_image(folder / "per_image.npz", files.ids, evaluation.per_image)
+    write_json(folder / "metrics.json", metrics)
+    write_pictures(folder, model, files, evaluation, device=device, bf16=bf16)
+    print_result(console, evaluation.scores, files.classes)
+    return metrics
+
+
+def evaluate_split(
+    model: FCN,
+    files: SegmentationFiles,
+    console: Console,
+    title: str,
+    *,
+    device: torch.device,
+    bf16: bool,
+    batch_size: int = 8,
+) -> Evaluation:
+    """Evaluates a model under a progress bar. Returns: with images in the order of the split."""
     loader = evaluation_loader(files, batch_size)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"{data} {split}", total=len(loader))
+        task = progress.add_task(title, total=len(loader))
         evaluation = evaluate(
             model,
             loader,
@@ -103,14 +146,43 @@ def judge(
             bf16=bf16,
             advance=lambda: progress.advance(task),
         )
-    result = evaluation.scores
-    metrics = metrics_json(
-        evaluation, files, split, model.arguments, data, "bf16-mixed" if bf16 else "32-true"
+    assert loader.batch_sampler is not None
+    order = torch.tensor([index for batch in loader.batch_sampler for index in batch])
+    return replace(evaluation, per_image=evaluation.per_image[order.argsort()])
+
+
+def submit(
+    model: FCN,
+    files: SegmentationFiles,
+    folder: Path,
+    console: Console,
+    *,
+    data: str,
+    split: str,
+    device: torch.device,
+    bf16: bool,
+) -> None:
+    """Writes what VOC's evaluation server takes, under a progress bar, and says where it is.
+
+    Args: data: the year's folder, such as VOC2012.
+    """
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"{data} {split}", total=len(files))
+        archive = write_submission(
+            model,
+            files,
+            folder,
+            data,
+            split,
+            device=device,
+            bf16=bf16,
+            advance=lambda: progress.advance(task),
+        )
+    console.print(
+        f"predictions of {data} {split} ({len(files)} images) for its evaluation server: {archive}",
+        highlight=False,
+        soft_wrap=True,
     )
-    write_json(folder / "metrics.json", metrics)
-    write_pictures(folder, model, files, result, device)
-    print_result(console, result, files.classes)
-    return metrics
 
 
 def print_result(console: Console, result: Scores, classes: list[str]) -> None:
@@ -148,25 +220,47 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-@torch.inference_mode()
 def write_pictures(
-    folder: Path, model: FCN, files: SegmentationFiles, result: Scores, device: torch.device
+    folder: Path,
+    model: FCN,
+    files: SegmentationFiles,
+    evaluation: Evaluation,
+    *,
+    device: torch.device,
+    bf16: bool,
 ) -> None:
-    """predictions.png, of images evenly spaced in the split, iou.png and confusion.png."""
-    rows, captions = [], []
-    for index in np.linspace(0, len(files) - 1, min(SHOWN, len(files))).round().astype(int):
-        image, target = files[index]
-        prediction = model(image[None].to(device).float() / 255)[0].argmax(0).cpu()
-        confusion = confusion_matrix(len(files.classes))
-        confusion.update(prediction[None], target[None].long())
-        pixels = image.permute(1, 2, 0).numpy()
-        rows.append((pixels, target.numpy(), prediction.byte().numpy()))
-        mean_iou = scores(confusion.compute()).mean_iou
-        captions.append(f"{files.ids[index]}: mean IoU {mean_iou:.2f}")
-    visualize.panel(rows, files.classes, captions).save(folder / "predictions.png")
-    iou = [None if math.isnan(value) else value for value in result.iou.tolist()]
+    """predictions.png, of images evenly spaced in the split, worst.png, and plots of the scores."""
+    mean_iou = rates(evaluation.per_image)["mean_iou"].numpy()
+    shown = min(SHOWN, len(files))
+    even = np.linspace(0, len(files) - 1, shown).round().astype(int)
+    worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, an image of void alone, comes last
+    for name, indices in (("predictions", even), ("worst", worst)):
+        rows = list(predicted_rows(model, files, indices, device=device, bf16=bf16))
+        captions = [f"{files.ids[i]}: mean IoU {mean_iou[i]:.2f}" for i in indices]
+        panels.panel(rows, files.classes, captions).save(folder / f"{name}.png")
+    result = evaluation.scores
+    iou = [number(value) for value in result.iou.tolist()]
     plots.iou_bars(iou, files.classes).save(folder / "iou.png")
     plots.confusion_plot(result.confusion.numpy(), files.classes).save(folder / "confusion.png")
+    trimap = [number(value) for value in evaluation.trimap]
+    if any(value is not None for value in trimap):
+        plots.trimap_plot({"mean IoU": trimap}).save(folder / "trimap.png")
+
+
+def predicted_rows(
+    model: FCN,
+    files: SegmentationFiles,
+    indices: Sequence[int] | NDArray[np.intp],
+    *,
+    device: torch.device,
+    bf16: bool,
+) -> Iterator[Row]:
+    """Image (H, W, 3), truth (H, W) and prediction (H, W) of some images of a split, all uint8."""
+    for index in indices:
+        image, target = files[int(index)]
+        prediction = predict(model, image[None], device=device, bf16=bf16)[0]
+        pixels = image.permute(1, 2, 0).numpy()
+        yield pixels, target.numpy(), prediction.byte().cpu().numpy()
 
 
 def write_curves(

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from rich.console import Console
 from torch import Tensor
 
-from fcn import plots, visualize
+from fcn import panels, plots
 from fcn.config import UserError
 from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
 
@@ -160,7 +160,7 @@ class Panels(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rows, self.rows = self.rows, []
         if rows and trainer.logger is not None and not trainer.sanity_checking:
-            picture = np.asarray(visualize.panel(rows, self.classes))
+            picture = np.asarray(panels.panel(rows, self.classes))
             trainer.logger.experiment.add_image(  # type: ignore[attr-defined]
                 "predictions", picture, trainer.global_step, dataformats="HWC"
             )
