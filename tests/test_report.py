@@ -29,7 +29,7 @@ NASTY = '<b>&"x"'
 
 
 class Nasty(TinyVOC):
-    classes = ("background", "cat", NASTY)
+    classes = ("background", "cat", NASTY, "never")
 
 
 @pytest.fixture
@@ -38,14 +38,16 @@ def data(tmp_path: Path) -> TinyVOC:
 
 
 def make_run(data: TinyVOC, name: str, stride: int = 32, split: str = "train") -> Path:
-    """A folder as train.py leaves it, of an untrained net that says something everywhere."""
+    """A folder as train.py leaves it, of an untrained net that never says the last class."""
     folder = data.root / name
     (folder / ".hydra").mkdir(parents=True)
     torch.manual_seed(stride)
-    model = FCN(stride=stride, num_classes=3, backbone="mini", width=4, head_width=8).eval()
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.normal_(layer.weight, 0, 0.2)
+    model = FCN(stride=stride, num_classes=4, backbone="mini", width=4, head_width=8).eval()
+    for part, value in model.named_parameters():
+        if value.ndim == 4:
+            torch.nn.init.normal_(value, 0, 0.2)
+        elif part == "score_fr.bias":
+            torch.nn.init.constant_(value[3:], -1e4)
     settings = {"data": vars(data.config()) | {"root": "."}, "recipe": {"name": NASTY}}
     OmegaConf.save(settings, folder / ".hydra" / "config.yaml")
     cwd = {"hydra": {"runtime": {"cwd": str(data.root)}}}
@@ -269,18 +271,21 @@ def test_a_browser_sorts_toggles_and_says_no_word(
     layers, iou = result["start"]
     assert result["width"][0] <= result["width"][1]
     assert layers == ["prediction-0"] * 4
-    assert iou == sorted(iou, key=lambda pair: pair[0])
+    first = [a for a, _ in iou]
+    assert first == sorted(first)
+    assert first[0] < first[-1]
     assert result["truth"] == ["truth"] * 4
     assert result["next"] == ["prediction-0"] + ["truth"] * 3
     assert result["image"] == [""] * 4
-    assert result["best"] == iou[::-1]
+    assert [a for a, _ in result["best"]] == first[::-1]
     gains = [b - a for a, b in result["gain"]]
     assert gains == sorted(gains, reverse=True)
+    assert gains != [b - a for a, b in result["best"]]
     assert result["names"] == sorted(result["names"], key=str.lower)
+    assert result["down"][-1] == result["up"][-1] == ""  # the class that is absent
     down = [float(value) for value in result["down"] if value]
     assert down == sorted(down, reverse=True)
-    assert result["up"] == [*sorted(filter(None, result["down"]), key=float)] + [""] * (
-        len(result["down"]) - len(down)
-    )
+    assert down[0] > down[-1]
+    assert [float(value) for value in result["up"] if value] == down[::-1]
     assert result["sorted"] == ["ascending"]
     assert float(result["opacity"]) == 0.25

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fcn.config import REPOSITORY, SCHEMAS, CommonConfig
 from fcn.inference import checkpoint
+from fcn.models.fcn import FCN
 from tests.conftest import TinyVOC
 
 QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
@@ -218,18 +220,6 @@ def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
     assert done.stderr == ""
     assert "eval − run" in (root / "pages" / "r.html").read_text(encoding="utf-8")
 
-    tiny_voc.folder.rename(root / "VOC2012")  # VOC's test has no masks: predicted, not judged
-    test = [*data, "data.folder=VOC2012", "data.split=test", "checkpoint=run/model.safetensors"]
-    (root / "VOC2012/ImageSets/Segmentation/test.txt").write_text("v0\n")
-    (root / "VOC2012/SegmentationClass/v0.png").unlink()
-    unlabelled = script("evaluate", *test, folder=root)
-    assert unlabelled.returncode == 1
-    assert "no masks to judge by; submission=true writes" in unlabelled.stderr
-    submitted = script("evaluate", *test, "submission=true", "hydra.run.dir=sub", folder=root)
-    assert submitted.returncode == 0, submitted.stderr
-    assert {p.name for p in (root / "sub").glob("*")} == {".hydra", "results", "results.tar.gz"}
-    (root / "VOC2012").rename(tiny_voc.folder)
-
     before = (root / "run" / "checkpoints" / "last.ckpt").read_bytes()
     over = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)
     assert over.returncode == 1
@@ -243,6 +233,27 @@ def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:
     assert not (root / "outputs").exists()  # it went on in its own folder
     other = script("train", *more, "model=fcn16s", folder=root)
     assert "its model differs in stride" in other.stderr
+
+
+def test_a_split_without_masks_is_predicted_not_judged(tiny_voc: TinyVOC) -> None:
+    root, folder = tiny_voc.root, tiny_voc.root / "VOC2012"
+    tiny_voc.listing("test").write_text("x0\n")
+    shutil.copy(tiny_voc.image("v0"), tiny_voc.image("x0"))
+    tiny_voc.folder.rename(folder)
+    model = FCN(stride=32, num_classes=3, backbone="mini", width=4, head_width=8)
+    checkpoint.write_safetensors(root / "m.safetensors", model, {"classes": tiny_voc.classes})
+    test = [*tiny_voc.overrides(), "data.folder=VOC2012", "data.split=test"]
+    test += ["checkpoint=m.safetensors", "hydra.run.dir=run"]
+    refused = script("evaluate", *test, folder=root)
+    assert refused.returncode == 1
+    assert "no masks to judge by; submission=true writes" in refused.stderr
+    done = script("evaluate", *test, "submission=true", folder=root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("run/results.tar.gz")
+    written = {path.name for path in (root / "run").iterdir()}
+    assert written == {".hydra", "results", "results.tar.gz"}
+    other = [*test[:-3], "data.split=val", *test[-2:], "data.folder=elsewhere", "submission=true"]
+    assert "submission=true is for Pascal VOC" in script("evaluate", *other, folder=root).stderr
 
 
 def test_stages_train_one_from_the_other(tiny_voc: TinyVOC) -> None:
