@@ -58,7 +58,7 @@ def test_judging_leaves_numbers_and_pictures(
         panels[len(panels)] = captions
         return Image.new("RGB", (4, 4))
 
-    monkeypatch.setattr(report.visualize, "panel", panel)
+    monkeypatch.setattr(report.panels, "panel", panel)
     files = open_split(tiny_voc.config(), "train")
     folder = tmp_path / "run"
     folder.mkdir()

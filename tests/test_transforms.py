@@ -3,8 +3,15 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
-from fcn.data.transforms import MEAN_COLOUR, pad_collate, random_scaled_crop, train_transform
+from fcn.data.transforms import (
+    MEAN_COLOUR,
+    adjust_colours,
+    pad_collate,
+    random_scaled_crop,
+    train_transform,
+)
 
 
 def coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -152,3 +159,15 @@ def test_whole_images_of_any_sizes_make_a_batch() -> None:
     alone = pad_collate(samples[:1])
     assert torch.equal(alone[0][0], samples[0][0])
     assert torch.equal(alone[1][0], samples[0][1])
+
+
+def test_colours_are_adjusted_as_torchvision_does_in_three_steps() -> None:
+    image = torch.randint(80, 176, (3, 31, 45), dtype=torch.uint8)  # nothing is clamped on the way
+    for brightness, contrast, saturation in ((1.2, 0.8, 0.7), (0.7, 1.2, 1.3), (1.0, 1.0, 1.0)):
+        expected = F.adjust_saturation(image.double() / 255, saturation)
+        expected = F.adjust_contrast(expected, contrast)
+        expected = F.adjust_brightness(expected, brightness) * 255
+        adjusted = adjust_colours(image, brightness, contrast, saturation)
+        torch.testing.assert_close(adjusted.double(), expected, atol=0.51, rtol=0)
+    bright = adjust_colours(torch.full((3, 2, 2), 250, dtype=torch.uint8), 1.5, 1.0, 1.0)
+    assert (bright == 255).all()

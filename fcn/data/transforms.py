@@ -9,13 +9,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fcn.config import VOID
 
 Paired = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's, RGB: what the padding round a small image looks like
+GREY = (0.2989, 0.587, 0.114)  # of R, G and B in a grey value, as torchvision weighs them
 TRIES = 10  # draws of a crop before one that holds only void is taken after all
 
 
@@ -25,8 +26,7 @@ def train_transform(crop: int | None, scale: Sequence[float], flip: bool, jitter
     Args: as in RecipeConfig. Without `crop` the image stays whole.
     Returns: (image uint8 (3, H, W), target uint8 (H, W)) -> the same kinds, crop x crop if given.
     """
-    colour = v2.ColorJitter(jitter, jitter, jitter) if jitter else None
-    return partial(_transformed, crop=crop, scale=scale, flip=flip, colour=colour)
+    return partial(_transformed, crop=crop, scale=scale, flip=flip, jitter=jitter)
 
 
 def _transformed(
@@ -36,16 +36,31 @@ def _transformed(
     crop: int | None,
     scale: Sequence[float],
     flip: bool,
-    colour: v2.Transform | None,
+    jitter: float,
 ) -> tuple[Tensor, Tensor]:
     """Of the module, not of a function: a worker that is spawned, not forked, has it pickled."""
     if crop is not None:
         image, target = random_scaled_crop(image, target, crop, scale)
     if flip and torch.rand(()) < 0.5:
         image, target = F.horizontal_flip(image), F.horizontal_flip(target)
-    if colour is not None:
-        image = colour(image)
+    if jitter:
+        image = adjust_colours(image, *(1 - jitter + 2 * jitter * torch.rand(3)).tolist())
     return image, target
+
+
+def adjust_colours(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """torchvision's three adjustments in a row, saturation first, as one linear map of colours.
+
+    Rounded and clamped once, at the end; a fifth of the time of the three.
+    Args: image: uint8 (3, H, W), RGB. The factors: 1 changes nothing.
+    """
+    pixels = image.flatten(1).float()  # 3,N
+    grey = torch.tensor(GREY)
+    mean = float(grey @ pixels.mean(1))  # which saturation leaves as it is
+    mixed = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
+    shift = torch.full((3, 1), brightness * (1 - contrast) * mean)
+    result = torch.addmm(shift, brightness * contrast * mixed, pixels)
+    return result.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
 
 
 def random_scaled_crop(
