@@ -15,10 +15,12 @@ from fcn.config import UserError
 from fcn.data.datamodule import open_split
 from fcn.data.files import DataError
 from fcn.inference import report
-from fcn.inference.evaluation import read_per_image, write_per_image
+from fcn.inference.evaluation import predict, read_per_image, write_per_image
 from fcn.inference.submission import write_submission
 from fcn.metrics import image_confusions, scores, tally
+from fcn.models.fcn import FCN
 from tests.conftest import TinyVOC
+from tests.test_fcn import with_random_scores
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -144,3 +146,17 @@ def test_a_split_without_masks_is_submitted_as_vocs_server_takes_it(
         write_submission(Bright(), files, tmp_path, "VOC2012", "test", device=CPU, bf16=False)  # type: ignore[arg-type]
     assert archive.read_bytes() == before
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_labels_do_not_depend_on_the_batch() -> None:
+    """Nor on rounding: a wide net's scores differ in the last bits from batch to batch."""
+    model = with_random_scores(FCN(stride=32, num_classes=5, backbone="mini", width=32)).eval()
+    images = torch.randint(0, 256, (16, 3, 64, 96), dtype=torch.uint8)
+    for bf16 in (False, True):
+        labels = [
+            torch.cat([predict(model, part, device=CPU, bf16=bf16) for part in images.split(size)])
+            for size in (1, 4, 16)
+        ]
+        assert len(labels[0].unique()) > 1
+        assert torch.equal(labels[0], labels[1])
+        assert torch.equal(labels[0], labels[2])

@@ -83,6 +83,10 @@ class Predictor:
         Args: images: uint8, or float in [0, 1], (B, 3, H, W), RGB, on the CPU.
         Returns: uint8 (B, H, W); float16 (B, K, H, W) or None. Both on the CPU.
         """
+        if self.device.type == "cpu" and len(images) > 1:  # as fcn.inference.evaluation.predict
+            each = [self.segment(one, probabilities=probabilities) for one in images.split(1)]
+            kept = torch.cat([k for _, k in each if k is not None]) if probabilities else None
+            return torch.cat([mask for mask, _ in each]), kept
         count, _, height, width = images.shape
         masks = torch.empty((count, height, width), dtype=torch.uint8)
         shape = (count, len(self.classes), height, width)
