@@ -1,5 +1,6 @@
 """Compares upsamplings: `python scripts/ablate.py [key=value ...]`; `--help` lists the keys."""
 
+import sys
 from pathlib import Path
 
 from fcn.app import run
@@ -15,7 +16,8 @@ def main(cfg: AblateConfig) -> None:
 
     from fcn.training import ablation
 
-    folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    console = Console(width=None if sys.stdout.isatty() else 110)  # a log has room for the table
     cells = ablation.grid(cfg, folder)
     failed = ablation.run_grid(cells, cfg, console)
     times = ablation.time_steps(cells, cfg.time_rounds, console) if cfg.time_rounds else {}

@@ -45,9 +45,8 @@ def test_rows_pair_runs_of_one_seed(tmp_path: Path) -> None:
     assert (learned.trimap, learned.step_seconds) == ([0.375], 0.1)
     assert learned.parameters == 5 * 5 * 64 * 64
     shown = [list(column.cells) for column in table([fixed, learned]).columns]
-    assert shown[3] == ["37.50", "75.00"]
-    assert shown[4] == ["25.00..50.00", "75.00..75.00"]
-    assert shown[5:7] == [["+0.00", "+25.00"], ["+0.0 +0.0", "+25.0"]]
+    assert shown[2] == ["37.5 (25.0..50.0)", "75.0 (75.0..75.0)"]
+    assert shown[3] == ["+0.0 (+0.0 +0.0)", "+25.0 (+25.0)"]
 
 
 @pytest.mark.parametrize(

@@ -209,25 +209,22 @@ def write(rows: Sequence[Row], cfg: AblateConfig, folder: Path) -> None:
 def table(rows: Sequence[Row]) -> Table:
     """Mean and range over seeds, in points; the differences are of runs with the same seed."""
     first = rows[0].upsampling
-    result = Table(
-        "model", "upsampling", "seeds", "mean IoU", "range", f"from {first}", "range",
-        f"{TRIMAP} px band", "parameters", "ms a step", box=None,
-    )  # fmt: skip
-    for column in result.columns[2:]:
-        column.justify = "right"
+    names = ("mean IoU", f"from {first}", f"{TRIMAP} px band", "weights", "ms a step")
+    result = Table("model", "upsampling", *names, box=None)
+    for column in result.columns:
+        column.no_wrap = column.header in ("model", "upsampling")
+        column.justify = "left" if column.no_wrap else "right"
     for row in rows:
-        step = "-" if row.step_seconds is None else f"{1000 * row.step_seconds:.1f}"
+        low, high = 100 * min(row.mean_iou), 100 * max(row.mean_iou)
+        each = " ".join(f"{100 * difference:+.1f}" for difference in row.from_first)
         result.add_row(
             row.model,
             row.upsampling,
-            str(len(row.mean_iou)),
-            percent(fmean(row.mean_iou)),
-            f"{percent(min(row.mean_iou))}..{percent(max(row.mean_iou))}",
-            f"{100 * fmean(row.from_first):+.2f}" if row.from_first else "-",
-            " ".join(f"{100 * d:+.1f}" for d in row.from_first),
+            f"{100 * fmean(row.mean_iou):.1f} ({low:.1f}..{high:.1f})",
+            f"{100 * fmean(row.from_first):+.1f} ({each})" if row.from_first else "-",
             percent(fmean(row.trimap)),
             f"{row.parameters:,}",
-            step,
+            "-" if row.step_seconds is None else f"{1000 * row.step_seconds:.1f}",
         )
     return result
 
