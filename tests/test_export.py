@@ -124,7 +124,7 @@ def test_every_upsampling_is_the_same(tmp_path: Path, upsampling: str, kind: str
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
-        ("onnx", {"upsampling": "learned", "padding": 100, "backbone": "mini"}),
+        ("onnx", {"upsampling": "nearest_conv", "padding": 100, "backbone": "mini"}),
         ("torch_export", {"upsampling": "cvpr15", "skip_scales": {"pool4": 0.5}}),
     ],
 )

@@ -175,8 +175,8 @@ class NearestConvUpsampling(TransposedConvolution):
         f = self.factor
         flipped = self.weight.transpose(0, 1).flip(-2, -1)
         sums = F.pad(flipped, (f - 1,) * 4)
-        for box in ((f, 1), (1, f)):  # an average pool without its division sums over the box
-            sums = F.avg_pool2d(sums, box, stride=1, divisor_override=1)
+        for box in ((f, 1), (1, f)):  # f averages are a sum; ONNX has no divisor_override
+            sums = F.avg_pool2d(sums, box, stride=1) * f
         return sums
 
 
