@@ -65,7 +65,7 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Tensor:
     16-bit grey is scaled to 8 bits; transparency is left out.
     Raises: DataError: missing, unreadable, or of more than `max_pixels`.
     """
-    with _image(source, "image", max_pixels) as file:
+    with _image(hold(source, "image"), "image", max_pixels) as file:
         array = upright_rgb(file)
     return torch.from_numpy(array).permute(2, 0, 1)
 
@@ -87,6 +87,8 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")  # which alone knows a palette's transparency
     if image.mode != "RGB":
         image = image.convert("RGB")
+    if image.height <= ROWS:
+        return np.array(image)
     array = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, ROWS):
         box = (0, top, image.width, min(top + ROWS, image.height))
@@ -141,7 +143,12 @@ def mat_labels(source: Source) -> np.ndarray:
 
 
 def hold(source: Source, kind: str) -> Held:
-    """Its bytes, as they are. Raises: DataError: missing or unreadable; `kind` says of what."""
+    """Its bytes, as they are; decoders are quicker over memory than over a file.
+
+    Raises: DataError: missing or unreadable; `kind` says of what.
+    """
+    if isinstance(source, Held):
+        return source
     with _opened(source, kind) as stream:
         return Held(str(source), stream.read())
 
@@ -155,7 +162,7 @@ def missing(source: Source, kind: str) -> DataError:
 
 
 def _image_labels(source: Source) -> np.ndarray:
-    with _image(source, "mask", MAX_PIXELS) as file:
+    with _image(hold(source, "mask"), "mask", MAX_PIXELS) as file:
         if file.mode not in ("P", "L"):
             raise DataError(
                 f"{source}: a mask must be a palette or grey 8-bit image of labels, this one is "
@@ -193,7 +200,7 @@ def _opened(source: Source, kind: str) -> Iterator[BinaryIO]:
     except Exception as error:  # a damaged file makes a decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            empty = isinstance(source, Path) and not source.stat().st_size
+            empty = isinstance(source, Held) and not source.data
             reason = "empty file" if empty else "not an image file"
         raise DataError(
             f"{source}: unreadable {kind} ({reason}); replace it or take it off the list"

@@ -58,9 +58,9 @@ def adjust_colours(image: Tensor, brightness: float, contrast: float, saturation
     grey = torch.tensor(GREY)
     mean = float(grey @ pixels.mean(1))  # which saturation leaves as it is
     mixed = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
-    shift = torch.full((3, 1), brightness * (1 - contrast) * mean)
+    shift = torch.full((3, 1), brightness * (1 - contrast) * mean + 0.5)  # the rest is cut off
     result = torch.addmm(shift, brightness * contrast * mixed, pixels)
-    return result.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
+    return result.clamp_(0, 255).to(torch.uint8).view_as(image)
 
 
 def random_scaled_crop(
@@ -77,7 +77,7 @@ def random_scaled_crop(
         reach = max(round(side / factor), 1)  # side of the crop in the image's own pixels
         top, left = (_place(length, reach) for length in target.shape)
         part = target[max(top, 0) : top + reach, max(left, 0) : left + reach]
-        if not bool((part == VOID).all()):
+        if part[0, 0] != VOID or not bool((part == VOID).all()):
             break
     seen = image[:, max(top, 0) : top + reach, max(left, 0) : left + reach]
     # The crop's inside, in its own pixels: at least one each way.
