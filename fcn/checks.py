@@ -129,7 +129,9 @@ def check_inference(cfg: EvaluateConfig | PredictConfig) -> None:
     if isinstance(cfg, EvaluateConfig):
         check_data(cfg.data)
         if cfg.submission and not re.fullmatch(r"VOC\d{4}", Path(cfg.data.folder).name):
-            raise ConfigError(f"submission=true is for VOC's server, not data={cfg.data.name}")
+            raise ConfigError(
+                f"submission=true is for Pascal VOC's server, not data={cfg.data.name}"
+            )
     elif cfg.input is None or cfg.output is None:
         raise ConfigError("give input=FILE, FOLDER, PATTERN or -, and output=FOLDER to write to")
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
