@@ -51,7 +51,7 @@ def confusion_plot(confusion: npt.NDArray[Any], classes: Sequence[str]) -> Image
     numbers = k <= 25
     cell = max(0.36, 2.4 / k) if numbers else max(0.17, 8 / k)  # inches
     size = min(9.0, 72 * cell * 0.6)  # points
-    (axes,) = _axes(cell * k, cell * k)
+    (axes,) = axes_row(cell * k, cell * k)
     # A square-root scale: confusions of a few percent are what the reader looks for.
     heat = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
     axes.set_xticks(range(k), classes, rotation=90, fontsize=size, parse_math=False)
@@ -71,7 +71,7 @@ def confusion_plot(confusion: npt.NDArray[Any], classes: Sequence[str]) -> Image
         axes.figure.colorbar(heat, colours, ticks=[0, 1, 5, 10, 25, 50, 100], format="%d %%")
         colours.tick_params(length=0, labelsize=8, labelcolor=INK)
         colours.spines[:].set_visible(False)
-    return _render(axes)
+    return render(axes)
 
 
 def iou_bars(iou: Sequence[float | None], classes: Sequence[str]) -> Image.Image:
@@ -87,7 +87,7 @@ def iou_bars(iou: Sequence[float | None], classes: Sequence[str]) -> Image.Image
             raise ValueError(f"iou must be in 0..1 or None, got {value}")
     bars = zip(iou, classes, strict=True)
     ranked = sorted(bars, key=lambda bar: -1 if bar[0] is None else bar[0], reverse=True)
-    (axes,) = _axes(5.5, 0.26 * len(ranked) + 0.1)
+    (axes,) = axes_row(5.5, 0.26 * len(ranked) + 0.1)
     axes.barh(range(len(ranked)), [100 * (v or 0) for v, _ in ranked], 0.72, color=LINES[0])
     for row, (value, _) in enumerate(ranked):
         label, ink = _percent(value)
@@ -100,7 +100,7 @@ def iou_bars(iou: Sequence[float | None], classes: Sequence[str]) -> Image.Image
         mean = sum(present) / len(present)
         axes.axvline(mean, color=FAINT, linestyle="--", linewidth=1, zorder=0)
     axes.set_title(_mean(iou), fontsize=11, color=INK)
-    return _render(axes)
+    return render(axes)
 
 
 def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.Image:
@@ -117,7 +117,7 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
     plots = [entry for entry in groups if any(map(len, entry[0].values()))]
     if not plots:
         raise ValueError("loss and mean_iou must hold at least one point, got none")
-    every_axes = _axes(5.2, 3.4, len(plots))
+    every_axes = axes_row(5.2, 3.4, len(plots))
     for axes, (group, title, draw) in zip(every_axes, plots, strict=True):
         gaps = 0
         for i, (label, points) in enumerate(group.items()):
@@ -133,7 +133,7 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
         axes.grid(color="#e6e6e6", linewidth=0.8)
         if draw is _draw_mean_iou or len(group) > 1:
             _legend(axes)
-    return _render(every_axes[0])
+    return render(every_axes[0])
 
 
 def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Image.Image:
@@ -146,7 +146,7 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Ima
     if not groups or not all(rows and all(map(len, rows.values())) for rows in groups.values()):
         raise ValueError("groups must each hold a choice with at least one value")
     rows = max(map(len, groups.values()))
-    every_axes = _axes(4.2, 0.38 * rows + 0.2, len(groups), gap=1.9)
+    every_axes = axes_row(4.2, 0.38 * rows + 0.2, len(groups), gap=1.9)
     for axes, (group, choices) in zip(every_axes, groups.items(), strict=True):
         for row, values in enumerate(choices.values()):
             shown, mean = [100 * v for v in values], 100 * sum(values) / len(values)
@@ -162,7 +162,7 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Ima
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axes.set_title(group, fontsize=11, color=INK, parse_math=False)
         axes.set_xlabel(title)
-    return _render(every_axes[0])
+    return render(every_axes[0])
 
 
 def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str = "") -> Image.Image:
@@ -178,7 +178,7 @@ def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str = "")
     limit, changed = max(np.abs(now).max(), start.max()), max(float(np.abs(change).max()), 1e-9)
     rows = (("start", np.broadcast_to(start, now.shape), limit), ("now", now, limit))
     count, k, _ = now.shape
-    (whole,) = _axes(0.9 * count, 2.7)
+    (whole,) = axes_row(0.9 * count, 2.7)
     whole.set_axis_off()
     for i, (name, arrays, most) in enumerate((*rows, ("change", change, changed))):
         axes = whole.inset_axes((0, (2 - i) / 3, 1, 0.31))
@@ -191,7 +191,7 @@ def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str = "")
         axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, labelcolor=INK)
         axes.set_yticks([(k - 1) / 2], [f"{name}\n±{most:.2g}"], fontsize=8)
     whole.set_title(title, fontsize=11, color=INK, pad=24, parse_math=False)
-    return _render(whole)
+    return render(whole)
 
 
 def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
@@ -205,7 +205,7 @@ def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
     known = [value for values in mean_iou.values() for value in values if value is not None]
     if not known or not 0 <= min(known) <= max(known) <= 1:
         raise ValueError(f"mean_iou must hold values in 0..1 or None, got {known}")
-    (axes,) = _axes(5.2, 3.4)
+    (axes,) = axes_row(5.2, 3.4)
     for i, (label, values) in enumerate(mean_iou.items()):
         percent = [math.nan if value is None else 100 * value for value in values]
         width = range(1, len(percent) + 1)
@@ -218,7 +218,7 @@ def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
     axes.grid(color="#e6e6e6", linewidth=0.8)
     if len(mean_iou) > 1:
         _legend(axes)
-    return _render(axes)
+    return render(axes)
 
 
 def _legend(axes: Axes) -> None:
@@ -254,7 +254,7 @@ def _draw_mean_iou(axes: Axes, step: Floats, value: Floats, label: str, colour: 
     axes.set_ylim(bottom=0)
 
 
-def _axes(width: float, height: float, count: int = 1, gap: float = 0.7) -> list[Axes]:
+def axes_row(width: float, height: float, count: int = 1, gap: float = 0.7) -> list[Axes]:
     """count axes of width x height inches, side by side in one figure that pyplot never sees."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -274,7 +274,7 @@ def _axes(width: float, height: float, count: int = 1, gap: float = 0.7) -> list
     return every
 
 
-def _render(axes: Axes) -> Image.Image:
+def render(axes: Axes) -> Image.Image:
     """The figure of axes as an RGB image, cut to what is drawn, whatever sticks out of it."""
     buffer = io.BytesIO()
     figure = axes.get_figure(root=True)

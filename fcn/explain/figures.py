@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fcn.plots import FAINT, INK, LINES, _axes, _render
+from fcn.plots import FAINT, INK, LINES, axes_row, render
 
 TITLE = 0.34  # inches above each panel
 CELL, LARGEST = 0.34, 2.6  # inches: side of an array's cell, and of a panel at most
@@ -62,7 +62,7 @@ def tiles(
             _draw(axes, panel, w)
             left += room + gap
         top -= row_height + TITLE + 0.12
-    return _render(axes)
+    return render(axes)
 
 
 def lines(
@@ -72,7 +72,7 @@ def lines(
     marker: str = "",
 ) -> Image.Image:
     """Line plots side by side. Args: groups: title -> label -> (x, y)."""
-    every = _axes(3.4, 2.5, len(groups))
+    every = axes_row(3.4, 2.5, len(groups))
     for axes, (title, series) in zip(every, groups.items(), strict=True):
         for i, (label, (x, y)) in enumerate(series.items()):
             colour = LINES[i % len(LINES)]
@@ -92,7 +92,7 @@ def lines(
         if len(series) > 1:
             axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     every[0].set_ylabel(ylabel)
-    return _render(every[0])
+    return render(every[0])
 
 
 def _draw(axes: Any, panel: Panel, width: float) -> None:
