@@ -148,7 +148,7 @@ def test_confusion_plot_is_normalised_by_row_on_a_square_root_scale() -> None:
 
 
 def test_confusion_plot_writes_iou(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_render", lambda axes: axes)
+    monkeypatch.setattr(plots, "render", lambda axes: axes)
     # a: 3 / (4 + 0) = 75 %; b: 4 / (4 + 1) = 80 %; c is neither there nor predicted.
     counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
     axes = plots.confusion_plot(counts, ["a", "b", "c"])
@@ -197,7 +197,7 @@ def test_curves() -> None:
 
 def test_trimap_plot_draws_each_run_and_leaves_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_ink(plots.trimap_plot({"a": [0.2, None, 0.5]}))
-    monkeypatch.setattr(plots, "_render", lambda axes: axes)
+    monkeypatch.setattr(plots, "render", lambda axes: axes)
     alone = plots.trimap_plot({"a": [0.2, None, 0.5]})
     (line,) = alone.lines
     assert list(line.get_xdata()) == [1, 2, 3]
@@ -209,7 +209,7 @@ def test_trimap_plot_draws_each_run_and_leaves_gaps(monkeypatch: pytest.MonkeyPa
 
 
 def test_curves_smooth_and_scale_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_render", lambda axes: axes)
+    monkeypatch.setattr(plots, "render", lambda axes: axes)
     level = plots.curves({"a": [(i, 3.0 + (i % 2)) for i in reversed(range(1000))]}, {})
     raw, smooth = (line.get_ydata() for line in level.lines)
     assert raw[:3].tolist() == [3, 4, 3]  # in the order of steps, whatever that of the points
