@@ -56,7 +56,10 @@ def check(cfg: TrainConfig) -> None:
     _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
     _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
     check_data(cfg.data)
+    if not 0 <= recipe.jitter <= 1:
+        raise ConfigError(f"recipe.jitter must be in 0..1, got {recipe.jitter}")
     for key, value, least in (
+        ("seed", cfg.seed, 0),
         ("recipe.batch_size", recipe.batch_size, 1),
         ("recipe.accumulate", recipe.accumulate, 1),
         ("recipe.val_every", recipe.val_every, 1),
@@ -70,7 +73,7 @@ def check(cfg: TrainConfig) -> None:
         )
     if recipe.crop is None and recipe.scale != [1, 1]:
         raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
-    if cfg.resume and model.init_from:
+    if cfg.resume and model.init_from and not cfg.stages:
         raise ConfigError("resume goes on with a run's own weights; leave out model.init_from")
     lr = learning_rate(recipe, model)
     if lr <= 0:
@@ -188,6 +191,11 @@ def check_report(cfg: ReportConfig) -> None:
 def check_explanation(cfg: ExplainConfig) -> None:
     """Raises: ConfigError: a setting outside its choices."""
     _one_of("explain", cfg.explain, ("all", *TOPICS))
+    if cfg.checkpoint is None and cfg.data.layout != "shapes":
+        raise ConfigError(
+            f"data={cfg.data.name} needs checkpoint=, a net trained on it; without one, a small "
+            "net is trained on the embedded sample"
+        )
     _at_least("steps", cfg.steps, 1)
     check_data(cfg.data)
 

@@ -20,10 +20,12 @@ def main(cfg: AblateConfig) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)  # a log has room for the table
     cells = ablation.grid(cfg, folder)
     failed = ablation.run_grid(cells, cfg, console)
-    times = ablation.time_steps(cells, cfg.time_rounds, console) if cfg.time_rounds else {}
-    if rows := ablation.collect(cells, times):
-        ablation.write(rows, cfg, folder)
-        console.print(ablation.table(rows))
+    if rows := ablation.collect(cells, {}):
+        ablation.write(rows, cfg, folder)  # before the timing, so that nothing can lose it
+        if cfg.time_rounds:
+            rows = ablation.collect(cells, ablation.time_steps(cells, cfg.time_rounds, console))
+            ablation.write(rows, cfg, folder)
+        console.print(ablation.table(rows, cfg.upsamplings[0]))
     if failed:
         again = f"hydra.run.dir={folder}"
         raise UserError(f"{len(failed)} of {len(cells)} runs failed; {again} goes on with them")

@@ -43,7 +43,7 @@ def main(cfg: ExplainConfig) -> None:
     if cfg.checkpoint or set(chosen) & OF_A_NET:
         trained = checkpoint.read(cfg.checkpoint or train(cfg, folder / "run", console))
         model = trained.model()
-        image, target = picture(cfg, trained)
+        image, target = picture(cfg, trained, console)
         of_net = (model, image, target, trained.classes)
         final = model.upscore_final
         if isinstance(final, LearnedUpsampling):
@@ -72,6 +72,7 @@ def train(cfg: ExplainConfig, folder: Path, console: "Console") -> Path:
         f"recipe.val_every={cfg.steps}",
         f"seed={cfg.seed}",
     ]
+    command.append(f"data.root={quoted(Path(cfg.data.root).resolve())}")
     command.append(f"hydra.run.dir={quoted(folder.resolve())}")
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
@@ -79,16 +80,22 @@ def train(cfg: ExplainConfig, folder: Path, console: "Console") -> Path:
     return folder / "checkpoints" / "best.ckpt"
 
 
-def picture(cfg: ExplainConfig, trained: "Checkpoint") -> tuple["Tensor", "Tensor"]:
+def picture(
+    cfg: ExplainConfig, trained: "Checkpoint", console: "Console"
+) -> tuple["Tensor", "Tensor"]:
     """The image `cfg.image` of the split, or one of the first that shows most classes."""
     from fcn.data.datamodule import open_split
+    from fcn.data.official import fetch
 
+    if cfg.data.download:
+        fetch(cfg.data, console)
     files = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
     trained.check_classes(files.classes, cfg.data.name)
     if cfg.image is not None:
         if cfg.image not in files.ids:
             raise ConfigError(
-                f"image={cfg.image}: no such id in {files.name}, {files.ids[0]} is one"
+                f"image={cfg.image}: no such id in {files.name}, which has {files.ids[0]}; an id "
+                "with an underscore wants quotes: \"image='A_1'\""
             )
         return files[files.ids.index(cfg.image)]
     return max((files[i] for i in range(min(30, len(files)))), key=lambda it: len(it[1].unique()))

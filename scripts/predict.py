@@ -1,6 +1,5 @@
 """Segments images: `python scripts/predict.py checkpoint=PATH input=FOLDER output=FOLDER`."""
 
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -16,16 +15,15 @@ def main(cfg: PredictConfig) -> None:
     assert cfg.input is not None
     assert cfg.output is not None
 
-    from PIL import Image
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from fcn.data.reading import LARGE, DataError
+    from fcn.data.reading import DataError
+    from fcn.inference.checkpoint import sha256
     from fcn.inference.jobs import find_images, is_done, plan
     from fcn.inference.predictions import predict
     from fcn.inference.predictor import Predictor
 
-    Image.MAX_IMAGE_PIXELS = LARGE  # or Pillow would warn
     console, output = Console(), Path(cfg.output)
     jobs = plan(
         find_images(cfg.input, output, sys.stdin),
@@ -41,10 +39,8 @@ def main(cfg: PredictConfig) -> None:
         flip=cfg.flip,
         scales=cfg.scales,
     )
-    with open(cfg.checkpoint, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     stamp = {
-        "checkpoint": digest,
+        "checkpoint": sha256(Path(cfg.checkpoint)),
         "precision": "bf16-mixed" if predictor.bf16 else "32-true",
         "flip": cfg.flip,
         "scales": cfg.scales,

@@ -66,10 +66,10 @@ def main(cfg: PrepareDataConfig) -> None:
         )
     console.print(f"data={cfg.data.name} can be trained on; files in {folder}", **plain)
     if cfg.shards is not None:
-        write_shards(found, Path(cfg.shards), console)
+        write_shards(found, cfg, Path(cfg.shards), console)
 
 
-def write_shards(found: "Audit", folder: Path, console: "Console") -> None:
+def write_shards(found: "Audit", cfg: PrepareDataConfig, folder: Path, console: "Console") -> None:
     """Every split as WebDataset tars with an index; what is there already is kept."""
     from rich.progress import Progress
 
@@ -85,12 +85,17 @@ def write_shards(found: "Audit", folder: Path, console: "Console") -> None:
                 split.name,
                 progress=partial(_advance, bar, task),
             )
-        console.print(
-            f"{split.name}: {len(split.files)} samples in {folder}; data=shards data.root={folder} "
-            "reads them",
-            highlight=False,
-            soft_wrap=True,
-        )
+    train, val = cfg.data.train_split, cfg.data.val_split
+    names = (
+        ""
+        if (train, val) == ("train", "val")
+        else f" data.train_split={train} data.val_split={val}"
+    )
+    console.print(
+        f"shards in {folder}: data=shards data.root={folder}{names} trains on them",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _advance(bar: "Progress", task: "TaskID", done: int, _: int) -> None:

@@ -45,11 +45,13 @@ def continued(arguments: list[str]) -> list[str]:
     else:
         return arguments
     started_with = folder / ".hydra" / "overrides.yaml"
-    before = list(OmegaConf.load(started_with)) if started_with.is_file() else []
-    before = [o for o in before if o.partition("=")[0].lstrip("+") not in keys]
+    recorded = list(OmegaConf.load(started_with)) if started_with.is_file() else []
+    before = {o.partition("=")[0].lstrip("+"): o for o in recorded}
+    if "stages" not in before:
+        before.pop("model.init_from", None)  # a run goes on with its own weights
     if "hydra.run.dir" not in keys:
         arguments = [*arguments, f"hydra.run.dir={quoted(folder)}"]
-    return [*before, *arguments]
+    return [*(o for key, o in before.items() if key not in keys), *arguments]
 
 
 def newest_run() -> Path:

@@ -28,6 +28,7 @@ def leave(cell: Cell, mean_iou: float, trimap: float) -> None:
         "protocol": {"model": model.arguments},
     }
     (cell.folder / "metrics.json").write_text(json.dumps(content))
+    (cell.folder / "model.safetensors").touch()
 
 
 def test_rows_pair_runs_of_one_seed(tmp_path: Path) -> None:
@@ -44,9 +45,18 @@ def test_rows_pair_runs_of_one_seed(tmp_path: Path) -> None:
     assert (learned.mean_iou, learned.from_first) == ([0.75], [0.25])
     assert (learned.trimap, learned.step_seconds) == ([0.375], 0.1)
     assert learned.parameters == 5 * 5 * 64 * 64
-    shown = [list(column.cells) for column in table([fixed, learned]).columns]
+    shown = [list(column.cells) for column in table([fixed, learned], "fixed").columns]
     assert shown[2] == ["37.5 (25.0..50.0)", "75.0 (75.0..75.0)"]
     assert shown[3] == ["+0.0 (+0.0 +0.0)", "+25.0 (+25.0)"]
+
+
+def test_a_baseline_that_failed_is_no_other_ones(tmp_path: Path) -> None:
+    cells = grid(settings(), tmp_path)
+    for cell in (cells[1], cells[2], cells[3]):  # fixed of seed 0 failed
+        leave(cell, 0.5, 0.25)
+    fixed, learned = collect(cells, {})
+    assert (fixed.upsampling, learned.upsampling) == ("fixed", "learned")
+    assert (fixed.from_first, learned.from_first) == ([0], [0])
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,8 @@ def test_the_script_goes_on_where_runs_failed(tiny_voc: TinyVOC, tmp_path: Path)
     assert drift[0] == 0 < drift[-1]  # scores of zero give kernels no gradient
     assert len(board.Images("kernels/upscore")) == 3
     weights = (run / "model.safetensors").stat().st_mtime_ns
+    other = ablate(*overrides, "recipe.lr=0.5")
+    assert "was trained with other settings (recipe.lr=0.5); choose another" in other.stderr
     again = ablate(*overrides)
     assert "2 of 2 runs are done already" in again.stdout
     assert (run / "model.safetensors").stat().st_mtime_ns == weights

@@ -364,3 +364,14 @@ def test_help_helps(name: str, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert f"python scripts/{name}.py" in shown.stdout
     assert ("data: " in shown.stdout) == issubclass(SCHEMAS[name], CommonConfig)
+
+
+def test_going_on_leaves_out_what_only_the_first_start_wants(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    recorded = tmp_path / ".hydra" / "overrides.yaml"
+    recorded.write_text("- model=fcn16s\n- model.init_from=a.ckpt\n- recipe.max_steps=4\n")
+    continued = runpy.run_path(str(REPOSITORY / "scripts" / "train.py"))["continued"]
+    given = [f"hydra.run.dir={tmp_path}", "resume=last", "recipe.max_steps=9"]
+    assert continued(given) == ["model=fcn16s", *given]
+    recorded.write_text("- stages=[fcn32s,fcn16s]\n- model.init_from=a.ckpt\n")  # of the first one
+    assert continued(given) == ["stages=[fcn32s,fcn16s]", "model.init_from=a.ckpt", *given]

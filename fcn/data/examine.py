@@ -28,7 +28,8 @@ def examine(pair: Pair, num_classes: int, ignore_index: int) -> Examined:
     problems: list[str] = []
     image = target = None
     try:
-        image = read_image(pair.image)
+        held = hold(pair.image, "image")
+        image = read_image(held)
     except DataError as error:
         problems.append(str(error))
     try:
@@ -39,12 +40,13 @@ def examine(pair: Pair, num_classes: int, ignore_index: int) -> Examined:
         return Examined(problems)
     if target is not None:
         try:
+            pair.check(image)
             refuse_mismatch(pair, image, target)
         except DataError as error:
             problems.append(str(error))
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # H,W,3
     of_pixels = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-    hashes = (hashlib.blake2b(hold(pair.image, "image").data).digest(), of_pixels)
+    hashes = (hashlib.blake2b(held.data).digest(), of_pixels)
     if problems or target is None:
         return Examined(problems, hashes=hashes)
     levels = np.arange(256) / 255

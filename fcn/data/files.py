@@ -20,6 +20,9 @@ class Pair:
     image: Source
     mask: Source
 
+    def check(self, image: Tensor) -> None:
+        """Raises: DataError: the image (3, H, W) is not as was said of it; of files, nothing is."""
+
 
 class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of files as (image, target).

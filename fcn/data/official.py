@@ -105,8 +105,8 @@ def archives_of(data: DataConfig) -> list[Archive]:
         if data.layout == "voc" and Path(data.folder) == Path(archive.place):
             return [archive, SBD] if is_aug(data) else [archive]
     raise ConfigError(
-        f"data.download: nothing is known to fetch for data={data.name}; put its files below "
-        f"{Path(data.root, data.folder)} and leave out data.download"
+        f"data.download: nothing is known to fetch for data={data.name}; leave out data.download, "
+        f"its files are read where they lie, in data.root={data.root}"
     )
 
 

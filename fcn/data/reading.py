@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fcn.config import VOID, UserError
 
-# No larger image is trained on: Pillow's own limit, past which it warns of a decompression bomb.
+# No larger image is trained on: the limit past which Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
 LARGE = 2**29  # pixels; satellite images are no bombs: up to this many are segmented, in tiles
+Image.MAX_IMAGE_PIXELS = LARGE  # of Pillow, which would warn; what is too large is judged below
 ROWS = 1024  # of an image that are copied at a time: a large one is never held a third time
 
 

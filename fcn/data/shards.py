@@ -79,6 +79,15 @@ class Sample(Pair):
     mask: Member
     size: tuple[int, int]
 
+    def check(self, image: Tensor) -> None:
+        """Raises: DataError: it is not of the index's size, which batches of one size rely on."""
+        width, height = self.size
+        if image.shape[1:] != (height, width):
+            raise DataError(
+                f"{self.image}: is {image.shape[2]} x {image.shape[1]}, but the index says "
+                f"{width} x {height}; write the set again"
+            )
+
 
 class Shards(SegmentationFiles):
     """A split in shards.
@@ -95,12 +104,7 @@ class Shards(SegmentationFiles):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, target = super().__getitem__(index)
-        width, height = self.samples[index].size
-        if image.shape[1:] != (height, width):  # batches of one size rely on it
-            raise DataError(
-                f"{self.samples[index].image}: is {image.shape[2]} x {image.shape[1]}, but the "
-                f"index says {width} x {height}; write the set again"
-            )
+        self.samples[index].check(image)
         return image, target
 
     def fetch(self, index: int) -> Pair:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fcn.config import DataConfig, UserError
 from fcn.data.datamodule import open_split
 from fcn.data.files import SegmentationFiles
+from fcn.data.ranges import is_address
 from fcn.inference import checkpoint
 from fcn.inference.evaluation import metrics_json, read_per_image
 from fcn.inference.report import evaluate_split
@@ -157,7 +158,8 @@ def _files(
 ) -> SegmentationFiles:
     known = {field.name for field in fields(DataConfig)}
     config = DataConfig(**{key: value for key, value in data.items() if key in known})
-    config.root = root or str(started_in / config.root)
+    here = is_address(config.root)
+    config.root = root or (config.root if here else str(started_in / config.root))
     files = open_split(config, metrics["protocol"]["split"])
     if files.fingerprint() != metrics["protocol"]["ids_sha256"]:
         raise RunError(f"{folder}: was judged on other images than are in {files.name} now")

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from fcn import visualize
-from fcn.data.files import SegmentationFiles, read_image
+from fcn.data.files import SegmentationFiles
+from fcn.data.reading import read_image
 from fcn.inference.evaluation import predict
 from fcn.models.fcn import FCN
 

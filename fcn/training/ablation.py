@@ -26,7 +26,7 @@ from rich.table import Table
 from fcn import plots
 from fcn.app import quoted
 from fcn.checks import learning_rate
-from fcn.config import REPOSITORY, AblateConfig, TrainConfig, UserError
+from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
 from fcn.models.fcn import FCN
@@ -52,7 +52,16 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "metrics.json").is_file()
+        return (self.folder / "model.safetensors").is_file()  # the last thing that a run writes
+
+    @property
+    def started(self) -> bool:
+        return (self.folder / "checkpoints" / "last.ckpt").is_file()
+
+    def overrides(self, cfg: AblateConfig) -> list[str]:
+        """What scripts/train.py is given for it."""
+        own = [f"model={self.model}", f"upsampling={self.upsampling}", f"seed={self.seed}"]
+        return [*cfg.overrides, *own]
 
 
 @dataclass
@@ -81,7 +90,10 @@ def run_grid(cells: Sequence[Cell], cfg: AblateConfig, console: Console) -> list
     """Trains every cell that is not done, `cfg.jobs` at a time; one cut short goes on.
 
     Returns: the cells that failed; their train.log says why.
+    Raises: ConfigError: a cell that is there was trained with other settings.
     """
+    for cell in cells:
+        refuse_other_settings(cell, cfg)
     waiting, failed = [cell for cell in cells if not cell.done], []
     if len(waiting) < len(cells):
         console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
@@ -108,16 +120,12 @@ def run_grid(cells: Sequence[Cell], cfg: AblateConfig, console: Console) -> list
 def run_cell(cell: Cell, cfg: AblateConfig) -> float:
     """Trains one cell in a process of its own. Returns: seconds."""
     started = time.monotonic()
-    resume = (cell.folder / "checkpoints" / "last.ckpt").is_file()
-    if not resume and cell.folder.exists():
+    if not cell.started and cell.folder.exists():
         shutil.rmtree(cell.folder)  # cut short before its first checkpoint
     cell.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *cfg.overrides]
-    command += [f"model={cell.model}", f"upsampling={cell.upsampling}", f"seed={cell.seed}"]
-    command += [
-        f"hydra.run.dir={quoted(cell.folder.resolve())}",
-        *(["resume=last"] if resume else []),
-    ]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py")]
+    command += ["resume=last"] if cell.started else cell.overrides(cfg)  # it remembers its settings
+    command.append(f"hydra.run.dir={quoted(cell.folder.resolve())}")
     environment = dict(os.environ)
     if cfg.jobs > 1:  # threads of several runs on the same cores wait for one another
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // cfg.jobs))
@@ -126,15 +134,34 @@ def run_cell(cell: Cell, cfg: AblateConfig) -> float:
     return time.monotonic() - started
 
 
+def refuse_other_settings(cell: Cell, cfg: AblateConfig) -> None:
+    """Raises: ConfigError: what lies in the cell's folder is another run."""
+    recorded = cell.folder / ".hydra" / "overrides.yaml"
+    if not recorded.is_file() or not (cell.done or cell.started):
+        return
+    passing = ("resume=", "model.init_from=")  # which a run that goes on has, or has no more
+    there, wanted = (
+        {str(override) for override in overrides if not str(override).startswith(passing)}
+        for overrides in (OmegaConf.load(recorded), cell.overrides(cfg))
+    )
+    if other := sorted(there ^ wanted):
+        raise ConfigError(
+            f"{cell.folder} was trained with other settings ({', '.join(other)}); choose another "
+            "hydra.run.dir, or the same overrides"
+        )
+
+
 def collect(cells: Iterable[Cell], step_seconds: dict[tuple[str, str], float]) -> list[Row]:
     """A row for each model and upsampling, of the cells that are done."""
-    done = [cell for cell in cells if cell.done]
-    metrics = {(c.model, c.upsampling, c.seed): _metrics(c) for c in done}
-    pairs = dict.fromkeys((c.model, c.upsampling) for c in done)
+    cells = list(cells)
+    metrics = {(c.model, c.upsampling, c.seed): _metrics(c) for c in cells if c.done}
+    pairs = list(dict.fromkeys((c.model, c.upsampling) for c in cells))
+    first = cells[0].upsampling
     rows = []
     for model, upsampling in pairs:
-        first = next(u for m, u in pairs if m == model)
         own = {s: m for (mo, u, s), m in metrics.items() if (mo, u) == (model, upsampling)}
+        if not own:
+            continue
         base = {s: m["mean_iou"] for (mo, u, s), m in metrics.items() if (mo, u) == (model, first)}
         net = FCN(**next(iter(own.values()))["protocol"]["model"])
         rows.append(
@@ -148,7 +175,7 @@ def collect(cells: Iterable[Cell], step_seconds: dict[tuple[str, str], float]) -
                 step_seconds.get((model, upsampling)),
             )
         )
-    return sorted(rows, key=lambda row: list(dict.fromkeys(m for m, _ in pairs)).index(row.model))
+    return rows
 
 
 def time_steps(
@@ -206,9 +233,8 @@ def write(rows: Sequence[Row], cfg: AblateConfig, folder: Path) -> None:
     plots.dots(groups, "mean IoU (%), a dot a seed, a bar their mean").save(folder / "ablation.png")
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Mean and range over seeds, in points; the differences are of runs with the same seed."""
-    first = rows[0].upsampling
+def table(rows: Sequence[Row], first: str) -> Table:
+    """Mean and range over seeds, in points; differences from upsampling `first`, by seed."""
     names = ("mean IoU", f"from {first}", f"{TRIMAP} px band", "weights", "ms a step")
     result = Table("model", "upsampling", *names, box=None)
     for column in result.columns:

@@ -38,7 +38,7 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
         if previous is not None:
             model.init_from = str(folder / previous.name / "checkpoints" / "best.ckpt")
         started = (own / "checkpoints" / "last.ckpt").is_file()
-        if not (own / "metrics.json").is_file():
+        if not (own / "model.safetensors").is_file():  # the last thing that a run writes
             console.rule(model.name)
             resume = "last" if started else None
             if started:
