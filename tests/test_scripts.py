@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,6 @@ def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProc
 
 def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
     """The one line on stderr of a command that must fail, run in this process."""
-    import runpy
-
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
