@@ -197,8 +197,10 @@ def _choices(wanted: str, known: Sequence[str]) -> str:
 
 
 def _unreadable(override: str) -> str:
-    """What to say of key=value that Hydra's grammar does not take."""
-    key, _, value = override.partition("=")
+    """What to say of an argument that Hydra's grammar does not take."""
+    key, equals, value = override.partition("=")
+    if not (key and equals):
+        return f"{override!r} is no setting; give key=value, without spaces around the ="
     plain = value.strip("\"'").replace('"', '\\"')
     whole = shlex.quote(f'{key}="{plain}"')
     return (
@@ -210,9 +212,7 @@ def _refuse_bare_words(arguments: list[str]) -> None:
     """Raises: ConfigError: an argument that is neither key=value nor a flag, or a flag's own."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if not re.match(r"[-~]|[^=]+=", argument) and not before.startswith("-"):
-            raise config.ConfigError(
-                f"{argument!r} is no setting; give key=value, without spaces around the ="
-            )
+            raise config.ConfigError(_unreadable(argument))
 
 
 def _refuse_flag(_: argparse.ArgumentParser, message: str) -> NoReturn:

@@ -44,6 +44,7 @@ TOPICS = (
     "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards",
     "network", "learning", "deconvnet",
 )  # fmt: skip
+OF_A_NET = set(TOPICS[-3:])
 
 
 def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
@@ -266,6 +267,8 @@ def check_explanation(cfg: ExplainConfig) -> None:
             f"data={cfg.data.name} needs checkpoint=, a net trained on it; without one, a small "
             "net is trained on the embedded sample"
         )
+    if cfg.image is not None and not cfg.checkpoint and cfg.explain not in {"all", *OF_A_NET}:
+        raise ConfigError(f"image={cfg.image} is for topics about a net, not explain={cfg.explain}")
     at_least("steps", cfg.steps, 1)
     between("seed", cfg.seed, 0, MOST_SEED)
     check_data(cfg.data)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn.app import quoted, run
-from fcn.checks import TOPICS, check_explanation
+from fcn.checks import OF_A_NET, TOPICS, check_explanation
 from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from fcn.data.files import SegmentationFiles
     from fcn.explain.story import Section
-
-OF_A_NET = {"network", "learning", "deconvnet"}
 
 
 def main(cfg: ExplainConfig) -> None:

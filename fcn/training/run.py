@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     about = describe(cfg, model, data)
     lr = learning_rate(cfg.recipe, cfg.model)
     module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about)
-    resume = resume_from(cfg.resume, folder, model, data.classes)
+    resume = resume_from(cfg.resume, folder, about)
     report.print_start(console, cfg, model, surgery, data, trainer, resume)
     with lightnings_refusals(MisconfigurationException):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -207,12 +207,12 @@ def precision_of(trainer: TrainerConfig) -> Any:
     return "bf16-mixed" if computes_bf16(device_of(trainer)) else "32-true"
 
 
-def resume_from(
-    resume: str | None, folder: Path, model: FCN, classes: Sequence[str]
-) -> Path | None:
-    """The checkpoint to go on from, once it is known to fit the model and the data's classes.
+def resume_from(resume: str | None, folder: Path, about: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, once it is known to fit.
 
-    Raises: UserError: there is none, or it is of another model or other classes.
+    Args: about: of the run, as `describe` gives it.
+    Raises: UserError: there is none, or it is of another model, other classes, or of an optimiser
+        whose state is another.
     """
     if resume is None:
         return None
@@ -222,21 +222,25 @@ def resume_from(
             f"resume={resume}: no checkpoint at {path}; name RUN/checkpoints/last.ckpt, or leave "
             "resume out to start anew"
         )
-    trained = checkpoint.read(path)
+    theirs = checkpoint.read(path).about
     if path.suffix == ".safetensors":
         raise UserError(
             f"resume={path}: weights alone, without the optimiser's state; name a .ckpt of the "
             "run, or start from them with model.init_from="
         )
-    theirs = trained.about["model"]
-    if theirs != model.arguments:
-        differ = [k for k, v in model.arguments.items() if theirs.get(k) != v]
+    if theirs["model"] != about["model"]:
+        differ = [k for k, v in about["model"].items() if theirs["model"].get(k) != v]
         raise UserError(f"resume={path}: its model differs in {', '.join(differ)}; use init_from")
-    if trained.classes != list(classes):
-        raise UserError(
-            f"resume={path}: it was trained on {', '.join(trained.classes)}, the data have "
-            f"{', '.join(classes)}; go on with the data it was trained on"
-        )
+    trained, training = theirs.get("training", about["training"]), about["training"]
+    for what, one, other in (
+        ("data.classes", theirs["classes"], about["classes"]),
+        ("recipe.optimizer", trained["optimizer"], training["optimizer"]),
+    ):
+        if one != other:
+            raise UserError(
+                f"resume={path}: trained with {what}={one}, not {other}; go on as it began, or use "
+                "init_from"
+            )
     return path
 
 
