@@ -5,6 +5,7 @@ together, `fcn.checks` refuses. Nothing heavy is imported here, so that `--help`
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,7 @@ SCHEMAS = {  # by script
 }
 
 
+@cache
 def register() -> None:
     """Makes the schemas known to Hydra, as the first default of each root file in `configs/`."""
     store = ConfigStore.instance()

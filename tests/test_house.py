@@ -9,8 +9,9 @@ from fcn.config import REPOSITORY
 
 MAY_IMPORT = {
     "__init__.py": set(),
-    "app.py": {"config"},
-    "checks.py": {"config"},
+    "app.py": {"config", "values"},
+    "checks.py": {"config", "values"},
+    "values.py": {"config"},
     "config.py": set(),
     "models": {"config", "models"},
     "data": {"config", "data"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
         "inference",
     },
 }
-MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training", "values"}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 

@@ -20,6 +20,7 @@ from fcn.data import shapes, voc
 from fcn.data.files import SegmentationFiles
 from fcn.data.folder import folder
 from fcn.data.overlap import refuse_overlap
+from fcn.data.reading import DataError
 from fcn.data.sbd import sbd
 from fcn.data.shards import shards
 from fcn.data.transforms import Paired, pad_collate, train_transform
@@ -40,7 +41,13 @@ def open_split(data: DataConfig, split: str, *, strict: bool = True) -> Segmenta
         return shards(data.root, split, classes=classes, ignore_index=void)
     own = root / data.folder
     if data.layout == "shapes":
-        own = shapes.prepare(root)
+        try:
+            own = shapes.prepare(root)
+        except OSError as error:
+            raise DataError(
+                f"data.root={root}: the sample cannot be drawn there ({error.strerror}); name a "
+                "folder that can be written to"
+            ) from error
         classes = classes or list(shapes.CLASSES)
     return voc.voc(
         own,

@@ -3,6 +3,8 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from fcn.checks import check, learning_rate
@@ -54,13 +57,6 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     quieten()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = SegmentationData(cfg.data, cfg.recipe, cfg.seed)
-    model = build_model(cfg, len(data.classes))
-    surgery = None
-    if not cfg.resume:
-        surgery = initialise(model, cfg.model, cfg.backbone.weights, data.classes)
-    about = describe(cfg, model, data)
-    lr = learning_rate(cfg.recipe, cfg.model)
-    module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about, compile=cfg.compile)
     history = History(console)
     trainer = make_trainer(cfg, folder, history, data.classes, console.is_terminal)
     if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
@@ -68,9 +64,17 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
             "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
             "averaged; use trainer.devices=1, or mean"
         )
-    resume = resume_from(cfg.resume, folder, model)
+    model = build_model(cfg, len(data.classes))
+    surgery = None
+    if not cfg.resume:
+        surgery = initialise(model, cfg.model, cfg.backbone.weights, data.classes)
+    about = describe(cfg, model, data)
+    lr = learning_rate(cfg.recipe, cfg.model)
+    module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about, compile=cfg.compile)
+    resume = resume_from(cfg.resume, folder, about)
     report.print_start(console, cfg, model, surgery, data, trainer, resume)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    with lightnings_refusals(MisconfigurationException):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = folder / "checkpoints" / "best.ckpt"
     if cfg.trainer.limit_val_batches == 0:  # no validation, so none is best
         best = folder / "checkpoints" / "last.ckpt"
@@ -160,14 +164,24 @@ def make_trainer(
     )
     arguments["log_every_n_steps"] = min(cfg.trainer.log_every_n_steps, cfg.trainer.max_steps)
     arguments["enable_progress_bar"] = progress_bar
-    return pl.Trainer(
-        **arguments,
-        check_val_every_n_epoch=None,  # val_check_interval counts over the run, not in an epoch
-        use_distributed_sampler=False,  # the samplers of fcn.data share out by rank themselves
-        callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name=None, version=""),
-        enable_model_summary=False,
-    )
+    with lightnings_refusals(MisconfigurationException, ValueError, TypeError, ImportError):
+        return pl.Trainer(
+            **arguments,
+            check_val_every_n_epoch=None,  # val_check_interval counts over the run, not an epoch
+            use_distributed_sampler=False,  # the samplers of fcn.data share out by rank themselves
+            callbacks=callbacks,
+            logger=TensorBoardLogger(folder, name=None, version=""),
+            enable_model_summary=False,
+        )
+
+
+@contextmanager
+def lightnings_refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """Raises: ConfigError: with Lightning's own words, where it raises one of `kinds`."""
+    try:
+        yield
+    except kinds as error:
+        raise ConfigError(f"trainer.*, as Lightning has it: {error}") from error
 
 
 def device_of(trainer: TrainerConfig) -> torch.device:
@@ -176,7 +190,7 @@ def device_of(trainer: TrainerConfig) -> torch.device:
     Raises: ConfigError: there is no such device here.
     """
     if trainer.accelerator != "gpu":
-        return pick_device(trainer.accelerator)
+        return pick_device(trainer.accelerator, "trainer.accelerator")
     device = pick_device("auto")
     if device.type == "cpu":
         raise ConfigError("trainer.accelerator=gpu: there is no GPU here; use auto or cpu")
@@ -184,26 +198,51 @@ def device_of(trainer: TrainerConfig) -> torch.device:
 
 
 def precision_of(trainer: TrainerConfig) -> Any:
-    """Lightning's name of a precision; `auto` is bf16-mixed where the device computes in it."""
+    """Lightning's name of a precision; `auto` is bf16-mixed where the device computes in it.
+
+    Raises: ConfigError: the device has not the one asked for.
+    """
+    if trainer.precision == "16-mixed" and device_of(trainer).type == "cpu":
+        raise ConfigError("trainer.precision=16-mixed wants a GPU; use bf16-mixed or 32-true")
     if trainer.precision != "auto":
         return trainer.precision
     return "bf16-mixed" if computes_bf16(device_of(trainer)) else "32-true"
 
 
-def resume_from(resume: str | None, folder: Path, model: FCN) -> Path | None:
-    """The checkpoint to go on from, once it is known to fit the model.
+def resume_from(resume: str | None, folder: Path, about: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, once it is known to fit.
 
-    Raises: UserError: there is none, or it is of another model.
+    Args: about: of the run, as `describe` gives it.
+    Raises: UserError: there is none, or it is of another model, other classes, or of an optimiser
+        whose state is another.
     """
     if resume is None:
         return None
     path = folder / "checkpoints" / "last.ckpt" if resume == "last" else Path(resume)
     if not path.is_file():
-        raise UserError(f"resume={resume}: no checkpoint at {path}")
-    theirs = checkpoint.read(path).about["model"]
-    if theirs != model.arguments:
-        differ = [k for k, v in model.arguments.items() if theirs.get(k) != v]
+        raise UserError(
+            f"resume={resume}: no checkpoint at {path}; name RUN/checkpoints/last.ckpt, or leave "
+            "resume out to start anew"
+        )
+    theirs = checkpoint.read(path).about
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"resume={path}: weights alone, without the optimiser's state; name a .ckpt of the "
+            "run, or start from them with model.init_from="
+        )
+    if theirs["model"] != about["model"]:
+        differ = [k for k, v in about["model"].items() if theirs["model"].get(k) != v]
         raise UserError(f"resume={path}: its model differs in {', '.join(differ)}; use init_from")
+    trained, training = theirs.get("training", about["training"]), about["training"]
+    for what, one, other in (
+        ("data.classes", theirs["classes"], about["classes"]),
+        ("recipe.optimizer", trained["optimizer"], training["optimizer"]),
+    ):
+        if one != other:
+            raise UserError(
+                f"resume={path}: trained with {what}={one}, not {other}; go on as it began, or use "
+                "init_from"
+            )
     return path
 
 
