@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -70,8 +71,10 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
         entry()
         if failures:
             raise failures[0]
-    except (KeyboardInterrupt, SystemExit):
+    except SystemExit:
         raise
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if any(map(DEBUG.fullmatch, sys.argv)):
             raise
@@ -80,6 +83,9 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
             text = f"hydra.run.dir: no folder can be made there ({text}); name another"
         if len(failures) > 1:
             text += f" (and {len(failures) - 1} more runs failed)"
+        if isinstance(error, config.Interrupted):
+            print(text, file=sys.stderr)
+            sys.exit(error.code)
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
 

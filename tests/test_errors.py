@@ -147,7 +147,7 @@ TABLE: dict[str, list[tuple[str | list[str], str]]] = {
         ("resume=nowhere.ckpt", "resume=nowhere.ckpt: no checkpoint at nowhere.ckpt; name RUN/ch"),
         ("resume=run", "resume=run: no checkpoint at run; name RUN/checkpoints/last.ckpt"),
         ("resume=last", "resume=last: no run with a checkpoint below outputs/train; give a path"),
-        ("resume=last hydra.run.dir=new", "new/checkpoints/last.ckpt; name RUN/checkpoints/last"),
+        ("resume=last hydra.run.dir=new", "new/checkpoints; name another run"),
         ("resume=last hydra.run.dir=run recipe.lr=-1", "recipe.lr must be positive"),
         ("resume=run/checkpoints/last.ckpt model=fcn16s", "its model differs in stride; use init"),
         ("resume=run/checkpoints/last.ckpt data.classes=[a,b,c]", "trained with data.classes=['b"),

@@ -13,8 +13,9 @@ MAY_IMPORT = {
     "checks.py": {"config", "values"},
     "values.py": {"config"},
     "config.py": set(),
+    "machine.py": set(),
     "models": {"config", "models"},
-    "data": {"config", "data"},
+    "data": {"config", "data", "machine"},
     "metrics.py": {"config"},
     "visualize.py": {"config"},
     "panels.py": {"config", "visualize"},
@@ -32,7 +33,13 @@ MAY_IMPORT = {
         "inference",
     },
 }
-MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training", "values"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {
+    "app",
+    "checks",
+    "machine",
+    "training",
+    "values",
+}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 

@@ -33,7 +33,7 @@ from fcn.inference.report import percent
 from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer
-from fcn.training.run import device_of, precision_of
+from fcn.training.trainer import device_of, precision_of
 from fcn.values import check_values
 
 TRIMAP = 3  # pixels: the band where the strides differ most

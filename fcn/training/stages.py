@@ -12,7 +12,8 @@ from fcn.checks import check
 from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
-from fcn.training.run import process_rank, refuse_overwriting, train
+from fcn.training.run import refuse_overwriting, train
+from fcn.training.trainer import process_rank
 
 
 def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
