@@ -1,6 +1,7 @@
 """A run that is stopped, in whatever way, ends as one left alone; nothing made before is lost."""
 
 import os
+import runpy
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fcn.config import Interrupted, UserError
+from fcn.config import REPOSITORY, Interrupted, UserError
 from fcn.inference.checkpoint import read
 from fcn.training import module, safekeeping
 from fcn.training.run import train
@@ -100,6 +101,35 @@ def test_a_validation_that_is_due_is_finished_first(
     cfg.resume = "last"
     train(cfg, tmp_path / "stopped", quiet())
     assert same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_slurm_queues_a_job_again_which_goes_on(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(tiny_voc), tmp_path / "whole", quiet())
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for key, value in {"ID": "42", "NAME": "train", "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_JOB_{key}", value)
+    for key in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{key}", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    cfg, run = config(tiny_voc), tmp_path / "run"
+    stop = pytest.raises(Interrupted, match="SIGUSR1 after step 5,")
+    with In("training_step", 4, get(signal.SIGUSR1)), stop:
+        train(cfg, run, quiet())
+    assert (tmp_path / "said").read_text() == "requeue 42\n"
+    continued = runpy.run_path(str(REPOSITORY / "scripts" / "train.py"))["continued"]
+    command = [f"hydra.run.dir={run}"]
+    assert continued(command) == command
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "resume=last" in continued(command)
+    cfg.resume = "last"
+    train(cfg, run, quiet())
+    assert same_end(run, tmp_path / "whole")
 
 
 def test_a_second_signal_stops_at_once(tiny_voc: TinyVOC, tmp_path: Path) -> None:

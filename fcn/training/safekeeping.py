@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from fcn.inference import checkpoint
 from fcn.models.fcn import FCN
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+REQUEUE = signal.SIGUSR1  # what a SLURM job asks for with --signal=USR1@90, as Lightning has it
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -56,15 +58,17 @@ class Interruption(Callback):
     """SIGINT and SIGTERM let the step finish, and the validation that is due; then it saves.
 
     As a context around `trainer.fit`. A second signal of the kind acts at once. On several ranks
-    one that has heard is enough: all stop after the same step.
+    one that has heard is enough: all stop after the same step. In a SLURM job SIGUSR1 does so too,
+    and has the job queued again; Lightning's own handler would save in the middle of a step.
     """
 
     def __init__(self, last: Path, console: Console) -> None:
         self.last, self.console = last, console
         self.heard: int | None = None
+        self.numbers = (*STOPPING, REQUEUE) if "SLURM_JOB_ID" in os.environ else STOPPING
 
     def __enter__(self) -> Self:
-        self.before = {number: signal.getsignal(number) for number in STOPPING}
+        self.before = {number: signal.getsignal(number) for number in self.numbers}
         self._listen()
         return self
 
@@ -80,7 +84,7 @@ class Interruption(Callback):
             raise Interrupted("interrupted after the last step", 128 + self.heard)
 
     def _listen(self) -> None:
-        for number in STOPPING:
+        for number in self.numbers:
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -105,6 +109,8 @@ class Interruption(Callback):
         if stop:
             number = self.heard or signal.SIGTERM
             save_between_steps(trainer, self.last)
+            if self.heard == REQUEUE and trainer.is_global_zero:
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
             raise Interrupted(
                 f"interrupted by {signal.Signals(number).name} after step {trainer.global_step}, "
                 f"which {self.last} holds; resume=last goes on with it",
