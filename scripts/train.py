@@ -34,9 +34,10 @@ def continued(arguments: list[str]) -> list[str]:
     given = [a for a in arguments if "=" in a and not a.startswith("-")]
     keys = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(given)}
     resume, rerun = keys.get("resume"), keys.get("rerun")
-    if resume is None and "hydra.run.dir" in keys and "SLURM_RESTART_COUNT" in os.environ:
-        if any(Path(str(keys["hydra.run.dir"])).glob("checkpoints/*.ckpt")):
-            resume, arguments = "last", [*arguments, "resume=last"]  # a job queued again
+    queued_again = "SLURM_RESTART_COUNT" in os.environ and "hydra.run.dir" in keys
+    begun = queued_again and any(Path(str(keys["hydra.run.dir"])).glob("checkpoints/*.ckpt"))
+    if resume is None and begun:
+        resume, arguments = "last", [*arguments, "resume=last"]
     if rerun is not None:
         if resume is not None:
             raise ConfigError("rerun starts from the beginning, resume goes on: give one of them")
