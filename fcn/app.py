@@ -1,6 +1,7 @@
-"""What every script shares: Hydra in front, and errors that a user can read."""
+"""What every script shares: Hydra in front, memory kept, and errors that a user can read."""
 
 import argparse
+import ctypes
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from yaml import YAMLError
 from fcn import config
 from fcn.values import check_values
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 CONFIGS = str(config.REPOSITORY / "configs")
 DEBUG = re.compile(r"\+*debug=(true|yes|on|y|1)", re.IGNORECASE)  # what Hydra takes for true
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # that a user may set
@@ -44,6 +46,7 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
     so does any other; `debug=true` shows the traceback.
     """
     config.register()
+    keep_memory()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
     argparse.ArgumentParser.error = _refuse_flag  # type: ignore # Hydra's parser
 
@@ -79,6 +82,18 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
             text += f" (and {len(failures) - 1} more runs failed)"
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
+
+
+def keep_memory() -> None:
+    """Has glibc, where that is the C library, keep what is freed for what is allocated next.
+
+    Otherwise every tensor of more than 32 MB comes as new pages that the kernel has to clear, which
+    takes longer than most that is done with them: a third of a training step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
 
 
 class Tidy(Callback):
