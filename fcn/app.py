@@ -123,7 +123,7 @@ class Tidy(Callback):
             return
         shutil.rmtree(self.record, ignore_errors=True)
         if self.recorded:
-            self.record.mkdir()
+            self.record.mkdir(exist_ok=True)  # another rank may be at it too
         for path, content in self.recorded.items():
             path.write_bytes(content)
         with suppress(OSError):  # another run may have begun beside it

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -157,14 +158,14 @@ def test_what_is_no_image_is_refused_with_what_is_one(path: Path) -> None:
 
 
 def test_settings_outside_their_range_are_refused(path: Path) -> None:
-    for scales in ([], [1, 0], [-1]):
+    for scales in ([], [1, 0], [-1], [math.nan], [math.inf]):
         with pytest.raises(ConfigError, match="scales must be positive"):
             fcn.Predictor(path, scales=scales)
     with pytest.raises(ConfigError, match="tile must be auto, null or a number of pixels, got big"):
         fcn.Predictor(path, tile="big")
     with pytest.raises(ConfigError, match=r"tile=64 is too small: .* 245 pixels"):
         fcn.Predictor(path, tile=64)
-    with pytest.raises(ConfigError, match="device=nowhere"):
+    with pytest.raises(ConfigError, match=r"device must be one of auto, .* got 'nowhere'"):
         fcn.Predictor(path, "nowhere")
 
 

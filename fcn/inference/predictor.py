@@ -1,5 +1,6 @@
 """From an image to its mask."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Predictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
     ) -> None:
-        if not scales or min(scales) <= 0:
+        if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ConfigError(f"scales must be positive factors, got {list(scales)}")
         if isinstance(tile, str) and tile != "auto":
             raise ConfigError(f"tile must be auto, null or a number of pixels, got {tile}")
