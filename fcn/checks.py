@@ -7,6 +7,7 @@ from pathlib import Path
 from fcn.config import (
     REPOSITORY,
     AblateConfig,
+    BenchmarkConfig,
     ConfigError,
     DataConfig,
     EvaluateConfig,
@@ -28,6 +29,9 @@ TOPICS = (
     "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards",
     "network", "learning", "deconvnet",
 )  # fmt: skip
+
+# Parts of scripts/benchmark.py in order.
+PARTS = ("nets", "sizes", "batches", "upsampling", "loader", "evaluation", "loop")
 
 
 def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
@@ -157,6 +161,28 @@ def check_ablation(cfg: AblateConfig) -> None:
     for override in cfg.overrides:
         if override.partition("=")[0].lstrip("+") in taken:
             raise ConfigError(f"overrides: {override} is the grid's own to set")
+
+
+def check_benchmark(cfg: BenchmarkConfig) -> None:
+    """Raises: ConfigError: a setting outside its choices, or nothing to compile with."""
+    check_data(cfg.data)
+    for part in cfg.parts:
+        _one_of("parts", part, PARTS)
+    _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
+    if not cfg.parts or len(cfg.size) != 2:
+        raise ConfigError("parts must name at least one, and size be [height, width]")
+    for key, values in (
+        ("size", cfg.size),
+        ("sides", cfg.sides or [1]),
+        ("batches", cfg.batches or [1]),
+        ("batch_size", [cfg.batch_size]),
+        ("images", [cfg.images]),
+        ("rounds", [cfg.rounds]),
+        ("recipe.batch_size", [cfg.recipe.batch_size]),
+    ):
+        _at_least(key, min(values), 1)
+    _at_least("num_classes", cfg.num_classes, 2)
+    _at_least("seconds", cfg.seconds or 0, 0)
 
 
 def check_export(cfg: ExportConfig) -> None:

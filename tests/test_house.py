@@ -33,6 +33,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training"}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
+MAY_IMPORT["benchmark"] = MAY_IMPORT["training"] | {"benchmark"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 
 

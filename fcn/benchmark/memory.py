@@ -1,0 +1,55 @@
+"""How much memory a contestant needs, in a process of its own.
+
+A process's peak never falls, and memory once had is not given back: only a fresh process can say
+what one net needs.
+"""
+
+import multiprocessing
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from fcn.benchmark.contestants import Contestant, Runner, batch
+from fcn.config import BenchmarkConfig
+
+STEPS = 2  # the second also holds what the optimiser keeps
+STATUS = Path("/proc/self/status")
+
+
+def peak_memory(
+    contestant: Contestant, cfg: BenchmarkConfig, device: torch.device
+) -> dict[str, int]:
+    """Of the benchmark's size and batch: the most bytes above what the process had before the net
+    was built, so weights count; by mode, "inference" and "training"."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure, contestant, cfg, str(device)).result()
+
+
+def _measure(contestant: Contestant, cfg: BenchmarkConfig, name: str) -> dict[str, int]:
+    device = torch.device(name)
+    image, target = batch((cfg.size[0], cfg.size[1]), cfg.batch_size, cfg.num_classes, device)
+    before, result = peak(device), {}
+    runner = Runner(contestant, cfg, device)
+    for mode in ("inference", "training"):
+        for _ in range(STEPS):
+            if mode == "inference":
+                runner.infer(image)
+            else:
+                runner.train(image, target)
+        result[mode] = peak(device) - before
+    return result
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes so far: of the device's memory, or this process's resident ones."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    if STATUS.is_file():  # Linux hands ru_maxrss down from the parent, but not this
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return 1024 * int(fields["VmHWM"].split()[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
