@@ -182,7 +182,8 @@ def check_benchmark(cfg: BenchmarkConfig) -> None:
     ):
         _at_least(key, min(values), 1)
     _at_least("num_classes", cfg.num_classes, 2)
-    _at_least("seconds", cfg.seconds or 0, 0)
+    if cfg.seconds is not None and cfg.seconds <= 0:
+        raise ConfigError(f"seconds must be positive, got {cfg.seconds}")
 
 
 def check_export(cfg: ExportConfig) -> None:

@@ -27,11 +27,13 @@ class Contestant:
     """A net and how it is run; plain values, so that another process can build it too.
 
     Args:
+        about: what it is, in a few words.
         arguments: of FCN; None: torchvision's fcn_resnet50.
         ours: whether it is run by this project's own training and prediction, or plainly.
     """
 
     name: str
+    about: str
     arguments: Mapping[str, Any] | None
     num_classes: int
     bf16: bool = False
@@ -85,9 +87,27 @@ class Normalised(nn.Module):
 
 def contestants(cfg: BenchmarkConfig, device: torch.device) -> list[Contestant]:
     """This project's net first, then what it is compared with."""
+    own = default(cfg, device)
+    compiled = replace(own, name="this project, compiled", about="torch.compile", compiled=True)
+    resnet = Contestant("fcn_resnet50", "torchvision's, as it comes", None, cfg.num_classes)
+    alike = replace(
+        resnet,
+        name="fcn_resnet50, run alike",
+        about="torchvision's, run as this project's",
+        bf16=own.bf16,
+        channels_last=True,
+    )
+    return [own, *([compiled] if cfg.compile else []), reference(own), resnet, alike]
+
+
+def default(
+    cfg: BenchmarkConfig, device: torch.device, num_classes: int | None = None
+) -> Contestant:
+    """This project's net. Args: num_classes: None for the benchmark's own."""
+    num_classes = num_classes or cfg.num_classes
     arguments = {
         "stride": cfg.model.stride,
-        "num_classes": cfg.num_classes,
+        "num_classes": num_classes,
         "backbone": cfg.backbone.name,
         "upsampling": cfg.upsampling.name,
         "padding": cfg.model.padding,
@@ -97,21 +117,19 @@ def contestants(cfg: BenchmarkConfig, device: torch.device) -> list[Contestant]:
         "dropout": cfg.model.dropout,
     }
     bf16 = computes_bf16(device) if cfg.precision == "auto" else cfg.precision == "bf16-mixed"
-    default = Contestant(
-        "this project", arguments, cfg.num_classes, bf16, channels_last=True, ours=True
+    about = f"{cfg.model.name} on {cfg.backbone.name}, upsampling {cfg.upsampling.name}"
+    return Contestant(
+        "this project", about, arguments, num_classes, bf16, channels_last=True, ours=True
     )
-    resnet = Contestant("fcn_resnet50", None, cfg.num_classes)
-    alike = replace(resnet, name="fcn_resnet50, run alike", bf16=bf16, channels_last=True)
-    compiled = replace(default, name="this project, compiled", compiled=True)
-    return [default, *([compiled] if cfg.compile else []), reference(default), resnet, alike]
 
 
 def reference(default: Contestant) -> Contestant:
     """The same net as the known ports have it: the authors' padding of 100, bilinear upsampling as
-    a dense transposed convolution of K x K kernels, float32, contiguous memory."""
+    dense transposed convolutions of K x K kernels, float32, contiguous memory."""
     assert default.arguments is not None
     arguments = {**default.arguments, "padding": 100, "upsampling": "learned"}
-    return Contestant("as known ports", arguments, default.num_classes)
+    about = "the same net, padding 100, dense bilinear deconvolutions"
+    return Contestant("as known ports", about, arguments, default.num_classes)
 
 
 class Runner:

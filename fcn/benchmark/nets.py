@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from fcn.benchmark.contestants import Runner, batch, contestants, reference
+from fcn.benchmark.contestants import Contestant, Runner, batch, contestants, default, reference
 from fcn.benchmark.machine import ceiling
-from fcn.benchmark.measure import Pace, Progress, Samples, Task, flops, part_of, take_turns
+from fcn.benchmark.measure import Pace, Progress, Samples, Task, part_of, take_turns
 from fcn.benchmark.memory import peak_memory
-from fcn.config import BenchmarkConfig
+from fcn.config import BenchmarkConfig, ConfigError
 
 MODES = ("inference", "training")
 Row = dict[str, Any]
@@ -23,15 +23,16 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
     Returns: "ceiling", as `fcn.benchmark.machine.ceiling` gives it, and "rows", one a contestant.
     """
     entrants = contestants(cfg, device)
+    refuse_what_does_not_compile(entrants, cfg, device)
     bf16 = any(contestant.bf16 for contestant in entrants)
     top = ceiling(device, pace, bf16=bf16, progress=lambda share: progress(0.1 * share))
-    memories = {}
+    memories: dict[str, dict[str, int]] = {}
     for done, contestant in enumerate(entrants, 1):
-        memories[contestant.name] = peak_memory(contestant, cfg, device)
+        if not cfg.quick and not contestant.compiled:  # compiling itself takes more than the net
+            memories[contestant.name] = peak_memory(contestant, cfg, device)
         progress(0.1 + 0.3 * done / len(entrants))
     runners = [Runner(contestant, cfg, device) for contestant in entrants]
     size = cfg.size[0], cfg.size[1]
-    counted = {r.contestant.name: operations(r, size, cfg.batch_size) for r in runners}
     taken = times(runners, size, cfg.batch_size, pace, lambda share: progress(0.4 + 0.6 * share))
     rows: list[Row] = []
     for runner in runners:
@@ -39,31 +40,50 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
         fastest = top[contestant.precision]["flops_per_second"]
         row: Row = {
             "name": contestant.name,
+            "about": contestant.about,
             "precision": contestant.precision,
             "layout": contestant.layout,
             "parameters": sum(p.numel() for p in runner.net.parameters()),
         }
         for mode in MODES:
-            samples, count = taken[mode][contestant.name], counted[contestant.name][mode]
-            row[mode] = speed(samples, cfg.batch_size, count, fastest)
-            row[mode]["peak_bytes"] = memories[contestant.name][mode]
+            row[mode] = speed(taken[mode][contestant.name], cfg.batch_size, fastest)
+            row[mode]["peak_bytes"] = memories.get(contestant.name, {}).get(mode)
         rows.append(row)
     return {"size": list(size), "batch": cfg.batch_size, "ceiling": top, "rows": compared(rows)}
 
 
-def speed(samples: Samples, images: int, operations: int, fastest: float) -> Row:
+def refuse_what_does_not_compile(
+    entrants: Sequence[Contestant], cfg: BenchmarkConfig, device: torch.device
+) -> None:
+    """Compiles what is to be, before anything is measured; what it leaves on disk is used again.
+
+    Raises: ConfigError: torch.compile does not work here.
+    """
+    image, target = batch((cfg.size[0], cfg.size[1]), cfg.batch_size, cfg.num_classes, device)
+    for contestant in entrants:
+        if contestant.compiled:
+            runner = Runner(contestant, cfg, device)
+            try:
+                runner.infer(image)
+                runner.train(image, target)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ConfigError(
+                    f"compile=true: torch.compile does not work here ({reason}); a CPU needs a C++ "
+                    "compiler such as g++, a GPU Triton; or use compile=false"
+                ) from error
+
+
+def speed(samples: Samples, images: int, fastest: float | None = None) -> Row:
     """What the seconds of a batch of `images` come to.
 
-    Args: operations: floating-point, of a batch. fastest: the machine's own, a second.
+    Args: fastest: floating-point operations that the machine does a second.
     """
-    rate = operations / samples.median
-    return {
-        "seconds": asdict(samples),
-        "images_per_second": images / samples.median,
-        "flops": operations,
-        "flops_per_second": rate,
-        "share_of_ceiling": rate / fastest,
-    }
+    rate = samples.flops / samples.median
+    result: Row = {"seconds": asdict(samples), "images_per_second": images / samples.median}
+    if fastest is not None:
+        result |= {"flops_per_second": rate, "share_of_ceiling": rate / fastest}
+    return result
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
@@ -80,7 +100,8 @@ def times(
     size: tuple[int, int],
     images: int,
     pace: Pace,
-    progress: Progress = lambda share: None,
+    progress: Progress,
+    modes: Sequence[str] = MODES,
 ) -> dict[str, dict[str, Samples]]:
     """Seconds of a batch, by mode and contestant's name; all run the same random images."""
     first = runners[0]
@@ -95,30 +116,18 @@ def times(
             tasks[mode],
             first.device,
             pace,
-            part_of(progress, done, len(MODES)),
+            part_of(progress, done, len(modes)),
         )
-        for done, mode in enumerate(MODES)
+        for done, mode in enumerate(modes)
     }
-
-
-def operations(runner: Runner, size: tuple[int, int], images: int) -> dict[str, int]:
-    """Floating-point operations of a batch, by mode; the optimiser's own are not counted."""
-    image, target = batch(size, images, runner.contestant.num_classes, runner.device)
-    with torch.compiler.set_stance("force_eager"):
-        result = {
-            "inference": flops(lambda: runner.infer(image)),
-            "training": flops(lambda: runner.loss(image, target).backward()),
-        }
-    runner.optimizer.zero_grad(set_to_none=True)
-    return result
 
 
 def sizes(
     cfg: BenchmarkConfig, sides: Sequence[int], device: torch.device, pace: Pace, progress: Progress
 ) -> list[Row]:
     """This project's net and the known ports' on square images: a row a side and contestant."""
-    default = contestants(cfg, device)[0]
-    runners = [Runner(c, cfg, device) for c in (default, reference(default))]
+    own = default(cfg, device)
+    runners = [Runner(c, cfg, device) for c in (own, reference(own))]
     rows = []
     for done, side in enumerate(sides):
         taken = times(
@@ -142,7 +151,7 @@ def batches(
     progress: Progress,
 ) -> list[Row]:
     """This project's net on several images at once: a row a batch."""
-    runner = Runner(contestants(cfg, device)[0], cfg, device)
+    runner = Runner(default(cfg, device), cfg, device)
     rows = []
     for done, count in enumerate(counts):
         taken = times(
@@ -160,8 +169,5 @@ def _row(taken: Mapping[str, Mapping[str, Samples]], runner: Runner, images: int
     result: Row = {}
     for mode in MODES:
         samples = taken[mode].get(runner.contestant.name)
-        result[mode] = samples and {
-            "seconds": asdict(samples),
-            "images_per_second": images / samples.median,
-        }
+        result[mode] = samples and speed(samples, images)
     return result

@@ -12,10 +12,12 @@ import torch
 from rich import progress
 from rich.console import Console
 
-from fcn.benchmark import layers, nets, tables
+from fcn.benchmark import layers, nets, pipeline, tables
 from fcn.benchmark.machine import describe
 from fcn.benchmark.measure import Pace, Progress
+from fcn.benchmark.picture import picture
 from fcn.config import BenchmarkConfig
+from fcn.data.official import fetch
 from fcn.inference.evaluation import pick_device, write_json
 
 Part = Callable[[Progress], Any]
@@ -24,7 +26,8 @@ Part = Callable[[Progress], Any]
 def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Measures the parts asked for, one after the other, and prints each when it is done.
 
-    benchmark.json is written after each part, so that nothing measured is lost.
+    benchmark.json is written after each part, so that nothing measured is lost; the picture at the
+    end.
     Returns: its contents.
     Raises: UserError: what the settings or the data make impossible.
     """
@@ -37,6 +40,8 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
         "machine": describe(device),
         "parts": {},
     }
+    if cfg.data.download:
+        fetch(cfg.data, console)
     console.print(tables.machine(report["machine"]))
     every = parts(cfg, device)
     columns = (*progress.Progress.get_default_columns(), progress.TimeElapsedColumn())
@@ -47,9 +52,11 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
             bar.remove_task(task)
             report["seconds"] = time.monotonic() - started
             write_json(folder / "benchmark.json", report)
-            for table in tables.PARTS[name](report["parts"][name]):
-                console.print()
-                console.print(table)
+            console.print()
+            for shown in tables.PARTS[name](report["parts"][name]):
+                console.print(shown, highlight=False)
+    if drawn := picture(report["parts"]):
+        drawn.save(folder / "benchmark.png")
     return report
 
 
@@ -73,4 +80,7 @@ def parts(cfg: BenchmarkConfig, device: torch.device) -> dict[str, Part]:
         "upsampling": lambda done: layers.upsampling_layers(
             size, cfg.num_classes, device, pace, done
         ),
+        "loader": lambda done: pipeline.loader(cfg, device, pace, done),
+        "evaluation": lambda done: pipeline.evaluation(cfg, device, pace, done),
+        "loop": lambda done: pipeline.loop(cfg, device, pace, done),
     }
