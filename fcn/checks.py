@@ -56,9 +56,7 @@ def check(cfg: TrainConfig) -> None:
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
     _one_of("model.stride", model.stride, (32, 16, 8))
     _one_of("model.padding", model.padding, ("aligned", 100))
-    _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
-    _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
-    _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
+    _recipe_choices(recipe)
     check_data(cfg.data)
     if not 0 <= recipe.jitter <= 1:
         raise ConfigError(f"recipe.jitter must be in 0..1, got {recipe.jitter}")
@@ -110,6 +108,12 @@ def check(cfg: TrainConfig) -> None:
             "skips drown the scores; give model.init_from= an FCN of the next coarser stride, or "
             "use model=fcn8s_atonce"
         )
+
+
+def _recipe_choices(recipe: RecipeConfig) -> None:
+    _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
+    _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
+    _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
 
 
 def check_data(data: DataConfig) -> None:
@@ -164,24 +168,26 @@ def check_ablation(cfg: AblateConfig) -> None:
 
 
 def check_benchmark(cfg: BenchmarkConfig) -> None:
-    """Raises: ConfigError: a setting outside its choices, or nothing to compile with."""
+    """Raises: ConfigError: a setting outside its choices."""
     check_data(cfg.data)
+    _recipe_choices(cfg.recipe)
+    learning_rate(cfg.recipe, cfg.model)
     for part in cfg.parts:
         _one_of("parts", part, PARTS)
     _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
     if not cfg.parts or len(cfg.size) != 2:
         raise ConfigError("parts must name at least one, and size be [height, width]")
-    for key, values in (
-        ("size", cfg.size),
-        ("sides", cfg.sides or [1]),
-        ("batches", cfg.batches or [1]),
-        ("batch_size", [cfg.batch_size]),
-        ("images", [cfg.images]),
-        ("rounds", [cfg.rounds]),
-        ("recipe.batch_size", [cfg.recipe.batch_size]),
+    for key, values, least in (
+        ("size", cfg.size, 64),  # two cells of the coarsest grid: batch norm wants more than one
+        ("sides", cfg.sides or [64], 64),
+        ("batches", cfg.batches or [1], 1),
+        ("batch_size", [cfg.batch_size], 1),
+        ("num_classes", [cfg.num_classes], 2),
+        ("images", [cfg.images], 1),
+        ("rounds", [cfg.rounds], 1),
+        ("recipe.batch_size", [cfg.recipe.batch_size], 1),
     ):
-        _at_least(key, min(values), 1)
-    _at_least("num_classes", cfg.num_classes, 2)
+        _at_least(key, min(values), least)
     if cfg.seconds is not None and cfg.seconds <= 0:
         raise ConfigError(f"seconds must be positive, got {cfg.seconds}")
 

@@ -8,18 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation import fcn_resnet50
 
-from fcn.checks import learning_rate
-from fcn.config import BenchmarkConfig
-from fcn.inference.evaluation import computes_bf16, predict
+from fcn.config import BenchmarkConfig, TrainConfig
+from fcn.inference.evaluation import computes_bf16
 from fcn.models.fcn import FCN, MEAN, STD
 from fcn.models.upsampling import Upsampling
-from fcn.training.loss import segmentation_loss
-from fcn.training.module import SegmentationModule
-from fcn.training.recipe import make_optimizer
-
-# Of the recipe's learning rate. A step costs the same at any; at so low a one, many steps on random
-# targets leave the weights, and so the numbers that are computed with, about as they were drawn.
-DAMPED = 1e-4
+from fcn.training.run import build_model
 
 
 @dataclass(frozen=True)
@@ -103,19 +96,15 @@ def contestants(cfg: BenchmarkConfig, device: torch.device) -> list[Contestant]:
 def default(
     cfg: BenchmarkConfig, device: torch.device, num_classes: int | None = None
 ) -> Contestant:
-    """This project's net. Args: num_classes: None for the benchmark's own."""
+    """This project's net.
+
+    Args: num_classes: None for the benchmark's own.
+    Raises: ConfigError: a setting of the net outside its choices.
+    """
     num_classes = num_classes or cfg.num_classes
-    arguments = {
-        "stride": cfg.model.stride,
-        "num_classes": num_classes,
-        "backbone": cfg.backbone.name,
-        "upsampling": cfg.upsampling.name,
-        "padding": cfg.model.padding,
-        "skip_scales": cfg.model.skip_scales,
-        "width": cfg.backbone.width,
-        "head_width": cfg.backbone.head_width,
-        "dropout": cfg.model.dropout,
-    }
+    described = TrainConfig(model=cfg.model, backbone=cfg.backbone, upsampling=cfg.upsampling)
+    with torch.device("meta"):  # for its arguments alone
+        arguments = build_model(described, num_classes).arguments
     bf16 = computes_bf16(device) if cfg.precision == "auto" else cfg.precision == "bf16-mixed"
     about = f"{cfg.model.name} on {cfg.backbone.name}, upsampling {cfg.upsampling.name}"
     return Contestant(
@@ -130,75 +119,3 @@ def reference(default: Contestant) -> Contestant:
     arguments = {**default.arguments, "padding": 100, "upsampling": "learned"}
     about = "the same net, padding 100, dense bilinear deconvolutions"
     return Contestant("as known ports", about, arguments, default.num_classes)
-
-
-class Runner:
-    """A contestant on a device, ready to run.
-
-    Its images are uint8 (B, 3, H, W) on the device, RGB; its targets uint8 (B, H, W).
-    """
-
-    def __init__(self, contestant: Contestant, cfg: BenchmarkConfig, device: torch.device) -> None:
-        self.contestant, self.recipe, self.device = contestant, cfg.recipe, device
-        net, self.module = contestant.net().to(device), None
-        rate = DAMPED * learning_rate(cfg.recipe, cfg.model)
-        if contestant.ours:
-            assert isinstance(net, FCN)
-            self.module = Unlogged(net, cfg.recipe, rate, cfg.seed, {}).to(device)
-        elif contestant.channels_last:
-            net = net.to(memory_format=torch.channels_last)
-        self.net = net
-        self.optimizer = make_optimizer(net, cfg.recipe, rate)
-        if contestant.compiled:
-            net.compile()
-
-    def infer(self, image: Tensor) -> Tensor:
-        """The label of every pixel, int64 (B, H, W)."""
-        self.net.eval()
-        if self.module is not None:
-            return predict(self.net, image, device=self.device, bf16=self.contestant.bf16)
-        with torch.inference_mode(), self.autocast():
-            return self.net(self.floats(image)).max(1).indices
-
-    def loss(self, image: Tensor, target: Tensor) -> Tensor:
-        """What a training step minimises."""
-        self.net.train()
-        with self.autocast():
-            if self.module is not None:
-                batch = self.module.on_after_batch_transfer((image, target), 0)
-                return self.module.training_step(batch, 0)
-            score = self.net(self.floats(image))
-            return segmentation_loss(score, target.long(), self.recipe.loss_reduction)
-
-    def train(self, image: Tensor, target: Tensor) -> None:
-        """One step: forward, loss, backward, update."""
-        self.loss(image, target).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def floats(self, image: Tensor) -> Tensor:
-        """Bytes as RGB in [0, 1]."""
-        last = self.contestant.channels_last
-        layout = torch.channels_last if last else torch.contiguous_format
-        return image.to(torch.float32, memory_format=layout).div_(255)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.contestant.bf16)
-
-
-class Unlogged(SegmentationModule):
-    """The step that Lightning runs, without Lightning."""
-
-    def log(self, *_: Any, **__: Any) -> None:
-        """There is no trainer to log to."""
-
-
-def batch(
-    size: tuple[int, int], count: int, num_classes: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Random images and targets: uint8 (B, 3, H, W) and (B, H, W)."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(256, (count, 3, *size), dtype=torch.uint8, generator=generator)
-    shape = (count, *size)
-    target = torch.randint(num_classes, shape, dtype=torch.uint8, generator=generator)
-    return image.to(device), target.to(device)

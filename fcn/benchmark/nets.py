@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from fcn.benchmark.contestants import Contestant, Runner, batch, contestants, default, reference
+from fcn.benchmark.contestants import Contestant, contestants, default, reference
 from fcn.benchmark.machine import ceiling
 from fcn.benchmark.measure import Pace, Progress, Samples, Task, part_of, take_turns
 from fcn.benchmark.memory import peak_memory
+from fcn.benchmark.runner import Runner, batch
 from fcn.config import BenchmarkConfig, ConfigError
 
 MODES = ("inference", "training")
@@ -23,7 +24,7 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
     Returns: "ceiling", as `fcn.benchmark.machine.ceiling` gives it, and "rows", one a contestant.
     """
     entrants = contestants(cfg, device)
-    refuse_what_does_not_compile(entrants, cfg, device)
+    ready = {c.name: compiled(c, cfg, device) for c in entrants if c.compiled}
     bf16 = any(contestant.bf16 for contestant in entrants)
     top = ceiling(device, pace, bf16=bf16, progress=lambda share: progress(0.1 * share))
     memories: dict[str, dict[str, int]] = {}
@@ -31,7 +32,7 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
         if not cfg.quick and not contestant.compiled:  # compiling itself takes more than the net
             memories[contestant.name] = peak_memory(contestant, cfg, device)
         progress(0.1 + 0.3 * done / len(entrants))
-    runners = [Runner(contestant, cfg, device) for contestant in entrants]
+    runners = [ready.get(c.name) or Runner(c, cfg, device) for c in entrants]
     size = cfg.size[0], cfg.size[1]
     taken = times(runners, size, cfg.batch_size, pace, lambda share: progress(0.4 + 0.6 * share))
     rows: list[Row] = []
@@ -41,6 +42,7 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
         row: Row = {
             "name": contestant.name,
             "about": contestant.about,
+            "ours": contestant.ours,
             "precision": contestant.precision,
             "layout": contestant.layout,
             "parameters": sum(p.numel() for p in runner.net.parameters()),
@@ -52,26 +54,23 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
     return {"size": list(size), "batch": cfg.batch_size, "ceiling": top, "rows": compared(rows)}
 
 
-def refuse_what_does_not_compile(
-    entrants: Sequence[Contestant], cfg: BenchmarkConfig, device: torch.device
-) -> None:
-    """Compiles what is to be, before anything is measured; what it leaves on disk is used again.
+def compiled(contestant: Contestant, cfg: BenchmarkConfig, device: torch.device) -> Runner:
+    """One that is compiled, ready to run at the benchmark's size and batch.
 
     Raises: ConfigError: torch.compile does not work here.
     """
+    runner = Runner(contestant, cfg, device)
     image, target = batch((cfg.size[0], cfg.size[1]), cfg.batch_size, cfg.num_classes, device)
-    for contestant in entrants:
-        if contestant.compiled:
-            runner = Runner(contestant, cfg, device)
-            try:
-                runner.infer(image)
-                runner.train(image, target)
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ConfigError(
-                    f"compile=true: torch.compile does not work here ({reason}); a CPU needs a C++ "
-                    "compiler such as g++, a GPU Triton; or use compile=false"
-                ) from error
+    try:
+        runner.infer(image)
+        runner.train(image, target)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"compile=true: torch.compile does not work here ({reason}); on a CPU it needs a C++ "
+            "compiler such as g++, on a GPU Triton; or use compile=false"
+        ) from error
+    return runner
 
 
 def speed(samples: Samples, images: int, fastest: float | None = None) -> Row:

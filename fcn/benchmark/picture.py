@@ -31,7 +31,7 @@ def picture(parts: Mapping[str, Any]) -> Image.Image | None:
     bands = []
     for first in range(0, len(draws), 2):  # two a row
         pair = draws[first : first + 2]
-        every = axes_row(4.2, 2.4, len(pair), gap=2.0)
+        every = axes_row(4.2, 2.4, len(pair), gap=1.9)
         for axes, draw in zip(every, pair, strict=True):
             draw(axes)
         bands.append(render(every[0]))
@@ -49,15 +49,15 @@ def bars(report: Row, mode: str, axes: Axes) -> None:
     for place, row in enumerate(rows):
         seconds = row[mode]["seconds"]
         middle, (low, high) = seconds["median"], seconds["quartiles"]
-        axes.barh(place, 1e3 * middle, 0.7, color=OTHERS if place else OURS)
+        axes.barh(place, 1e3 * middle, 0.7, color=OURS if row["ours"] else OTHERS)
         axes.plot([1e3 * low, 1e3 * high], [place, place], color=INK, linewidth=1)
         label = f"{digits(1e3 * middle)} ms"
         if place:
-            label += f"   x {digits(row[mode]['slower'])}"
+            label += f", {digits(row[mode]['slower'])} times"
         _label(axes, 1e3 * max(middle, high), place, label)
     height, width = report["size"]
     _nets(axes, rows, f"{mode}, {report['batch']} x {height} x {width} (ms)")
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.3 * axes.get_xlim()[1])  # room for the labels
 
 
 def shares(report: Row, axes: Axes) -> None:
@@ -66,13 +66,11 @@ def shares(report: Row, axes: Axes) -> None:
     for place, row in enumerate(rows):
         for mode, shift in zip(MODES, (-0.19, 0.19), strict=True):
             share = 100 * row[mode]["share_of_ceiling"]
-            axes.barh(
-                place + shift, share, 0.36, color=OTHERS if place else OURS, alpha=LIGHTER[mode]
-            )
+            colour = OURS if row["ours"] else OTHERS
+            axes.barh(place + shift, share, 0.36, color=colour, alpha=LIGHTER[mode])
             _label(axes, share, place + shift, f"{share:.0f} % {mode if not place else ''}", 8)
     _nets(axes, rows, "share of the speed of matrix products (%)")
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(right=max(100, axes.get_xlim()[1]))
+    axes.set_xlim(0, max(100, 1.1 * axes.get_xlim()[1]))
 
 
 def curves(rows: Sequence[Row], axes: Axes) -> None:
@@ -94,15 +92,17 @@ def curves(rows: Sequence[Row], axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sides, [str(side) for side in sides])
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("side of the image (pixels)")
     axes.set_title("time over image size (ms)", fontsize=11, color=INK)
     axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    # Beside the axes: wherever curves of another machine lie, it hides none.
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _nets(axes: Axes, rows: Sequence[Row], title: str) -> None:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], parse_math=False)
-    axes.margins(x=0.02)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title(title, fontsize=11, color=INK)
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.locator_params(axis="x", nbins=5)

@@ -12,7 +12,7 @@ import torch
 from rich import progress
 from rich.console import Console
 
-from fcn.benchmark import layers, nets, pipeline, tables
+from fcn.benchmark import layers, loop, nets, pipeline, tables
 from fcn.benchmark.machine import describe
 from fcn.benchmark.measure import Pace, Progress
 from fcn.benchmark.picture import picture
@@ -82,5 +82,5 @@ def parts(cfg: BenchmarkConfig, device: torch.device) -> dict[str, Part]:
         ),
         "loader": lambda done: pipeline.loader(cfg, device, pace, done),
         "evaluation": lambda done: pipeline.evaluation(cfg, device, pace, done),
-        "loop": lambda done: pipeline.loop(cfg, device, pace, done),
+        "loop": lambda done: loop.loop(cfg, device, pace, done),
     }
