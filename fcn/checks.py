@@ -121,7 +121,7 @@ def check_data(data: DataConfig) -> None:
     _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
     if not 0 <= data.ignore_index <= 255:
         raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
-    _at_least("data.num_workers", data.num_workers, 0)
+    _at_least("data.num_workers", data.num_workers or 0, 0)
     if data.url and not data.download:
         raise ConfigError("data.url says where to fetch from; add data.download=true")
     if data.checksum and not data.url:

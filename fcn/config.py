@@ -61,7 +61,7 @@ class DataConfig:
     split: str | None = None  # which split to evaluate; null: val_split
     classes: list[str] = field(default_factory=list)  # names, background first
     ignore_index: int = 255  # the mask's void label: in no loss, no metric
-    num_workers: int = 2  # processes that load training images
+    num_workers: int | None = None  # processes that load images; null: as suits the machine
     download: bool = False  # fetch what is not there: voc2012, voc2011, voc_aug, sbd
     url: str | None = None  # fetch from here: an archive, or a folder of them that ends in /
     checksum: str | None = None  # of the archive at `url`, if not the official: md5:..., sha256:...
@@ -133,6 +133,7 @@ class TrainConfig(CommonConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     resume: str | None = None  # a .ckpt to go on from, or `last`: of the newest run
     stages: list[str] = field(default_factory=list)  # models to train in turn, each from the last
+    compile: bool = False  # torch.compile the training step: pays on a GPU, in long runs
 
 
 @dataclass

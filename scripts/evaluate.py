@@ -17,7 +17,7 @@ def main(cfg: EvaluateConfig) -> None:
     from fcn.data.datamodule import open_split
     from fcn.data.official import fetch
     from fcn.inference import checkpoint, report
-    from fcn.inference.evaluation import pick_device, uses_bf16
+    from fcn.inference.evaluation import pick_device, ready, uses_bf16
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     trained = checkpoint.read(cfg.checkpoint)
@@ -35,7 +35,8 @@ def main(cfg: EvaluateConfig) -> None:
     trained.check_classes(files.classes, cfg.data.name)
     device = pick_device(cfg.device)
     bf16 = uses_bf16(cfg.precision, trained.about, device)
-    model = trained.model().to(device)
+    model = trained.model()
+    ready(model, device, bf16)
     if cfg.submission:
         year = Path(cfg.data.folder).name
         report.submit(
@@ -52,6 +53,7 @@ def main(cfg: EvaluateConfig) -> None:
             device=device,
             bf16=bf16,
             batch_size=cfg.batch_size,
+            num_workers=cfg.data.num_workers,
         )
         report.print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
 

@@ -1,3 +1,4 @@
+import os
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from fcn.data.datamodule import (
     TrainingBatches,
     TrainingSamples,
     evaluation_loader,
+    loading_processes,
     open_split,
     refuse_overlap,
 )
@@ -93,3 +95,9 @@ def test_overlap_is_refused_by_name(tiny_voc: TinyVOC) -> None:
     train, val = (open_split(tiny_voc.config(), split) for split in ("train", "val"))
     with pytest.raises(DataError, match=r"1 images are in both .*t2 among them"):
         refuse_overlap(train, val)
+
+
+def test_as_many_processes_load_as_the_machine_can_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert [loading_processes(None, n) for n in (1, 2, 4, 12, 100)] == [8, 6, 3, 1, 1]
+    assert [loading_processes(n, 2) for n in (0, 30)] == [0, 30]

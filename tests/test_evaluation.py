@@ -15,7 +15,7 @@ from fcn.config import UserError
 from fcn.data.datamodule import open_split
 from fcn.data.files import DataError
 from fcn.inference import report
-from fcn.inference.evaluation import predict, read_per_image, write_per_image
+from fcn.inference.evaluation import predict, read_per_image, ready, write_per_image
 from fcn.inference.submission import write_submission
 from fcn.metrics import image_confusions, scores, tally
 from fcn.models.fcn import FCN
@@ -160,3 +160,19 @@ def test_labels_do_not_depend_on_the_batch() -> None:
         assert len(labels[0].unique()) > 1
         assert torch.equal(labels[0], labels[1])
         assert torch.equal(labels[0], labels[2])
+
+
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+def test_weights_rounded_once_score_as_weights_rounded_at_every_call(upsampling: str) -> None:
+    torch.manual_seed(3)
+    for backbone, width in (("vgg11", 8), ("mini", 8)):
+        model = FCN(
+            backbone=backbone, width=width, head_width=16, num_classes=5, upsampling=upsampling
+        )
+        with_random_scores(model).eval()
+        image = torch.rand(1, 3, 50, 70).to(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            each_call = model(image)
+            ready(model, CPU, bf16=True)
+            assert torch.equal(model(image), each_call)
+        assert model.backbone.conv1_1.weight.dtype == torch.bfloat16

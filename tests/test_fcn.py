@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
-from fcn.models.vgg import VARIANTS
+from fcn.models.vgg import VARIANTS, WideConv2d
 
 SIZES = [(1, 1), (1, 33), (2, 7), (31, 32), (33, 47), (64, 64), (97, 131)]
 
@@ -115,3 +116,25 @@ def with_random_scores(model: FCN) -> FCN:
         if name.startswith("score"):
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+@pytest.mark.parametrize(("side", "pad"), [(7, 3), (7, 0), (1, 0)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_wide_convolution_is_a_convolution(
+    side: int, pad: int, layout: torch.memory_format
+) -> None:
+    layer = WideConv2d(5, 9, side, padding=pad)
+    layer.to(memory_format=layout)
+    for height, width in ((7, 7), (8, 13), (20, 7)):
+        image = torch.randn(3, 5, height, width).to(memory_format=layout).requires_grad_()
+        found, wanted = layer(image), F.conv2d(image, layer.weight, layer.bias, padding=pad)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
+        of = (image, *layer.parameters())
+        slope = torch.randn_like(wanted)
+        gradients = zip(
+            torch.autograd.grad(found, of, slope),
+            torch.autograd.grad(wanted, of, slope),
+            strict=True,
+        )
+        for ours, theirs in gradients:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)

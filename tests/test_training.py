@@ -168,6 +168,22 @@ class Interrupt:
         module.SegmentationModule.training_step = self.original  # type: ignore[method-assign]
 
 
+@pytest.mark.slow  # the compiler takes its time
+def test_a_compiled_run_learns_the_same(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        cfg = config(tiny_voc, optimizer="sgd", lr=1e-2)
+        cfg.compile = compiled
+        cfg.model.dropout = 0.0  # compiled, it draws from a generator of its own
+        run = train(cfg, tmp_path / str(compiled), quiet())
+        assert run is not None
+        weights.append(fcn.load(run.folder / "model.safetensors").state_dict())
+    plain, compiled_weights = weights
+    assert plain.keys() == compiled_weights.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled_weights[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_learned_kernels_move_and_fixed_ones_do_not(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     moved = {}
     for name in ("learned", "cvpr15"):

@@ -4,6 +4,7 @@ The order of training is a pure function of the seed: batch t of a run holds the
 the same way, whatever the number of workers and however often the run was interrupted.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -138,6 +139,17 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
         return image, target if index >= 0 else torch.full_like(target, VOID)
 
 
+def loading_processes(wanted: int | None, processes: int = 1) -> int:
+    """How many processes load images: as asked, or one a core of this process's share, at most 8.
+
+    Args: processes: how many of this run share the machine.
+    """
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, max(1, (cores or 1) // processes))
+
+
 def evaluation_loader(
     files: SegmentationFiles,
     batch_size: int,
@@ -198,7 +210,7 @@ class SegmentationData(pl.LightningDataModule):
         return TrainingLoader(
             TrainingSamples(self.train, transform),
             batch_sampler=batches,
-            num_workers=self.data.num_workers,
+            num_workers=loading_processes(self.data.num_workers, trainer.num_devices),
             collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
         )
@@ -208,7 +220,7 @@ class SegmentationData(pl.LightningDataModule):
         return evaluation_loader(
             self.val,
             max(1, self.recipe.batch_size // 2),
-            self.data.num_workers,
+            loading_processes(self.data.num_workers, self.trainer.num_devices),
             self.trainer.global_rank,
             self.trainer.world_size,
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fcn.config import ConfigError, UserError
 from fcn.data.files import SegmentationFiles
 from fcn.metrics import Scores, Trimap, image_confusions, scores, tally
+from fcn.models.fcn import lay_out
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -41,12 +42,13 @@ def evaluate(
     """One confusion matrix over all batches, and its scores; the same close to borders, by image.
 
     Args:
+        model: made `ready` in place.
         batches: (image uint8 (B, 3, H, W), target uint8 (B, H, W)).
         bf16: run the net under autocast to bfloat16.
         advance: called after each batch, for a progress bar.
     Returns: with images in the order of the batches.
     """
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    ready(model, device, bf16)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     trimap, per_image = Trimap(num_classes), [torch.zeros(0, 3, num_classes, dtype=torch.int64)]
     for image, target in batches:
@@ -59,6 +61,18 @@ def evaluate(
     return Evaluation(scores(confusion), trimap.mean_iou(), torch.cat(per_image))
 
 
+def ready(model: nn.Module, device: torch.device, bf16: bool) -> None:
+    """Makes a net ready to predict, in place: where and how it is fastest, with the same scores.
+
+    Args: bf16: it will run under autocast, which would round the weights of every convolution anew
+        at every call; they are rounded here, once. Such a net is no longer one to train or store.
+    """
+    lay_out(model.eval(), device)
+    for layer in model.modules():
+        if bf16 and isinstance(layer, nn.Conv2d):
+            layer.to(torch.bfloat16)
+
+
 @torch.inference_mode()
 def predict(model: nn.Module, image: Tensor, *, device: torch.device, bf16: bool) -> Tensor:
     """uint8 (B, 3, H, W) -> the label of every pixel, int64 (B, H, W) on the device.
@@ -66,7 +80,7 @@ def predict(model: nn.Module, image: Tensor, *, device: torch.device, bf16: bool
     A CPU takes images one by one: it is no slower so, and the sums inside a convolution, which it
     orders by the batch's size, then give the same labels however images were batched.
 
-    Args: model: on the device, in evaluation mode.
+    Args: model: `ready`.
     """
     if device.type == "cpu" and len(image) > 1:
         parts = [predict(model, one, device=device, bf16=bf16) for one in image.split(1)]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fcn.config import ConfigError
 from fcn.data.reading import LARGE, read_image, upright_rgb
 from fcn.inference import checkpoint
-from fcn.inference.evaluation import pick_device, uses_bf16
+from fcn.inference.evaluation import pick_device, ready, uses_bf16
 from fcn.inference.tiles import around, parts, places, sample, window
 
 TILE = 2048  # pixels: side of the largest image, or part of one, that goes through the net at once
@@ -52,7 +52,8 @@ class Predictor:
         self.classes = trained.classes
         self.device = pick_device(device)
         self.bf16 = uses_bf16(precision, trained.about, self.device)
-        self.model = trained.model().to(self.device).to(memory_format=torch.channels_last)
+        self.model = trained.model()
+        ready(self.model, self.device, self.bf16)
         self.tile = TILE if isinstance(tile, str) else tile
         self.flip, self.scales = flip, list(scales)
         parts(2**20, self.tile, self.model, max(scales))  # a tile too small is refused at once

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fcn import panels, plots
-from fcn.data.datamodule import evaluation_loader
+from fcn.data.datamodule import evaluation_loader, loading_processes
 from fcn.data.files import SegmentationFiles
 from fcn.inference.evaluation import (
     Evaluation,
@@ -99,10 +99,11 @@ def judge(
     device: torch.device,
     bf16: bool,
     batch_size: int = 8,
+    num_workers: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on a split; prints the table, writes the numbers and the pictures.
 
-    Args: data, split: their names, for metrics.json.
+    Args: model: made `ready` in place. data, split: their names, for metrics.json.
     Returns: the contents of metrics.json.
     """
     evaluation = evaluate_split(
@@ -113,6 +114,7 @@ def judge(
         device=device,
         bf16=bf16,
         batch_size=batch_size,
+        num_workers=num_workers,
     )
     metrics = metrics_json(
         evaluation, files, split, model.arguments, data, "bf16-mixed" if bf16 else "32-true"
@@ -133,9 +135,15 @@ def evaluate_split(
     device: torch.device,
     bf16: bool,
     batch_size: int = 8,
+    num_workers: int | None = None,
 ) -> Evaluation:
-    """Evaluates a model under a progress bar. Returns: with images in the order of the split."""
-    loader = evaluation_loader(files, batch_size)
+    """Evaluates a model under a progress bar.
+
+    Args: num_workers: processes that load; None: none where the CPU computes, else as suits it.
+    Returns: with images in the order of the split.
+    """
+    unasked = num_workers is None and device.type == "cpu"
+    loader = evaluation_loader(files, batch_size, 0 if unasked else loading_processes(num_workers))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(title, total=len(loader))
         evaluation = evaluate(

@@ -30,7 +30,7 @@ def write_submission(
 
     Masks of the truth are not needed.
 
-    Args: model: on the device. data: VOC2012, or another year. advance: called after each image.
+    Args: model: `ready`. data: VOC2012, or another year. advance: called after each image.
     Returns: `folder`/results.tar.gz, which holds results/`data`/Segmentation/comp6_`split`_cls/
         ID.png, written below `folder` too.
     Raises: DataError: an image is missing or unreadable; no archive is left then.

@@ -29,7 +29,7 @@ from fcn.checks import learning_rate
 from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
-from fcn.models.fcn import FCN
+from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer
 from fcn.training.run import device_of, precision_of
@@ -204,9 +204,9 @@ class _Step:
         self.device = device_of(cfg.trainer)
         self.bf16 = precision_of(cfg.trainer) == "bf16-mixed"
         arguments = metrics["protocol"]["model"]
-        net = FCN(**arguments).train().to(self.device)
-        self.net = net.to(memory_format=torch.channels_last)
-        self.optimizer = make_optimizer(net, cfg.recipe, learning_rate(cfg.recipe, cfg.model))
+        self.net = FCN(**arguments).train()
+        lay_out(self.net, self.device)
+        self.optimizer = make_optimizer(self.net, cfg.recipe, learning_rate(cfg.recipe, cfg.model))
         height, width = (cfg.recipe.crop or 375, cfg.recipe.crop or 500)
         shape = (cfg.recipe.batch_size, height, width)
         image = torch.rand(shape[0], 3, *shape[1:], device=self.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fcn.config import RecipeConfig
 from fcn.metrics import confusion_matrix, scores
-from fcn.models.fcn import FCN
+from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer, make_schedule
 
@@ -24,18 +24,31 @@ class SegmentationModule(pl.LightningModule):
         model: the net.
         recipe, lr: how it learns.
         seed: of dropout.
+        compile: run training steps through torch.compile.
         about: plain values kept in every checkpoint, which `fcn.load` builds the model from:
             "model" (the FCN's arguments), "classes", and what else describes the run.
     """
 
     def __init__(
-        self, model: FCN, recipe: RecipeConfig, lr: float, seed: int, about: dict[str, Any]
+        self,
+        model: FCN,
+        recipe: RecipeConfig,
+        lr: float,
+        seed: int,
+        about: dict[str, Any],
+        *,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters({"about": about})
-        self.model = model.to(memory_format=torch.channels_last)  # the layout convolutions like
+        self.model = model
+        # Not validation, whose images differ in size; and no module, so that it stores no weights.
+        self.learn = torch.compile(model.forward) if compile else model.forward
         self.recipe, self.lr, self.seed = recipe, lr, seed
         self.confusion = confusion_matrix(model.arguments["num_classes"], over_ranks=True)
+
+    def setup(self, stage: str) -> None:
+        lay_out(self.model, self.trainer.strategy.root_device)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model(image)
@@ -53,7 +66,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, target = batch
-        loss = segmentation_loss(self(image), target, self.recipe.loss_reduction)
+        loss = segmentation_loss(self.learn(image), target, self.recipe.loss_reduction)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

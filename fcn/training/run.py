@@ -60,7 +60,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
         surgery = initialise(model, cfg.model, cfg.backbone.weights, data.classes)
     about = describe(cfg, model, data)
     lr = learning_rate(cfg.recipe, cfg.model)
-    module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about)
+    module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about, compile=cfg.compile)
     history = History(console)
     trainer = make_trainer(cfg, folder, history, data.classes, console.is_terminal)
     if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
@@ -78,9 +78,9 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     if not trainer.is_global_zero:
         return None
     report.write_curves(folder, history.loss, history.mean_iou)
-    model = checkpoint.load(best)
+    trained = checkpoint.read(best)
     metrics = report.judge(
-        model,
+        trained.model(),
         data.val,
         folder,
         console,
@@ -88,8 +88,10 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
         split=cfg.data.val_split,
         device=trainer.strategy.root_device,
         bf16=about["precision"] == "bf16-mixed",
+        num_workers=cfg.data.num_workers,
     )
-    checkpoint.write_safetensors(folder / "model.safetensors", model, about | {"metrics": metrics})
+    about |= {"metrics": metrics}
+    checkpoint.write_safetensors(folder / "model.safetensors", trained.model(), about)
     seconds = f"after {time.monotonic() - started:.0f} s"
     report.print_last_line(console, metrics, seconds, folder)
     return Run(folder, metrics, best)
