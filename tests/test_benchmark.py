@@ -1,10 +1,12 @@
 """The benchmark: what it compares is what it says, its numbers come out right, and it runs."""
 
+import copy
 import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,14 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from fcn.benchmark import layers, machine, measure, nets, tables
-from fcn.benchmark.contestants import Contestant, contestants, default, reference
+from fcn.benchmark.contestants import contestants, default, plain, reference
 from fcn.benchmark.measure import Pace, Samples, flops, take_turns
 from fcn.benchmark.memory import peak_memory
 from fcn.benchmark.run import benchmark
-from fcn.benchmark.runner import Runner, batch
+from fcn.benchmark.runner import Labels, Steps, autocast, batch, floats
 from fcn.checks import PARTS, check_benchmark
 from fcn.config import (
     REPOSITORY,
@@ -28,9 +31,9 @@ from fcn.config import (
     ConfigError,
     ModelConfig,
     RecipeConfig,
+    UpsamplingConfig,
 )
 from fcn.models.fcn import FCN
-from fcn.models.upsampling import make_upsampling
 from tests.conftest import TinyVOC
 
 CPU = torch.device("cpu")
@@ -62,18 +65,11 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 
 def test_padding_by_100_costs_what_it_adds_to_the_image() -> None:
-    """Under a net that is all in its first stage, convolutions grow with the area they cover."""
-    own = Runner(default(settings(), CPU), settings(), CPU)
-    image, _ = batch((64, 96), 1, 3, CPU)
-    plain, wide = Contestant("a", "", own.contestant.arguments, 3), reference(own.contestant)
-    counted = []
-    for contestant in (plain, wide):
-        net = contestant.net().eval()
-        assert isinstance(net, FCN)
-        with torch.inference_mode():
-            counted.append(flops(lambda net=net: net.backbone.conv1_1(image.float())))  # type: ignore[misc]
-    assert counted[0] == 2 * 64 * 96 * 4 * 27
-    assert counted[1] == 2 * (64 + 198) * (96 + 198) * 4 * 27
+    own = default(settings(), CPU)
+    for contestant, height, width in ((own, 64, 96), (reference(own), 64 + 198, 96 + 198)):
+        layer = contestant.net().get_submodule("backbone.conv1_1")
+        image = torch.rand(1, 3, 64, 96)
+        assert flops(partial(layer, image)) == 2 * height * width * 4 * 27
 
 
 def test_samples_have_their_median_and_quartiles() -> None:
@@ -161,51 +157,68 @@ def test_contestants_are_what_their_names_say() -> None:
         "bf16-mixed", "bf16-mixed", "32-true", "32-true", "bf16-mixed",
     ]  # fmt: skip
     assert [c.compiled for c in (ours, compiled)] == [False, True]
-    layout = {}
-    for contestant in (ours, port, shipped, alike):
-        net = Runner(contestant, settings(), CPU).net
-        weight = next(p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1)
-        layout[contestant.name] = weight.is_contiguous(memory_format=torch.channels_last)
-    assert list(layout.values()) == [True, False, False, True]
     net = port.net()
     frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
     assert frozen == ["upscore2.weight", "upscore_pool4.weight", "upscore8.weight"]
     assert net.get_parameter("upscore8.weight").shape == (3, 3, 16, 16)
     assert all(p.any() for n, p in ours.net().named_parameters() if n.startswith("score_"))
+    assert [(c.alike, c.ours, c.layout) for c in (ours, port, shipped, alike)] == [
+        (True, True, "channels_last"),
+        (False, False, "contiguous"),
+        (False, False, "contiguous"),
+        (True, False, "channels_last"),
+    ]
+
+
+def test_plain_layers_are_torchs_own_and_score_alike() -> None:
+    own = default(settings(upsampling=UpsamplingConfig("learned")), CPU).net().eval()
+    theirs = copy.deepcopy(own)
+    plain(theirs)
+    image = torch.rand(1, 3, 70, 90)
+    with torch.inference_mode():
+        torch.testing.assert_close(own(image), theirs(image))
+    ran: dict[str, list[str]] = {}
+    for name, net in (("own", own), ("theirs", theirs)):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.inference_mode():
+            net(image)
+        ran[name] = [event.key for event in profiler.key_averages()]
+    assert "aten::im2col" in ran["own"]
+    assert "aten::im2col" not in ran["theirs"]
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_every_contestant_labels_and_learns(index: int) -> None:
     contestant = contestants(settings(precision="bf16-mixed"), CPU)[index]
-    runner = Runner(contestant, settings(), CPU)
-    image, target = batch((64, 70), 2, 3, CPU)
-    before = [p.clone() for p in runner.net.parameters() if p.requires_grad]
-    labels = runner.infer(image)
-    assert labels.shape == (2, 64, 70)
-    assert labels.dtype == torch.int64
-    with torch.inference_mode(), runner.autocast():
-        score = runner.net(runner.floats(image[1:]))
-    assert torch.equal(labels[1:], score.max(1).indices)
-    runner.train(image, target)
-    moved = [p for p in runner.net.parameters() if p.requires_grad]
-    assert not all(torch.equal(a, b) for a, b in zip(before, moved, strict=True))
-    assert all(p.grad is None for p in moved)
+    image, target = batch((2, 64, 70), 3, CPU)
+    labels = Labels(contestant, settings(), CPU)
+    found = labels(image)
+    with torch.inference_mode(), autocast(contestant, CPU):
+        score = labels.net(floats(contestant, image[1:]))
+    assert found.shape == (2, 64, 70)
+    assert torch.equal(found[1:], score.max(1).indices)
+    step = Steps(contestant, settings(), CPU)
+    weights = [p for p in step.net.parameters() if p.requires_grad]
+    before = [p.clone() for p in weights]
+    step(image, target)
+    assert not all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+    assert all(p.grad is None for p in weights)
 
 
 @pytest.mark.parametrize("factor", layers.FACTORS)
 def test_layers_do_one_job(factor: int) -> None:
     """All are the dense deconvolution; F.interpolate goes on at the border where it fades."""
     size = 375, 500
-    every = {name: make_upsampling(name, factor, 4, final=True) for name in layers.LAYERS}
+    every = layers.layers_of(factor, 4, CPU)
     score = layers.scores(size, factor, 4, CPU)
     apart = layers.differences(every, score, size)
-    for name in ("fixed", "learned_channelwise"):
+    for name in ("fixed", "learned", "learned_channelwise"):
         assert apart[name][0] < 1e-5
+    assert apart[layers.DENSE][0] == 0
     everywhere, inside = apart["interpolate"]
     assert everywhere > 0.5
     assert inside is not None
     assert inside < 1e-5
-    tasks = layers.tasks(every["fixed"].requires_grad_(False), score, size)
+    tasks = layers.tasks(every["fixed"], score, size)
     output = tasks["forward"]()
     assert isinstance(output, torch.Tensor)
     assert output.shape == (1, 4, *size)
@@ -262,7 +275,7 @@ def test_a_quick_run_leaves_tables_numbers_and_a_picture(
     assert list(report["parts"]) == list(PARTS)
     parts = report["parts"]
     for row in parts["nets"]["rows"]:
-        assert {"name", "about", "precision", "layout", "parameters"} <= set(row)
+        assert {"name", "about", "ours", "precision", "layout"} <= set(row)
         for mode in nets.MODES:
             seconds = row[mode]["seconds"]
             low, high = seconds["quartiles"]
@@ -275,7 +288,7 @@ def test_a_quick_run_leaves_tables_numbers_and_a_picture(
         (64, "this project"), (80, "this project"),
     ]  # fmt: skip
     assert [row["batch"] for row in parts["batches"]] == [1, 2]
-    assert len(parts["upsampling"]) == len(layers.FACTORS) * len(layers.LAYERS)
+    assert len(parts["upsampling"]) == 5 * len(layers.FACTORS)
     assert parts["loader"]["feeds"] == pytest.approx(
         parts["loader"]["images_per_second"] / parts["loader"]["step"]["images_per_second"]
     )

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.segmentation import fcn_resnet50
 
 from fcn.config import BenchmarkConfig, TrainConfig
 from fcn.inference.evaluation import computes_bf16
 from fcn.models.fcn import FCN, MEAN, STD
-from fcn.models.upsampling import Upsampling
+from fcn.models.upsampling import Size, TransposedConvolution, window
 from fcn.training.run import build_model
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Contestant:
     Args:
         about: what it is, in a few words.
         arguments: of FCN; None: torchvision's fcn_resnet50.
-        ours: whether it is run by this project's own training and prediction, or plainly.
+        alike: whether it is run as this project runs its nets, or plainly.
     """
 
     name: str
@@ -30,9 +34,12 @@ class Contestant:
     arguments: Mapping[str, Any] | None
     num_classes: int
     bf16: bool = False
-    channels_last: bool = False
-    ours: bool = False
+    alike: bool = False
     compiled: bool = False
+
+    @property
+    def ours(self) -> bool:
+        return self.alike and self.arguments is not None
 
     @property
     def precision(self) -> str:
@@ -40,7 +47,8 @@ class Contestant:
 
     @property
     def layout(self) -> str:
-        return "channels_last" if self.channels_last else "contiguous"
+        """Of images and features in memory."""
+        return "channels_last" if self.alike else "contiguous"
 
     def net(self) -> nn.Module:
         """With random weights, those of score layers too, which would start at zero."""
@@ -51,11 +59,29 @@ class Contestant:
             if name.startswith("score_"):
                 assert isinstance(layer, nn.Conv2d)
                 layer.reset_parameters()
-        if not self.ours:  # ports keep their bilinear kernels as they are
-            for layer in net.modules():
-                if isinstance(layer, Upsampling):
-                    layer.requires_grad_(False)
-        return net
+        return net if self.alike else plain(net)
+
+
+def plain(net: Module) -> Module:
+    """Has a net compute with torch's layers as they come, and keep its kernels: as ports do."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.forward = MethodType(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
+        elif isinstance(layer, nn.ReLU):
+            layer.inplace = True
+        elif isinstance(layer, TransposedConvolution):
+            layer.forward = MethodType(deconvolve, layer)  # type: ignore[method-assign]
+            layer.requires_grad_(False)
+    return net
+
+
+def deconvolve(
+    layer: TransposedConvolution, score: Tensor, offset: int = 0, size: Size | None = None
+) -> Tensor:
+    """`TransposedConvolution.forward` and nothing else: the whole map, then its window."""
+    kernels = layer.kernels()
+    full = F.conv_transpose2d(score, kernels, stride=layer.factor, groups=layer.groups)
+    return window(full, offset, size)
 
 
 class Normalised(nn.Module):
@@ -88,7 +114,7 @@ def contestants(cfg: BenchmarkConfig, device: torch.device) -> list[Contestant]:
         name="fcn_resnet50, run alike",
         about="torchvision's, run as this project's",
         bf16=own.bf16,
-        channels_last=True,
+        alike=True,
     )
     return [own, *([compiled] if cfg.compile else []), reference(own), resnet, alike]
 
@@ -107,9 +133,7 @@ def default(
         arguments = build_model(described, num_classes).arguments
     bf16 = computes_bf16(device) if cfg.precision == "auto" else cfg.precision == "bf16-mixed"
     about = f"{cfg.model.name} on {cfg.backbone.name}, upsampling {cfg.upsampling.name}"
-    return Contestant(
-        "this project", about, arguments, num_classes, bf16, channels_last=True, ours=True
-    )
+    return Contestant("this project", about, arguments, num_classes, bf16, alike=True)
 
 
 def reference(default: Contestant) -> Contestant:

@@ -1,4 +1,4 @@
-"""Upsampling layers alone, against the dense transposed convolution that all of them could be."""
+"""Upsampling layers alone, against the dense transposed convolution that all of them equal."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,17 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcn.benchmark.contestants import plain
 from fcn.benchmark.measure import Pace, Progress, Task, part_of, take_turns
 from fcn.models.upsampling import Upsampling, make_upsampling
 
 FACTORS = (2, 8, 32)
-DENSE = "learned"
-LAYERS = {  # upsampling= -> what it is called here
-    "fixed": "fixed, ours",
-    DENSE: "deconvolution, K x K",
-    "learned_channelwise": "deconvolution by class",
-    "interpolate": "F.interpolate",
-}
+DENSE = "plain deconvolution"  # K x K kernels, as torch computes it
+
+
+def layers_of(factor: int, num_classes: int, device: torch.device) -> dict[str, Upsampling]:
+    """What upsamples bilinearly at the start of training, by upsampling=, and as ports do it."""
+    layers = {
+        name: make_upsampling(name, factor, num_classes, final=True).requires_grad_(False)
+        for name in ("fixed", "learned", "learned_channelwise", "interpolate")
+    }
+    layers[DENSE] = plain(make_upsampling("learned", factor, num_classes, final=True))
+    return {name: layer.to(device) for name, layer in layers.items()}
 
 
 def upsampling_layers(
@@ -31,16 +36,11 @@ def upsampling_layers(
     No kernel is trained here: all do the same job, and the gradient is that of the scores.
 
     Returns: a row a factor and layer: seconds, how much slower than `fixed`, and how much the
-        output differs from the dense deconvolution's at most, everywhere and inside.
+        output differs from the plain deconvolution's at most, everywhere and inside.
     """
     rows = []
     for done, factor in enumerate(FACTORS):
-        layers = {
-            name: make_upsampling(name, factor, num_classes, final=True)
-            .to(device)
-            .requires_grad_(False)
-            for name in LAYERS
-        }
+        layers = layers_of(factor, num_classes, device)
         score = scores(size, factor, num_classes, device)
         taken = take_turns(
             {
@@ -53,7 +53,7 @@ def upsampling_layers(
             part_of(progress, done, len(FACTORS)),
         )
         for name, (everywhere, inside) in differences(layers, score, size).items():
-            row: dict[str, Any] = {"factor": factor, "layer": LAYERS[name], "upsampling": name}
+            row: dict[str, Any] = {"factor": factor, "layer": name}
             row |= {"difference": everywhere, "difference_inside": inside}
             for mode in ("forward", "forward_backward"):
                 own, fixed = taken[name, mode], taken["fixed", mode]
@@ -88,7 +88,7 @@ def tasks(layer: Upsampling, score: Tensor, size: tuple[int, int]) -> dict[str, 
 def differences(
     layers: dict[str, Upsampling], score: Tensor, size: tuple[int, int]
 ) -> dict[str, tuple[float, float | None]]:
-    """Largest absolute differences from the dense deconvolution's output, by layer.
+    """Largest absolute differences from the plain deconvolution's output, by layer.
 
     Returns: everywhere, and at least 2 f from the border; None where nothing is.
     """

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from fcn.benchmark.contestants import default
 from fcn.benchmark.measure import LEAST_ROUNDS, Pace, Progress, Samples, Task, synchronize, timed
 from fcn.benchmark.nets import speed
-from fcn.benchmark.runner import Runner, batch, low_rate
+from fcn.benchmark.runner import Steps, batch, low_rate
 from fcn.config import BenchmarkConfig, TrainConfig, TrainerConfig
 from fcn.models.fcn import FCN
 from fcn.training.callbacks import History
@@ -34,10 +34,9 @@ def loop(
     """
     quieten()
     contestant = default(cfg, device)
-    bare = Runner(contestant, cfg, device)
-    size = cfg.size[0], cfg.size[1]
-    held = batch(size, cfg.batch_size, cfg.num_classes, device)
-    turns = Turns(partial(bare.train, *held), device, pace, progress)
+    held = batch((cfg.batch_size, cfg.size[0], cfg.size[1]), cfg.num_classes, device)
+    bare = Steps(contestant, cfg, device)
+    turns = Turns(partial(bare, *held), device, pace, progress)
     steps = WARM + max(pace.rounds, LEAST_ROUNDS)
     train = TrainConfig(
         data=cfg.data,
@@ -63,7 +62,7 @@ def loop(
         trainer.fit(module, train_dataloaders=batches, val_dataloaders=batches)
     taken = {"trainer": Samples.of(turns.trainer), "bare": Samples.of(turns.bare)}
     return {
-        "size": list(size),
+        "size": cfg.size,
         "batch": cfg.batch_size,
         **{name: speed(samples, cfg.batch_size) for name, samples in taken.items()},
         "slower": taken["trainer"].median / taken["bare"].median,

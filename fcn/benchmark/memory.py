@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from fcn.app import keep_memory
 from fcn.benchmark.contestants import Contestant
-from fcn.benchmark.runner import Runner, batch
+from fcn.benchmark.runner import RUNNERS, batch
 from fcn.config import BenchmarkConfig, UserError
 
 STEPS = 2  # the second also holds what the optimiser keeps
@@ -42,17 +43,18 @@ def peak_memory(
 
 
 def _measure(contestant: Contestant, cfg: BenchmarkConfig, name: str) -> dict[str, int]:
+    if contestant.alike:
+        keep_memory()  # as every script of this project does
     device = torch.device(name)
-    image, target = batch((cfg.size[0], cfg.size[1]), cfg.batch_size, cfg.num_classes, device)
+    shape = cfg.batch_size, cfg.size[0], cfg.size[1]
+    image, target = batch(shape, cfg.num_classes, device)
     before, result = peak(device), {}
-    runner = Runner(contestant, cfg, device)
-    for mode in ("inference", "training"):
+    for mode, kind in RUNNERS.items():
+        runner = kind(contestant, cfg, device)
         for _ in range(STEPS):
-            if mode == "inference":
-                runner.infer(image)
-            else:
-                runner.train(image, target)
+            runner(image, target)
         result[mode] = peak(device) - before
+        del runner
     return result
 
 

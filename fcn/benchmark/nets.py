@@ -6,16 +6,18 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fcn.benchmark.contestants import Contestant, contestants, default, reference
 from fcn.benchmark.machine import ceiling
-from fcn.benchmark.measure import Pace, Progress, Samples, Task, part_of, take_turns
+from fcn.benchmark.measure import Pace, Progress, Samples, part_of, take_turns
 from fcn.benchmark.memory import peak_memory
-from fcn.benchmark.runner import Runner, batch
+from fcn.benchmark.runner import RUNNERS, Labels, Shape, Steps, batch
 from fcn.config import BenchmarkConfig, ConfigError
 
-MODES = ("inference", "training")
+MODES = tuple(RUNNERS)  # inference, training
 Row = dict[str, Any]
+Times = dict[tuple[Shape, str, str], Samples]  # by shape, mode and contestant's name
 
 
 def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progress) -> Row:
@@ -24,20 +26,12 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
     Returns: "ceiling", as `fcn.benchmark.machine.ceiling` gives it, and "rows", one a contestant.
     """
     entrants = contestants(cfg, device)
-    ready = {c.name: compiled(c, cfg, device) for c in entrants if c.compiled}
     bf16 = any(contestant.bf16 for contestant in entrants)
-    top = ceiling(device, pace, bf16=bf16, progress=lambda share: progress(0.1 * share))
-    memories: dict[str, dict[str, int]] = {}
-    for done, contestant in enumerate(entrants, 1):
-        if not cfg.quick and not contestant.compiled:  # compiling itself takes more than the net
-            memories[contestant.name] = peak_memory(contestant, cfg, device)
-        progress(0.1 + 0.3 * done / len(entrants))
-    runners = [ready.get(c.name) or Runner(c, cfg, device) for c in entrants]
-    size = cfg.size[0], cfg.size[1]
-    taken = times(runners, size, cfg.batch_size, pace, lambda share: progress(0.4 + 0.6 * share))
+    top = ceiling(device, pace, bf16=bf16, progress=part_of(progress, 0, 4))
+    shape = cfg.batch_size, cfg.size[0], cfg.size[1]
+    taken = times(entrants, [shape], cfg, device, pace, lambda share: progress(0.25 + share / 2))
     rows: list[Row] = []
-    for runner in runners:
-        contestant = runner.contestant
+    for done, contestant in enumerate(entrants):
         fastest = top[contestant.precision]["flops_per_second"]
         row: Row = {
             "name": contestant.name,
@@ -45,32 +39,95 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
             "ours": contestant.ours,
             "precision": contestant.precision,
             "layout": contestant.layout,
-            "parameters": sum(p.numel() for p in runner.net.parameters()),
         }
+        memory: Mapping[str, int] = {}
+        if not cfg.quick and not contestant.compiled:  # compiling itself takes more than the net
+            memory = peak_memory(contestant, cfg, device)
         for mode in MODES:
-            row[mode] = speed(taken[mode][contestant.name], cfg.batch_size, fastest)
-            row[mode]["peak_bytes"] = memories.get(contestant.name, {}).get(mode)
+            row[mode] = speed(taken[shape, mode, contestant.name], cfg.batch_size, fastest)
+            row[mode]["peak_bytes"] = memory.get(mode)
         rows.append(row)
-    return {"size": list(size), "batch": cfg.batch_size, "ceiling": top, "rows": compared(rows)}
+        progress(0.75 + 0.25 * (done + 1) / len(entrants))
+    return {"size": cfg.size, "batch": cfg.batch_size, "ceiling": top, "rows": compared(rows)}
 
 
-def compiled(contestant: Contestant, cfg: BenchmarkConfig, device: torch.device) -> Runner:
-    """One that is compiled, ready to run at the benchmark's size and batch.
+def sizes(
+    cfg: BenchmarkConfig, sides: Sequence[int], device: torch.device, pace: Pace, progress: Progress
+) -> list[Row]:
+    """This project's net and the known ports' on square images: a row a side and contestant."""
+    own = default(cfg, device)
+    entrants, shapes = [own, reference(own)], [(1, side, side) for side in sides]
+    taken = times(entrants, shapes, cfg, device, pace, progress)
+    return [
+        {"side": shape[1], "name": contestant.name} | modes_of(taken, shape, contestant)
+        for shape in shapes
+        for contestant in entrants
+    ]
 
+
+def batches(
+    cfg: BenchmarkConfig,
+    counts: Sequence[int],
+    size: tuple[int, int],
+    device: torch.device,
+    pace: Pace,
+    progress: Progress,
+) -> list[Row]:
+    """This project's net on several images at once: a row a batch."""
+    own, shapes = default(cfg, device), [(count, *size) for count in counts]
+    taken = times([own], shapes, cfg, device, pace, progress)
+    return [
+        {"batch": shape[0], "size": list(size)} | modes_of(taken, shape, own) for shape in shapes
+    ]
+
+
+def times(
+    entrants: Sequence[Contestant],
+    shapes: Sequence[Shape],
+    cfg: BenchmarkConfig,
+    device: torch.device,
+    pace: Pace,
+    progress: Progress,
+    modes: Sequence[str] = MODES,
+) -> Times:
+    """Seconds of a batch of random images, of every contestant in turns, one shape after another.
+
+    Returns: without what the device's memory does not hold.
     Raises: ConfigError: torch.compile does not work here.
     """
-    runner = Runner(contestant, cfg, device)
-    image, target = batch((cfg.size[0], cfg.size[1]), cfg.batch_size, cfg.num_classes, device)
+    result: Times = {}
+    pace = Pace(pace.rounds, pace.seconds / len(shapes))
+    total = len(modes) * len(shapes)
+    for mode in modes:
+        runners = [RUNNERS[mode](contestant, cfg, device) for contestant in entrants]
+        for shape in shapes:
+            image, target = batch(shape, entrants[0].num_classes, device)
+            for runner in runners:
+                if runner.contestant.compiled:
+                    compile_for(runner, image, target)
+            tasks = {r.contestant.name: partial(r, image, target) for r in runners}
+            done = modes.index(mode) * len(shapes) + shapes.index(shape)
+            taken = take_turns(tasks, device, pace, part_of(progress, done, total))
+            result |= {(shape, mode, name): samples for name, samples in taken.items()}
+    return result
+
+
+def compile_for(runner: Labels | Steps, image: Tensor, target: Tensor) -> None:
+    """Raises: ConfigError: torch.compile does not work here."""
     try:
-        runner.infer(image)
-        runner.train(image, target)
+        runner(image, target)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"compile=true: torch.compile does not work here ({reason}); on a CPU it needs a C++ "
             "compiler such as g++, on a GPU Triton; or use compile=false"
         ) from error
-    return runner
+
+
+def modes_of(taken: Times, shape: Shape, contestant: Contestant) -> Row:
+    """The speed by mode; None where memory did not suffice."""
+    found = {mode: taken.get((shape, mode, contestant.name)) for mode in MODES}
+    return {mode: samples and speed(samples, shape[0]) for mode, samples in found.items()}
 
 
 def speed(samples: Samples, images: int, fastest: float | None = None) -> Row:
@@ -92,81 +149,3 @@ def compared(rows: Sequence[Row]) -> list[Row]:
         for row in rows:
             row[mode]["slower"] = row[mode]["seconds"]["median"] / first
     return list(rows)
-
-
-def times(
-    runners: Sequence[Runner],
-    size: tuple[int, int],
-    images: int,
-    pace: Pace,
-    progress: Progress,
-    modes: Sequence[str] = MODES,
-) -> dict[str, dict[str, Samples]]:
-    """Seconds of a batch, by mode and contestant's name; all run the same random images."""
-    first = runners[0]
-    image, target = batch(size, images, first.contestant.num_classes, first.device)
-    tasks: dict[str, dict[str, Task]] = {mode: {} for mode in MODES}
-    for runner in runners:
-        name = runner.contestant.name
-        tasks["inference"][name] = partial(runner.infer, image)
-        tasks["training"][name] = partial(runner.train, image, target)
-    return {
-        mode: take_turns(
-            tasks[mode],
-            first.device,
-            pace,
-            part_of(progress, done, len(modes)),
-        )
-        for done, mode in enumerate(modes)
-    }
-
-
-def sizes(
-    cfg: BenchmarkConfig, sides: Sequence[int], device: torch.device, pace: Pace, progress: Progress
-) -> list[Row]:
-    """This project's net and the known ports' on square images: a row a side and contestant."""
-    own = default(cfg, device)
-    runners = [Runner(c, cfg, device) for c in (own, reference(own))]
-    rows = []
-    for done, side in enumerate(sides):
-        taken = times(
-            runners,
-            (side, side),
-            1,
-            Pace(pace.rounds, pace.seconds / len(sides)),
-            part_of(progress, done, len(sides)),
-        )
-        for runner in runners:
-            rows.append({"side": side, "name": runner.contestant.name} | _row(taken, runner, 1))
-    return rows
-
-
-def batches(
-    cfg: BenchmarkConfig,
-    counts: Sequence[int],
-    size: tuple[int, int],
-    device: torch.device,
-    pace: Pace,
-    progress: Progress,
-) -> list[Row]:
-    """This project's net on several images at once: a row a batch."""
-    runner = Runner(default(cfg, device), cfg, device)
-    rows = []
-    for done, count in enumerate(counts):
-        taken = times(
-            [runner],
-            size,
-            count,
-            Pace(pace.rounds, pace.seconds / len(counts)),
-            part_of(progress, done, len(counts)),
-        )
-        rows.append({"batch": count, "size": list(size)} | _row(taken, runner, count))
-    return rows
-
-
-def _row(taken: Mapping[str, Mapping[str, Samples]], runner: Runner, images: int) -> Row:
-    result: Row = {}
-    for mode in MODES:
-        samples = taken[mode].get(runner.contestant.name)
-        result[mode] = samples and speed(samples, images)
-    return result

@@ -12,9 +12,14 @@ from torch.utils.data import DataLoader
 from fcn.benchmark.contestants import default
 from fcn.benchmark.measure import Pace, Progress, Samples, part_of, take_turns
 from fcn.benchmark.nets import speed, times
-from fcn.benchmark.runner import Runner
-from fcn.config import BenchmarkConfig, EvaluateConfig
-from fcn.data.datamodule import SegmentationData, evaluation_loader, open_split
+from fcn.benchmark.runner import Labels, autocast, floats
+from fcn.config import BenchmarkConfig, EvaluateConfig, UserError
+from fcn.data.datamodule import (
+    SegmentationData,
+    evaluation_loader,
+    loading_processes,
+    open_split,
+)
 from fcn.inference.evaluation import evaluate
 from fcn.training.run import quieten
 
@@ -34,24 +39,28 @@ def loader(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Pro
         max_steps=10**9, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    samples = drain(
-        data.train_dataloader(), max(1, cfg.data.num_workers), pace, part_of(progress, 0, 2)
-    )
+    workers = loading_processes(cfg.data.num_workers)
+    samples = drain(data.train_dataloader(), max(1, workers), pace, part_of(progress, 0, 2))
     recipe = cfg.recipe
-    size = (cfg.size[0], cfg.size[1]) if recipe.crop is None else (recipe.crop, recipe.crop)
+    height, width = (recipe.crop, recipe.crop) if recipe.crop else cfg.size
     # On a CPU a step of many images takes long, and images a second hardly depend on their number.
-    images = 1 if device.type == "cpu" else recipe.batch_size
-    runner = Runner(default(cfg, device, len(data.classes)), cfg, device)
-    taken = times([runner], size, images, pace, part_of(progress, 1, 2), modes=("training",))
-    step = speed(taken["training"][runner.contestant.name], images)
+    shape = 1 if device.type == "cpu" else recipe.batch_size, height, width
+    own = default(cfg, device, len(data.classes))
+    taken = times([own], [shape], cfg, device, pace, part_of(progress, 1, 2), ["training"])
+    if not taken:
+        raise UserError(
+            f"a training step of {shape[0]} images of {height} x {width} does not fit "
+            "into the device's memory; use a smaller recipe.batch_size or recipe.crop"
+        )
+    step = speed(taken[shape, "training", own.name], shape[0])
     result = speed(samples, recipe.batch_size)
     return {
         "data": cfg.data.name,
-        "workers": cfg.data.num_workers,
+        "workers": workers,
         "batch": recipe.batch_size,
-        "size": list(size),
+        "size": [height, width],
         **result,
-        "step": step | {"batch": images},
+        "step": step | {"batch": shape[0]},
         "feeds": result["images_per_second"] / step["images_per_second"],
     }
 
@@ -78,21 +87,24 @@ def evaluation(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress:
     Returns: "evaluate" and "forward", each the speed of all the images; "slower", of the two.
     """
     files = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
-    runner = Runner(default(cfg, device, len(files.classes)), cfg, device)
-    net, bf16 = runner.net.eval(), runner.contestant.bf16
-    batches = evaluation_loader(files, min(EvaluateConfig().batch_size, cfg.images))
+    own = default(cfg, device, len(files.classes))
+    net = Labels(own, cfg, device).net
+    # As scripts/evaluate.py has it: a CPU that computes loads by itself, unless asked otherwise.
+    unasked = cfg.data.num_workers is None and device.type == "cpu"
+    workers = 0 if unasked else loading_processes(cfg.data.num_workers)
+    batches = evaluation_loader(files, min(EvaluateConfig().batch_size, cfg.images), workers)
     held = list(first_images(batches, cfg.images))
     # As `fcn.inference.evaluation.predict` has it: a CPU takes images one by one.
     parts = [p for image, _ in held for p in image.split(1 if device.type == "cpu" else len(image))]
-    images = [runner.floats(part.to(device)) for part in parts]
+    images = [floats(own, part.to(device)) for part in parts]
 
     def judge() -> None:
         some = first_images(batches, cfg.images)
-        evaluate(net, some, len(files.classes), device=device, bf16=bf16)
+        evaluate(net, some, len(files.classes), device=device, bf16=own.bf16)
 
     @torch.inference_mode()
     def forward() -> None:
-        with runner.autocast():
+        with autocast(own, device):
             for image in images:
                 net(image)
 
