@@ -216,7 +216,7 @@ class BenchmarkConfig(CommonConfig):
     recipe: RecipeConfig = field(default_factory=RecipeConfig)  # of training steps and crops
     # nets, sizes, batches, upsampling, loader, evaluation, loop
     parts: list[str] = field(default_factory=list)
-    quick: bool = False  # a minute rather than ten, for a first look
+    quick: bool = False  # a minute or two rather than ten, without memory: for a first look
     size: list[int] = field(default_factory=lambda: [375, 500])  # of the images: height, width
     batch_size: int = 1
     num_classes: int = 21

@@ -16,12 +16,12 @@ DENSE = "plain deconvolution"  # K x K kernels, as torch computes it
 
 def layers_of(factor: int, num_classes: int, device: torch.device) -> dict[str, Upsampling]:
     """What upsamples bilinearly at the start of training, by upsampling=, and as ports do it."""
-    layers = {
-        name: make_upsampling(name, factor, num_classes, final=True).requires_grad_(False)
-        for name in ("fixed", "learned", "learned_channelwise", "interpolate")
-    }
-    layers[DENSE] = plain(make_upsampling("learned", factor, num_classes, final=True))
-    return {name: layer.to(device) for name, layer in layers.items()}
+    layers = {}
+    for name in ("fixed", DENSE, "learned", "learned_channelwise", "interpolate"):
+        choice = "learned" if name == DENSE else name
+        layer = make_upsampling(choice, factor, num_classes, final=True).requires_grad_(False)
+        layers[name] = (plain(layer) if name == DENSE else layer).to(device)
+    return layers
 
 
 def upsampling_layers(

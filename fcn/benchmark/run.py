@@ -52,8 +52,9 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
             bar.remove_task(task)
             report["seconds"] = time.monotonic() - started
             write_json(folder / "benchmark.json", report)
-            console.print()
             for shown in tables.PARTS[name](report["parts"][name]):
+                if not isinstance(shown, str):
+                    console.print()
                 console.print(shown, highlight=False)
     if drawn := picture(report["parts"]):
         drawn.save(folder / "benchmark.png")

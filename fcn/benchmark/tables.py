@@ -61,7 +61,8 @@ def nets(report: Row) -> list[Table | str]:
 
 def upsampling(rows: Sequence[Row]) -> list[Table | str]:
     names = ("forward ms", "time", "with backward", "time", "differs", "inside")
-    shown = table("upsampling layers, float32", "layer", *names)
+    title = "upsampling layers, float32; differs: from the plain deconvolution, at most"
+    shown = table(title, "layer", *names)
     for row in rows:
         forward, both = row["forward"], row["forward_backward"]
         inside = row["difference_inside"]
