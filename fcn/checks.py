@@ -7,28 +7,46 @@ from pathlib import Path
 from fcn.config import (
     REPOSITORY,
     AblateConfig,
+    BackboneConfig,
     BenchmarkConfig,
     ConfigError,
     DataConfig,
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
+    ImportCaffeConfig,
     ModelConfig,
     PredictConfig,
+    PrepareDataConfig,
     RecipeConfig,
     ReportConfig,
     TrainConfig,
+    TrainerConfig,
+)
+from fcn.values import (
+    MOST_SEED,
+    at_least,
+    below_one,
+    between,
+    distinct,
+    one_of,
+    positive,
+    workers,
+    writable,
 )
 
 EXPORT_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
-
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
+CAFFE_NETS = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16")
+MOST_CLASSES = 255  # labels are bytes, and one of them is void
 # Topics of scripts/explain.py in order; the last three are about a trained net.
 TOPICS = (
     "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards",
     "network", "learning", "deconvnet",
 )  # fmt: skip
+OF_A_NET = set(TOPICS[-3:])
 
 # Parts of scripts/benchmark.py in order.
 PARTS = ("nets", "sizes", "batches", "upsampling", "loader", "evaluation", "loop")
@@ -54,32 +72,15 @@ def check(cfg: TrainConfig) -> None:
     Raises: ConfigError.
     """
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
-    _one_of("model.stride", model.stride, (32, 16, 8))
-    _one_of("model.padding", model.padding, ("aligned", 100))
-    _recipe_choices(recipe)
+    check_net(model, cfg.backbone)
+    check_recipe(recipe)
     check_data(cfg.data)
-    if not 0 <= recipe.jitter <= 1:
-        raise ConfigError(f"recipe.jitter must be in 0..1, got {recipe.jitter}")
-    for key, value, least in (
-        ("seed", cfg.seed, 0),
-        ("recipe.batch_size", recipe.batch_size, 1),
-        ("recipe.accumulate", recipe.accumulate, 1),
-        ("recipe.val_every", recipe.val_every, 1),
-        ("recipe.crop", 1 if recipe.crop is None else recipe.crop, 1),
-        ("trainer.max_steps", trainer.max_steps, 1),
-    ):
-        _at_least(key, value, least)
-    if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
-        raise ConfigError(
-            f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
-        )
-    if recipe.crop is None and recipe.scale != [1, 1]:
-        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
+    between("seed", cfg.seed, 0, MOST_SEED)
+    check_trainer(trainer)
     if cfg.resume and model.init_from and not cfg.stages:
         raise ConfigError("resume goes on with a run's own weights; leave out model.init_from")
     lr = learning_rate(recipe, model)
-    if lr <= 0:
-        raise ConfigError(f"recipe.lr must be positive, got {lr}")
+    positive("recipe.lr", lr)
     summed = recipe.loss_reduction == "sum"
     if summed and lr > 1e-6:
         raise ConfigError(
@@ -110,18 +111,87 @@ def check(cfg: TrainConfig) -> None:
         )
 
 
-def _recipe_choices(recipe: RecipeConfig) -> None:
-    _one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
-    _one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
-    _one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
+def check_net(model: ModelConfig, backbone: BackboneConfig) -> None:
+    """Raises: ConfigError: a setting of the net outside its choices."""
+    one_of("model.stride", model.stride, (32, 16, 8))
+    one_of("model.padding", model.padding, ("aligned", 100))
+    below_one("model.dropout", model.dropout)
+    for pool, scale in model.skip_scales.items():
+        positive(f"model.skip_scales.{pool}", scale)
+    at_least("backbone.width", backbone.width, 1)
+    at_least("backbone.head_width", backbone.head_width, 1)
+
+
+def check_recipe(recipe: RecipeConfig) -> None:
+    """Raises: ConfigError: a setting of the recipe outside its choices."""
+    one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
+    one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
+    one_of("recipe.precision", recipe.precision, PRECISIONS)
+    one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
+    between("recipe.jitter", recipe.jitter, 0, 1)
+    below_one("recipe.momentum", recipe.momentum)
+    below_one("recipe.ema_decay", recipe.ema_decay)
+    for key, value, least in (
+        ("recipe.weight_decay", recipe.weight_decay, 0),
+        ("recipe.bias_lr_factor", recipe.bias_lr_factor, 0),
+        ("recipe.warmup_steps", recipe.warmup_steps, 0),
+        ("recipe.max_steps", recipe.max_steps, 1),
+        ("recipe.batch_size", recipe.batch_size, 1),
+        ("recipe.accumulate", recipe.accumulate, 1),
+        ("recipe.val_every", recipe.val_every, 1),
+        ("recipe.crop", recipe.crop, 1),
+    ):
+        at_least(key, value, least)
+    if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
+        raise ConfigError(
+            f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
+        )
+    if recipe.crop is None and recipe.scale != [1, 1]:
+        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
+
+
+def check_trainer(trainer: TrainerConfig) -> None:
+    """Raises: ConfigError: an argument of Lightning's that it would refuse late, or not at all."""
+    one_of("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
+    one_of("trainer.precision", trainer.precision or "auto", PRECISIONS)
+    devices, val = trainer.devices, trainer.limit_val_batches
+    numbers = devices if isinstance(devices, list) else [0]
+    if not (
+        devices == "auto"
+        or (type(devices) is int and (devices > 0 or devices == -1))
+        or (isinstance(devices, list) and devices and len(set(devices)) == len(devices))
+    ) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ConfigError(
+            "trainer.devices must be auto, how many, -1 for all, or which, such as [0,1]; got "
+            f"{devices!r}"
+        )
+    for key, value, least in (
+        ("trainer.max_steps", trainer.max_steps, 1),
+        ("trainer.num_nodes", trainer.num_nodes, 1),
+        ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
+        ("trainer.val_check_interval", trainer.val_check_interval, 1),
+        ("trainer.log_every_n_steps", trainer.log_every_n_steps, 0),
+        ("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps, -1),
+    ):
+        at_least(key, value, least)
+    positive("trainer.gradient_clip_val", trainer.gradient_clip_val)
+    if val is not None and not (0 <= val <= 1 if isinstance(val, float) else val >= 0):
+        raise ConfigError(
+            "trainer.limit_val_batches must be a number of batches, or a share of them in "
+            f"0.0..1.0, got {val}"
+        )
 
 
 def check_data(data: DataConfig) -> None:
     """Raises: ConfigError: a setting of the data outside its choices."""
-    _one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
-    if not 0 <= data.ignore_index <= 255:
-        raise ConfigError(f"data.ignore_index must be 0..255, got {data.ignore_index}")
-    _at_least("data.num_workers", data.num_workers or 0, 0)
+    one_of("data.layout", data.layout, ("voc", "sbd", "shapes", "folder", "shards"))
+    between("data.ignore_index", data.ignore_index, 0, 255)
+    workers("data.num_workers", data.num_workers, 0)
+    distinct("data.classes", data.classes)
+    if data.classes and not 2 <= len(data.classes) <= MOST_CLASSES:
+        raise ConfigError(
+            f"data.classes must name 2..{MOST_CLASSES}, background first, got {len(data.classes)}"
+        )
     if data.url and not data.download:
         raise ConfigError("data.url says where to fetch from; add data.download=true")
     if data.checksum and not data.url:
@@ -145,8 +215,10 @@ def check_inference(cfg: EvaluateConfig | PredictConfig) -> None:
             )
     elif cfg.input is None or cfg.output is None:
         raise ConfigError("give input=FILE, FOLDER, PATTERN or -, and output=FOLDER to write to")
-    _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
-    _at_least("batch_size", cfg.batch_size, 1)
+    else:
+        writable("output", Path(cfg.output))
+    one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
+    at_least("batch_size", cfg.batch_size, 1)
 
 
 def check_ablation(cfg: AblateConfig) -> None:
@@ -154,13 +226,15 @@ def check_ablation(cfg: AblateConfig) -> None:
     for key, group in (("models", "model"), ("upsamplings", "upsampling")):
         choices = tuple(sorted(p.stem for p in (REPOSITORY / "configs" / group).glob("*.yaml")))
         for value in getattr(cfg, key):
-            _one_of(key, value, choices)
+            one_of(key, value, choices)
     for key in ("models", "upsamplings", "seeds"):
         values = getattr(cfg, key)
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{key} must name at least one, and none twice, got {values}")
-    _at_least("jobs", cfg.jobs, 1)
-    _at_least("time_rounds", cfg.time_rounds, 0)
+    for seed in cfg.seeds:
+        between("seeds", seed, 0, MOST_SEED)
+    workers("jobs", cfg.jobs, 1)
+    at_least("time_rounds", cfg.time_rounds, 0)
     taken = ("model", "upsampling", "seed", "hydra.run.dir", "resume", "stages")
     for override in cfg.overrides:
         if override.partition("=")[0].lstrip("+") in taken:
@@ -169,35 +243,39 @@ def check_ablation(cfg: AblateConfig) -> None:
 
 def check_benchmark(cfg: BenchmarkConfig) -> None:
     """Raises: ConfigError: a setting outside its choices."""
+    check_net(cfg.model, cfg.backbone)
+    check_recipe(cfg.recipe)
+    positive("recipe.lr", learning_rate(cfg.recipe, cfg.model))
     check_data(cfg.data)
-    _recipe_choices(cfg.recipe)
-    learning_rate(cfg.recipe, cfg.model)
+    between("seed", cfg.seed, 0, MOST_SEED)
+    one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
     for part in cfg.parts:
-        _one_of("parts", part, PARTS)
-    _one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
-    if not cfg.parts or len(cfg.size) != 2:
-        raise ConfigError("parts must name at least one, and size be [height, width]")
+        one_of("parts", part, PARTS)
+    if not cfg.parts or len(set(cfg.parts)) < len(cfg.parts):
+        raise ConfigError(f"parts must name at least one, and none twice, got {cfg.parts}")
+    if len(cfg.size) != 2:
+        raise ConfigError(f"size must be [height, width], got {cfg.size}")
     for key, values, least in (
         ("size", cfg.size, 64),  # two cells of the coarsest grid: batch norm wants more than one
-        ("sides", cfg.sides or [64], 64),
-        ("batches", cfg.batches or [1], 1),
-        ("batch_size", [cfg.batch_size], 1),
-        ("num_classes", [cfg.num_classes], 2),
-        ("images", [cfg.images], 1),
-        ("rounds", [cfg.rounds], 1),
-        ("recipe.batch_size", [cfg.recipe.batch_size], 1),
+        ("sides", cfg.sides, 64),
+        ("batches", cfg.batches, 1),
     ):
-        _at_least(key, min(values), least)
-    if cfg.seconds is not None and cfg.seconds <= 0:
-        raise ConfigError(f"seconds must be positive, got {cfg.seconds}")
+        if values == []:
+            raise ConfigError(f"{key} must name at least one")
+        at_least(key, min(values or [least]), least)
+    between("num_classes", cfg.num_classes, 2, MOST_CLASSES)
+    at_least("batch_size", cfg.batch_size, 1)
+    at_least("images", cfg.images, 1)
+    at_least("rounds", cfg.rounds, 1)
+    positive("seconds", cfg.seconds)
 
 
 def check_export(cfg: ExportConfig) -> None:
     """Raises: ConfigError: a setting missing or outside its choices, or a package missing."""
     if cfg.checkpoint is None or cfg.output is None:
         raise ConfigError("give checkpoint=PATH to export and output=FILE to write")
-    _one_of("format", cfg.format, tuple(EXPORT_SUFFIX))
-    _one_of("input", cfg.input, ("float", "uint8"))
+    one_of("format", cfg.format, tuple(EXPORT_SUFFIX))
+    one_of("input", cfg.input, ("float", "uint8"))
     output, suffix = Path(cfg.output), EXPORT_SUFFIX[cfg.format]
     if output.suffix != suffix:
         raise ConfigError(f"output must end in {suffix} for format={cfg.format}, got {output}")
@@ -208,6 +286,7 @@ def check_export(cfg: ExportConfig) -> None:
             "format=safetensors holds weights, no graph; input= and argmax= are for onnx and "
             "torch_export"
         )
+    writable("output", output.parent)
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if cfg.format == "onnx" and missing:
         raise ConfigError(f'format=onnx needs {", ".join(missing)}: pip install -e ".[export]"')
@@ -217,27 +296,45 @@ def check_report(cfg: ReportConfig) -> None:
     """Raises: ConfigError: a setting missing, or outside its choices."""
     if not cfg.runs:
         raise ConfigError("give runs=[FOLDER,...], folders that train.py or evaluate.py left")
-    _one_of("the ending of output", Path(cfg.output).suffix, (".html",))
-    _at_least("images", cfg.images, 1)
+    output = Path(cfg.output)
+    if output.suffix != ".html" or output.is_dir():
+        raise ConfigError(f"output must be a file that ends in .html, got {output}")
+    at_least("images", cfg.images, 1)
+    writable("output", output.parent)
 
 
 def check_explanation(cfg: ExplainConfig) -> None:
     """Raises: ConfigError: a setting outside its choices."""
-    _one_of("explain", cfg.explain, ("all", *TOPICS))
+    one_of("explain", cfg.explain, ("all", *TOPICS))
     if cfg.checkpoint is None and cfg.data.layout != "shapes":
         raise ConfigError(
             f"data={cfg.data.name} needs checkpoint=, a net trained on it; without one, a small "
             "net is trained on the embedded sample"
         )
-    _at_least("steps", cfg.steps, 1)
+    if cfg.image is not None and not cfg.checkpoint and cfg.explain not in {"all", *OF_A_NET}:
+        raise ConfigError(f"image={cfg.image} is for topics about a net, not explain={cfg.explain}")
+    at_least("steps", cfg.steps, 1)
+    between("seed", cfg.seed, 0, MOST_SEED)
     check_data(cfg.data)
 
 
-def _one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
+def check_preparation(cfg: PrepareDataConfig) -> None:
+    """Raises: ConfigError: a setting outside its choices, or nowhere to write shards."""
+    check_data(cfg.data)
+    workers("processes", cfg.processes, 1)
+    if cfg.shards is not None:
+        writable("shards", Path(cfg.shards))
 
 
-def _at_least(key: str, value: float, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{key} must be at least {least}, got {value}")
+def check_import(cfg: ImportCaffeConfig) -> None:
+    """Raises: ConfigError: a setting missing, or outside its choices."""
+    if cfg.caffemodel is None or cfg.output is None:
+        raise ConfigError("give caffemodel=FILE to import and output=FILE.safetensors to write")
+    output = Path(cfg.output)
+    if output.suffix != ".safetensors" or output.is_dir():
+        raise ConfigError(f"output must be a file that ends in .safetensors, got {output}")
+    if len(cfg.mean_bgr) != 3:
+        raise ConfigError(f"mean_bgr must be three numbers, got {cfg.mean_bgr}")
+    one_of("model.name", cfg.model.name, CAFFE_NETS)
+    distinct("classes", cfg.classes)
+    writable("output", output.parent)

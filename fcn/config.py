@@ -5,6 +5,7 @@ together, `fcn.checks` refuses. Nothing heavy is imported here, so that `--help`
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A setting outside its choices, or settings that do not fit together."""
+
+
+class Interrupted(UserError):
+    """Stopped from outside, in good order. `code` is the exit code: 128 and the signal's number."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -132,6 +141,7 @@ class TrainConfig(CommonConfig):
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     resume: str | None = None  # a .ckpt to go on from, or `last`: of the newest run
+    rerun: str | None = None  # a run's folder, to do it again from the start with its settings
     stages: list[str] = field(default_factory=list)  # models to train in turn, each from the last
     compile: bool = False  # torch.compile the training step: pays on a GPU, in long runs
 
@@ -259,6 +269,7 @@ SCHEMAS = {  # by script
 }
 
 
+@cache
 def register() -> None:
     """Makes the schemas known to Hydra, as the first default of each root file in `configs/`."""
     store = ConfigStore.instance()

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn.app import quoted, run
-from fcn.checks import TOPICS, check_explanation
+from fcn.checks import OF_A_NET, TOPICS, check_explanation
 from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from fcn.data.files import SegmentationFiles
     from fcn.explain.story import Section
-    from fcn.inference.checkpoint import Checkpoint
-
-OF_A_NET = {"network", "learning", "deconvnet"}
 
 
 def main(cfg: ExplainConfig) -> None:
@@ -41,9 +39,11 @@ def main(cfg: ExplainConfig) -> None:
         "checkerboards": checkerboards.checkerboards,
     }
     if cfg.checkpoint or set(chosen) & OF_A_NET:
+        files = open_files(cfg, console)  # before a net is trained: it may not be there
         trained = checkpoint.read(cfg.checkpoint or train(cfg, folder / "run", console))
+        trained.check_classes(files.classes, cfg.data.name)
         model = trained.model()
-        image, target = picture(cfg, trained, console)
+        image, target = picture(files, cfg.image)
         of_net = (model, image, target, trained.classes)
         final = model.upscore_final
         if isinstance(final, LearnedUpsampling):
@@ -80,24 +80,26 @@ def train(cfg: ExplainConfig, folder: Path, console: "Console") -> Path:
     return folder / "checkpoints" / "best.ckpt"
 
 
-def picture(
-    cfg: ExplainConfig, trained: "Checkpoint", console: "Console"
-) -> tuple["Tensor", "Tensor"]:
-    """The image `cfg.image` of the split, or one of the first that shows most classes."""
+def open_files(cfg: ExplainConfig, console: "Console") -> "SegmentationFiles":
+    """The split to look at. Raises: ConfigError: `cfg.image` is not in it."""
     from fcn.data.datamodule import open_split
     from fcn.data.official import fetch
 
     if cfg.data.download:
         fetch(cfg.data, console)
     files = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
-    trained.check_classes(files.classes, cfg.data.name)
-    if cfg.image is not None:
-        if cfg.image not in files.ids:
-            raise ConfigError(
-                f"image={cfg.image}: no such id in {files.name}, which has {files.ids[0]}; an id "
-                "with an underscore wants quotes: \"image='A_1'\""
-            )
-        return files[files.ids.index(cfg.image)]
+    if cfg.image is not None and cfg.image not in files.ids:
+        raise ConfigError(
+            f"image={cfg.image}: no such id in {files.name}, which has {files.ids[0]}; an id with "
+            "an underscore wants quotes: \"image='A_1'\""
+        )
+    return files
+
+
+def picture(files: "SegmentationFiles", image: str | None) -> tuple["Tensor", "Tensor"]:
+    """An image of the split by its id, or one of the first that shows most classes."""
+    if image is not None:
+        return files[files.ids.index(image)]
     return max((files[i] for i in range(min(30, len(files)))), key=lambda it: len(it[1].unique()))
 
 

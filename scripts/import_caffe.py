@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 
 from fcn.app import run
+from fcn.checks import check_import
 from fcn.config import MEAN_BGR, VOID, ConfigError, ImportCaffeConfig
 
 if TYPE_CHECKING:
@@ -15,13 +16,9 @@ if TYPE_CHECKING:
 
 
 def main(cfg: ImportCaffeConfig) -> None:
-    if cfg.caffemodel is None or cfg.output is None:
-        raise ConfigError("give caffemodel=FILE to import and output=FILE.safetensors to write")
-    output = Path(cfg.output)
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"output must end in .safetensors, got {output}")
-    if len(cfg.mean_bgr) != 3:
-        raise ConfigError(f"mean_bgr must be three numbers, got {cfg.mean_bgr}")
+    check_import(cfg)
+    assert cfg.caffemodel is not None
+    assert cfg.output is not None
 
     from rich.console import Console
 
@@ -29,7 +26,7 @@ def main(cfg: ImportCaffeConfig) -> None:
     from fcn.models.caffe_nets import import_fcn, import_vgg
     from fcn.models.caffemodel import read_caffemodel
 
-    console, net = Console(), cfg.model.name
+    console, net, output = Console(), cfg.model.name, Path(cfg.output)
     blobs = read_caffemodel(cfg.caffemodel)
     caffemodel = Path(cfg.caffemodel)
     source = {"caffemodel": caffemodel.name, "sha256": checkpoint.sha256(caffemodel), "net": net}

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn.app import run
-from fcn.checks import check_data
-from fcn.config import ConfigError, PrepareDataConfig
+from fcn.checks import check_preparation
+from fcn.config import PrepareDataConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,9 +21,7 @@ NAMED = 100  # problems on the terminal; report.json has all
 
 
 def main(cfg: PrepareDataConfig) -> None:
-    check_data(cfg.data)
-    if cfg.processes is not None and cfg.processes < 1:
-        raise ConfigError(f"processes must be at least 1, got {cfg.processes}")
+    check_preparation(cfg)
 
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
@@ -32,6 +30,7 @@ def main(cfg: PrepareDataConfig) -> None:
     from fcn.data.audit import audit
     from fcn.data.official import fetch
     from fcn.data.reading import DataError
+    from fcn.data.shards import index_name
     from fcn.inference.evaluation import write_json
 
     folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
@@ -40,6 +39,8 @@ def main(cfg: PrepareDataConfig) -> None:
     splits = [cfg.data.train_split, cfg.data.val_split]
     if cfg.data.split is not None:
         splits.append(cfg.data.split)
+    for split in splits if cfg.shards is not None else ():
+        index_name(split)  # refuses one that cannot name a file, before all is read
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"reading {cfg.data.name}", total=None)
         found = audit(

@@ -11,27 +11,33 @@ def main(cfg: TrainConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
 
-    from fcn.training.run import process_rank, train
+    from fcn.training.run import train
     from fcn.training.stages import train_stages
+    from fcn.training.trainer import process_rank
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     (train_stages if cfg.stages else train)(cfg, folder, Console(quiet=process_rank() > 0))
 
 
 def continued(arguments: list[str]) -> list[str]:
-    """The command line that goes on with a run: in its folder, with its settings.
+    """The command line that goes on with a run, in its folder, with its settings.
 
     `resume=last` is the newest run below outputs/train, or that of hydra.run.dir;
     `resume=RUN/checkpoints/NAME.ckpt` is RUN. What the run was started with comes first, so that
-    the new command line need only name what is to differ.
+    the new command line need only name what is to differ. So it is with `rerun=RUN`, which begins
+    anew in a folder of its own.
     Raises: ConfigError: there is no run to go on with.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
     given = [a for a in arguments if "=" in a and not a.startswith("-")]
     keys = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(given)}
-    resume = keys.get("resume")
+    resume, rerun = keys.get("resume"), keys.get("rerun")
+    if rerun is not None:
+        if resume is not None:
+            raise ConfigError("rerun starts from the beginning, resume goes on: give one of them")
+        own = {"rerun", "resume", "hydra.run.dir", *keys}
+        return [*(o for k, o in settings_of(Path(str(rerun))).items() if k not in own), *arguments]
     if resume is None:
         return arguments
     if {"-m", "--multirun"} & set(arguments):
@@ -44,14 +50,21 @@ def continued(arguments: list[str]) -> list[str]:
         folder = Path(str(resume)).parent.parent
     else:
         return arguments
-    started_with = folder / ".hydra" / "overrides.yaml"
-    recorded = list(OmegaConf.load(started_with)) if started_with.is_file() else []
-    before = {o.partition("=")[0].lstrip("+"): o for o in recorded}
+    before = settings_of(folder)
     if "stages" not in before:
         before.pop("model.init_from", None)  # a run goes on with its own weights
     if "hydra.run.dir" not in keys:
         arguments = [*arguments, f"hydra.run.dir={quoted(folder)}"]
     return [*(o for key, o in before.items() if key not in keys), *arguments]
+
+
+def settings_of(run: Path) -> dict[str, str]:
+    """The overrides that a run was started with, by key."""
+    from omegaconf import OmegaConf
+
+    started_with = run / ".hydra" / "overrides.yaml"
+    recorded = list(OmegaConf.load(started_with)) if started_with.is_file() else []
+    return {o.partition("=")[0].lstrip("+"): o for o in recorded}
 
 
 def newest_run() -> Path:

@@ -1,12 +1,15 @@
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from fcn.config import DataConfig
+from fcn.config import REPOSITORY, DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,22 @@ def voc_root() -> Path:
     if "FCN_VOC_ROOT" not in os.environ:
         pytest.skip("FCN_VOC_ROOT is unset: the folder that holds VOCdevkit/VOC2012")
     return Path(os.environ["FCN_VOC_ROOT"])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
+    """The one line on stderr of a command that must fail, run in this process."""
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, [f"{name}.py", *arguments]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(REPOSITORY / "scripts" / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = argv
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    return error
 
 
 class TinyVOC:

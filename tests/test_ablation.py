@@ -3,11 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fcn.checks import check_ablation
-from fcn.config import REPOSITORY, AblateConfig, ConfigError
+from fcn.config import REPOSITORY, AblateConfig
 from fcn.training.ablation import Cell, collect, grid, table
 from tests.conftest import TinyVOC
 from tests.test_fcn import small
@@ -57,21 +55,6 @@ def test_a_baseline_that_failed_is_no_other_ones(tmp_path: Path) -> None:
     fixed, learned = collect(cells, {})
     assert (fixed.upsampling, learned.upsampling) == ("fixed", "learned")
     assert (fixed.from_first, learned.from_first) == ([0], [0])
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"models": ["fcn64s"]}, "models must be one of fcn16s, .*got 'fcn64s'"),
-        ({"seeds": [1, 1]}, "seeds must name at least one, and none twice"),
-        ({"upsamplings": []}, "upsamplings must name at least one"),
-        ({"overrides": ["seed=3"]}, "seed=3 is the grid's own to set"),
-        ({"jobs": 0}, "jobs must be at least 1, got 0"),
-    ],
-)
-def test_a_grid_that_cannot_work_is_refused(changes: dict[str, object], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        check_ablation(settings(**changes))
 
 
 def test_the_script_goes_on_where_runs_failed(tiny_voc: TinyVOC, tmp_path: Path) -> None:

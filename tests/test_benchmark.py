@@ -17,18 +17,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from fcn.benchmark import layers, machine, measure, nets, tables
+from fcn.benchmark import ceiling, layers, measure, nets, tables
 from fcn.benchmark.contestants import contestants, default, plain, reference
 from fcn.benchmark.measure import Pace, Samples, flops, take_turns
 from fcn.benchmark.memory import peak_memory
 from fcn.benchmark.run import benchmark
 from fcn.benchmark.runner import Labels, Steps, autocast, batch, floats
-from fcn.checks import PARTS, check_benchmark
+from fcn.checks import PARTS
 from fcn.config import (
     REPOSITORY,
     BackboneConfig,
     BenchmarkConfig,
-    ConfigError,
     ModelConfig,
     RecipeConfig,
     UpsamplingConfig,
@@ -240,30 +239,10 @@ def test_memory_is_the_contestants_own() -> None:
     assert 3 * weights <= peak["training"] < 8 * weights
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"parts": ["nets", "speed"]}, "parts must be one of nets, .*got 'speed'"),
-        ({"parts": []}, "parts must name at least one"),
-        ({"size": [375]}, r"size be \[height, width\]"),
-        ({"size": [375, 8]}, "size must be at least 64, got 8"),
-        ({"sides": [128, 0]}, "sides must be at least 64, got 0"),
-        ({"batches": [0]}, "batches must be at least 1, got 0"),
-        ({"seconds": 0.0}, "seconds must be positive, got 0.0"),
-        ({"precision": "fp8"}, "precision must be one of .*got 'fp8'"),
-        ({"recipe": RecipeConfig(name="x", optimizer="lion", lr=1.0)}, "recipe.optimizer"),
-        ({"recipe": RecipeConfig(name="x")}, "no learning rate for model fcn8s"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(changes: dict[str, object], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        check_benchmark(settings(**changes))
-
-
 def test_a_quick_run_leaves_tables_numbers_and_a_picture(
     tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(machine.SIDES, "cpu", (64, 128))
+    monkeypatch.setitem(ceiling.SIDES, "cpu", (64, 128))
     cfg = settings(
         data=tiny_voc.config(), quick=True, seconds=0.01, rounds=3, sides=[64, 80], batches=[1, 2]
     )

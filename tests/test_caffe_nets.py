@@ -306,26 +306,6 @@ def test_the_script_imports_vgg16(tmp_path) -> None:
     assert checkpoint.state_dict(output)["head.fc6.weight"].shape == (6, 16, 7, 7)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, "give caffemodel=FILE to import and output=FILE.safetensors to write"),
-        ({"caffemodel": "a.caffemodel"}, "give caffemodel=FILE"),
-        ({"caffemodel": "a", "output": "b.pth"}, "output must end in .safetensors, got b.pth"),
-        (
-            {"caffemodel": "a", "output": "b.safetensors", "mean_bgr": [1.0]},
-            "mean_bgr must be three",
-        ),
-        ({"caffemodel": "a", "output": "b.safetensors"}, "a: no such caffemodel"),
-    ],
-)
-def test_the_script_says_what_is_missing(changes, reason) -> None:
-    from scripts.import_caffe import main
-
-    with pytest.raises(UserError, match=reason):
-        main(ImportCaffeConfig(**changes))
-
-
 def test_the_script_names_classes() -> None:
     from scripts.import_caffe import class_names
 

@@ -122,13 +122,6 @@ def test_the_script_tells_one_topic(tmp_path: Path) -> None:
     assert {"explain.html", "05_1_repeat.png"} <= names
 
 
-def test_the_script_refuses_an_unknown_topic_in_one_line() -> None:
-    done = explain("explain=magic")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: explain must be one of all, matrix, arithmetic,")
-    assert done.stderr.count("\n") == 1
-
-
 def test_a_part_is_what_one_pool_brings() -> None:
     """A net that scores from one pool alone is that pool's part."""
     model = with_random_scores(small(stride=8)).eval()

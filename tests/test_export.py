@@ -26,9 +26,9 @@ from fcn.inference import export as room
 from fcn.inference.export import ExportError, export
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
+from tests.conftest import refusal
 from tests.test_checkpoint import Malicious, lightning_file
 from tests.test_fcn import small, with_random_scores
-from tests.test_scripts import refusal
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]
 GRID = [(33, 47), (64, 64), (97, 131), (225, 300), (375, 500), (513, 401), (700, 900)]
@@ -254,22 +254,6 @@ def test_a_file_that_computes_something_else_is_not_kept(
         exported(tmp_path, model, format=kind, argmax=kind == "onnx")
     assert output.read_text() == "an older export"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", output.name]
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({}, "give checkpoint=PATH to export and output=FILE"),
-        ({"format": "tflite", "output": "a.tflite"}, "format must be one of .* got 'tflite'"),
-        ({"input": "int8", "output": "a.onnx"}, "input must be one of float, uint8, got 'int8'"),
-        ({"output": "a.pt2"}, r"output must end in \.onnx for format=onnx, got a\.pt2"),
-        ({"format": "safetensors", "output": "m.safetensors"}, "the checkpoint itself"),
-        ({"format": "safetensors", "output": "a.safetensors", "argmax": True}, "no graph"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        check_export(ExportConfig(checkpoint="m.safetensors", **settings))
 
 
 def test_missing_packages_are_named_with_the_way_to_get_them(

@@ -9,11 +9,13 @@ from fcn.config import REPOSITORY
 
 MAY_IMPORT = {
     "__init__.py": set(),
-    "app.py": {"config"},
-    "checks.py": {"config"},
+    "app.py": {"config", "values"},
+    "checks.py": {"config", "values"},
+    "values.py": {"config"},
     "config.py": set(),
+    "machine.py": set(),
     "models": {"config", "models"},
-    "data": {"config", "data"},
+    "data": {"config", "data", "machine"},
     "metrics.py": {"config"},
     "visualize.py": {"config"},
     "panels.py": {"config", "visualize"},
@@ -31,7 +33,13 @@ MAY_IMPORT = {
         "inference",
     },
 }
-MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"app", "checks", "training"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {
+    "app",
+    "checks",
+    "machine",
+    "training",
+    "values",
+}
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 MAY_IMPORT["benchmark"] = MAY_IMPORT["training"] | {"benchmark"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))

@@ -271,41 +271,6 @@ def test_options_change_the_mask_as_the_predictors_do(
     assert changed > 100
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["checkpoint=null"], ["give checkpoint=PATH"]),
-        (["input=null"], ["give input=FILE", "output=FOLDER"]),
-        (["output=null"], ["give input=FILE", "output=FOLDER"]),
-        (["checkpoint=none.ckpt"], ["none.ckpt: no such checkpoint"]),
-        (["checkpoint=photos/0.jpg"], ["photos/0.jpg", "not a checkpoint"]),
-        (["input=nowhere"], ["input=nowhere: no such file or folder"]),
-        (["output=photos"], ["output=photos is the input folder itself"]),
-        (["output=m.safetensors"], ["m.safetensors"]),
-        (["tile=100"], ["tile=100 is too small", "give at least"]),
-        (["tile=huge"], ["tile must be auto, null or a number", "huge"]),
-        (["scales=[1,0]"], ["scales must be positive", "0"]),
-        (["scales=[]"], ["scales must be positive"]),
-        (["flip=often"], ["flip", "often"]),
-        (["precision=fp8"], ["precision must be one of auto, 32-true, bf16-mixed"]),
-        (["device=abacus"], ["device=abacus"]),
-        (["batch_size=0"], ["batch_size must be at least 1, got 0"]),
-        (["overlay=false"], ["unknown key overlay", "did you mean overlays?"]),
-    ],
-)
-def test_refusals_are_one_line(
-    root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
-) -> None:
-    before = contents(root)
-    code, printed, error = command(capsys, *arguments)
-    assert (code, printed) == (1, "")
-    assert error.startswith("error: ")
-    assert len(error.splitlines()) == 1
-    for word in words:
-        assert word in error
-    assert contents(root) == before
-
-
 def test_a_folder_of_other_masks_is_refused_until_overwritten(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

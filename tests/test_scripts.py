@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from fcn.config import REPOSITORY, SCHEMAS, CommonConfig
 from fcn.inference import checkpoint
 from fcn.models.fcn import FCN
-from tests.conftest import TinyVOC
+from tests.conftest import TinyVOC, refusal
 
 QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
 QUICK += ["recipe.max_steps=2", "recipe.val_every=2", "trainer=cpu", "recipe.precision=32-true"]
@@ -30,94 +29,6 @@ def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProc
         text=True,
         check=False,
     )
-
-
-def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
-    """The one line on stderr of a command that must fail, run in this process."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    argv, sys.argv = sys.argv, [f"{name}.py", *arguments]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(REPOSITORY / "scripts" / f"{name}.py"), run_name="__main__")
-    finally:
-        sys.argv = argv
-    assert stopped.value.code == 1
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: "), error
-    assert len(error.splitlines()) == 1, error
-    return error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["model.strid=8"], ["model.strid", "did you mean model.stride?"]),
-        (["modle=fcn8s"], ["modle", "did you mean model?"]),
-        (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr"]),
-        (["trainer.max_epochs=3"], ["trainer.max_epochs", "trainer.max_steps"]),
-        (["model=fcn9s"], ["fcn9s", "fcn16s", "fcn32s", "fcn8s"]),
-        (["upsampling=bicubic"], ["bicubic", "cvpr15", "fixed", "learned"]),
-        (["backbone=resnet50"], ["resnet50", "mini", "vgg16"]),
-        (["data=coco"], ["coco", "shapes", "voc2012"]),
-        (["data=shards", "data.root=nowhere"], ["nowhere/train.json", "no such index"]),
-        (["experiment=none_such"], ["none_such", "voc_mini"]),
-        (["recipe.max_steps=many"], ["recipe.max_steps", "many"]),
-        (["recipe.flip=7.5"], ["recipe.flip", "7.5"]),
-        (["model.stride=12"], ["model.stride", "12", "32, 16, 8"]),
-        (["model.padding=50"], ["model.padding", "50", "aligned, 100"]),
-        (["recipe.schedule=step"], ["recipe.schedule", "step", "constant, poly, cosine"]),
-        (["recipe.optimizer=adam"], ["recipe.optimizer", "adam", "sgd, adamw"]),
-        (["recipe.loss_reduction=none"], ["recipe.loss_reduction", "sum, mean"]),
-        (["recipe.batch_size=0"], ["recipe.batch_size", "at least 1, got 0"]),
-        (["recipe.scale=[2.0,1.0]"], ["recipe.scale", "0 < from <= to"]),
-        (["data.url=elsewhere/"], ["data.url", "data.download=true"]),
-        (["data.download=true"], ["nothing is known to fetch for data=tiny"]),
-        (["data.ignore_index=300"], ["data.ignore_index", "0..255", "300"]),
-        (["recipe.loss_reduction=sum"], ["recipe.lr=0.003", "sum", "1e-10"]),
-        (["recipe=heavy", "recipe.loss_reduction=mean"], ["recipe.lr=1e-14", "mean"]),
-        (
-            ["recipe=heavy", "model=fcn32s", "trainer.precision=16-mixed"],
-            ["16-mixed", "sum", "float16"],
-        ),
-        (["recipe=heavy"], ["fcn8s straight from VGG", "heavy", "fcn8s_atonce"]),
-        (["recipe=heavy", "model.name=mine"], ["no learning rate for model mine", "recipe.lr"]),
-        (["backbone=mini", "backbone.weights=imagenet"], ["backbone.weights", "mini"]),
-        (["backbone=vgg16", "backbone.weights=V9"], ["V9", "IMAGENET1K_V1"]),
-        (["resume=nowhere.ckpt"], ["nowhere.ckpt", "no checkpoint"]),
-        (["stages=[fcn32s,fcn4s]"], ["fcn4s", "fcn16s, fcn32s"]),
-        (["recipe.max_steps"], ["recipe.max_steps"]),
-        (["recipe.crop=0"], ["recipe.crop", "at least 1, got 0"]),
-        (["recipe=accumulated", "recipe.scale=[0.5,2.0]"], ["recipe.scale", "recipe.crop"]),
-        (["recipe=heavy", "model=fcn32s", "recipe.accumulate=2"], ["sum", "accumulate"]),
-        (["trainer.accelerator=tpu"], ["tpu"]),
-        (["resume=last"], ["resume=last", "outputs/train"]),
-        (["stages=[fcn32s,fcn16s]", "resume=a/b.ckpt"], ["stages", "resume=last"]),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_in_one_line(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_voc: TinyVOC,
-    arguments: list[str],
-    words: list[str],
-) -> None:
-    monkeypatch.chdir(tiny_voc.root)
-    data = [] if any(a.startswith("data=") for a in arguments) else tiny_voc.overrides()
-    error = refusal(capsys, "train", *data, *arguments)
-    for word in words:
-        assert word in error
-
-
-def test_missing_data_says_how_to_get_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    error = refusal(capsys, "train", "data=voc2012", f"data.root={tmp_path}")
-    assert f"{tmp_path}/VOCdevkit/VOC2012" in error
-    assert "unpack Pascal VOC there" in error
-    assert not list(tmp_path.glob("outputs/train/*/checkpoints"))
 
 
 def damage_size(data: TinyVOC) -> str:
@@ -149,51 +60,6 @@ def test_a_damaged_file_ends_training_with_its_name(
     overrides = [o for o in tiny_voc.overrides() if "num_workers" not in o]
     error = refusal(capsys, "train", *overrides, *QUICK, f"data.num_workers={workers}")
     assert message in error
-
-
-def test_a_checkpoint_that_is_none_is_refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_voc: TinyVOC
-) -> None:
-    monkeypatch.chdir(tiny_voc.root)
-    path = tiny_voc.root / "notes.ckpt"
-    path.write_text("not a checkpoint")
-    data = tiny_voc.overrides()
-    assert "notes.ckpt: damaged, or not" in refusal(capsys, "evaluate", *data, f"checkpoint={path}")
-    assert "give checkpoint=PATH" in refusal(capsys, "evaluate", *data)
-    wrong = refusal(capsys, "evaluate", *data, f"checkpoint={path}", "precision=fp8")
-    assert "precision must be one of auto, 32-true, bf16-mixed, got 'fp8'" in wrong
-    error = refusal(capsys, "train", *data, *QUICK, f"model.init_from={path}")
-    assert "notes.ckpt" in error
-    plain = tiny_voc.root / "vgg.pth"
-    torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, plain)
-    error = refusal(capsys, "train", *data, *QUICK, f"backbone.weights={plain}")
-    assert "vgg.pth" in error
-    assert path.read_text() == "not a checkpoint"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], ["give runs=[FOLDER,...]"]),
-        (["runs=[nowhere]"], ["nowhere/metrics.json: not found"]),
-        (["runs=[a]", "output=page.pdf"], [".html, got '.pdf'"]),
-        (["runs=[a]", "images=0"], ["images must be at least 1, got 0"]),
-        (["run=[a]"], ["run", "did you mean runs?"]),
-        (["runs=[a]", "device=quantum"], ["device=quantum"]),
-    ],
-)
-def test_a_report_that_cannot_be_is_refused_in_one_line(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: list[str],
-    words: list[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    error = refusal(capsys, "report", *arguments)
-    for word in words:
-        assert word in error
-    assert not list(tmp_path.iterdir())
 
 
 def test_train_then_evaluate_then_go_on(tiny_voc: TinyVOC) -> None:

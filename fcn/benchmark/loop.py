@@ -19,8 +19,9 @@ from fcn.benchmark.runner import Steps, batch, low_rate
 from fcn.config import BenchmarkConfig, TrainConfig, TrainerConfig
 from fcn.models.fcn import FCN
 from fcn.training.callbacks import History
+from fcn.training.diagnosis import Diagnosis
 from fcn.training.module import SegmentationModule
-from fcn.training.run import make_trainer, quieten
+from fcn.training.trainer import make_trainer, quieten
 
 WARM = 2  # steps that do not count
 
@@ -51,7 +52,9 @@ def loop(
     )
     with tempfile.TemporaryDirectory() as folder:
         classes = [str(label) for label in range(cfg.num_classes)]
-        trainer = make_trainer(train, Path(folder), History(Console(quiet=True)), classes, False)
+        quiet, last = Console(quiet=True), Path(folder) / "last.ckpt"
+        own: list[Callback] = [History(quiet), Diagnosis(last, classes, quiet)]
+        trainer = make_trainer(train, Path(folder), own, classes, False)
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]  # last: others count as its own
         image, target = (part.cpu() for part in held)
         samples: Any = [(image, target)] * steps

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcn.benchmark.ceiling import ceiling
 from fcn.benchmark.contestants import Contestant, contestants, default, reference
-from fcn.benchmark.machine import ceiling
 from fcn.benchmark.measure import Pace, Progress, Samples, part_of, take_turns
 from fcn.benchmark.memory import peak_memory
 from fcn.benchmark.runner import RUNNERS, Labels, Shape, Steps, batch
@@ -23,7 +23,7 @@ Times = dict[tuple[Shape, str, str], Samples]  # by shape, mode and contestant's
 def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progress) -> Row:
     """Every contestant at the benchmark's size and batch, against the machine's ceiling.
 
-    Returns: "ceiling", as `fcn.benchmark.machine.ceiling` gives it, and "rows", one a contestant.
+    Returns: "ceiling", as `fcn.benchmark.ceiling.ceiling` gives it, and "rows", one a contestant.
     """
     entrants = contestants(cfg, device)
     bf16 = any(contestant.bf16 for contestant in entrants)

@@ -21,7 +21,7 @@ from fcn.data.datamodule import (
     open_split,
 )
 from fcn.inference.evaluation import evaluate
-from fcn.training.run import quieten
+from fcn.training.trainer import quieten
 
 WARM = 2  # rounds of a loader's queue
 Row = dict[str, Any]

@@ -13,12 +13,14 @@ from rich import progress
 from rich.console import Console
 
 from fcn.benchmark import layers, loop, nets, pipeline, tables
-from fcn.benchmark.machine import describe
+from fcn.benchmark.contestants import default
 from fcn.benchmark.measure import Pace, Progress
 from fcn.benchmark.picture import picture
 from fcn.config import BenchmarkConfig
+from fcn.data.datamodule import SegmentationData, open_split
 from fcn.data.official import fetch
 from fcn.inference.evaluation import pick_device, write_json
+from fcn.machine import describe
 
 Part = Callable[[Progress], Any]
 
@@ -34,14 +36,13 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
     started = time.monotonic()
     torch.manual_seed(cfg.seed)
     device = pick_device(cfg.device)
+    refuse_early(cfg, device, console)
     report: dict[str, Any] = {
         "command": sys.argv,
         "settings": asdict(cfg),
         "machine": describe(device),
         "parts": {},
     }
-    if cfg.data.download:
-        fetch(cfg.data, console)
     console.print(tables.machine(report["machine"]))
     every = parts(cfg, device)
     columns = (*progress.Progress.get_default_columns(), progress.TimeElapsedColumn())
@@ -59,6 +60,17 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
     if drawn := picture(report["parts"]):
         drawn.save(folder / "benchmark.png")
     return report
+
+
+def refuse_early(cfg: BenchmarkConfig, device: torch.device, console: Console) -> None:
+    """Raises: UserError: no such net, or no such data, which a part would find out minutes later."""
+    default(cfg, device)
+    if cfg.data.download:
+        fetch(cfg.data, console)
+    if "loader" in cfg.parts:
+        SegmentationData(cfg.data, cfg.recipe, cfg.seed)
+    if "evaluation" in cfg.parts:
+        open_split(cfg.data, cfg.data.split or cfg.data.val_split)
 
 
 def _update(bar: progress.Progress, task: progress.TaskID, share: float) -> None:

@@ -4,7 +4,7 @@ The order of training is a pure function of the seed: batch t of a run holds the
 the same way, whatever the number of workers and however often the run was interrupted.
 """
 
-import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,9 +20,11 @@ from fcn.data import shapes, voc
 from fcn.data.files import SegmentationFiles
 from fcn.data.folder import folder
 from fcn.data.overlap import refuse_overlap
+from fcn.data.reading import DataError
 from fcn.data.sbd import sbd
 from fcn.data.shards import shards
 from fcn.data.transforms import Paired, pad_collate, train_transform
+from fcn.machine import usable_cores
 
 
 def open_split(data: DataConfig, split: str, *, strict: bool = True) -> SegmentationFiles:
@@ -40,7 +42,13 @@ def open_split(data: DataConfig, split: str, *, strict: bool = True) -> Segmenta
         return shards(data.root, split, classes=classes, ignore_index=void)
     own = root / data.folder
     if data.layout == "shapes":
-        own = shapes.prepare(root)
+        try:
+            own = shapes.prepare(root)
+        except OSError as error:
+            raise DataError(
+                f"data.root={root}: the sample cannot be drawn there ({error.strerror}); name a "
+                "folder that can be written to"
+            ) from error
         classes = classes or list(shapes.CLASSES)
     return voc.voc(
         own,
@@ -146,8 +154,7 @@ def loading_processes(wanted: int | None, processes: int = 1) -> int:
     """
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, max(1, (cores or 1) // processes))
+    return min(8, max(1, usable_cores() // processes))
 
 
 def evaluation_loader(
@@ -163,7 +170,14 @@ def evaluation_loader(
         batch_sampler=SameSizeBatches(files.sizes(), batch_size, rank, world),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals,
     )
+
+
+def leave_signals(worker: int) -> None:
+    """A signal to the whole group is the first process's to act on, which wants its batch yet."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
@@ -193,19 +207,17 @@ class SegmentationData(pl.LightningDataModule):
     def classes(self) -> list[str]:
         return self.train.classes
 
+    def training_ids(self, batch: int) -> list[str]:
+        """The images of a batch of the run, by its index on this rank; this may take a second."""
+        order = self._training_batches()
+        order.start = batch
+        return [self.train.ids[index] for index, _ in next(iter(order))]
+
     def train_dataloader(self) -> TrainingLoader:
         assert self.trainer is not None
         recipe, trainer = self.recipe, self.trainer
-        accumulate = trainer.accumulate_grad_batches
-        batches = TrainingBatches(
-            len(self.train),
-            recipe.batch_size,
-            trainer.max_steps * accumulate,
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-        )
-        batches.start = trainer.global_step * accumulate
+        batches = self._training_batches()
+        batches.start = trainer.global_step * trainer.accumulate_grad_batches
         transform = train_transform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
         return TrainingLoader(
             TrainingSamples(self.train, transform),
@@ -213,6 +225,18 @@ class SegmentationData(pl.LightningDataModule):
             num_workers=loading_processes(self.data.num_workers, trainer.num_devices),
             collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
+        )
+
+    def _training_batches(self) -> TrainingBatches:
+        assert self.trainer is not None
+        return TrainingBatches(
+            len(self.train),
+            self.recipe.batch_size,
+            self.trainer.max_steps * self.trainer.accumulate_grad_batches,
+            self.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
         )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -81,6 +81,11 @@ class SegmentationFiles(Dataset[tuple[Tensor, Tensor]]):
         """sha256 of the id list, one a line: says which images a number was measured on."""
         return hashlib.sha256("".join(f"{i}\n" for i in self.ids).encode()).hexdigest()
 
+    def bytes(self) -> int:
+        """Of all the files of the split that lie on a disk here: tells if one was changed."""
+        files = (source for pair in self.pairs for source in (pair.image, pair.mask))
+        return sum(f.stat().st_size for f in files if isinstance(f, Path) and f.is_file())
+
 
 def read_pair(pair: Pair, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Image and mask as `read_image` and `read_mask` give them, of one size.

@@ -6,6 +6,7 @@ Nothing here unpickles code: .ckpt files are opened with `weights_only`.
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def _unpickle(path: Path, mmap: bool = False) -> dict[Any, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).split("\n")[0][:200]
+        reason = re.split(r"\n|\. ", str(error))[0][:200]
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint of this project ({reason})"
         ) from error

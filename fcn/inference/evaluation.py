@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,18 +164,20 @@ def read_per_image(path: Path) -> tuple[list[str], Tensor]:
     return ids, per_image
 
 
-def pick_device(wanted: str) -> torch.device:
+def pick_device(wanted: str, key: str = "device") -> torch.device:
     """`auto` is a GPU where there is one.
 
-    Raises: ConfigError: no such device here.
+    Raises: ConfigError: no such device here; it is what `key` names.
     """
     if wanted == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", wanted):
+        raise ConfigError(f"{key} must be one of auto, cpu, cuda, mps, got {wanted!r}")
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={wanted}: not to be had here ({reason}); use auto") from error
+        reason = re.split(r"\n|\. ", str(error))[0]
+        raise ConfigError(f"{key}={wanted}: not to be had here ({reason}); use auto") from error
     return torch.device(wanted)
 
 

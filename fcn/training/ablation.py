@@ -18,21 +18,23 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
+from hydra import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from fcn import plots
-from fcn.app import quoted
-from fcn.checks import learning_rate
+from fcn.app import explain, quoted
+from fcn.checks import check, learning_rate
 from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
 from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer
-from fcn.training.run import device_of, precision_of
+from fcn.training.trainer import device_of, precision_of
+from fcn.values import check_values
 
 TRIMAP = 3  # pixels: the band where the strides differ most
 
@@ -90,10 +92,12 @@ def run_grid(cells: Sequence[Cell], cfg: AblateConfig, console: Console) -> list
     """Trains every cell that is not done, `cfg.jobs` at a time; one cut short goes on.
 
     Returns: the cells that failed; their train.log says why.
-    Raises: ConfigError: a cell that is there was trained with other settings.
+    Raises: ConfigError: settings that train.py would refuse; or a cell that is there was trained
+        with others.
     """
     for cell in cells:
         refuse_other_settings(cell, cfg)
+    refuse_overrides({(c.model, c.upsampling): c.overrides(cfg) for c in cells}.values())
     waiting, failed = [cell for cell in cells if not cell.done], []
     if len(waiting) < len(cells):
         console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
@@ -132,6 +136,17 @@ def run_cell(cell: Cell, cfg: AblateConfig) -> float:
     with open(cell.folder / "train.log", "a", encoding="utf-8") as log:
         subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
     return time.monotonic() - started
+
+
+def refuse_overrides(command_lines: Iterable[Sequence[str]]) -> None:
+    """Raises: ConfigError: train.py would refuse one of its command lines, and why."""
+    for overrides in command_lines:
+        try:
+            settings: Any = OmegaConf.to_object(compose("train", list(overrides)))
+            check_values(settings)
+            check(settings)
+        except Exception as error:
+            raise ConfigError(f"overrides: {explain(error, 'train')}") from error
 
 
 def refuse_other_settings(cell: Cell, cfg: AblateConfig) -> None:

@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor
 
 from fcn import panels, plots
-from fcn.config import UserError
 from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
 
 RECORD_EVERY = 10  # steps between points of the loss curve
@@ -32,10 +31,6 @@ def checkpoints(folder: Path) -> list[ModelCheckpoint]:
         ModelCheckpoint(filename="best", monitor="val/mean_iou", mode="max", **common),
         ModelCheckpoint(filename="last", **common),
     ]
-
-
-class TrainingError(UserError, RuntimeError):
-    """Training that cannot usefully go on."""
 
 
 class History(Callback):
@@ -59,11 +54,6 @@ class History(Callback):
         due = step == 1 or step % RECORD_EVERY == 0
         if due and (not self.loss or self.loss[-1][0] != step):
             loss = float(trainer.callback_metrics["train/loss"])
-            if not np.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {step}; the last checkpoint holds an earlier "
-                    "state; try a lower recipe.lr, or trainer.gradient_clip_val=1"
-                )
             self.loss.append((step, loss))
         if step >= trainer.max_steps:
             trainer.should_stop = True  # whatever val_every: validate after the last step too
@@ -87,8 +77,8 @@ class History(Callback):
     ) -> None:
         if isinstance(exception, KeyboardInterrupt):
             self.console.print(
-                f"interrupted at step {trainer.global_step}; resume=last goes on from the last "
-                "validation"
+                f"stopped in step {trainer.global_step + 1}; resume=last goes on from the last "
+                "checkpoint"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         result = scores(self.confusion.compute())
         self.confusion.reset()
+        self.confusion_of_validation = result.confusion
         # Already the same on every rank: the confusion matrix was summed over them.
         self.log("val/mean_iou", result.mean_iou, prog_bar=True)
         self.log("val/pixel_accuracy", result.pixel_accuracy)

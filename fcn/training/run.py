@@ -1,33 +1,33 @@
 """A training run from its settings to the files it leaves."""
 
-import logging
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    EMAWeightAveraging,
-    LearningRateMonitor,
-)
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from fcn.checks import check, learning_rate
-from fcn.config import ConfigError, TrainConfig, TrainerConfig, UserError
+from fcn.config import ConfigError, TrainConfig, UserError
 from fcn.data.datamodule import SegmentationData
 from fcn.data.official import fetch
 from fcn.inference import checkpoint, report
-from fcn.inference.evaluation import computes_bf16, pick_device
 from fcn.models.fcn import FCN
-from fcn.training.callbacks import History, Kernels, Panels, ProgressBar, checkpoints
+from fcn.training import record
+from fcn.training.callbacks import History
+from fcn.training.diagnosis import Diagnosis
 from fcn.training.initialise import initialise
 from fcn.training.module import SegmentationModule
+from fcn.training.safekeeping import Interruption, newest_checkpoint, refuse_full_disk
+from fcn.training.trainer import (
+    lightnings_refusals,
+    make_trainer,
+    precision_of,
+    process_rank,
+    quieten,
+)
 
 
 @dataclass
@@ -54,6 +54,15 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     quieten()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = SegmentationData(cfg.data, cfg.recipe, cfg.seed)
+    history, last = History(console), folder / "checkpoints" / "last.ckpt"
+    interruption, diagnosis = Interruption(last, console), Diagnosis(last, data.classes, console)
+    own = [history, diagnosis, interruption]
+    trainer = make_trainer(cfg, folder, own, data.classes, console.is_terminal)
+    if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
+        raise ConfigError(
+            "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
+            "averaged; use trainer.devices=1, or mean"
+        )
     model = build_model(cfg, len(data.classes))
     surgery = None
     if not cfg.resume:
@@ -61,19 +70,16 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     about = describe(cfg, model, data)
     lr = learning_rate(cfg.recipe, cfg.model)
     module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about, compile=cfg.compile)
-    history = History(console)
-    trainer = make_trainer(cfg, folder, history, data.classes, console.is_terminal)
-    if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
-        raise ConfigError(
-            "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
-            "averaged; use trainer.devices=1, or mean"
-        )
-    resume = resume_from(cfg.resume, folder, model)
+    resume = resume_from(cfg.resume, folder, about, console)
     report.print_start(console, cfg, model, surgery, data, trainer, resume)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.is_global_zero:
+        refuse_full_disk(folder, model, cfg.recipe)
+        keep_record(cfg, folder, data, trainer, console)
+    with lightnings_refusals(MisconfigurationException), interruption:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = folder / "checkpoints" / "best.ckpt"
     if cfg.trainer.limit_val_batches == 0:  # no validation, so none is best
-        best = folder / "checkpoints" / "last.ckpt"
+        best = last
         trainer.save_checkpoint(best)
     if not trainer.is_global_zero:
         return None
@@ -94,6 +100,8 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     checkpoint.write_safetensors(folder / "model.safetensors", trained.model(), about)
     seconds = f"after {time.monotonic() - started:.0f} s"
     report.print_last_line(console, metrics, seconds, folder)
+    if cfg.rerun:
+        record.print_comparison(console, metrics, Path(cfg.rerun))
     return Run(folder, metrics, best)
 
 
@@ -115,6 +123,20 @@ def describe(cfg: TrainConfig, model: FCN, data: SegmentationData) -> dict[str, 
     }
 
 
+def keep_record(
+    cfg: TrainConfig, folder: Path, data: SegmentationData, trainer: pl.Trainer, console: Console
+) -> None:
+    """Writes run.json; of a run that is run again, says what is not as it was the first time.
+
+    A run that goes on keeps its first record.
+    """
+    now = record.describe(cfg, data, trainer.strategy.root_device)
+    if cfg.rerun:
+        record.print_differences(console, record.read(Path(cfg.rerun)), now)
+    if not (folder / record.FILE).is_file():
+        record.write(folder, now)
+
+
 def build_model(cfg: TrainConfig, num_classes: int) -> FCN:
     """Raises: ConfigError: an argument outside its choices."""
     try:
@@ -133,77 +155,42 @@ def build_model(cfg: TrainConfig, num_classes: int) -> FCN:
         raise ConfigError(str(error)) from error
 
 
-def make_trainer(
-    cfg: TrainConfig, folder: Path, history: History, classes: list[str], progress_bar: bool
-) -> pl.Trainer:
-    """Lightning's Trainer with this run's arguments and callbacks."""
-    callbacks: list[Callback] = [
-        history,
-        Panels(classes),
-        Kernels(classes),
-        LearningRateMonitor("step"),
-    ]
-    if cfg.recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema_decay))
-    progress_bar = progress_bar and cfg.trainer.enable_progress_bar
-    if progress_bar:
-        callbacks.append(ProgressBar(leave=False))
-    callbacks += checkpoints(folder / "checkpoints")
-    arguments = asdict(cfg.trainer)
-    accumulate = arguments["accumulate_grad_batches"]
-    device = device_of(cfg.trainer)
-    arguments["precision"] = precision_of(cfg.trainer)
-    arguments["sync_batchnorm"] &= device.type == "cuda"  # torch has it for no other device
-    arguments["val_check_interval"] = min(
-        arguments["val_check_interval"] or cfg.recipe.val_every * accumulate,
-        cfg.trainer.max_steps * accumulate,
-    )
-    arguments["log_every_n_steps"] = min(cfg.trainer.log_every_n_steps, cfg.trainer.max_steps)
-    arguments["enable_progress_bar"] = progress_bar
-    return pl.Trainer(
-        **arguments,
-        check_val_every_n_epoch=None,  # val_check_interval counts over the run, not in an epoch
-        use_distributed_sampler=False,  # the samplers of fcn.data share out by rank themselves
-        callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name=None, version=""),
-        enable_model_summary=False,
-    )
+def resume_from(
+    resume: str | None, folder: Path, about: dict[str, Any], console: Console
+) -> Path | None:
+    """The checkpoint to go on from, once it is known to fit.
 
-
-def device_of(trainer: TrainerConfig) -> torch.device:
-    """Where a run will compute.
-
-    Raises: ConfigError: there is no such device here.
-    """
-    if trainer.accelerator != "gpu":
-        return pick_device(trainer.accelerator)
-    device = pick_device("auto")
-    if device.type == "cpu":
-        raise ConfigError("trainer.accelerator=gpu: there is no GPU here; use auto or cpu")
-    return device
-
-
-def precision_of(trainer: TrainerConfig) -> Any:
-    """Lightning's name of a precision; `auto` is bf16-mixed where the device computes in it."""
-    if trainer.precision != "auto":
-        return trainer.precision
-    return "bf16-mixed" if computes_bf16(device_of(trainer)) else "32-true"
-
-
-def resume_from(resume: str | None, folder: Path, model: FCN) -> Path | None:
-    """The checkpoint to go on from, once it is known to fit the model.
-
-    Raises: UserError: there is none, or it is of another model.
+    Args: about: of the run, as `describe` gives it.
+    Raises: UserError: there is none, or it is of another model, other classes, or of an optimiser
+        whose state is another.
     """
     if resume is None:
         return None
-    path = folder / "checkpoints" / "last.ckpt" if resume == "last" else Path(resume)
+    path = newest_checkpoint(folder, console) if resume == "last" else Path(resume)
     if not path.is_file():
-        raise UserError(f"resume={resume}: no checkpoint at {path}")
-    theirs = checkpoint.read(path).about["model"]
-    if theirs != model.arguments:
-        differ = [k for k, v in model.arguments.items() if theirs.get(k) != v]
+        raise UserError(
+            f"resume={resume}: no checkpoint at {path}; name RUN/checkpoints/last.ckpt, or leave "
+            "resume out to start anew"
+        )
+    theirs = checkpoint.read(path).about
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"resume={path}: weights alone, without the optimiser's state; name a .ckpt of the "
+            "run, or start from them with model.init_from="
+        )
+    if theirs["model"] != about["model"]:
+        differ = [k for k, v in about["model"].items() if theirs["model"].get(k) != v]
         raise UserError(f"resume={path}: its model differs in {', '.join(differ)}; use init_from")
+    trained, training = theirs.get("training", about["training"]), about["training"]
+    for what, one, other in (
+        ("data.classes", theirs["classes"], about["classes"]),
+        ("recipe.optimizer", trained["optimizer"], training["optimizer"]),
+    ):
+        if one != other:
+            raise UserError(
+                f"resume={path}: trained with {what}={one}, not {other}; go on as it began, or use "
+                "init_from"
+            )
     return path
 
 
@@ -214,21 +201,3 @@ def refuse_overwriting(resume: str | None, folder: Path) -> None:
             f"{folder} holds a run already; resume=last goes on with it, another hydra.run.dir= "
             "starts a new one"
         )
-
-
-def process_rank() -> int:
-    """Of this process among those of the run, as Lightning counts; known before it starts."""
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
-def quieten() -> None:
-    """Lightning's hints that do not concern a user of this project."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (
-        r".*does not have many workers.*",  # how many is the recipe's and data's choice
-        r".*Checkpoint directory .* exists and is not empty.*",  # as it is when resuming
-        r".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",  # as meant
-        r".*It is recommended to use `self.log.*sync_dist=True.*",  # the same on every rank
-        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own use of torch
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -12,7 +12,8 @@ from fcn.checks import check
 from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
-from fcn.training.run import process_rank, refuse_overwriting, train
+from fcn.training.run import refuse_overwriting, train
+from fcn.training.trainer import process_rank
 
 
 def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
@@ -26,6 +27,12 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
     models = [stage_model(cfg.model, name) for name in cfg.stages]
     if cfg.resume not in (None, "last"):
         raise ConfigError("stages go on with resume=last hydra.run.dir=FOLDER, not with a path")
+    strides = [model.stride for model in models]
+    if strides != sorted(set(strides), reverse=True):
+        raise ConfigError(
+            "stages go from coarse to fine, each stride once, such as [fcn32s,fcn16s,fcn8s]; got "
+            f"[{','.join(cfg.stages)}]"
+        )
     for model in models:  # all that can be refused is refused before the first stage trains
         later = model is not models[0]
         coarser = replace(model, init_from="coarser") if later and not cfg.resume else model
@@ -55,11 +62,10 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
 
 def stage_model(base: ModelConfig, name: str) -> ModelConfig:
     """The model choice `name`, with the settings that all stages share taken from `base`."""
-    path = REPOSITORY / "configs" / "model" / f"{name}.yaml"
-    if not path.is_file():
-        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise ConfigError(f"stages: no model {name}; choices: {choices}")
-    choice = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.load(path)))
+    paths = {p.stem: p for p in sorted((REPOSITORY / "configs" / "model").glob("*.yaml"))}
+    if name not in paths:
+        raise ConfigError(f"stages: no model {name}; choices: {', '.join(paths)}")
+    choice = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.load(paths[name])))
     assert isinstance(choice, ModelConfig)
     return replace(choice, padding=base.padding, dropout=base.dropout, init_from=base.init_from)
 
