@@ -7,6 +7,8 @@ from pathlib import Path
 from fcn.config import (
     REPOSITORY,
     AblateConfig,
+    BackboneConfig,
+    BenchmarkConfig,
     ConfigError,
     DataConfig,
     EvaluateConfig,
@@ -46,6 +48,9 @@ TOPICS = (
 )  # fmt: skip
 OF_A_NET = set(TOPICS[-3:])
 
+# Parts of scripts/benchmark.py in order.
+PARTS = ("nets", "sizes", "batches", "upsampling", "loader", "evaluation", "loop")
+
 
 def learning_rate(recipe: RecipeConfig, model: ModelConfig) -> float:
     """The rate of this model under this recipe.
@@ -67,40 +72,11 @@ def check(cfg: TrainConfig) -> None:
     Raises: ConfigError.
     """
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
-    one_of("model.stride", model.stride, (32, 16, 8))
-    one_of("model.padding", model.padding, ("aligned", 100))
-    one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
-    one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
-    one_of("recipe.precision", recipe.precision, PRECISIONS)
-    one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
+    check_net(model, cfg.backbone)
+    check_recipe(recipe)
     check_data(cfg.data)
     between("seed", cfg.seed, 0, MOST_SEED)
-    between("recipe.jitter", recipe.jitter, 0, 1)
-    below_one("recipe.momentum", recipe.momentum)
-    below_one("recipe.ema_decay", recipe.ema_decay)
-    below_one("model.dropout", model.dropout)
-    for pool, scale in model.skip_scales.items():
-        positive(f"model.skip_scales.{pool}", scale)
-    for key, value, least in (
-        ("backbone.width", cfg.backbone.width, 1),
-        ("backbone.head_width", cfg.backbone.head_width, 1),
-        ("recipe.weight_decay", recipe.weight_decay, 0),
-        ("recipe.bias_lr_factor", recipe.bias_lr_factor, 0),
-        ("recipe.warmup_steps", recipe.warmup_steps, 0),
-        ("recipe.max_steps", recipe.max_steps, 1),
-        ("recipe.batch_size", recipe.batch_size, 1),
-        ("recipe.accumulate", recipe.accumulate, 1),
-        ("recipe.val_every", recipe.val_every, 1),
-        ("recipe.crop", recipe.crop, 1),
-    ):
-        at_least(key, value, least)
     check_trainer(trainer)
-    if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
-        raise ConfigError(
-            f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
-        )
-    if recipe.crop is None and recipe.scale != [1, 1]:
-        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
     if cfg.resume and model.init_from and not cfg.stages:
         raise ConfigError("resume goes on with a run's own weights; leave out model.init_from")
     lr = learning_rate(recipe, model)
@@ -133,6 +109,45 @@ def check(cfg: TrainConfig) -> None:
             "skips drown the scores; give model.init_from= an FCN of the next coarser stride, or "
             "use model=fcn8s_atonce"
         )
+
+
+def check_net(model: ModelConfig, backbone: BackboneConfig) -> None:
+    """Raises: ConfigError: a setting of the net outside its choices."""
+    one_of("model.stride", model.stride, (32, 16, 8))
+    one_of("model.padding", model.padding, ("aligned", 100))
+    below_one("model.dropout", model.dropout)
+    for pool, scale in model.skip_scales.items():
+        positive(f"model.skip_scales.{pool}", scale)
+    at_least("backbone.width", backbone.width, 1)
+    at_least("backbone.head_width", backbone.head_width, 1)
+
+
+def check_recipe(recipe: RecipeConfig) -> None:
+    """Raises: ConfigError: a setting of the recipe outside its choices."""
+    one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adamw"))
+    one_of("recipe.schedule", recipe.schedule, ("constant", "poly", "cosine"))
+    one_of("recipe.precision", recipe.precision, PRECISIONS)
+    one_of("recipe.loss_reduction", recipe.loss_reduction, ("sum", "mean"))
+    between("recipe.jitter", recipe.jitter, 0, 1)
+    below_one("recipe.momentum", recipe.momentum)
+    below_one("recipe.ema_decay", recipe.ema_decay)
+    for key, value, least in (
+        ("recipe.weight_decay", recipe.weight_decay, 0),
+        ("recipe.bias_lr_factor", recipe.bias_lr_factor, 0),
+        ("recipe.warmup_steps", recipe.warmup_steps, 0),
+        ("recipe.max_steps", recipe.max_steps, 1),
+        ("recipe.batch_size", recipe.batch_size, 1),
+        ("recipe.accumulate", recipe.accumulate, 1),
+        ("recipe.val_every", recipe.val_every, 1),
+        ("recipe.crop", recipe.crop, 1),
+    ):
+        at_least(key, value, least)
+    if len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1]:
+        raise ConfigError(
+            f"recipe.scale must be [from, to] with 0 < from <= to, got {recipe.scale}"
+        )
+    if recipe.crop is None and recipe.scale != [1, 1]:
+        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave whole images be")
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
@@ -224,6 +239,35 @@ def check_ablation(cfg: AblateConfig) -> None:
     for override in cfg.overrides:
         if override.partition("=")[0].lstrip("+") in taken:
             raise ConfigError(f"overrides: {override} is the grid's own to set")
+
+
+def check_benchmark(cfg: BenchmarkConfig) -> None:
+    """Raises: ConfigError: a setting outside its choices."""
+    check_net(cfg.model, cfg.backbone)
+    check_recipe(cfg.recipe)
+    positive("recipe.lr", learning_rate(cfg.recipe, cfg.model))
+    check_data(cfg.data)
+    between("seed", cfg.seed, 0, MOST_SEED)
+    one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
+    for part in cfg.parts:
+        one_of("parts", part, PARTS)
+    if not cfg.parts or len(set(cfg.parts)) < len(cfg.parts):
+        raise ConfigError(f"parts must name at least one, and none twice, got {cfg.parts}")
+    if len(cfg.size) != 2:
+        raise ConfigError(f"size must be [height, width], got {cfg.size}")
+    for key, values, least in (
+        ("size", cfg.size, 64),  # two cells of the coarsest grid: batch norm wants more than one
+        ("sides", cfg.sides, 64),
+        ("batches", cfg.batches, 1),
+    ):
+        if values == []:
+            raise ConfigError(f"{key} must name at least one")
+        at_least(key, min(values or [least]), least)
+    between("num_classes", cfg.num_classes, 2, MOST_CLASSES)
+    at_least("batch_size", cfg.batch_size, 1)
+    at_least("images", cfg.images, 1)
+    at_least("rounds", cfg.rounds, 1)
+    positive("seconds", cfg.seconds)
 
 
 def check_export(cfg: ExportConfig) -> None:

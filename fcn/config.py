@@ -219,6 +219,28 @@ class AblateConfig:
 
 
 @dataclass
+class BenchmarkConfig(CommonConfig):
+    model: ModelConfig = field(default_factory=ModelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)  # of training steps and crops
+    # nets, sizes, batches, upsampling, loader, evaluation, loop
+    parts: list[str] = field(default_factory=list)
+    quick: bool = False  # a minute or two rather than ten, without memory: for a first look
+    size: list[int] = field(default_factory=lambda: [375, 500])  # of the images: height, width
+    batch_size: int = 1
+    num_classes: int = 21
+    sides: list[int] | None = None  # of the square images of `sizes`; null: 128 to 1024
+    batches: list[int] | None = None  # images at once; null: 1 to 8, on a GPU 1 to 64 of 512 x 512
+    images: int = 16  # of the data set, to evaluate
+    rounds: int = 50  # of each measurement, at most; at least 3 are made
+    seconds: float | None = None  # after which a measurement ends; null: 30, or 2 if quick
+    compile: bool = False  # also this project's net through torch.compile
+    device: str = "auto"  # auto, cpu, cuda, mps
+    precision: str = "auto"  # 32-true, bf16-mixed; auto: bf16-mixed where the device has it
+
+
+@dataclass
 class WhereConfig:
     root: str | None = None  # folder of the data sets; null: where each run had it
 
@@ -241,6 +263,7 @@ SCHEMAS = {  # by script
     "prepare_data": PrepareDataConfig,
     "export": ExportConfig,
     "ablate": AblateConfig,
+    "benchmark": BenchmarkConfig,
     "explain": ExplainConfig,
     "report": ReportConfig,
 }

@@ -42,6 +42,7 @@ BASE = {  # what a row's arguments are added to, or take the place of
     "explain": ["explain=matrix"],
     "ablate": ["models=[fcn32s]", "upsamplings=[fixed]", "seeds=[0]"],
     "report": ["runs=[run]"],
+    "benchmark": [*DATA, "backbone=mini", "quick=true", "hydra.run.dir=speed"],
 }
 UNFIT = "tiny/SegmentationClass/v0.png: label 255 is out of range: 3 classes are 0..2, void is 1"
 
@@ -269,6 +270,28 @@ TABLE: dict[str, list[tuple[str | list[str], str]]] = {
         ("device=quantum", "device must be one of auto, cpu, cuda, mps, got 'quantum'"),
         ("data.root=nowhere", "nowhere/tiny: no such data set"),
         ("run=[a]", "unknown key run: did you mean runs?"),
+    ],
+    "benchmark": [
+        ("parts=[]", "parts must name at least one, and none twice, got []"),
+        ("parts=[nets,nets]", "parts must name at least one, and none twice"),
+        ("parts=[nets,speed]", "parts must be one of nets, sizes, .*got 'speed'"),
+        ("part=[nets]", "unknown key part: did you mean parts?"),
+        ("--fast", "unrecognized arguments: --fast"),
+        ("size=[375]", "size must be [height, width], got [375]"),
+        ("size=[375,8]", "size must be at least 64, got 8"),
+        ("sides=[128,0]", "sides must be at least 64, got 0"),
+        ("sides=[]", "sides must name at least one"),
+        ("batches=[0]", "batches must be at least 1, got 0"),
+        ("num_classes=1", "num_classes must be in 2..255, got 1"),
+        ("rounds=0", "rounds must be at least 1, got 0"),
+        ("seconds=0", "seconds must be positive, got 0.0"),
+        ("precision=fp8", "precision must be one of auto, 32-true, bf16-mixed, got 'fp8'"),
+        ("device=quantum", "device must be one of auto, cpu, cuda, mps, got 'quantum'"),
+        ("recipe.optimizer=lion", "recipe.optimizer must be one of sgd, adamw, got 'lion'"),
+        ("recipe.lr=null", "recipe=modern has no learning rate for model fcn8s; set recipe.lr"),
+        ("backbone.name=vgg12", "backbone must be one of vgg11, .*got 'vgg12'"),
+        ("data.root=nowhere", "nowhere/tiny: no such data set"),
+        ("data.split=nowhere", "nowhere.txt: no such list"),
     ],
 }  # fmt: skip
 

@@ -41,6 +41,7 @@ MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {
     "values",
 }
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
+MAY_IMPORT["benchmark"] = MAY_IMPORT["training"] | {"benchmark"}
 FILES = sorted((REPOSITORY / "fcn").rglob("*.py"))
 
 
