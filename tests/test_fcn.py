@@ -1,8 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fcn.config import REPOSITORY
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS, WideConv2d
@@ -138,3 +142,20 @@ def test_a_wide_convolution_is_a_convolution(
         )
         for ours, theirs in gradients:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+FEW_CLASSES = """
+import torch
+from fcn.models.fcn import FCN
+net = FCN(backbone="vgg11", width=4, num_classes=2)
+image = torch.rand(1, 3, 64, 64)
+for _ in range(20):
+    with torch.autocast("cpu", torch.bfloat16):
+        score = net(image)
+    score.square().sum().backward()
+"""
+
+
+def test_few_classes_train_in_bfloat16() -> None:
+    """In a process of its own: what is written beyond its memory ends the process."""
+    subprocess.run([sys.executable, "-c", FEW_CLASSES], check=True, cwd=REPOSITORY)

@@ -63,7 +63,7 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
 
 
 def refuse_early(cfg: BenchmarkConfig, device: torch.device, console: Console) -> None:
-    """Raises: UserError: no such net, or no such data, which a part would find out minutes later."""
+    """Raises: UserError: no such net or data, which a part would find out minutes later."""
     default(cfg, device)
     if cfg.data.download:
         fetch(cfg.data, console)

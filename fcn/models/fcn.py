@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcn.models.alignment import CoordinateMap, coordinate_map
 from fcn.models.upsampling import Upsampling, make_upsampling
-from fcn.models.vgg import VGG, head, variant
+from fcn.models.vgg import VGG, WideConv2d, head, variant
 
 # torchvision's normalisation of ImageNet images, RGB in [0, 1].
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -185,7 +185,7 @@ def lay_out(model: nn.Module, device: torch.device) -> None:
 
 def score_layer(channels: int, num_classes: int) -> nn.Conv2d:
     """A 1 x 1 convolution to class scores, zero at the start (PAMI 2016, sec. 4.3)."""
-    layer = nn.Conv2d(channels, num_classes, 1)
+    layer = WideConv2d(channels, num_classes, 1)
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
