@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fcn import config
-from fcn.values import check_values
+from fcn.checks.values import check_values
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 CONFIGS = str(config.REPOSITORY / "configs")

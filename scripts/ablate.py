@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from fcn.app import run
-from fcn.checks import check_ablation
+from fcn.checks.scripts import check_ablation
 from fcn.config import AblateConfig, UserError
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from fcn.app import run
-from fcn.checks import check_benchmark
+from fcn.checks.scripts import check_benchmark
 from fcn.config import BenchmarkConfig
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn.app import quoted, run
-from fcn.checks import OF_A_NET, TOPICS, check_explanation
+from fcn.checks.scripts import OF_A_NET, TOPICS, check_explanation
 from fcn.config import REPOSITORY, ConfigError, ExplainConfig, UserError
 
 if TYPE_CHECKING:

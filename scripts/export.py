@@ -1,7 +1,7 @@
 """Exports a checkpoint: `scripts/export.py checkpoint=P format=onnx output=FILE.onnx`."""
 
 from fcn.app import run
-from fcn.checks import check_export
+from fcn.checks.scripts import check_export
 from fcn.config import ExportConfig
 
 

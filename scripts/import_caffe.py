@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 
 from fcn.app import run
-from fcn.checks import check_import
+from fcn.checks.scripts import check_import
 from fcn.config import MEAN_BGR, VOID, ConfigError, ImportCaffeConfig
 
 if TYPE_CHECKING:

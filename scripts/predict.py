@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from fcn.app import run
-from fcn.checks import check_inference
+from fcn.checks.scripts import check_inference
 from fcn.config import PredictConfig
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn.app import run
-from fcn.checks import check_preparation
+from fcn.checks.scripts import check_preparation
 from fcn.config import PrepareDataConfig
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fcn.app import run
-from fcn.checks import check_report
+from fcn.checks.scripts import check_report
 from fcn.config import ReportConfig
 
 

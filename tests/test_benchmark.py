@@ -23,7 +23,7 @@ from fcn.benchmark.measure import Pace, Samples, flops, take_turns
 from fcn.benchmark.memory import peak_memory
 from fcn.benchmark.run import benchmark
 from fcn.benchmark.runner import Labels, Steps, autocast, batch, floats
-from fcn.checks import PARTS
+from fcn.checks.scripts import PARTS
 from fcn.config import (
     REPOSITORY,
     BackboneConfig,

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from fcn import config
 from fcn.app import CONFIGS
-from fcn.checks import check, learning_rate
+from fcn.checks.training import check, learning_rate
 from fcn.config import ConfigError, TrainConfig
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS

@@ -14,7 +14,7 @@ from rich.console import Console
 from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from fcn.checks import check_data
+from fcn.checks.training import check_data
 from fcn.config import ConfigError, DataConfig
 from fcn.data import official
 from fcn.data.reading import DataError

@@ -21,11 +21,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from fcn.app import explain
-from fcn.checks import check
+from fcn.checks.training import check
+from fcn.checks.values import check_values
 from fcn.config import REPOSITORY, SCHEMAS, ConfigError
 from fcn.inference import checkpoint
 from fcn.models.fcn import FCN
-from fcn.values import check_values
 from tests.conftest import TinyVOC, refusal
 from tests.test_config import composed
 from tests.test_scripts import QUICK, script

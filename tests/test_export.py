@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
-from fcn import checks
-from fcn.checks import EXPORT_SUFFIX, check_export
+from fcn.checks import scripts as checks
+from fcn.checks.scripts import EXPORT_SUFFIX, check_export
 from fcn.config import REPOSITORY, ConfigError, ExportConfig
 from fcn.inference import checkpoint
 from fcn.inference import export as room

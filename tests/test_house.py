@@ -9,9 +9,8 @@ from fcn.config import REPOSITORY
 
 MAY_IMPORT = {
     "__init__.py": set(),
-    "app.py": {"config", "values"},
-    "checks.py": {"config", "values"},
-    "values.py": {"config"},
+    "app.py": {"checks", "config"},
+    "checks": {"checks", "config"},
     "config.py": set(),
     "machine.py": set(),
     "models": {"config", "models"},
@@ -38,7 +37,6 @@ MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {
     "checks",
     "machine",
     "training",
-    "values",
 }
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}
 MAY_IMPORT["benchmark"] = MAY_IMPORT["training"] | {"benchmark"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fcn.benchmark.contestants import Contestant
-from fcn.checks import learning_rate
+from fcn.checks.training import learning_rate
 from fcn.config import BenchmarkConfig
 from fcn.inference.evaluation import predict, ready
 from fcn.models.fcn import FCN, lay_out

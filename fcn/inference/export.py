@@ -57,7 +57,7 @@ class Agreement:
 def export(cfg: ExportConfig, console: Console) -> list[Agreement]:
     """Writes `cfg.output`, replacing an older file only once the new one is known to agree.
 
-    The settings have passed `fcn.checks.check_export`.
+    The settings have passed `fcn.checks.scripts.check_export`.
     Raises: CheckpointError: no model. ExportError: the file's runtime gives other scores than the
         model; nothing is left behind.
     """

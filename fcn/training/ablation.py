@@ -26,7 +26,8 @@ from rich.table import Table
 
 from fcn import plots
 from fcn.app import explain, quoted
-from fcn.checks import check, learning_rate
+from fcn.checks.training import check, learning_rate
+from fcn.checks.values import check_values
 from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
@@ -34,7 +35,6 @@ from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer
 from fcn.training.trainer import device_of, precision_of
-from fcn.values import check_values
 
 TRIMAP = 3  # pixels: the band where the strides differ most
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from fcn.checks import check, learning_rate
+from fcn.checks.training import check, learning_rate
 from fcn.config import ConfigError, TrainConfig, UserError
 from fcn.data.datamodule import SegmentationData
 from fcn.data.official import fetch

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from fcn.checks import check
+from fcn.checks.training import check
 from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
