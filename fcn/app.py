@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fcn import config
 
 CONFIGS = str(config.REPOSITORY / "configs")
+PATIENCE = 5.0  # seconds that a process which fails leaves the run's first one to fail alike
 
 
 def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = lambda: None) -> None:
@@ -25,19 +27,23 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
     `prepare` runs before, to look at or complete the command line.
 
     An error that the user can mend ends the program with one line on stderr and exit code 1, and
-    so does any other; `debug=true` shows the traceback.
+    so does any other; `debug=true` shows the traceback. Where several processes of a run fail
+    alike, the first alone says so: it ends, and whatever started the others ends them.
     """
     config.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing them
 
     failures: list[Exception] = []
+    process = os.getpid()
 
     @hydra.main(config_path=CONFIGS, config_name=name, version_base="1.3")
     def entry(cfg: Any) -> None:
         try:
             main(OmegaConf.to_object(cfg))
-        except Exception as error:  # past Hydra, which would print more around it
-            failures.append(error)
+        except Exception as error:
+            if os.getpid() != process:  # a sweep's launcher has sent the job elsewhere
+                raise
+            failures.append(error)  # past Hydra, which would print more around it
 
     try:
         prepare()
@@ -47,10 +53,18 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
+        if rank() > 0:
+            time.sleep(PATIENCE)
         if "debug=true" in (argument.lower() for argument in sys.argv):
             raise
         print(f"error: {explain(error, name)}", file=sys.stderr)
         sys.exit(1)
+
+
+def rank() -> int:
+    """Of this process among those of a run, 0 if it is alone; as torchrun, Lightning, SLURM say."""
+    keys = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((int(os.environ[key]) for key in keys if key in os.environ), 0)
 
 
 def quoted(path: Path) -> str:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fcn.app import quoted, run
+from fcn.app import quoted, rank, run
 from fcn.config import ConfigError, TrainConfig
 
 
@@ -54,6 +54,22 @@ def continued(arguments: list[str]) -> list[str]:
     return [*(o for key, o in before.items() if key not in keys), *arguments]
 
 
+def leaving_nothing(arguments: list[str]) -> list[str]:
+    """The command line of a process that is not the run's first, whose folder alone matters.
+
+    Processes that torchrun or SLURM start would each make a folder, named by their own clock.
+    Raises: ConfigError: they must all reach one folder, and it is not said which.
+    """
+    keys = {argument.partition("=")[0] for argument in arguments}
+    if rank() == 0 or "hydra.output_subdir" in keys:  # as Lightning's launcher gives it
+        return arguments
+    if "hydra.run.dir" in keys:
+        return [*arguments, "hydra.output_subdir=null"]
+    if "stages" in keys:
+        raise ConfigError("stages in several processes want hydra.run.dir=, which all can reach")
+    return [*arguments, "hydra.output_subdir=null", "hydra.run.dir=."]
+
+
 def newest_run() -> Path:
     runs = sorted(Path("outputs/train").glob("*"), key=lambda run: run.stat().st_mtime)
     runs = [run for run in runs if any(run.glob("**/checkpoints/last.ckpt"))]
@@ -63,7 +79,7 @@ def newest_run() -> Path:
 
 
 def complete_command_line() -> None:
-    sys.argv[1:] = continued(sys.argv[1:])
+    sys.argv[1:] = leaving_nothing(continued(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from fcn.data.official import fetch
 from fcn.inference import checkpoint, report
 from fcn.inference.evaluation import computes_bf16, pick_device
 from fcn.models.fcn import FCN
+from fcn.training import ranks
 from fcn.training.callbacks import History, Kernels, Panels, ProgressBar, checkpoints
 from fcn.training.initialise import initialise
 from fcn.training.module import SegmentationModule
@@ -46,6 +47,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     Raises: UserError: what the settings, the data or the weights make impossible.
     """
     started = time.monotonic()
+    ranks.follow_first()
     check(cfg)
     if process_rank() == 0:
         refuse_overwriting(cfg.resume, folder)
@@ -63,6 +65,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     module = SegmentationModule(model, cfg.recipe, lr, cfg.seed, about)
     history = History(console)
     trainer = make_trainer(cfg, folder, history, data.classes, console.is_terminal)
+    ranks.check_world(trainer)
     if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
         raise ConfigError(
             "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
@@ -70,7 +73,8 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
         )
     resume = resume_from(cfg.resume, folder, model)
     report.print_start(console, cfg, model, surgery, data, trainer, resume)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    with ranks.together(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = folder / "checkpoints" / "best.ckpt"
     if cfg.trainer.limit_val_batches == 0:  # no validation, so none is best
         best = folder / "checkpoints" / "last.ckpt"
@@ -221,7 +225,8 @@ def process_rank() -> int:
 
 def quieten() -> None:
     """Lightning's hints that do not concern a user of this project."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",  # how many is the recipe's and data's choice
         r".*Checkpoint directory .* exists and is not empty.*",  # as it is when resuming
