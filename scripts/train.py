@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from fcn.app import quoted, run
+from fcn.app import quoted, rank, run
 from fcn.config import ConfigError, TrainConfig
 
 
@@ -72,6 +72,22 @@ def settings_of(run: Path) -> dict[str, str]:
     return {o.partition("=")[0].lstrip("+"): o for o in recorded}
 
 
+def leaving_nothing(arguments: list[str]) -> list[str]:
+    """The command line of a process that is not the run's first, whose folder alone matters.
+
+    Processes that torchrun or SLURM start would each make a folder, named by their own clock.
+    Raises: ConfigError: they must all reach one folder, and it is not said which.
+    """
+    keys = {argument.partition("=")[0] for argument in arguments}
+    if rank() == 0 or "hydra.output_subdir" in keys:  # as Lightning's launcher gives it
+        return arguments
+    if "hydra.run.dir" in keys:
+        return [*arguments, "hydra.output_subdir=null"]
+    if "stages" in keys:
+        raise ConfigError("stages in several processes want hydra.run.dir=, which all can reach")
+    return [*arguments, "hydra.output_subdir=null", "hydra.run.dir=."]
+
+
 def newest_run() -> Path:
     runs = sorted(Path("outputs/train").glob("*"), key=lambda run: run.stat().st_mtime)
     runs = [run for run in runs if any(run.glob("**/checkpoints/last.ckpt"))]
@@ -81,7 +97,7 @@ def newest_run() -> Path:
 
 
 def complete_command_line() -> None:
-    sys.argv[1:] = continued(sys.argv[1:])
+    sys.argv[1:] = leaving_nothing(continued(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 import os
-from collections import Counter
 
 import pytest
 import torch
@@ -7,7 +6,6 @@ from torch.utils.data import DataLoader
 
 from fcn.data.datamodule import (
     EvaluationSamples,
-    SameSizeBatches,
     TrainingBatches,
     TrainingSamples,
     evaluation_loader,
@@ -18,18 +16,6 @@ from fcn.data.datamodule import (
 from fcn.data.reading import DataError
 from fcn.data.transforms import train_transform
 from tests.conftest import TinyVOC
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_pass_visits_every_image_once_over_all_ranks(world: int) -> None:
-    images, batch = 31, 4
-    ranks = [list(TrainingBatches(images, batch, 40, 7, rank, world)) for rank in range(world)]
-    drawn = [sample for step in zip(*ranks, strict=True) for rank in step for sample in rank]
-    for start in range(0, len(drawn) - images, images):
-        assert sorted(index for index, _ in drawn[start : start + images]) == list(range(images))
-    assert len({seed for _, seed in drawn}) == len(drawn)
-    passes = [[i for i, _ in drawn[k * images : (k + 1) * images]] for k in (0, 1)]
-    assert passes[0] != passes[1]
 
 
 def test_batches_depend_on_the_seed_and_start_anywhere() -> None:
@@ -61,20 +47,6 @@ def test_drawing_a_sample_leaves_the_global_generator_alone(tiny_voc: TinyVOC) -
     before = torch.get_rng_state()
     TrainingSamples(files, train_transform(32, [0.5, 2.0], True, 0.5))[(0, 5)]
     assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("batch", [1, 2, 4])
-def test_evaluation_sees_every_image_once_in_batches_of_one_size(world: int, batch: int) -> None:
-    sizes = [(5, 4), (3, 3), (5, 4), (5, 4), (3, 3), (9, 1), (5, 4)]
-    ranks = [SameSizeBatches(sizes, batch, rank, world) for rank in range(world)]
-    assert len({len(rank) for rank in ranks}) == 1  # or a collective call would wait for ever
-    for rank in ranks:
-        for indices in rank:
-            assert len(indices) <= batch
-            assert len({sizes[i if i >= 0 else ~i] for i in indices}) == 1
-    counted = Counter(i for rank in ranks for indices in rank for i in indices if i >= 0)
-    assert counted == dict.fromkeys(range(len(sizes)), 1)
 
 
 def test_the_images_that_fill_up_a_rank_are_void(tiny_voc: TinyVOC) -> None:

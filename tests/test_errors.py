@@ -20,11 +20,11 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from fcn.app import explain
 from fcn.checks.training import check
 from fcn.checks.values import check_values
 from fcn.config import REPOSITORY, SCHEMAS, ConfigError
 from fcn.inference import checkpoint
+from fcn.messages import explain
 from fcn.models.fcn import FCN
 from tests.conftest import TinyVOC, refusal
 from tests.test_config import composed

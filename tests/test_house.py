@@ -9,7 +9,8 @@ from fcn.config import REPOSITORY
 
 MAY_IMPORT = {
     "__init__.py": set(),
-    "app.py": {"checks", "config"},
+    "app.py": {"checks", "config", "messages"},
+    "messages.py": {"config"},
     "checks": {"checks", "config"},
     "config.py": set(),
     "machine.py": set(),
@@ -36,6 +37,7 @@ MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {
     "app",
     "checks",
     "machine",
+    "messages",
     "training",
 }
 MAY_IMPORT["explain"] = MAY_IMPORT["training"] | {"explain"}

@@ -156,22 +156,6 @@ def test_the_newest_run_goes_on(tiny_voc: TinyVOC) -> None:
     assert about["seed"] == 3
 
 
-def test_two_processes_validate_as_one(tiny_voc: TinyVOC) -> None:
-    """Over gloo, with three validation images, which two processes cannot share evenly."""
-    tiny_voc.listing("train").write_text("t0\nt1\nt2\n")
-    tiny_voc.listing("val").write_text("v0\nv1\nt3\n")
-    data = [*tiny_voc.overrides(), *QUICK]
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "hydra.run.dir=two"]
-    run = script("train", *data, *two, folder=tiny_voc.root)
-    assert run.returncode == 0, run.stderr
-    shown = re.search(r"val mean IoU ([\d.]+)", run.stdout)
-    assert shown
-    metrics = json.loads((tiny_voc.root / "two" / "metrics.json").read_text())
-    # The line is of both processes together, the file of the first alone on all images.
-    assert metrics["mean_iou"] == pytest.approx(float(shown.group(1)), abs=6e-5)
-    assert metrics["protocol"]["images"] == 3
-
-
 def test_whole_images_go_in_batches(tiny_voc: TinyVOC) -> None:
     whole = ["recipe.crop=null", "recipe.scale=[1.0,1.0]", "recipe.batch_size=3"]
     done = script("train", *tiny_voc.overrides(), *QUICK, *whole, folder=tiny_voc.root)

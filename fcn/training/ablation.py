@@ -25,12 +25,13 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from fcn import plots
-from fcn.app import explain, quoted
+from fcn.app import quoted
 from fcn.checks.training import check, learning_rate
 from fcn.checks.values import check_values
 from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
 from fcn.inference.evaluation import write_json
 from fcn.inference.report import percent
+from fcn.messages import explain
 from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer

@@ -15,7 +15,7 @@ from fcn.data.datamodule import SegmentationData
 from fcn.data.official import fetch
 from fcn.inference import checkpoint, report
 from fcn.models.fcn import FCN
-from fcn.training import record
+from fcn.training import ranks, record
 from fcn.training.callbacks import History
 from fcn.training.diagnosis import Diagnosis
 from fcn.training.initialise import initialise
@@ -46,6 +46,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     Raises: UserError: what the settings, the data or the weights make impossible.
     """
     started = time.monotonic()
+    ranks.follow_first()
     check(cfg)
     if process_rank() == 0:
         refuse_overwriting(cfg.resume, folder)
@@ -58,6 +59,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     interruption, diagnosis = Interruption(last, console), Diagnosis(last, data.classes, console)
     own = [history, diagnosis, interruption]
     trainer = make_trainer(cfg, folder, own, data.classes, console.is_terminal)
+    ranks.check_world(trainer)
     if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
         raise ConfigError(
             "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
@@ -75,7 +77,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> Run | None:
     if trainer.is_global_zero:
         refuse_full_disk(folder, model, cfg.recipe)
         keep_record(cfg, folder, data, trainer, console)
-    with lightnings_refusals(MisconfigurationException), interruption:
+    with lightnings_refusals(MisconfigurationException), ranks.together(trainer), interruption:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best = folder / "checkpoints" / "best.ckpt"
     if cfg.trainer.limit_val_batches == 0:  # no validation, so none is best

@@ -109,7 +109,8 @@ def process_rank() -> int:
 
 def quieten() -> None:
     """Lightning's hints that do not concern a user of this project."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",  # how many is the recipe's and data's choice
         r".*Checkpoint directory .* exists and is not empty.*",  # as it is when resuming
