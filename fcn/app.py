@@ -81,6 +81,9 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
         if any(map(DEBUG.fullmatch, sys.argv)):
             raise
         text = explain(error, name)
+        if isinstance(error, BrokenPipeError):  # whatever read our words has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         if isinstance(error, OSError) and not (failures or isinstance(error, HydraException)):
             text = f"hydra.run.dir: no folder can be made there ({text}); name another"
         if len(failures) > 1:

@@ -249,7 +249,7 @@ def test_a_quick_run_leaves_tables_numbers_and_a_picture(
     console = Console(width=100, record=True, file=io.StringIO())
     benchmark(cfg, tmp_path, console)
     report = json.loads((tmp_path / "benchmark.json").read_text())
-    assert set(report) == {"command", "settings", "machine", "parts", "seconds"}
+    assert set(report) == {"command", "commit", "settings", "machine", "parts", "seconds"}
     assert {"cpu", "cores", "threads", "isa", "gpu", "torch"} <= set(report["machine"])
     assert list(report["parts"]) == list(PARTS)
     parts = report["parts"]

@@ -17,6 +17,7 @@ from fcn.config import BenchmarkConfig, EvaluateConfig, UserError
 from fcn.data.datamodule import (
     SegmentationData,
     evaluation_loader,
+    evaluation_processes,
     loading_processes,
     open_split,
 )
@@ -89,9 +90,7 @@ def evaluation(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress:
     files = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
     own = default(cfg, device, len(files.classes))
     net = Labels(own, cfg, device).net
-    # As scripts/evaluate.py has it: a CPU that computes loads by itself, unless asked otherwise.
-    unasked = cfg.data.num_workers is None and device.type == "cpu"
-    workers = 0 if unasked else loading_processes(cfg.data.num_workers)
+    workers = evaluation_processes(cfg.data.num_workers, device)
     batches = evaluation_loader(files, min(EvaluateConfig().batch_size, cfg.images), workers)
     held = list(first_images(batches, cfg.images))
     # As `fcn.inference.evaluation.predict` has it: a CPU takes images one by one.

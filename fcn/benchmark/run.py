@@ -1,5 +1,6 @@
 """A benchmark from its settings to the files it leaves."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from fcn.data.datamodule import SegmentationData, open_split
 from fcn.data.official import fetch
 from fcn.inference.evaluation import pick_device, write_json
 from fcn.machine import describe
+from fcn.training.record import commit
 
 Part = Callable[[Progress], Any]
 
@@ -38,7 +40,8 @@ def benchmark(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str,
     device = pick_device(cfg.device)
     refuse_early(cfg, device, console)
     report: dict[str, Any] = {
-        "command": sys.argv,
+        "command": shlex.join(sys.argv),
+        "commit": commit(),
         "settings": asdict(cfg),
         "machine": describe(device),
         "parts": {},

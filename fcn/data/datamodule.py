@@ -157,6 +157,11 @@ def loading_processes(wanted: int | None, processes: int = 1) -> int:
     return min(8, max(1, usable_cores() // processes))
 
 
+def evaluation_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
+    """As `loading_processes`, but none where a CPU computes: loading is little beside that."""
+    return 0 if wanted is None and device.type == "cpu" else loading_processes(wanted, processes)
+
+
 def evaluation_loader(
     files: SegmentationFiles,
     batch_size: int,
@@ -241,10 +246,11 @@ class SegmentationData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         assert self.trainer is not None
+        device = self.trainer.strategy.root_device
         return evaluation_loader(
             self.val,
             max(1, self.recipe.batch_size // 2),
-            loading_processes(self.data.num_workers, self.trainer.num_devices),
+            evaluation_processes(self.data.num_workers, device, self.trainer.num_devices),
             self.trainer.global_rank,
             self.trainer.world_size,
         )

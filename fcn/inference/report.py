@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fcn import panels, plots
-from fcn.data.datamodule import evaluation_loader, loading_processes
+from fcn.data.datamodule import evaluation_loader, evaluation_processes
 from fcn.data.files import SegmentationFiles
 from fcn.inference.evaluation import (
     Evaluation,
@@ -139,11 +139,10 @@ def evaluate_split(
 ) -> Evaluation:
     """Evaluates a model under a progress bar.
 
-    Args: num_workers: processes that load; None: none where the CPU computes, else as suits it.
+    Args: num_workers: processes that load; None: as suits the device.
     Returns: with images in the order of the split.
     """
-    unasked = num_workers is None and device.type == "cpu"
-    loader = evaluation_loader(files, batch_size, 0 if unasked else loading_processes(num_workers))
+    loader = evaluation_loader(files, batch_size, evaluation_processes(num_workers, device))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(title, total=len(loader))
         evaluation = evaluate(
