@@ -1,4 +1,9 @@
 import os
+
+# Before torch counts them: tests run a process a core, and so must what they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import runpy
 import sys
 from pathlib import Path

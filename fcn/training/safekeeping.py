@@ -136,6 +136,8 @@ def newest_checkpoint(folder: Path, console: Console) -> Path:
 
     Raises: UserError: there is none.
     """
+    for unfinished in (folder / "checkpoints").glob("*.part"):
+        unfinished.unlink(missing_ok=True)  # of a process that was killed as it wrote
     found = (folder / "checkpoints").glob("*.ckpt")
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
