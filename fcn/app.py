@@ -49,7 +49,7 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
     except Exception as error:
         if "debug=true" in (argument.lower() for argument in sys.argv):
             raise
-        print(f"error: {explain(error, name)}", file=sys.stderr)
+        print(f"error: {config.printable(explain(error, name))}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -67,7 +67,7 @@ def explain(error: BaseException, name: str) -> str:
         return _explain_config(" ".join(texts), name)
     text = " ".join(str(error).split())
     if text.startswith("Caught "):  # in a loader's process: its traceback, then the error's line
-        text = str(error).strip().splitlines()[-1].partition(": ")[2]
+        text = str(error.args[0]).strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, config.UserError):
         return text
     if isinstance(error, OSError):

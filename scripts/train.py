@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fcn.app import quoted, run
 from fcn.config import ConfigError, TrainConfig
+from fcn.recorded import read_overrides
 
 
 def main(cfg: TrainConfig) -> None:
@@ -15,7 +16,8 @@ def main(cfg: TrainConfig) -> None:
     from fcn.training.stages import train_stages
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (train_stages if cfg.stages else train)(cfg, folder, Console(quiet=process_rank() > 0))
+    console = Console(quiet=process_rank() > 0, markup=False)
+    (train_stages if cfg.stages else train)(cfg, folder, console)
 
 
 def continued(arguments: list[str]) -> list[str]:
@@ -27,7 +29,6 @@ def continued(arguments: list[str]) -> list[str]:
     Raises: ConfigError: there is no run to go on with.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
     given = [a for a in arguments if "=" in a and not a.startswith("-")]
     keys = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(given)}
@@ -44,9 +45,8 @@ def continued(arguments: list[str]) -> list[str]:
         folder = Path(str(resume)).parent.parent
     else:
         return arguments
-    started_with = folder / ".hydra" / "overrides.yaml"
-    recorded = list(OmegaConf.load(started_with)) if started_with.is_file() else []
-    before = {o.partition("=")[0].lstrip("+"): o for o in recorded}
+    started_with = read_overrides(folder / ".hydra" / "overrides.yaml")
+    before = {o.partition("=")[0].lstrip("+"): o for o in started_with}
     if "stages" not in before:
         before.pop("model.init_from", None)  # a run goes on with its own weights
     if "hydra.run.dir" not in keys:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fcn.config import ConfigError
+from fcn.inference import npz
 from fcn.inference.checkpoint import FORMAT
 
 Stamp = dict[str, Any]  # what decides a mask: the checkpoint's sha256, and settings by their keys
@@ -130,7 +131,7 @@ def _read_stamp(path: Path) -> Stamp | None:
     try:
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file) as arrays:
-                text = str(arrays["made_by"])
+                text = str(npz.array(arrays, "made_by", "U", 0))
         else:
             with Image.open(path) as image:
                 text = image.info[FORMAT]

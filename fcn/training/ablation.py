@@ -4,7 +4,6 @@ Is learning the interpolation necessary? The authors' FAQ says that fixing it "d
 significant difference"; this runs the comparison, each cell a run like any other, over seeds.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
@@ -26,10 +26,11 @@ from rich.table import Table
 from fcn import plots
 from fcn.app import quoted
 from fcn.checks import learning_rate
-from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
-from fcn.inference.evaluation import write_json
+from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig
+from fcn.inference.evaluation import read_metrics, write_json
 from fcn.inference.report import percent
 from fcn.models.fcn import FCN
+from fcn.recorded import read_yaml
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer
 from fcn.training.run import device_of, precision_of
@@ -142,7 +143,7 @@ def refuse_other_settings(cell: Cell, cfg: AblateConfig) -> None:
     passing = ("resume=", "model.init_from=")  # which a run that goes on has, or has no more
     there, wanted = (
         {str(override) for override in overrides if not str(override).startswith(passing)}
-        for overrides in (OmegaConf.load(recorded), cell.overrides(cfg))
+        for overrides in (read_yaml(recorded) or [], cell.overrides(cfg))
     )
     if other := sorted(there ^ wanted):
         raise ConfigError(
@@ -256,14 +257,15 @@ def table(rows: Sequence[Row], first: str) -> Table:
 
 
 def _metrics(cell: Cell) -> dict[str, Any]:
-    return json.loads((cell.folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_metrics(cell.folder / "metrics.json")
 
 
 def _config(cell: Cell) -> TrainConfig:
     path = cell.folder / ".hydra" / "config.yaml"
-    cfg = OmegaConf.to_object(OmegaConf.merge(TrainConfig, OmegaConf.load(path)))
-    if not isinstance(cfg, TrainConfig):
-        raise UserError(f"{path}: not the settings of a training run")
+    try:
+        cfg: Any = OmegaConf.to_object(OmegaConf.merge(TrainConfig, read_yaml(path)))
+    except (OmegaConfBaseException, ValueError, AssertionError) as error:
+        raise ConfigError(f"{path}: not the settings of a training run ({error})") from None
     return cfg
 
 
