@@ -152,6 +152,19 @@ def hold(source: Source, kind: str) -> Held:
         return Held(str(source), stream.read())
 
 
+def refuse_endless(path: Path, kind: str) -> None:
+    """Raises: DataError: a device or a pipe, which may never end, or a file larger than any image.
+    OSError: it is not there.
+    """
+    about, reason = path.stat(), None
+    if not stat.S_ISREG(about.st_mode):
+        reason = "not a file, but a folder, a device or a pipe"
+    elif about.st_size > LARGEST_FILE:
+        reason = f"{about.st_size:,} bytes, more than any image has"
+    if reason is not None:
+        raise DataError(f"{path}: unreadable {kind} ({reason}); replace it or take it off the list")
+
+
 def missing(source: Source, kind: str) -> DataError:
     """What to say of a file that is not there."""
     link = ""
@@ -195,7 +208,7 @@ def _opened(source: Source, kind: str) -> Iterator[BinaryIO]:
     """Its bytes to read; whatever goes wrong until they are closed comes out as a DataError."""
     try:
         if isinstance(source, Path):
-            _refuse_endless(source)
+            refuse_endless(source, kind)
         with source.open("rb") as stream:
             yield stream
     except DataError:
@@ -210,12 +223,3 @@ def _opened(source: Source, kind: str) -> Iterator[BinaryIO]:
         raise DataError(
             f"{source}: unreadable {kind} ({reason}); replace it or take it off the list"
         ) from None
-
-
-def _refuse_endless(path: Path) -> None:
-    """Raises: ValueError: a device or a pipe, which may never end, or a file larger than images."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
-        raise ValueError("a device or a pipe, not a file")
-    if about.st_size > LARGEST_FILE:
-        raise ValueError(f"{about.st_size:,} bytes, more than any image has")

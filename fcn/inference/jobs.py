@@ -46,7 +46,12 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, P
     Raises: ConfigError: there is none, or a folder is to be its own output.
     """
     if source == "-":
-        listed = [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        try:
+            listed = [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"input=-: not a list in UTF-8 ({error})") from None
+        if odd := [path for path in listed if not path.name or "\0" in str(path)]:
+            raise ConfigError(f"input=-: {str(odd[0])!r} cannot be a file")
         if not listed:
             raise ConfigError("input=-: no paths on standard input; give one a line")
         return {path: Path(path.stem) for path in listed}
