@@ -456,8 +456,8 @@ def read_stamp(folder: Path, path: Path) -> None:
 
 OVERRIDES = (
     "model=fcn32s backbone=mini data=voc2012 recipe=sample trainer.max_steps=5 recipe.lr=0.01 "
-    "model.skip_scales={pool4:0.01,pool3:0.0001} data.classes=[a,b,'c d'] recipe.scale=[0.5,2] "
-    "seed=3 data.root=some/where trainer.devices=[0,1] ~data.name +data.name=x"
+    "model.dropout=0.4 data.classes=[a,b,'c'] recipe.crop=32 recipe.scale=[0.5,2] "
+    "seed=3 data.root=some/where trainer.devices=[0,1] data.url=null"
 )
 
 
@@ -610,6 +610,46 @@ def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     counts, wrong = summary(outcomes)
     assert not wrong, f"{counts}\n{wrong}"
     assert counts["refused"] > 0
+
+
+def eats(folder: Path, path: Path) -> None:
+    bytearray(MEMORY + 2**20)
+
+
+def hangs(folder: Path, path: Path) -> None:
+    while True:
+        pass
+
+
+def writes(folder: Path, path: Path) -> None:
+    (folder.parent / "elsewhere").touch()
+
+
+def refuses(message: str) -> Callable[[Path, Path], None]:
+    def read(folder: Path, path: Path) -> None:
+        raise UserError(message)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (eats, "took 6"),
+        (hangs, "Hang: 1 s were not enough"),
+        (writes, "other files were touched: [('"),
+        (refuses("a file is damaged"), "does not name x"),
+        (lambda folder, path: {}[path], "KeyError"),
+        (lambda folder, path: None, "read"),
+    ],
+)
+def test_the_fuzzer_sees_what_hurts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any, words: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 1)
+    monkeypatch.setitem(PARSERS, "x", Parser(lambda f: [Target(f / "x", [b"sound"])], read))
+    ((_, outcome),) = attacks("x", range(1), tmp_path)
+    assert words in outcome
 
 
 def in_child(name: str, count: int) -> list[tuple[int, str]]:

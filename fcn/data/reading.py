@@ -157,8 +157,8 @@ def refuse_endless(path: Path, kind: str) -> None:
     OSError: it is not there.
     """
     about, reason = path.stat(), None
-    if not stat.S_ISREG(about.st_mode):
-        reason = "not a file, but a folder, a device or a pipe"
+    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+        reason = "a device or a pipe, not a file"
     elif about.st_size > LARGEST_FILE:
         reason = f"{about.st_size:,} bytes, more than any image has"
     if reason is not None:
