@@ -88,7 +88,7 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
             text = f"hydra.run.dir: no folder can be made there ({text}); name another"
         if len(failures) > 1:
             text += f" (and {len(failures) - 1} more runs failed)"
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {config.printable(text)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ The choices lie in `configs/`, one folder a group, one short file a choice. What
 together, `fcn.checks` refuses. Nothing heavy is imported here, so that `--help` stays quick.
 """
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,28 @@ VOID = 255  # the label of no class, in every target, whatever the files' own vo
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 
 
+LONGEST_MESSAGE = 2000  # characters
+# What would move a terminal's cursor, change its colours, or turn text round; or is no text.
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 class UserError(Exception):
-    """Something the user can mend. The message says what, where and what to do, in one line."""
+    """Something the user can mend. The message says what, where and what to do, in one line.
+
+    Names and reasons in it may come from any file, so what is `HIDDEN` is shown as an escape, and
+    a message of any length is cut.
+    """
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().split())
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[:LONGEST_MESSAGE]} ..."
+        return printable(text)
+
+
+def printable(text: str) -> str:
+    """With escapes for what is `HIDDEN`."""
+    return HIDDEN.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 class ConfigError(UserError, ValueError):

@@ -36,7 +36,7 @@ def explain(error: BaseException, name: str) -> str:
         return _explain_config(texts, name)
     text = " ".join(str(error).split())
     if text.startswith("Caught "):  # in a loader's process: its traceback, then the error's line
-        text = str(error).strip().splitlines()[-1].partition(": ")[2]
+        text = str(error.args[0]).strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, config.UserError):
         return text
     if isinstance(error, OSError):

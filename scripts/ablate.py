@@ -17,7 +17,8 @@ def main(cfg: AblateConfig) -> None:
     from fcn.training import ablation
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console(width=None if sys.stdout.isatty() else 110)  # a log has room for the table
+    width = None if sys.stdout.isatty() else 110  # a log has room for the table
+    console = Console(width=width, markup=False)
     cells = ablation.grid(cfg, folder)
     failed = ablation.run_grid(cells, cfg, console)
     if rows := ablation.collect(cells, {}):

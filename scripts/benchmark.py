@@ -17,7 +17,8 @@ def main(cfg: BenchmarkConfig) -> None:
     from fcn.benchmark.run import benchmark
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console(width=None if sys.stdout.isatty() else 100)  # a log has room for the tables
+    width = None if sys.stdout.isatty() else 100  # a log has room for the tables
+    console = Console(width=width, markup=False)
     benchmark(cfg, folder, console)
     written = " and ".join(sorted(path.name for path in folder.glob("benchmark.*")))
     console.print(f"{written} in {folder}", highlight=False, soft_wrap=True)

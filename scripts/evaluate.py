@@ -21,7 +21,7 @@ def main(cfg: EvaluateConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     trained = checkpoint.read(cfg.checkpoint)
-    console = Console()
+    console = Console(markup=False)
     if cfg.data.download:
         fetch(cfg.data, console)
     split = cfg.data.split or cfg.data.val_split

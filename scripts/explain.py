@@ -28,7 +28,7 @@ def main(cfg: ExplainConfig) -> None:
     from fcn.inference import checkpoint
     from fcn.models.upsampling import LearnedUpsampling
 
-    folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
+    folder, console = Path(HydraConfig.get().runtime.output_dir), Console(markup=False)
     chosen = TOPICS if cfg.explain == "all" else (cfg.explain,)
     tell: dict[str, Callable[[], Section]] = {
         "matrix": arithmetic.matrix,

@@ -12,7 +12,7 @@ def main(cfg: ExportConfig) -> None:
 
     from fcn.inference.export import export
 
-    export(cfg, Console())
+    export(cfg, Console(markup=False))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(cfg: ImportCaffeConfig) -> None:
     from fcn.models.caffe_nets import import_fcn, import_vgg
     from fcn.models.caffemodel import read_caffemodel
 
-    console, net, output = Console(), cfg.model.name, Path(cfg.output)
+    console, net, output = Console(markup=False), cfg.model.name, Path(cfg.output)
     blobs = read_caffemodel(cfg.caffemodel)
     caffemodel = Path(cfg.caffemodel)
     source = {"caffemodel": caffemodel.name, "sha256": checkpoint.sha256(caffemodel), "net": net}

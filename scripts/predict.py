@@ -24,7 +24,7 @@ def main(cfg: PredictConfig) -> None:
     from fcn.inference.predictions import predict
     from fcn.inference.predictor import Predictor
 
-    console, output = Console(), Path(cfg.output)
+    console, output = Console(markup=False), Path(cfg.output)
     jobs = plan(
         find_images(cfg.input, output, sys.stdin),
         output,
@@ -53,7 +53,7 @@ def main(cfg: PredictConfig) -> None:
         for _, error in predict(predictor, jobs, todo, stamp, cfg.batch_size) if todo else ():
             if error is not None:
                 failed += 1
-                console.print(str(error), highlight=False, soft_wrap=True, markup=False)
+                console.print(str(error), highlight=False, soft_wrap=True)
             progress.advance(task)
     made = len(todo) - failed
     before = f", {len(jobs) - len(todo)} there before" if len(jobs) > len(todo) else ""
@@ -62,7 +62,6 @@ def main(cfg: PredictConfig) -> None:
         f"{made} images segmented{before}; masks in {output}{rate}",
         highlight=False,
         soft_wrap=True,
-        markup=False,
     )
     if failed:
         raise DataError(f"{failed} of {len(jobs)} images could not be read; they are named above")

@@ -33,7 +33,7 @@ def main(cfg: PrepareDataConfig) -> None:
     from fcn.data.shards import index_name
     from fcn.inference.evaluation import write_json
 
-    folder, console = Path(HydraConfig.get().runtime.output_dir), Console()
+    folder, console = Path(HydraConfig.get().runtime.output_dir), Console(markup=False)
     if cfg.data.download:
         fetch(cfg.data, console)
     splits = [cfg.data.train_split, cfg.data.val_split]
@@ -55,7 +55,7 @@ def main(cfg: PrepareDataConfig) -> None:
         sheet.save(folder / "contact_sheet.png")
     for table in tables(report):
         console.print(table)
-    plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
+    plain: Any = {"highlight": False, "soft_wrap": True}
     for warning in found.warnings[:NAMED]:
         console.print(f"note: {warning}", **plain)
     for problem in found.problems[:NAMED]:

@@ -16,7 +16,7 @@ def main(cfg: ReportConfig) -> None:
     from fcn.inference.page import report_page
     from fcn.inference.runs import open_runs
 
-    console, output = Console(), Path(cfg.output)
+    console, output = Console(markup=False), Path(cfg.output)
     device = pick_device(cfg.device)
     text = report_page(open_runs(cfg.runs, cfg.data.root), cfg.images, console, device)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fcn.app import quoted, rank, run
 from fcn.config import ConfigError, TrainConfig
+from fcn.recorded import read_overrides
 
 
 def main(cfg: TrainConfig) -> None:
@@ -17,7 +18,8 @@ def main(cfg: TrainConfig) -> None:
     from fcn.training.trainer import process_rank
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (train_stages if cfg.stages else train)(cfg, folder, Console(quiet=process_rank() > 0))
+    console = Console(quiet=process_rank() > 0, markup=False)
+    (train_stages if cfg.stages else train)(cfg, folder, console)
 
 
 def continued(arguments: list[str]) -> list[str]:
@@ -65,10 +67,7 @@ def continued(arguments: list[str]) -> list[str]:
 
 def settings_of(run: Path) -> dict[str, str]:
     """The overrides that a run was started with, by key."""
-    from omegaconf import OmegaConf
-
-    started_with = run / ".hydra" / "overrides.yaml"
-    recorded = list(OmegaConf.load(started_with)) if started_with.is_file() else []
+    recorded = read_overrides(run / ".hydra" / "overrides.yaml")
     return {o.partition("=")[0].lstrip("+"): o for o in recorded}
 
 

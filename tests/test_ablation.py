@@ -23,8 +23,12 @@ def leave(cell: Cell, mean_iou: float, trimap: float) -> None:
     content = {
         "mean_iou": mean_iou,
         "trimap": [0.0, 0.0, trimap, 1.0],
-        "protocol": {"model": model.arguments},
-    }
+        "protocol": {
+            "model": model.arguments, "data": "x", "split": "val", "ids_sha256": "", "images": 1,
+        },
+        "classes": [{"name": "a", "pixels": 0}],
+        "confusion": [[0]],
+    }  # fmt: skip
     (cell.folder / "metrics.json").write_text(json.dumps(content))
     (cell.folder / "model.safetensors").touch()
 

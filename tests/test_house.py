@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "checks": {"checks", "config"},
     "config.py": set(),
     "machine.py": set(),
+    "recorded.py": {"config"},
     "models": {"config", "models"},
     "data": {"config", "data", "machine"},
     "metrics.py": {"config"},
@@ -30,6 +31,7 @@ MAY_IMPORT = {
         "visualize",
         "plots",
         "page",
+        "recorded",
         "inference",
     },
 }

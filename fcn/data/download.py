@@ -18,6 +18,7 @@ from fcn.data.reading import DataError
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
+MOST_UNPACKED = 20  # times an archive's own size; images and masks are packed already
 
 
 def download(file: Path, urls: Sequence[str], checksums: Sequence[str], progress: Progress) -> str:
@@ -105,15 +106,24 @@ def _receive(url: str, part: Path, progress: Progress, task: TaskID) -> bool:
 def unpack(file: Path, root: Path, place: str, progress: Progress) -> None:
     """Unpacks a tar file beside `root/place` and moves that folder of it there, whole.
 
-    Raises: DataError: a member would leave the folder, the file is damaged, or it holds no `place`.
+    Links are left out.
+    Raises: DataError: a member would leave the folder, is a device or a pipe, or all are too large
+        to be true; the file is damaged, or holds no `place`.
     """
     scratch = root / f".unpacking-{file.name}"  # one process at a time: the others wait
     shutil.rmtree(scratch, ignore_errors=True)
     task = progress.add_task(f"unpacking {file.name}", total=file.stat().st_size)
     try:
         with open(file, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
+            claimed, most = 0, MOST_UNPACKED * file.stat().st_size
             for member in tar:
-                tar.extract(member, scratch, filter="data")
+                claimed += tarfile.BLOCKSIZE + member.size
+                if claimed > most:
+                    raise DataError(f"{file}: refused, as it would unpack to over {most:,} bytes")
+                if member.issym() or member.islnk():  # no data set needs them; some fool the filter
+                    tarfile.data_filter(member, str(scratch))
+                else:
+                    tar.extract(member, scratch, filter="data")
                 progress.update(task, completed=raw.tell())
         found = [p for p in (scratch / place, *scratch.glob(f"*/{place}")) if p.is_dir()]
         if not found:
@@ -122,7 +132,11 @@ def unpack(file: Path, root: Path, place: str, progress: Progress) -> None:
         found[0].rename(root / place)
     except tarfile.FilterError as error:
         raise DataError(f"{file}: refused, as it would write elsewhere ({error})") from None
-    except (tarfile.TarError, EOFError) as error:
+    except DataError:
+        raise
+    except OSError as error:  # also of the disk
+        raise DataError(f"{file}: could not be unpacked ({error})") from None
+    except Exception as error:  # a damaged archive makes tarfile raise almost anything
         raise DataError(f"{file}: no tar file, or damaged ({error}); replace it") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

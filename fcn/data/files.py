@@ -9,7 +9,10 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fcn.config import HIDDEN
 from fcn.data.reading import DataError, Source, image_size, read_image, read_mask
+
+LONGEST_NAME = 200  # characters; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,27 @@ def read_list(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: not a text in UTF-8; save it as one") from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids of images that a list names.
+
+    Raises: DataError: not UTF-8, or an id that could not be a file's name below a folder.
+    """
+    ids = read_list(path)
+    if wrong := [name for name in ids if not is_id(name)]:
+        raise DataError(
+            f"{path}: {wrong[0][:100]!r} is no id of an image, which is a file's name without "
+            "its ending"
+        )
+    return ids
+
+
+def is_id(name: str) -> bool:
+    """Whether a file of this name lies below any folder: no id leads out of one, or hides there."""
+    parts = name.replace("\\", "/").split("/")
+    short = max(map(len, parts)) <= LONGEST_NAME
+    return short and not HIDDEN.search(name) and not {"", ".", ".."} & set(parts)
 
 
 def _repeated(pairs: Sequence[Pair], name: str) -> list[str]:

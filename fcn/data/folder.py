@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fcn.config import HIDDEN
 from fcn.data.files import Pair, SegmentationFiles, read_list
 from fcn.data.reading import DataError
 
@@ -60,4 +61,6 @@ def _class_names(path: Path) -> list[str]:
     names = read_list(path)
     if len(names) < 2:
         raise DataError(f"{path}: at least 2 class names are needed, got {len(names)}")
+    if odd := [name for name in names if HIDDEN.search(name)]:
+        raise DataError(f"{path}: class name {odd[0][:100]!r} has characters that do not print")
     return names

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from fcn.data.files import Pair, SegmentationFiles
-from fcn.data.reading import DataError, missing
+from fcn.data.reading import DataError, missing, refuse_endless
 
 SAMPLE = 4096  # bytes from the middle of a file, to tell apart files of one size
 
@@ -56,6 +56,7 @@ def _alike(
 def _size(pair: Pair) -> int:
     assert isinstance(pair.image, Path)
     try:
+        refuse_endless(pair.image, "image")
         return pair.image.stat().st_size
     except FileNotFoundError:
         raise missing(pair.image, "image") from None

@@ -1,6 +1,7 @@
 """Reading an image or a mask, wherever its bytes lie; saying by name what is wrong with it."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fcn.config import VOID, UserError
+from fcn.data.mat import segmentation
 
 # No larger image is trained on: the limit past which Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
 LARGE = 2**29  # pixels; satellite images are no bombs: up to this many are segmented, in tiles
 Image.MAX_IMAGE_PIXELS = LARGE  # of Pillow, which would warn; what is too large is judged below
+LARGEST_FILE = 8 * LARGE  # bytes: such an image, unpacked, with four channels of 16 bits
 ROWS = 1024  # of an image that are copied at a time: a large one is never held a third time
 
 
@@ -134,13 +137,8 @@ def mat_labels(source: Source) -> np.ndarray:
 
     Raises: DataError: missing, unreadable, or of another kind.
     """
-    from scipy.io import loadmat  # slow to import, and only SBD needs it
-
     with _opened(source, "mask") as stream:
-        labels = loadmat(stream)["GTcls"]["Segmentation"][0, 0]
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise DataError(f"{source}: GTcls.Segmentation must be 2-D uint8, got {labels.dtype}")
-    return np.ascontiguousarray(labels)
+        return segmentation(stream.read())
 
 
 def hold(source: Source, kind: str) -> Held:
@@ -152,6 +150,19 @@ def hold(source: Source, kind: str) -> Held:
         return source
     with _opened(source, kind) as stream:
         return Held(str(source), stream.read())
+
+
+def refuse_endless(path: Path, kind: str) -> None:
+    """Raises: DataError: a device or a pipe, which may never end, or a file larger than any image.
+    OSError: it is not there.
+    """
+    about, reason = path.stat(), None
+    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+        reason = "a device or a pipe, not a file"
+    elif about.st_size > LARGEST_FILE:
+        reason = f"{about.st_size:,} bytes, more than any image has"
+    if reason is not None:
+        raise DataError(f"{path}: unreadable {kind} ({reason}); replace it or take it off the list")
 
 
 def missing(source: Source, kind: str) -> DataError:
@@ -178,9 +189,13 @@ def _image(source: Source, kind: str, max_pixels: int) -> Iterator[Image.Image]:
     with _opened(source, kind) as stream:
         try:
             with Image.open(stream) as file:
+                if file.format == "EPS":
+                    raise ValueError("PostScript, a program: Ghostscript would run it")
                 if file.width * file.height > max_pixels:
                     raise Image.DecompressionBombError
                 yield file
+                if file.width * file.height > max_pixels:  # an icon's size is its picture's own
+                    raise Image.DecompressionBombError
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise DataError(
                 f"{source}: {kind} of more than {max_pixels:,} pixels, too large to read; scale it "
@@ -192,6 +207,8 @@ def _image(source: Source, kind: str, max_pixels: int) -> Iterator[Image.Image]:
 def _opened(source: Source, kind: str) -> Iterator[BinaryIO]:
     """Its bytes to read; whatever goes wrong until they are closed comes out as a DataError."""
     try:
+        if isinstance(source, Path):
+            refuse_endless(source, kind)
         with source.open("rb") as stream:
             yield stream
     except DataError:

@@ -7,7 +7,7 @@ official data sets are whole.
 
 from pathlib import Path
 
-from fcn.data.files import Pair, SegmentationFiles, read_list
+from fcn.data.files import Pair, SegmentationFiles, read_ids
 from fcn.data.reading import DataError
 from fcn.data.voc import CLASSES, voc
 
@@ -80,4 +80,4 @@ def _ids(listing: Path) -> list[str]:
             f"{listing}: no such list; unpack SBD's benchmark.tgz so that data.root holds "
             f"{DATASET} (and VOC2011 as VOCdevkit/VOC2011), or let data.download=true fetch them"
         )
-    return read_list(listing)
+    return read_ids(listing)

@@ -251,7 +251,7 @@ def _scenes() -> Iterator[tuple[str, int, str]]:
 def _is_complete(folder: Path) -> bool:
     """Whether a whole set of this VERSION lies there. Opens one file and counts the others."""
     try:
-        return (folder / _MARKER).read_text() == f"{VERSION}\n" and all(
+        return (folder / _MARKER).read_text(errors="replace") == f"{VERSION}\n" and all(
             len(os.listdir(folder / part)) >= sum(COUNTS.values())
             for part in ("JPEGImages", "SegmentationClass")
         )

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, Literal
 
 from torch import Tensor
 
-from fcn.config import VOID
-from fcn.data.files import Pair, SegmentationFiles
+from fcn.config import HIDDEN, VOID
+from fcn.data.files import Pair, SegmentationFiles, is_id
 from fcn.data.ranges import check_size, is_address, locate, read_range, read_whole
-from fcn.data.reading import DataError, Held
+from fcn.data.reading import LARGEST_FILE, DataError, Held
 
 FORMAT = "fcn-shards-1"
 LONGEST_SIDE = 2**16  # pixels of an image that an index may claim
@@ -175,6 +175,8 @@ def parse(text: bytes, root: str, place: str) -> tuple[list[Sample], list[str], 
         classes, void = [str(name) for name in index["classes"]], index["ignore_index"]
         if len(classes) < 2 or len(classes) > 255:
             raise ValueError(f"{len(classes)} classes")
+        if odd := [name for name in classes if HIDDEN.search(name)]:
+            raise ValueError(f"class name {odd[0][:100]!r} has characters that do not print")
         _whole_number("ignore_index", void, 0, 255)
         return list(_samples(index["shards"], root)), classes, void
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -194,6 +196,8 @@ def _samples(entries: list[dict[str, Any]], root: str) -> Iterator[Sample]:
             sample = Sample(entry["id"], image, mask, (width, height))
             if not all(isinstance(name, str) for name in (sample.id, image.name, mask.name)):
                 raise ValueError(f"{tar.name}: a name is not text")
+            if not is_id(sample.id):
+                raise ValueError(f"{tar.name}: {sample.id[:100]!r} is no id of an image")
             for side in sample.size:
                 _whole_number(f"{sample.id}: size", side, 1, LONGEST_SIDE)
             for member, lowest in ((image, 0), (mask, image.stop)):
@@ -201,6 +205,7 @@ def _samples(entries: list[dict[str, Any]], root: str) -> Iterator[Sample]:
                 _whole_number(f"{what}: start", member.start, lowest, tar.size - 1)
                 _whole_number(f"{what}: length", member.length, 1, tar.size - member.start)
                 _whole_number(f"{what}: crc32", member.crc32, 0, 2**32 - 1)
+            _whole_number(f"{sample.id}: bytes", mask.stop - image.start, 1, LARGEST_FILE)
             if mask.suffix != ".png":
                 raise ValueError(f"{tar.name}: mask {mask.name} is no PNG")
             yield sample

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcn.data.files import Pair, SegmentationFiles, read_list
+from fcn.data.files import Pair, SegmentationFiles, read_ids
 from fcn.data.reading import DataError
 
 CLASSES = [
@@ -64,7 +64,7 @@ def voc(
     return SegmentationFiles(
         [
             Pair(i, folder / "JPEGImages" / f"{i}.jpg", folder / masks / f"{i}.png")
-            for i in read_list(listing)
+            for i in read_ids(listing)
         ],
         classes,
         ignore_index,

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from fcn.config import VOID
-from fcn.data.files import read_list
+from fcn.data.files import read_ids
 from fcn.data.reading import DataError, read_mask
 from fcn.data.shapes import voc_palette
 from fcn.data.voc import CLASSES
@@ -39,8 +39,8 @@ def build(voc2012: Path, sbd: Path, progress: Callable[[int, int], None] | None 
             f"{_list(voc2012, SPLIT)}: no such list, but {MASKS} is there; put the list there too, "
             "or move the masks away to have both made"
         )
-    train, val = (read_list(_list(voc2012, split)) for split in ("train", "val"))
-    theirs = [read_list(sbd / f"{split}.txt") for split in ("train", "val")]
+    train, val = (read_ids(_list(voc2012, split)) for split in ("train", "val"))
+    theirs = [read_ids(sbd / f"{split}.txt") for split in ("train", "val")]
     ids = sorted({*train, *theirs[0], *theirs[1]} - set(val))
     if (len(train), len(val), *map(len, theirs)) == OFFICIAL and len(ids) != OFFICIAL_TRAINAUG:
         raise DataError(

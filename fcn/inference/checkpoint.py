@@ -1,23 +1,25 @@
 """Loading and writing what this project leaves behind: .ckpt and .safetensors.
 
-Nothing here unpickles code: .ckpt files are opened with `weights_only`.
+Nothing here runs what a file says: `fcn.inference.pickles` opens a .ckpt, and no description of a
+model is believed before its weights are known to be there.
 """
 
 import hashlib
 import json
-import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fcn.config import UserError
+from fcn.config import HIDDEN, UserError
+from fcn.inference import pickles
 from fcn.models.fcn import FCN
 from fcn.visualize import voc_palette
 
@@ -60,9 +62,16 @@ class Checkpoint:
         Raises: CheckpointError: they do not fit its description.
         """
         try:
+            with torch.device("meta"):  # which takes no memory, however large the net would be
+                needed = FCN(**self.about["model"]).state_dict()
+            for name, tensor in needed.items():
+                if name not in self.weights or self.weights[name].shape != tensor.shape:
+                    raise ValueError(f"{name} should be {tuple(tensor.shape)}")
+            if len(self.classes) != self.about["model"]["num_classes"]:
+                raise ValueError(f"{len(self.classes)} class names")
             model = FCN(**self.about["model"])
             model.load_state_dict(self.weights)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a description may be anything
             raise CheckpointError(
                 f"{self.path}: its weights do not fit its description: {error}"
             ) from error
@@ -87,7 +96,7 @@ def read(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     weights, about = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
-    if not isinstance(about, dict) or "model" not in about or "classes" not in about:
+    if not _describes_model(about):
         raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
     return Checkpoint(path, weights, about)
 
@@ -138,7 +147,8 @@ def state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)[0]
-    return _tensors(_unpickle(path), path)
+    with _reading(path):
+        return _tensors(pickles.load(path))
 
 
 def history(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -147,44 +157,51 @@ def history(path: Path) -> dict[str, list[tuple[int, float]]]:
     Empty where the file has none. Its weights stay on disk.
     Raises: CheckpointError: no such file, or it is damaged.
     """
-    kept = _unpickle(path, mmap=True).get("callbacks", {}).get("History", {})
-    return {name: [(int(s), float(v)) for s, v in kept.get(name, [])] for name in CURVES}
+    with _reading(path):
+        kept = pickles.load(path).get("callbacks", {}).get("History", {})
+        return {name: [(int(s), float(v)) for s, v in kept.get(name, [])] for name in CURVES}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def _describes_model(about: Any) -> bool:
+    if not isinstance(about, dict) or not isinstance(about.get("model"), dict):
+        return False
+    names = about.get("classes")
+    return isinstance(names, list) and all(
+        isinstance(n, str) and not HIDDEN.search(n) for n in names
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong comes out as a CheckpointError: damaged files raise almost anything."""
     try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return weights, json.loads((file.metadata() or {}).get("about", "null"))
-    except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from error
-
-
-def _read_ckpt(path: Path) -> tuple[dict[str, Tensor], Any]:
-    content = _unpickle(path)
-    parameters = content.get("hyper_parameters")
-    about = parameters.get("about") if isinstance(parameters, dict) else None
-    if isinstance(about, dict) and "History" in content.get("callbacks", {}):
-        curve = content["callbacks"]["History"]["mean_iou"]
-        if curve:  # a checkpoint is written after the validation that it is judged by
-            about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
-    return _tensors(content, path), about
-
-
-def _unpickle(path: Path, mmap: bool = False) -> dict[Any, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = re.split(r"\n|\. ", str(error))[0][:200]
+        yield
+    except Exception as error:
+        reason = re.split(r"\n|\. ", str(error))[0][:200] or type(error).__name__
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint of this project ({reason})"
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dictionary")
-    return content
 
 
-def _tensors(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    with _reading(path), safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return weights, json.loads((file.metadata() or {}).get("about", "null"))
+
+
+def _read_ckpt(path: Path) -> tuple[dict[str, Tensor], Any]:
+    with _reading(path):
+        content = pickles.load(path)
+        about = content.get("hyper_parameters", {}).get("about")
+        if isinstance(about, dict) and "History" in content.get("callbacks", {}):
+            curve = content["callbacks"]["History"]["mean_iou"]
+            if curve:  # a checkpoint is written after the validation that it is judged by
+                about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
+        return _tensors(content), about
+
+
+def _tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
+    """Raises: ValueError: there are none by name. Others: it is no dictionary."""
     state = content.get("state_dict", content)
     ours = any(str(name).startswith(PREFIX + "backbone.") for name in state)
     weights = {
@@ -192,6 +209,6 @@ def _tensors(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
     }
-    if not weights:
-        raise CheckpointError(f"{path}: holds no tensors by name")
+    if not weights or not all(isinstance(name, str) for name in weights):
+        raise ValueError("it holds no tensors by name")
     return weights

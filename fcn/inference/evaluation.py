@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcn.config import ConfigError, UserError
+from fcn.config import HIDDEN, ConfigError, UserError
 from fcn.data.files import SegmentationFiles
+from fcn.inference import npz
 from fcn.metrics import Scores, Trimap, image_confusions, scores, tally
 from fcn.models.fcn import lay_out
 
@@ -132,6 +132,40 @@ def metrics_json(
     }
 
 
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A metrics.json of any version, what is in it as `metrics_json` says.
+
+    Raises: UserError: damaged, or another file.
+    """
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        _check_metrics(metrics)
+    except Exception as error:  # it may hold anything
+        raise UserError(f"{path}: damaged, or not this project's ({error!r})") from None
+    return metrics
+
+
+def _check_metrics(metrics: dict[str, Any]) -> None:
+    protocol, classes = metrics["protocol"], metrics["classes"]
+    confusion = torch.tensor(metrics["confusion"], dtype=torch.int64)
+    texts = [protocol[key] for key in ("data", "split", "ids_sha256")]
+    texts += [entry["name"] for entry in classes]
+    counts = [protocol["images"], protocol["model"]["stride"]]
+    counts += [entry["pixels"] for entry in classes]
+    rates = [metrics["mean_iou"], *metrics.get("trimap", [])]
+    for text in texts:
+        if not isinstance(text, str) or HIDDEN.search(text):
+            raise ValueError(f"{text!r} is no name")
+    for count in counts:
+        if type(count) is not int or count < 0:
+            raise ValueError(f"{count!r} is no count")
+    for rate in rates:
+        if rate is not None and not 0 <= rate <= 1:
+            raise ValueError(f"{rate!r} is not in 0..1")
+    if confusion.shape != (len(classes), len(classes)) or (confusion < 0).any():
+        raise ValueError("confusion holds other than counts")
+
+
 def number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -158,8 +192,9 @@ def read_per_image(path: Path) -> tuple[list[str], Tensor]:
     """
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            ids, per_image = file["ids"].tolist(), torch.from_numpy(file["per_image"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            ids = npz.array(file, "ids", "U", 1).tolist()
+            per_image = torch.from_numpy(npz.array(file, "per_image", "i", 3))
+    except Exception as error:  # a damaged file makes numpy raise almost anything
         raise UserError(f"{path}: not the results by image ({error}); evaluate again") from None
     return ids, per_image
 

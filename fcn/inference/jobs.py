@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fcn.config import ConfigError
+from fcn.inference import npz
 from fcn.inference.checkpoint import FORMAT
 
 Stamp = dict[str, Any]  # what decides a mask: the checkpoint's sha256, and settings by their keys
@@ -45,7 +46,12 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, P
     Raises: ConfigError: there is none, or a folder is to be its own output.
     """
     if source == "-":
-        listed = [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        try:
+            listed = [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"input=-: not a list in UTF-8 ({error})") from None
+        if odd := [path for path in listed if not path.name or "\0" in str(path)]:
+            raise ConfigError(f"input=-: {str(odd[0])!r} cannot be a file")
         if not listed:
             raise ConfigError("input=-: no paths on standard input; give one a line")
         return {path: Path(path.stem) for path in listed}
@@ -130,7 +136,7 @@ def _read_stamp(path: Path) -> Stamp | None:
     try:
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file) as arrays:
-                text = str(arrays["made_by"])
+                text = str(npz.array(arrays, "made_by", "U", 0))
         else:
             with Image.open(path) as image:
                 text = image.info[FORMAT]

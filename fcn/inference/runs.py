@@ -1,6 +1,5 @@
 """The folders that train.py and evaluate.py leave, read again."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import Tensor
 
@@ -16,10 +16,11 @@ from fcn.data.datamodule import open_split
 from fcn.data.files import SegmentationFiles
 from fcn.data.ranges import is_address
 from fcn.inference import checkpoint
-from fcn.inference.evaluation import metrics_json, read_per_image
+from fcn.inference.evaluation import metrics_json, read_metrics, read_per_image
 from fcn.inference.report import evaluate_split
 from fcn.metrics import tally
 from fcn.models.fcn import FCN
+from fcn.recorded import read_yaml
 
 SAME = ("data", "split", "images", "ids_sha256", "size", "ignore_index")  # for numbers to compare
 
@@ -107,12 +108,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.is_file():
         raise RunError(f"{path}: not found; a run is a folder that train.py or evaluate.py left")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        _names(metrics), metrics["protocol"]["model"], metrics["confusion"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: damaged, or not this project's ({error!r})") from None
-    return metrics
+    return read_metrics(path)
 
 
 def _open_run(folder: Path, name: str, metrics: dict[str, Any], root: str | None) -> Run:
@@ -121,10 +117,10 @@ def _open_run(folder: Path, name: str, metrics: dict[str, Any], root: str | None
     if not weights.is_file():
         if not settings.get("checkpoint"):
             raise RunError(f"{weights}: not found; the run has not ended, or it was moved away")
-        weights = started_in / settings["checkpoint"]
+        weights = started_in / str(settings["checkpoint"])
     with_history = [folder / "checkpoints" / "last.ckpt", weights]
     kept = next((p for p in with_history if p.suffix == ".ckpt" and p.is_file()), None)
-    files = _files(folder, settings.get("data", {}), started_in, root, metrics)
+    files = _files(folder, settings["data"], started_in, root, metrics)
     return Run(
         name=name,
         folder=folder,
@@ -142,10 +138,15 @@ def _settings(folder: Path) -> tuple[dict[str, Any], Path]:
     for place in (folder, folder.parent):
         settings, hydra = (place / ".hydra" / f"{name}.yaml" for name in ("config", "hydra"))
         if settings.is_file() and hydra.is_file():
-            content: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
+            content, started = read_yaml(settings), read_yaml(hydra)
+            if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+                raise RunError(f"{settings}: damaged, or not settings of a run")
             if place != folder:  # what differs from stage to stage is in the protocol
                 content = {k: v for k, v in content.items() if k not in ("model", "stages")}
-            return content, Path(OmegaConf.load(hydra).hydra.runtime.cwd)
+            try:
+                return content, Path(started["hydra"]["runtime"]["cwd"])
+            except (KeyError, TypeError):
+                raise RunError(f"{hydra}: damaged, or not settings of a run") from None
     raise RunError(f"{folder / '.hydra'}: not found; it says which data the run was judged on")
 
 
@@ -157,10 +158,20 @@ def _files(
     metrics: dict[str, Any],
 ) -> SegmentationFiles:
     known = {field.name for field in fields(DataConfig)}
-    config = DataConfig(**{key: value for key, value in data.items() if key in known})
+    try:
+        if "${" in str(data):
+            raise ValueError("an interpolation of no key there is")
+        given = {key: value for key, value in data.items() if key in known}
+        config: Any = OmegaConf.to_object(OmegaConf.merge(DataConfig, given))
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunError(f"{folder / '.hydra' / 'config.yaml'}: data: {reason}") from None
     here = is_address(config.root)
     config.root = root or (config.root if here else str(started_in / config.root))
-    files = open_split(config, metrics["protocol"]["split"])
+    try:
+        files = open_split(config, metrics["protocol"]["split"])
+    except OSError as error:  # of a name that no file can have
+        raise RunError(f"{folder}: its data: {error.strerror}") from None
     if files.fingerprint() != metrics["protocol"]["ids_sha256"]:
         raise RunError(f"{folder}: was judged on other images than are in {files.name} now")
     if files.classes != _names(metrics):

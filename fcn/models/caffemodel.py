@@ -126,8 +126,10 @@ def _dims(file: BinaryIO, end: int) -> list[int]:
             dims.append(value)
         elif number == 1 and wire == BYTES:
             stop = file.tell() + value
-            while file.tell() < stop:
+            while file.tell() < stop and len(dims) <= MAX_AXES:
                 dims.append(_varint(file))
+        if len(dims) > MAX_AXES:
+            raise CaffeError(f"{file.name}: damaged, a blob of over {MAX_AXES} axes")
     return dims
 
 

@@ -83,7 +83,7 @@ class FCN(nn.Module):
             raise ValueError(f"padding must be 'aligned' or 100, got {padding!r}")
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        skip_scales = dict(skip_scales or {})
+        skip_scales = {pool: float(scale) for pool, scale in (skip_scales or {}).items()}
         if unknown := set(skip_scales) - set(SKIPS[stride]):
             raise ValueError(f"skip_scales names {sorted(unknown)}, which stride {stride} lacks")
         spec = variant(backbone)

@@ -4,7 +4,6 @@ Is learning the interpolation necessary? The authors' FAQ says that fixing it "d
 significant difference"; this runs the comparison, each cell a run like any other, over seeds.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from hydra import compose
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
@@ -28,11 +28,12 @@ from fcn import plots
 from fcn.app import quoted
 from fcn.checks.training import check, learning_rate
 from fcn.checks.values import check_values
-from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig, UserError
-from fcn.inference.evaluation import write_json
+from fcn.config import REPOSITORY, AblateConfig, ConfigError, TrainConfig
+from fcn.inference.evaluation import read_metrics, write_json
 from fcn.inference.report import percent
 from fcn.messages import explain
 from fcn.models.fcn import FCN, lay_out
+from fcn.recorded import read_yaml
 from fcn.training.loss import segmentation_loss
 from fcn.training.recipe import make_optimizer
 from fcn.training.trainer import device_of, precision_of
@@ -158,7 +159,7 @@ def refuse_other_settings(cell: Cell, cfg: AblateConfig) -> None:
     passing = ("resume=", "model.init_from=")  # which a run that goes on has, or has no more
     there, wanted = (
         {str(override) for override in overrides if not str(override).startswith(passing)}
-        for overrides in (OmegaConf.load(recorded), cell.overrides(cfg))
+        for overrides in (read_yaml(recorded) or [], cell.overrides(cfg))
     )
     if other := sorted(there ^ wanted):
         raise ConfigError(
@@ -272,14 +273,15 @@ def table(rows: Sequence[Row], first: str) -> Table:
 
 
 def _metrics(cell: Cell) -> dict[str, Any]:
-    return json.loads((cell.folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_metrics(cell.folder / "metrics.json")
 
 
 def _config(cell: Cell) -> TrainConfig:
     path = cell.folder / ".hydra" / "config.yaml"
-    cfg = OmegaConf.to_object(OmegaConf.merge(TrainConfig, OmegaConf.load(path)))
-    if not isinstance(cfg, TrainConfig):
-        raise UserError(f"{path}: not the settings of a training run")
+    try:
+        cfg: Any = OmegaConf.to_object(OmegaConf.merge(TrainConfig, read_yaml(path)))
+    except (OmegaConfBaseException, ValueError, AssertionError) as error:
+        raise ConfigError(f"{path}: not the settings of a training run ({error})") from None
     return cfg
 
 

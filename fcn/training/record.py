@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 
 from fcn import machine
-from fcn.config import REPOSITORY, TrainConfig, UserError
+from fcn.config import REPOSITORY, TrainConfig, UserError, printable
 from fcn.data.datamodule import SegmentationData
-from fcn.inference.evaluation import write_json
+from fcn.inference.evaluation import read_metrics, write_json
 
 FILE = "run.json"
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
@@ -94,7 +94,7 @@ def differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
         for name in sorted(before.keys() | now.keys()):
             yield from differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif before != now:
-        yield f"{key}: {now}, was {before}"
+        yield printable(f"{key}: {now}, was {before}")
 
 
 def print_comparison(console: Console, metrics: dict[str, Any], first: Path) -> None:
@@ -103,7 +103,7 @@ def print_comparison(console: Console, metrics: dict[str, Any], first: Path) -> 
     if not path.is_file():
         console.print(f"{first} has no metrics.json to compare with")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_metrics(path)
     same = before["confusion"] == metrics["confusion"]
     verdict = "the same, to the last pixel, as" if same else f"{before['mean_iou']} was that of"
     console.print(f"mean IoU {metrics['mean_iou']}: {verdict} {first}", highlight=False)

@@ -1,6 +1,5 @@
 """Staged training: FCN-32s, then 16s from it, then 8s (PAMI 2016, sec. 4.3)."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from fcn.checks.training import check
 from fcn.config import REPOSITORY, ConfigError, ModelConfig, TrainConfig
-from fcn.inference.evaluation import write_json
+from fcn.inference.evaluation import read_metrics, write_json
 from fcn.inference.report import percent
 from fcn.training.run import refuse_overwriting, train
 from fcn.training.trainer import process_rank
@@ -52,7 +51,7 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
                 model.init_from = None  # a run goes on with its own weights
             train(replace(cfg, model=model, resume=resume, stages=[]), own, console)
         if (own / "metrics.json").is_file():  # the first rank writes it; the others have no table
-            rows.append((model, json.loads((own / "metrics.json").read_text(encoding="utf-8"))))
+            rows.append((model, read_metrics(own / "metrics.json")))
     if len(rows) == len(models):
         write_json(folder / "stages.json", {model.name: metrics for model, metrics in rows})
         console.rule("stages")
