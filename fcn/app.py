@@ -56,6 +56,12 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
             _refuse_unknown(settings, name)
             check_values(settings)
             main(settings)
+        except config.Interrupted as error:  # a sweep ends with it
+            if rank() == 0:
+                print(error, file=sys.stderr)
+            else:
+                time.sleep(PATIENCE)
+            raise SystemExit(error.code) from error
         except Exception as error:
             if os.getpid() != process:  # a sweep's launcher has sent the job elsewhere
                 raise
@@ -72,10 +78,6 @@ def run(name: str, main: Callable[[Any], None], prepare: Callable[[], None] = la
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if isinstance(error, config.Interrupted):
-            if rank() == 0:
-                print(error, file=sys.stderr)
-            sys.exit(error.code)
         if rank() > 0:
             time.sleep(PATIENCE)
         if any(map(DEBUG.fullmatch, sys.argv)):
@@ -112,6 +114,7 @@ class Tidy(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self.watches = config.hydra.output_subdir is not None  # a run's other processes keep none
         self.folder = Path(config.hydra.run.dir).absolute()
         self.record = self.folder / (config.hydra.output_subdir or ".hydra")
         above = (self.folder, *self.folder.parents)
@@ -121,7 +124,7 @@ class Tidy(Callback):
         self.recorded = {path: path.read_bytes() for path in recorded}
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        if self._others() != self.others:
+        if not self.watches or self._others() != self.others:
             return
         shutil.rmtree(self.record, ignore_errors=True)
         if self.recorded:

@@ -3,6 +3,7 @@
 The folder may come from anywhere, and Hydra's settings can run any program: nothing is believed.
 """
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +23,25 @@ def read_overrides(path: Path) -> list[str]:
     other than training's are refused.
     Raises: ConfigError: it holds one, or is damaged.
     """
-    overrides = read_yaml(path) if path.is_file() else []
+    return _checked(read_yaml(path) if path.is_file() else [], path)
+
+
+def first_overrides(run: Path) -> list[str]:
+    """What a run was first started with, from its run.json; checked as `read_overrides` does.
+
+    Raises: ConfigError: it has none, it holds other keys, or is damaged.
+    """
+    path = run / "run.json"
+    try:
+        overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
+    except Exception as error:  # a damaged file may hold anything
+        raise ConfigError(
+            f"rerun={run}: no readable run.json there ({error}); name the folder of a run"
+        ) from None
+    return _checked(overrides, path)
+
+
+def _checked(overrides: Any, path: Path) -> list[str]:
     if not isinstance(overrides, list):
         raise ConfigError(f"{path}: damaged, or not the overrides of a run")
     known = {field.name for field in fields(TrainConfig)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcn.app import quoted, rank, run
 from fcn.config import ConfigError, TrainConfig
-from fcn.recorded import read_overrides
+from fcn.recorded import first_overrides, read_overrides
 
 
 def main(cfg: TrainConfig) -> None:
@@ -37,14 +37,17 @@ def continued(arguments: list[str]) -> list[str]:
     keys = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(given)}
     resume, rerun = keys.get("resume"), keys.get("rerun")
     queued_again = "SLURM_RESTART_COUNT" in os.environ and "hydra.run.dir" in keys
-    begun = queued_again and any(Path(str(keys["hydra.run.dir"])).glob("checkpoints/*.ckpt"))
-    if resume is None and begun:
-        resume, arguments = "last", [*arguments, "resume=last"]
+    if queued_again and any(Path(str(keys["hydra.run.dir"])).glob("**/checkpoints/*.ckpt")):
+        arguments = [a for a in arguments if not a.startswith(("resume=", "rerun="))]
+        resume, rerun, arguments = "last", None, [*arguments, "resume=last"]
     if rerun is not None:
         if resume is not None:
             raise ConfigError("rerun starts from the beginning, resume goes on: give one of them")
+        first = by_key(first_overrides(Path(str(rerun))))
+        if "stages" in first:
+            raise ConfigError(f"rerun={rerun}: one of several stages; start those anew together")
         own = {"rerun", "resume", "hydra.run.dir", *keys}
-        return [*(o for k, o in settings_of(Path(str(rerun))).items() if k not in own), *arguments]
+        return [*(override for key, override in first.items() if key not in own), *arguments]
     if resume is None:
         return arguments
     if {"-m", "--multirun"} & set(arguments):
@@ -57,7 +60,8 @@ def continued(arguments: list[str]) -> list[str]:
         folder = Path(str(resume)).parent.parent
     else:
         return arguments
-    before = settings_of(folder)
+    before = by_key(read_overrides(folder / ".hydra" / "overrides.yaml"))
+    before.pop("rerun", None)
     if "stages" not in before:
         before.pop("model.init_from", None)  # a run goes on with its own weights
     if "hydra.run.dir" not in keys:
@@ -65,10 +69,8 @@ def continued(arguments: list[str]) -> list[str]:
     return [*(o for key, o in before.items() if key not in keys), *arguments]
 
 
-def settings_of(run: Path) -> dict[str, str]:
-    """The overrides that a run was started with, by key."""
-    recorded = read_overrides(run / ".hydra" / "overrides.yaml")
-    return {o.partition("=")[0].lstrip("+"): o for o in recorded}
+def by_key(overrides: list[str]) -> dict[str, str]:
+    return {override.partition("=")[0].lstrip("+"): override for override in overrides}
 
 
 def leaving_nothing(arguments: list[str]) -> list[str]:
@@ -89,7 +91,7 @@ def leaving_nothing(arguments: list[str]) -> list[str]:
 
 def newest_run() -> Path:
     runs = sorted(Path("outputs/train").glob("*"), key=lambda run: run.stat().st_mtime)
-    runs = [run for run in runs if any(run.glob("**/checkpoints/last.ckpt"))]
+    runs = [run for run in runs if any(run.glob("**/checkpoints/*.ckpt"))]
     if not runs:
         raise ConfigError("resume=last: no run with a checkpoint below outputs/train; give a path")
     return runs[-1]

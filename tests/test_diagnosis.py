@@ -50,7 +50,7 @@ def test_a_loss_that_is_no_number_says_where_and_costs_nothing(
     assert rate is not None
     assert 0 < float(rate[1]) < 1e-3  # the schedule's, below the recipe's
     monkeypatch.undo()
-    cfg.resume = "last"
+    cfg.resume = str(tmp_path / "run" / "before_nan.ckpt")
     train(cfg, tmp_path / "run", quiet())
     assert same_end(tmp_path / "run", tmp_path / "whole")
 
@@ -104,3 +104,25 @@ def test_learned_layers_that_do_not_learn_are_named(
     text = run("badly")
     for name in ("upscore2", "upscore_pool4", "upscore8"):
         assert f"{name} still gets a gradient of zero" in text
+
+
+def test_a_step_too_large_leaves_the_checkpoints_of_before(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next loss is no number, and the net before that is of no use already."""
+    original = module.segmentation_loss
+    steps = iter(range(100))
+
+    def loss(score: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return original(score, target, reduction) * (1e38 if next(steps) == 4 else 1)
+
+    cfg = config(tiny_voc, optimizer="sgd", lr=1e-2)
+    monkeypatch.setattr(module, "segmentation_loss", loss)
+    with pytest.raises(
+        TrainingError, match=r"last\.ckpt holds that of a sound|weights are infinite"
+    ):
+        train(cfg, tmp_path, quiet())
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
+        state = torch.load(path, weights_only=True)
+        assert state["global_step"] == 3
+        assert all(t.abs().max() < 1e3 for t in state["state_dict"].values())

@@ -167,7 +167,7 @@ TABLE: dict[str, list[tuple[str | list[str], str]]] = {
         ("checkpoint=empty", "empty: no such checkpoint"),
         ("checkpoint=notes.ckpt", "notes.ckpt: damaged, or not a checkpoint of this project"),
         ("checkpoint=photos/a.jpg", "photos/a.jpg: damaged, or not a checkpoint"),
-        ("checkpoint=cut.safetensors", "cut.safetensors: damaged, or not a checkpoint of this project"),
+        ("checkpoint=cut.safetensors", "cut.safetensors: damaged, or not a checkpoint"),
         ("checkpoint=vgg.pth", "vgg.pth: not a checkpoint of this project (it describes no model)"),
         ("data.classes=[a,b,c]", "scores background, cat, dog; data=tiny has a, b, c; choose the"),
         ("data.split=tset", "tset.txt: no such list; splits there: empty, "),

@@ -1,12 +1,14 @@
 """run.json: what a run's numbers depend on; rerun comes to the same, or says why not."""
 
+import json
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fcn.config import UserError
+from fcn.config import REPOSITORY, UserError
 from fcn.training import record
 from fcn.training.run import train
 from tests.conftest import TinyVOC
@@ -53,6 +55,18 @@ def test_the_commit_is_the_repositorys_own(tmp_path: Path, monkeypatch: pytest.M
     assert record.commit() == head.strip()
     (tmp_path / "file").write_text("two")
     assert record.commit() == head.strip() + "+changes"
+
+
+def test_rerun_starts_with_what_the_run_was_first_started_with(tmp_path: Path) -> None:
+    continued = runpy.run_path(str(REPOSITORY / "scripts" / "train.py"))["continued"]
+    first = ["seed=3", "model.init_from=net.ckpt", "recipe.lr=0.1"]
+    (tmp_path / "run.json").write_text(json.dumps({"overrides": first}))
+    line = continued([f"rerun={tmp_path}", "seed=4"])
+    assert line == [*first[1:], f"rerun={tmp_path}", "seed=4"]
+    for bad in (["hydra.run.dir=/"], ["stages=[fcn32s,fcn16s]"], {}, None, ["hydra/launcher=x"]):
+        (tmp_path / "run.json").write_text(json.dumps({"overrides": bad}))
+        with pytest.raises(UserError):
+            continued([f"rerun={tmp_path}"])
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"config"'])

@@ -15,6 +15,7 @@ from rich.console import Console
 from fcn.config import REPOSITORY, Interrupted, UserError
 from fcn.inference.checkpoint import read
 from fcn.training import module, safekeeping
+from fcn.training.recipe import rate_at
 from fcn.training.run import train
 from tests.conftest import TinyVOC
 from tests.test_training import config, quiet
@@ -122,11 +123,15 @@ def test_slurm_queues_a_job_again_which_goes_on(
     with In("training_step", 4, get(signal.SIGUSR1)), stop:
         train(cfg, run, quiet())
     assert (tmp_path / "said").read_text() == "requeue 42\n"
+    (run / "checkpoints" / "best.ckpt.part").touch()
     continued = runpy.run_path(str(REPOSITORY / "scripts" / "train.py"))["continued"]
     command = [f"hydra.run.dir={run}"]
     assert continued(command) == command
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert "resume=last" in continued(command)
+    for more in ([], [f"resume={run}/checkpoints/best.ckpt"], ["rerun=elsewhere"]):
+        again = continued([*command, *more])
+        assert [a for a in again if a.startswith(("resume", "rerun"))] == ["resume=last"]
+    monkeypatch.delenv("PATH")
     cfg.resume = "last"
     train(cfg, run, quiet())
     assert same_end(run, tmp_path / "whole")
@@ -183,3 +188,45 @@ def test_going_on_skips_a_checkpoint_that_is_damaged(tiny_voc: TinyVOC, tmp_path
         path.write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="no checkpoint that can be read in"):
         train(cfg, tmp_path / "run", quiet())
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_signal_in_the_last_step_loses_nothing(
+    tiny_voc: TinyVOC, tmp_path: Path, validated: bool
+) -> None:
+    cfg = config(tiny_voc)
+    cfg.trainer.limit_val_batches = None if validated else 0
+    train(cfg, tmp_path / "whole", quiet())
+    stop = pytest.raises(Interrupted, match=f"after step {STEPS},")
+    with In("training_step", STEPS - 1, get(signal.SIGTERM)), stop:
+        train(cfg, tmp_path / "run", quiet())
+    cfg.resume = "last"
+    train(cfg, tmp_path / "run", quiet())
+    assert same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_killed_in_its_first_save_starts_anew(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    unfinished = tmp_path / "checkpoints" / "best.ckpt.part"
+    unfinished.parent.mkdir()
+    unfinished.write_bytes(b"half")
+    assert train(config(tiny_voc), tmp_path, quiet()) is not None
+
+
+def test_going_on_at_another_rate_learns_at_that_rate(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    rates: list[float] = []
+    cfg = config(tiny_voc, schedule="cosine")
+    with In("training_step", 4, get(signal.SIGTERM)), pytest.raises(Interrupted):
+        train(cfg, tmp_path, quiet())
+    cfg.resume, cfg.recipe.lr, cfg.recipe.weight_decay = "last", 2e-4, 0.25
+    original = module.SegmentationModule.training_step
+
+    def step(own: module.SegmentationModule, batch: module.Batch, index: int) -> torch.Tensor:
+        group = own.trainer.optimizers[0].param_groups[0]
+        assert group["weight_decay"] == 0.25
+        rates.append(group["lr"])
+        return original(own, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.SegmentationModule, "training_step", step)
+        train(cfg, tmp_path, quiet())
+    assert rates == pytest.approx([2e-4 * rate_at(t, cfg.recipe, STEPS) for t in (5, 6, 7)])

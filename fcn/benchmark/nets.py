@@ -13,7 +13,7 @@ from fcn.benchmark.contestants import Contestant, contestants, default, referenc
 from fcn.benchmark.measure import Pace, Progress, Samples, part_of, take_turns
 from fcn.benchmark.memory import peak_memory
 from fcn.benchmark.runner import RUNNERS, Labels, Shape, Steps, batch
-from fcn.config import BenchmarkConfig, ConfigError
+from fcn.config import BenchmarkConfig, ConfigError, UserError
 
 MODES = tuple(RUNNERS)  # inference, training
 Row = dict[str, Any]
@@ -32,6 +32,8 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
     taken = times(entrants, [shape], cfg, device, pace, lambda share: progress(0.25 + share / 2))
     rows: list[Row] = []
     for done, contestant in enumerate(entrants):
+        if any((shape, mode, contestant.name) not in taken for mode in MODES):
+            continue  # the device's memory does not hold it
         fastest = top[contestant.precision]["flops_per_second"]
         row: Row = {
             "name": contestant.name,
@@ -48,6 +50,10 @@ def nets(cfg: BenchmarkConfig, device: torch.device, pace: Pace, progress: Progr
             row[mode]["peak_bytes"] = memory.get(mode)
         rows.append(row)
         progress(0.75 + 0.25 * (done + 1) / len(entrants))
+    if not rows or rows[0]["name"] != entrants[0].name:
+        raise UserError(
+            f"size={cfg.size} does not fit into the device's memory at batch_size={cfg.batch_size}"
+        )
     return {"size": cfg.size, "batch": cfg.batch_size, "ceiling": top, "rows": compared(rows)}
 
 

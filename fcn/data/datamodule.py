@@ -181,7 +181,7 @@ def evaluation_loader(
 
 def leave_signals(worker: int) -> None:
     """A signal to the whole group is the first process's to act on, which wants its batch yet."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -132,9 +132,16 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, An
     """Weights and `about` in one file that any safetensors reader opens."""
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     temporary = path.with_name(path.name + ".part")
-    save_file(weights, temporary, metadata(about))
-    temporary.chmod(0o644)  # safetensors leaves files to their owner alone
-    temporary.replace(path)
+    try:
+        save_file(weights, temporary, metadata(about))
+        temporary.chmod(0o644)  # safetensors leaves files to their owner alone
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({error}); free some space, or name another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -40,8 +40,8 @@ def report_page(runs: Sequence[Run], images: int, console: Console, device: torc
     parameters: list[int] = []
     chosen = np.empty(0, int)
     for run in runs:
-        model = checkpoint.load(run.weights).to(device)
-        run = judged(run, model, console, device)
+        run = judged(run, checkpoint.load(run.weights), console, device)
+        model = checkpoint.load(run.weights).to(device)  # judging may have rounded the other's
         assert run.per_image is not None
         if not complete:
             chosen = spread(rates(run.per_image)["mean_iou"].numpy(), images)

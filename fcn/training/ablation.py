@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def started(self) -> bool:
-        return (self.folder / "checkpoints" / "last.ckpt").is_file()
+        return any((self.folder / "checkpoints").glob("*.ckpt"))
 
     def overrides(self, cfg: AblateConfig) -> list[str]:
         """What scripts/train.py is given for it."""

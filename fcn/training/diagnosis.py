@@ -27,12 +27,17 @@ class Diagnosis(Callback):
 
     A CPU's loss is looked at in every batch, before anything is changed by it.
 
-    Args: last: the checkpoint to leave when the loss is no number. classes: their names.
+    Args:
+        last: the run's last.ckpt. Where the loss is no number, before_nan.ckpt is left in the run's
+            folder: the net before that step.
+        classes: their names.
     """
 
     def __init__(self, last: Path, classes: list[str], console: Console) -> None:
         self.last, self.classes, self.console = last, classes, console
+        self.before = last.parent.parent / "before_nan.ckpt"
         self.finite: float | None = None  # the last loss seen that was a number
+        self.latest: Tensor | None = None
         self.buffers: list[Tensor] = []  # of batch norm, before the step: forward changes them
         self.alike = 0
 
@@ -47,28 +52,49 @@ class Diagnosis(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
         """Raises: TrainingError: the loss is infinite or no number."""
-        batch, steps = trainer.fit_loop.total_batch_idx, trainer.global_step
+        self.latest = loss.detach()
         every = EVERY if loss.device.type == "cuda" else 1
-        if batch % every:
+        if trainer.fit_loop.total_batch_idx % every == 0:
+            self._look(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the state is saved: a GPU's last few losses may not have been looked at.
+
+        Raises: TrainingError: the last loss, or a weight, is infinite or no number.
+        """
+        if self.latest is None or trainer.sanity_checking:
             return
-        value = float(loss.detach()) * trainer.accumulate_grad_batches
+        self._look(trainer, pl_module)
+        if not is_finite(pl_module):
+            raise TrainingError(
+                f"weights are infinite after step {trainer.global_step}, though its loss was not; "
+                "resume=last with a lower recipe.lr goes on from the last checkpoint"
+            )
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.latest is not None
+        loss, batch = self.latest, trainer.fit_loop.total_batch_idx
+        value = float(loss) * trainer.accumulate_grad_batches
         if math.isfinite(value):
             self.finite = value
             return
         held = ""
-        if every == 1 and trainer.world_size == 1:
+        if loss.device.type != "cuda" and trainer.world_size == 1 and is_finite(pl_module):
             for buffer, before in zip(pl_module.buffers(), self.buffers, strict=True):
                 buffer.copy_(before)
-            save_between_steps(trainer, self.last)
-            held = f"; {self.last} holds the net before this step"
-        elif self.last.is_file():
-            held = f"; {self.last} holds an earlier state"
+            # Not last.ckpt: a step too large may have left weights that are of no use.
+            save_between_steps(trainer, self.before)
+            held = f"; {self.before} holds the net before this step"
+        if self.last.is_file():
+            held += f"; {self.last} holds that of a sound validation"
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         since = "none before it" if self.finite is None else f"the last before it {self.finite:g}"
         images = ", ".join(trainer.datamodule.training_ids(batch))  # type: ignore[attr-defined]
+        step = trainer.global_step + 1
         raise TrainingError(
-            f"the loss is {value} in step {steps + 1} ({since}; learning rate {lr:g}; images "
-            f"{images}){held}; try a lower recipe.lr, or trainer.gradient_clip_val=1"
+            f"the loss is {value} in step {step} ({since}; learning rate {lr:g}; "
+            f"images {images}){held}; resume= goes on from there, "
+            "with a lower recipe.lr or trainer.gradient_clip_val=1"
         )
 
     def on_before_optimizer_step(
@@ -107,3 +133,8 @@ class Diagnosis(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.alike, self.finite = state_dict["alike"], state_dict["finite"]
+
+
+def is_finite(net: torch.nn.Module) -> bool:
+    """Whether every weight is a number: a step too large may have left others unnoticed."""
+    return all(bool(torch.isfinite(weight).all()) for weight in net.parameters())

@@ -7,12 +7,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from fcn.config import RecipeConfig
 from fcn.metrics import confusion_matrix, scores
 from fcn.models.fcn import FCN, lay_out
 from fcn.training.loss import segmentation_loss
-from fcn.training.recipe import make_optimizer, make_schedule
+from fcn.training.recipe import make_optimizer, make_schedule, rate_at
 
 Batch = tuple[Tensor, Tensor]
 
@@ -59,6 +60,18 @@ class SegmentationModule(pl.LightningModule):
         image = image.to(torch.float32, memory_format=torch.channels_last).div_(255)
         return image, target.long()
 
+    def on_train_start(self) -> None:
+        """A run that goes on learns by its recipe as it is now; what it saved was as it began."""
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert isinstance(schedule, LambdaLR)
+        now = self._optimizer().param_groups
+        rate = rate_at(schedule.last_epoch, self.recipe, self.trainer.max_steps)
+        for group, fresh in zip(optimizer.param_groups, now, strict=True):
+            group |= {key: value for key, value in fresh.items() if key != "params"}
+            group |= {"initial_lr": fresh["lr"], "lr": fresh["lr"] * rate}
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout, like the data, is a function of seed and batch: a resumed run draws the same."""
         position = [self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank]
@@ -86,8 +99,13 @@ class SegmentationModule(pl.LightningModule):
         self.log("val/mean_accuracy", result.mean_accuracy)
         self.log("val/frequency_weighted_iou", result.frequency_weighted_iou)
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        scales = self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val
+        fused = not scales  # Lightning does not clip what a fused optimiser is to unscale
+        return make_optimizer(self.model, self.recipe, self.lr, fused=fused)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = make_optimizer(self.model, self.recipe, self.lr)
+        optimizer = self._optimizer()
         schedule = make_schedule(optimizer, self.recipe, self.trainer.max_steps)
         return {
             "optimizer": optimizer,

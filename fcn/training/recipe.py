@@ -44,7 +44,9 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, recipe: RecipeConfig, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: RecipeConfig, lr: float, *, fused: bool = True
+) -> torch.optim.Optimizer:
     """SGD or AdamW over the paper's parameter groups.
 
     torch's SGD keeps v <- m v + g and steps by lr v; Caffe keeps v <- m v + lr g and steps by v.
@@ -53,8 +55,8 @@ def make_optimizer(model: nn.Module, recipe: RecipeConfig, lr: float) -> torch.o
     """
     groups = parameter_groups(model, recipe, lr)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=lr, betas=(recipe.momentum, 0.999), fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(recipe.momentum, 0.999), fused=fused)
 
 
 def rate_at(step: int, recipe: RecipeConfig, max_steps: int) -> float:

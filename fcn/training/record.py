@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from fcn import machine
@@ -22,13 +23,16 @@ from fcn.inference.evaluation import read_metrics, write_json
 FILE = "run.json"
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
             "torchmetrics", "torchvision")  # fmt: skip
-OWN = ("config.resume", "config.rerun", "command", "started", "machine")  # differ in any two runs
+# What differs in any two runs.
+OWN = ("config.resume", "config.rerun", "command", "overrides", "started", "machine")
 
 
 def describe(cfg: TrainConfig, data: SegmentationData, device: torch.device) -> dict[str, Any]:
     """Settings, versions, commit, data, machine and command line of a run that begins now."""
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return {
         "command": shlex.join(sys.argv),
+        "overrides": overrides,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},

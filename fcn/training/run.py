@@ -198,7 +198,7 @@ def resume_from(
 
 def refuse_overwriting(resume: str | None, folder: Path) -> None:
     """Raises: UserError: the folder holds a run already, and this is not to go on with it."""
-    if resume is None and (folder / "checkpoints").exists():
+    if resume is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(
             f"{folder} holds a run already; resume=last goes on with it, another hydra.run.dir= "
             "starts a new one"

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -64,27 +64,22 @@ class Interruption(Callback):
 
     def __init__(self, last: Path, console: Console) -> None:
         self.last, self.console = last, console
-        self.heard: int | None = None
+        self.heard = 0  # the number of the signal
         self.numbers = (*STOPPING, REQUEUE) if "SLURM_JOB_ID" in os.environ else STOPPING
 
     def __enter__(self) -> Self:
-        self.before = {number: signal.getsignal(number) for number in self.numbers}
+        handlers = {number: signal.getsignal(number) for number in self.numbers}
+        # What this process was started to ignore, it goes on ignoring.
+        self.before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
         self._listen()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if kind is None and self.heard is not None:  # after the last step: nothing is missing
-            raise Interrupted("interrupted after the last step", 128 + self.heard)
 
     def _listen(self) -> None:
-        for number in self.numbers:
+        for number in self.before:
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -94,28 +89,44 @@ class Interruption(Callback):
         self.console.print(f"{name}: finishing the step; again to stop at once", highlight=False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.heard is None:
+        if not self.heard:
             self._listen()  # Lightning has put its own before ours
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Here all that belongs to the step before is done, its validation included."""
-        if trainer.fit_loop.total_batch_idx % trainer.accumulate_grad_batches:
-            return
-        stop = self.heard is not None
+        if trainer.fit_loop.total_batch_idx % trainer.accumulate_grad_batches == 0:
+            self._stop_if_heard(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_if_heard(trainer)
+
+    def _stop_if_heard(self, trainer: pl.Trainer) -> None:
+        """Raises: Interrupted: some process of the run has heard a signal; the step is saved."""
+        number = self.heard
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            number = self.heard or signal.SIGTERM
-            save_between_steps(trainer, self.last)
-            if self.heard == REQUEUE and trainer.is_global_zero:
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-            raise Interrupted(
-                f"interrupted by {signal.Signals(number).name} after step {trainer.global_step}, "
-                f"which {self.last} holds; resume=last goes on with it",
-                128 + number,
-            )
+            heard = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(heard, reduce_op="max"))
+        if not number:
+            return
+        save_between_steps(trainer, self.last)
+        again = queue_again() if number == REQUEUE and trainer.is_global_zero else ""
+        raise Interrupted(
+            f"interrupted by {signal.Signals(number).name} after step {trainer.global_step}, "
+            f"which {self.last} holds; resume=last goes on with it{again}",
+            128 + number,
+        )
+
+
+def queue_again() -> str:
+    """Asks SLURM for this job once more. Returns: what to say where that fails."""
+    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return f" (the job is not queued again: {error})"
+    return f" (the job is not queued again: {done.stderr.strip()})" if done.returncode else ""
 
 
 def save_between_steps(trainer: pl.Trainer, path: Path) -> None:
@@ -159,7 +170,8 @@ def refuse_full_disk(folder: Path, model: FCN, recipe: RecipeConfig) -> None:
     # best.ckpt, last.ckpt and the one being written, each with the optimiser's state; the weights.
     needed = 3 * weights * (1 + states) + weights
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in folder.glob("checkpoints/*.ckpt"))  # to be replaced
+    free = shutil.disk_usage(folder).free + there
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**20:,.0f} MiB free, but the checkpoints of this run take about "

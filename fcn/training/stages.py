@@ -43,7 +43,7 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> None:
         own = folder / model.name
         if previous is not None:
             model.init_from = str(folder / previous.name / "checkpoints" / "best.ckpt")
-        started = (own / "checkpoints" / "last.ckpt").is_file()
+        started = any((own / "checkpoints").glob("*.ckpt"))
         if not (own / "model.safetensors").is_file():  # the last thing that a run writes
             console.rule(model.name)
             resume = "last" if started else None
