@@ -1,5 +1,6 @@
 """Errors in one line that a user can read: what, where and what to do."""
 
+import errno
 import re
 import shlex
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def explain(error: BaseException, name: str) -> str:
     if isinstance(error, config.UserError):
         return text
     if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC and error.filename is None:
+            return "the disk is full; free some, and start again: what was finished before is whole"
         named = error.filename is not None and error.strerror
         return f"{error.filename}: {error.strerror}" if named else text or type(error).__name__
     if isinstance(error, YAMLError):

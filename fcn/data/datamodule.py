@@ -4,6 +4,8 @@ The order of training is a pure function of the seed: batch t of a run holds the
 the same way, whatever the number of workers and however often the run was interrupted.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -183,6 +185,13 @@ def leave_signals(worker: int) -> None:
     """A signal to the whole group is the first process's to act on, which wants its batch yet."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_loading() -> None:
+    """At exit: processes that leave SIGTERM be would else be waited for without end."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
