@@ -7,23 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fcn.inference.checkpoint import load
-    from fcn.inference.predictor import Predictor
+    from fcn.checkpoint import load
     from fcn.models.fcn import FCN
+    from fcn.predictor import Predictor
     from fcn.visualize import overlay
 
 __all__ = ["FCN", "Predictor", "load", "overlay"]
 
-_HOMES = {
-    "FCN": "fcn.models.fcn",
-    "Predictor": "fcn.inference.predictor",
-    "load": "fcn.inference.checkpoint",
-    "overlay": "fcn.visualize",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Imports torch only when something that needs it is asked for; scripts' --help is quick."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    """Import torch only when something that needs it is used: `--help` stays quick."""
+    homes = {"FCN": "models.fcn", "Predictor": "predictor", "load": "checkpoint"}
+    if name in __all__:
+        return getattr(import_module(f"fcn.{homes.get(name, 'visualize')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

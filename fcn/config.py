@@ -1,298 +1,461 @@
-"""The schema of every setting: typed, with defaults; unknown keys and wrong types are refused.
+"""Every setting: its meaning, type and range, in one place.
 
-The choices lie in `configs/`, one folder a group, one short file a choice. What does not fit
-together, `fcn.checks` refuses. Nothing heavy is imported here, so that `--help` stays quick.
+The dataclasses are the schema of the commands (`SCHEMAS`). Hydra fills them from `configs/` and the
+command line; pydantic checks the ranges; `--help` prints the descriptions.
 """
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-VOID = 255  # the label of no class, in every target, whatever the files' own void label is
+PACKAGE = Path(__file__).resolve().parent
+REPOSITORY = PACKAGE.parent
+CONFIGS = next(p for p in (PACKAGE / "configs", REPOSITORY / "configs") if p.is_dir())
+# In a checkout the data sets lie in its data/ folder, elsewhere in ./data.
+DATA_ROOT = str(REPOSITORY / "data") if (REPOSITORY / "pyproject.toml").is_file() else "data"
+
+VOID = 255  # ignored pixels in every target, whatever number the mask files use
 # The image mean that the FCN authors subtract for VOC and PASCAL-Context: blue, green, red of 255.
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 
 
-LONGEST_MESSAGE = 2000  # characters
-# What would move a terminal's cursor, change its colours, or turn text round; or is no text.
-HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 class UserError(Exception):
-    """Something the user can mend. The message says what, where and what to do, in one line.
-
-    Names and reasons in it may come from any file, so what is `HIDDEN` is shown as an escape, and
-    a message of any length is cut.
-    """
-
-    def __str__(self) -> str:
-        text = " ".join(super().__str__().split())
-        if len(text) > LONGEST_MESSAGE:
-            text = f"{text[:LONGEST_MESSAGE]} ..."
-        return printable(text)
-
-
-def printable(text: str) -> str:
-    """With escapes for what is `HIDDEN`."""
-    return HIDDEN.sub(lambda found: ascii(found.group())[1:-1], text)
+    """An error that the user can fix. The message is one line: what, where and what to do."""
 
 
 class ConfigError(UserError, ValueError):
-    """A setting outside its choices, or settings that do not fit together."""
+    """A setting out of range, or settings that do not fit together."""
 
 
 class Interrupted(UserError):
-    """Stopped from outside, in good order. `code` is the exit code: 128 and the signal's number."""
+    """Training was stopped by a signal after its state was saved.
+
+    Args:
+        message: what was interrupted and how to resume it.
+        code: the exit code, 128 plus the signal's number.
+    """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
 
-@dataclass
-class ModelConfig:
-    name: str = "fcn8s"
-    stride: int = 8  # 32, 16 or 8: of the finest scores fused
-    padding: int | str = "aligned"  # aligned, or 100 as the authors' nets have it
-    skip_scales: dict[str, float] = field(default_factory=dict)  # at-once: factor per skip pool
-    dropout: float = 0.5  # after fc6 and fc7
-    init_from: str | None = None  # a checkpoint to take weights from: FCN-32s -> 16s -> 8s
+def about(meaning: str, **rules: Any) -> Any:
+    """Return a setting's meaning, for `--help`, and its rules, in pydantic's words."""
+    return Field(description=meaning, **rules)
+
+
+def one_of(meaning: str, *choices: str) -> Any:
+    """Return the meaning of a setting that takes one of some words."""
+    return about(meaning, pattern=f"^({'|'.join(choices)})$")
+
+
+DEVICE = about("where to compute: auto, cpu, cuda, mps; auto: a GPU if there is one")
+CHECKPOINT = about("a .ckpt or .safetensors file of this project, or a run's folder")
+PRECISION = one_of(
+    "32-true, bf16-mixed; auto: as trained, where the device computes in bfloat16",
+    "auto",
+    "32-true",
+    "bf16-mixed",
+)
+Seed = Annotated[int, about("of every random draw", ge=0, lt=2**32)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Schema:
+    """What all settings have in common: unknown keys, NaN and empty texts are errors."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, str_min_length=1)
 
 
 @dataclass
-class BackboneConfig:
-    name: str = "vgg16"  # vgg11, 13, 16, 19, each also with _bn; mini
-    width: int | None = None  # channels of the first stage; null: the backbone's own
-    head_width: int | None = None  # channels of fc6 and fc7; null: the backbone's own
-    weights: str | None = None  # imagenet, one of torchvision's names, or a state-dict file
+class ModelConfig(Schema):
+    name: Annotated[str, about("name of the choice")] = "fcn8s"
+    stride: Annotated[int, about("of the finest scores fused: 32, 16 or 8")] = 8
+    padding: Annotated[int | str, about("aligned, or 100 as in the authors' networks")] = "aligned"
+    skip_scales: Annotated[dict[str, float], about("factor on a skip's features, by pool")] = field(
+        default_factory=dict
+    )
+    dropout: Annotated[float, about("after fc6 and fc7", ge=0, lt=1)] = 0.5
+    init_from: Annotated[str | None, about("a checkpoint to start from: 32s -> 16s -> 8s")] = None
 
 
 @dataclass
-class UpsamplingConfig:
-    # fixed, learned, learned_channelwise, cvpr15, nonlinear, nearest_conv, interpolate
-    name: str = "fixed"
+class BackboneConfig(Schema):
+    name: Annotated[str, about("vgg11, vgg13, vgg16, vgg19, each also with _bn; mini")] = "vgg16"
+    width: Annotated[
+        int | None, about("channels of the first stage; null: the backbone's own", ge=1)
+    ] = None
+    head_width: Annotated[
+        int | None, about("channels of fc6 and fc7; null: the backbone's own", ge=1)
+    ] = None
+    weights: Annotated[str | None, about("imagenet, a name of torchvision's, a file, or null")] = (
+        None
+    )
 
 
 @dataclass
-class DataConfig:
-    name: str = MISSING  # what it is called in metrics.json and on screen
-    layout: str = "voc"  # how the files lie: voc, sbd, shapes, folder, shards
-    root: str = str(REPOSITORY / "data")  # folder of the data sets; of shards, an address too
-    folder: str = ""  # of this data set, below root
-    masks: str = "SegmentationClass"  # folder of the masks, below `folder`
-    train_split: str = "train"
-    val_split: str = "val"
-    split: str | None = None  # which split to evaluate; null: val_split
-    classes: list[str] = field(default_factory=list)  # names, background first
-    ignore_index: int = 255  # the mask's void label: in no loss, no metric
-    num_workers: int | None = None  # processes that load images; null: as suits the machine
-    download: bool = False  # fetch what is not there: voc2012, voc2011, voc_aug, sbd
-    url: str | None = None  # fetch from here: an archive, or a folder of them that ends in /
-    checksum: str | None = None  # of the archive at `url`, if not the official: md5:..., sha256:...
+class UpsamplingConfig(Schema):
+    name: Annotated[str, about("how scores are upsampled, see the choices")] = "fixed"
 
 
 @dataclass
-class RecipeConfig:
-    name: str = MISSING
-    optimizer: str = "sgd"  # sgd, adamw
-    lr: float | None = None  # null: from lr_by_model
-    lr_by_model: dict[str, float] = field(default_factory=dict)  # learning rate by model.name
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # on weights, never on biases or norms
-    bias_lr_factor: float = 2.0  # biases learn at lr times this
-    schedule: str = "constant"  # constant, poly, cosine
-    warmup_steps: int = 0  # linear, from 0
-    max_steps: int = MISSING  # optimiser steps
-    loss_reduction: str = "mean"  # over the non-void pixels of a batch: sum, mean
-    batch_size: int = 1  # images of one forward pass and one process
-    accumulate: int = 1  # forward passes of one optimiser step
-    ema_decay: float | None = None  # null: off; else validate and keep averaged weights
-    precision: str = "32-true"  # as Lightning names it; auto: bf16-mixed where the device has it
-    val_every: int = 1000  # optimiser steps between validations
-    crop: int | None = None  # side of square training crops; null: whole images, padded in a batch
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # random resize, from .. to
-    flip: bool = False  # mirror half of the images
-    jitter: float = 0.0  # of brightness, contrast and saturation, 0..1
+class DataConfig(Schema):
+    name: Annotated[str, about("name in metrics.json and on the screen")] = MISSING
+    layout: Annotated[str, about("how the files lie: voc, sbd, shapes, folder, shards")] = "voc"
+    root: Annotated[str, about("folder of the data sets; for shards also an address")] = DATA_ROOT
+    folder: Annotated[str, about("of this data set, below root")] = "."
+    masks: Annotated[str, about("folder of the masks, below folder")] = "SegmentationClass"
+    train_split: Annotated[str, about("split to train on")] = "train"
+    val_split: Annotated[str, about("split to validate on")] = "val"
+    split: Annotated[str | None, about("split to evaluate; null: val_split")] = None
+    classes: Annotated[list[str], about("class names, background first", max_length=255)] = field(
+        default_factory=list
+    )
+    ignore_index: Annotated[
+        int, about("label of pixels to ignore in loss and metrics", ge=0, le=255)
+    ] = VOID
+    num_workers: Annotated[
+        int | None, about("processes that load images; null: one per core", ge=0)
+    ] = None
+    download: Annotated[bool, about("fetch what is missing: VOC, SBD")] = False
+    url: Annotated[str | None, about("fetch from here: an archive, or a folder ending in /")] = None
+    checksum: Annotated[
+        str | None,
+        about(
+            "of the archive at url: md5:..., sha1:... or sha256:...",
+            pattern=r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$",
+        ),
+    ] = None
 
 
 @dataclass
-class TrainerConfig:
-    """Lightning's Trainer arguments, under their own names."""
+class RecipeConfig(Schema):
+    """What Lightning's Trainer does not know; steps, precision and accumulation are `trainer.*`."""
 
-    accelerator: str = "auto"
-    devices: Any = "auto"  # how many, or which: [0, 1]
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str | None = None
-    max_steps: int = MISSING
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-    val_check_interval: int | None = None
-    limit_val_batches: int | float | None = None
-    num_sanity_val_steps: int = 0
-    log_every_n_steps: int = 10
-    sync_batchnorm: bool = False
-    deterministic: bool = False
-    benchmark: bool = False
-    detect_anomaly: bool = False
-    enable_progress_bar: bool = True
-    profiler: str | None = None
+    name: Annotated[str, about("name of the choice")] = MISSING
+    optimizer: Annotated[str, one_of("sgd or adamw", "sgd", "adamw")] = "sgd"
+    lr: Annotated[float | None, about("learning rate; null: from lr_by_model", gt=0)] = None
+    lr_by_model: Annotated[dict[str, float], about("learning rate for each model.name")] = field(
+        default_factory=dict
+    )
+    momentum: Annotated[float, about("SGD's, or AdamW's beta 1", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, about("of weights, not biases or norms", ge=0)] = 5e-4
+    bias_lr_factor: Annotated[float, about("biases learn at lr times this", ge=0)] = 2.0
+    schedule: Annotated[str, one_of("constant, poly or cosine", "constant", "poly", "cosine")] = (
+        "constant"
+    )
+    warmup_steps: Annotated[int, about("steps of linear warm-up", ge=0)] = 0
+    loss_reduction: Annotated[
+        str, one_of("over the pixels of a batch: sum or mean", "sum", "mean")
+    ] = "mean"
+    batch_size: Annotated[int, about("images of one forward pass of one process", ge=1)] = 1
+    ema_decay: Annotated[
+        float | None, about("validate and keep averaged weights; null: off", ge=0, lt=1)
+    ] = None
+    crop: Annotated[
+        int | None, about("side of square training crops; null: whole images", ge=1)
+    ] = None
+    scale: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        about("random resize of crops, [from, to]", min_length=2, max_length=2),
+    ] = field(default_factory=lambda: [1.0, 1.0])
+    flip: Annotated[bool, about("mirror half of the images")] = False
+    jitter: Annotated[float, about("of brightness, contrast and saturation", ge=0, le=1)] = 0.0
 
 
 @dataclass
-class CommonConfig:
-    """The keys that every script shares."""
-
+class TrainConfig(Schema):
+    model: ModelConfig = field(default_factory=ModelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    seed: int = 0
-    debug: bool = False  # show the traceback of an error
-
-
-@dataclass
-class TrainConfig(CommonConfig):
-    model: ModelConfig = field(default_factory=ModelConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    resume: str | None = None  # a .ckpt to go on from, or `last`: of the newest run
-    rerun: str | None = None  # a run's folder, to do it again from the start with its settings
-    stages: list[str] = field(default_factory=list)  # models to train in turn, each from the last
-    compile: bool = False  # torch.compile the training step: pays on a GPU, in long runs
+    trainer: Annotated[
+        dict[str, Any], about("any argument of Lightning's Trainer; precision may also be auto")
+    ] = field(default_factory=dict)
+    seed: Seed = 0
+    resume: Annotated[str | None, about("a .ckpt to resume from, or last: the newest run's")] = None
+    stages: Annotated[
+        list[str], about("models to train one after the other: [fcn32s,fcn16s,fcn8s]")
+    ] = field(default_factory=list)
+    compile: Annotated[bool, about("torch.compile the training step")] = False
 
 
 @dataclass
-class EvaluateConfig(CommonConfig):
-    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
-    batch_size: int = 8  # images of one size go through together; numbers do not depend on it
-    device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
-    submission: bool = False  # also write the predictions as VOC's evaluation server takes them
+class EvaluateConfig(Schema):
+    checkpoint: Annotated[str, CHECKPOINT] = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    batch_size: Annotated[int, about("does not change the numbers", ge=1)] = 8
+    device: Annotated[str, DEVICE] = "auto"
+    precision: Annotated[str, PRECISION] = "auto"
+    submission: Annotated[bool, about("also write VOC's results.tar.gz")] = False
 
 
 @dataclass
-class PredictConfig:
-    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
-    input: str | None = None  # a file, a folder, a pattern, or - for a list on standard input
-    output: str | None = None  # the folder to write to
-    overlays: bool = True  # also write overlays/NAME.png, the mask's colours over the image
-    probabilities: bool = False  # also write NAME.npz, every class's probability at every pixel
-    overwrite: bool = False  # false: go on with what was interrupted; true: do everything again
-    batch_size: int = 8  # at most so many images of one size go through together
-    tile: int | str | None = "auto"  # longest side that goes through at once; auto; null: any
-    flip: bool = False  # average over the image and its mirror image
-    scales: list[float] = field(default_factory=lambda: [1.0])  # average over these sizes
-    device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "auto"  # 32-true, bf16-mixed; auto: as it was trained
-    debug: bool = False  # show the traceback of an error
+class PredictConfig(Schema):
+    checkpoint: Annotated[str, CHECKPOINT] = MISSING
+    input: Annotated[
+        str, about("a file, a folder, a pattern, or - for paths on standard input")
+    ] = MISSING
+    output: Annotated[str, about("the folder to write to")] = MISSING
+    overlays: Annotated[bool, about("also write overlays/NAME.png")] = True
+    probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
+    overwrite: Annotated[bool, about("predict again what is there already")] = False
+    tile: Annotated[
+        int | str | None, about("longest side predicted at once: auto (2048), pixels, or null: any")
+    ] = "auto"
+    flip: Annotated[bool, about("average over the image and its mirror image")] = False
+    scales: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        about("average over the image at these sizes", min_length=1),
+    ] = field(default_factory=lambda: [1.0])
+    device: Annotated[str, DEVICE] = "auto"
+    precision: Annotated[str, PRECISION] = "auto"
 
 
 @dataclass
-class PrepareDataConfig(CommonConfig):
-    processes: int | None = None  # that read the files; null: one a core, fewer for few
-    shards: str | None = None  # a folder to write the splits to, as WebDataset tars for data=shards
+class ExportConfig(Schema):
+    checkpoint: Annotated[str, CHECKPOINT] = MISSING
+    output: Annotated[str, about("the file to write: .onnx, .pt2, .safetensors")] = MISSING
+    format: Annotated[
+        str, one_of("onnx, torch_export or safetensors", "onnx", "torch_export", "safetensors")
+    ] = "onnx"
+    input: Annotated[str, one_of("RGB images: float in [0, 1], or uint8", "float", "uint8")] = (
+        "float"
+    )
+    argmax: Annotated[bool, about("labels instead of scores")] = False
 
 
 @dataclass
-class ImportCaffeConfig:
-    caffemodel: str | None = None  # the file to import
-    model: ModelConfig = field(default_factory=ModelConfig)  # which net it is; vgg16 is one too
-    output: str | None = None  # the .safetensors to write
-    classes: list[str] = field(default_factory=list)  # names; empty: VOC's for 21, else numbers
-    # What the net had subtracted from its images: blue, green, red of 255.
-    mean_bgr: list[float] = field(default_factory=lambda: list(MEAN_BGR))
-    debug: bool = False  # show the traceback of an error
-
-
-@dataclass
-class ExportConfig:
-    checkpoint: str | None = None  # any .ckpt or .safetensors that this project wrote
-    format: str = "onnx"  # onnx, torch_export, safetensors
-    output: str | None = None  # the file to write: .onnx, .pt2, .safetensors
-    input: str = "float"  # RGB images: float in [0, 1], or uint8
-    argmax: bool = False  # labels instead of scores
-    debug: bool = False  # show the traceback of an error
-
-
-@dataclass
-class ExplainConfig(CommonConfig):
-    explain: str = "all"  # or one topic
-    checkpoint: str | None = None  # a trained net for the last topics; null: train a small one
-    image: str | None = None  # an id of data.split to look at; null: one that shows many classes
-    steps: int = 200  # of that training
-
-
-@dataclass
-class AblateConfig:
-    models: list[str] = field(default_factory=list)  # choices of model, of upsampling, and seeds
-    upsamplings: list[str] = field(default_factory=list)  # the first is what others differ from
-    seeds: list[int] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)  # of scripts/train.py, for every run
-    jobs: int = 1  # runs at once; they share out the processor's cores
-    time_rounds: int = 30  # steps of each net to time at the end, in turns; 0: none
-    debug: bool = False  # show the traceback of an error
-
-
-@dataclass
-class BenchmarkConfig(CommonConfig):
+class ImportCaffeConfig(Schema):
+    caffemodel: Annotated[str, about("the file to import")] = MISSING
+    output: Annotated[str, about("the file to write", pattern=r"\.safetensors$")] = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)  # of training steps and crops
-    # nets, sizes, batches, upsampling, loader, evaluation, loop
-    parts: list[str] = field(default_factory=list)
-    quick: bool = False  # a minute or two rather than ten, without memory: for a first look
-    size: list[int] = field(default_factory=lambda: [375, 500])  # of the images: height, width
-    batch_size: int = 1
-    num_classes: int = 21
-    sides: list[int] | None = None  # of the square images of `sizes`; null: 128 to 1024
-    batches: list[int] | None = None  # images at once; null: 1 to 8, on a GPU 1 to 64 of 512 x 512
-    images: int = 16  # of the data set, to evaluate
-    rounds: int = 50  # of each measurement, at most; at least 3 are made
-    seconds: float | None = None  # after which a measurement ends; null: 30, or 2 if quick
-    compile: bool = False  # also this project's net through torch.compile
-    device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "auto"  # 32-true, bf16-mixed; auto: bf16-mixed where the device has it
+    classes: Annotated[list[str], about("class names; empty: VOC's for 21 classes")] = field(
+        default_factory=list
+    )
+    mean_bgr: Annotated[
+        list[float], about("subtracted from its images; BGR of 255", min_length=3, max_length=3)
+    ] = field(default_factory=lambda: list(MEAN_BGR))
 
 
 @dataclass
-class WhereConfig:
-    root: str | None = None  # folder of the data sets; null: where each run had it
+class PrepareDataConfig(Schema):
+    data: DataConfig = field(default_factory=DataConfig)
+    processes: Annotated[int | None, about("that read files; null: one per core", ge=1)] = None
+    shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
 
 
 @dataclass
-class ReportConfig:
-    runs: list[str] = field(default_factory=list)  # folders that train.py or evaluate.py left
-    output: str = "report.html"
-    images: int = 24  # in the gallery, evenly spaced over the ranking by IoU
-    data: WhereConfig = field(default_factory=WhereConfig)
-    device: str = "auto"  # auto, cpu, cuda, mps
-    debug: bool = False  # show the traceback of an error
+class CompareConfig(Schema):
+    runs: Annotated[list[str], about("folders of finished runs")] = field(default_factory=list)
+    sweep: Annotated[str | None, about("folder of a multirun or of stages")] = None
+    images: Annotated[int, about("images in the page's gallery", ge=0)] = 24
+    data_root: Annotated[
+        str | None, about("folder of the data sets; null: as recorded by the runs")
+    ] = None
+    device: Annotated[str, DEVICE] = "auto"
 
 
-SCHEMAS = {  # by script
+@dataclass
+class ExplainConfig(Schema):
+    explain: Annotated[
+        str,
+        one_of(
+            "all, or one topic",
+            "all",
+            "matrix",
+            "arithmetic",
+            "operators",
+            "bilinear",
+            "repeat",
+            "checkerboards",
+            "network",
+            "learning",
+            "deconvnet",
+        ),
+    ] = "all"
+    checkpoint: Annotated[str | None, about("a trained model; null: train a small one")] = None
+    image: Annotated[str | None, about("an image id; null: one with many classes")] = None
+    steps: Annotated[int, about("training steps of the small model", ge=1)] = 200
+    seed: Seed = 0
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class BenchmarkConfig(Schema):
+    quick: Annotated[bool, about("fewer rounds: about two minutes")] = False
+    size: Annotated[
+        list[Positive], about("of the image: [height, width]", min_length=2, max_length=2)
+    ] = field(default_factory=lambda: [375, 500])
+    num_classes: Annotated[int, about("K", ge=2)] = 21
+    rounds: Annotated[int, about("of each measurement", ge=3)] = 15
+    device: Annotated[str, DEVICE] = "auto"
+    precision: Annotated[str, PRECISION] = "auto"
+
+
+SCHEMAS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
+    "export": ExportConfig,
     "import_caffe": ImportCaffeConfig,
     "prepare_data": PrepareDataConfig,
-    "export": ExportConfig,
-    "ablate": AblateConfig,
-    "benchmark": BenchmarkConfig,
+    "compare": CompareConfig,
     "explain": ExplainConfig,
-    "report": ReportConfig,
+    "benchmark": BenchmarkConfig,
+}
+
+T = TypeVar("T")
+
+
+def validate(cfg: DictConfig, schema: type[T]) -> T:
+    """Return settings as an instance of their schema.
+
+    Args:
+        cfg: the settings that Hydra composed.
+        schema: one of `SCHEMAS`.
+
+    Raises:
+        ConfigError: a mandatory value is missing; a value is out of range; a key is unknown.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return TypeAdapter(schema).validate_python(values)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is missing: give {error.full_key}=VALUE") from None
+    except ValidationError as error:
+        raise ConfigError("; ".join(_message(e, schema) for e in error.errors())) from None
+
+
+def _message(error: ErrorDetails, schema: type) -> str:
+    """Return one of pydantic's errors as `key=value must be ...`."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "unexpected_keyword_argument":
+        return unknown_key(key, list(flat_keys(OmegaConf.structured(schema))))
+    rule = error["msg"].replace("Input should be", "must be").replace("should", "must")
+    pattern = str(error.get("ctx", {}).get("pattern", ""))
+    if choices := re.fullmatch(r"\^\(([\w|-]+)\)\$", pattern):
+        rule = f"must be one of {choices[1].replace('|', ', ')}"
+    return f"{key}=" + str(error["input"]) + f": {rule}"
+
+
+# What people type -> the key they mean.
+SYNONYMS = {
+    "learning_rate": "recipe.lr",
+    "lr": "recipe.lr",
+    "batch": "recipe.batch_size",
+    "batch_size": "recipe.batch_size",
+    "wd": "recipe.weight_decay",
+    "weight_decay": "recipe.weight_decay",
+    "optimizer": "recipe.optimizer",
+    "crop": "recipe.crop",
+    "epochs": "trainer.max_epochs",
+    "max_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "max_steps": "trainer.max_steps",
+    "precision": "trainer.precision",
+    "accumulate": "trainer.accumulate_grad_batches",
+    "val_every": "trainer.val_check_interval",
+    "devices": "trainer.devices",
+    "gpus": "trainer.devices",
+    "root": "data.root",
+    "num_workers": "data.num_workers",
+    "workers": "data.num_workers",
+    "classes": "data.classes",
+    "init_from": "model.init_from",
+    "weights": "backbone.weights",
+    "pretrained": "backbone.weights",
+    "output_dir": "hydra.run.dir",
+    "debug": "HYDRA_FULL_ERROR=1 in the environment",
 }
 
 
-@cache
-def register() -> None:
-    """Makes the schemas known to Hydra, as the first default of each root file in `configs/`."""
-    store = ConfigStore.instance()
-    for name, node in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=node)
+def unknown_key(key: str, known: list[str]) -> str:
+    """Return the message for a key that does not exist: the one that was meant, if it is clear."""
+    last = key.split(".")[-1]
+    near = get_close_matches(key, known, n=1, cutoff=0.75)
+    near = near or [k for k in known if k.split(".")[-1] == last]
+    meant = SYNONYMS.get(key) or SYNONYMS.get(last) or next(iter(near), None)
+    hint = f"did you mean {meant}?" if meant else "--help lists all keys"
+    return f"unknown key {key}: {hint}"
+
+
+def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted keys."""
+    if not isinstance(cfg, dict | DictConfig) or not cfg:
+        return {prefix: cfg} if prefix else {}
+    result: dict[str, Any] = {}
+    for key in cfg:
+        missing = isinstance(cfg, DictConfig) and OmegaConf.is_missing(cfg, key)
+        value = MISSING if missing else cfg[key]
+        result |= flat_keys(value, ".".join([prefix, str(key)] if prefix else [str(key)]))
+    return result
+
+
+def learning_rate(recipe: RecipeConfig, model: str) -> float:
+    """Return the learning rate of a model under a recipe.
+
+    Raises:
+        ConfigError: the recipe has none for it.
+    """
+    lr = recipe.lr if recipe.lr is not None else recipe.lr_by_model.get(model)
+    if lr is None:
+        raise ConfigError(
+            f"recipe={recipe.name} has no learning rate for model={model}: set recipe.lr"
+        )
+    return lr
+
+
+def check_training(cfg: TrainConfig) -> None:
+    """Check that settings fit together: combinations that cannot learn are errors.
+
+    Raises:
+        ConfigError: names the keys and the reason.
+    """
+    model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
+    lr, reduction = learning_rate(recipe, model.name), recipe.loss_reduction
+    if recipe.scale[0] > recipe.scale[1]:
+        raise ConfigError(f"recipe.scale={recipe.scale}: must be [from, to] with from <= to")
+    if recipe.crop is None and recipe.scale != [1, 1]:
+        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]")
+    if len(set(cfg.data.classes)) < len(cfg.data.classes):
+        raise ConfigError(f"data.classes={cfg.data.classes}: every name must occur once")
+    if cfg.resume and model.init_from and not cfg.stages:
+        raise ConfigError("resume continues with the run's own weights: leave out model.init_from")
+    if reduction == "mean" and lr < 1e-8:
+        raise ConfigError(
+            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=mean: nothing would be learned; "
+            "raise it, or use sum"
+        )
+    if reduction == "mean":
+        return
+    if lr > 1e-6:
+        raise ConfigError(
+            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over about "
+            "200,000 pixels needs 1e-10 (32s) to 1e-14 (8s); lower it, or use mean"
+        )
+    if trainer.get("accumulate_grad_batches", 1) > 1:
+        raise ConfigError(
+            "recipe.loss_reduction=sum does not fit trainer.accumulate_grad_batches > 1, which "
+            "averages over its batches; use 1, or mean"
+        )
+    if trainer.get("precision") in ("16-mixed", "16-true", 16, "16"):
+        raise ConfigError(
+            f"trainer.precision={trainer['precision']} does not fit recipe.loss_reduction=sum: "
+            "the sum overflows float16; use 32-true or bf16-mixed"
+        )
+    if model.stride < 32 and not (model.init_from or cfg.resume or model.skip_scales):
+        raise ConfigError(
+            f"model={model.name} straight from VGG does not fit recipe={recipe.name}: its unscaled "
+            "skips would drown the scores; set model.init_from to an FCN of the next coarser "
+            "stride, or use model=fcn8s_atonce"
+        )

@@ -1,8 +1,8 @@
-"""One confusion matrix, and the paper's four metrics of it.
+"""One confusion matrix, the paper's four metrics of it, and how certain they are.
 
-n_ij counts the pixels of class i predicted as j; void is counted nowhere; t_i = sum_j n_ij.
-Long et al. 2015, sec. 5. A class that neither truth nor prediction shows has no IoU (NaN) and
-stays out of the mean.
+n_ij counts the pixels of class i predicted as class j, ignored pixels left out; t_i = sum_j n_ij.
+Long et al. 2015, sec. 5. A class that occurs neither in the ground truth nor in the prediction has
+no IoU (NaN) and stays out of the mean.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fcn.config import VOID
 
-TRIMAP_WIDTHS = range(1, 21)  # pixels, of the bands round the borders
+TRIMAP_WIDTHS = range(1, 21)  # pixels, of the bands around boundaries
+RESAMPLES, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap
+CHUNK = 100  # resamples at a time, to bound the memory
 
 
 def confusion_matrix(num_classes: int, *, over_ranks: bool = False) -> MulticlassConfusionMatrix:
-    """An accumulator over batches: update(prediction BHW, target BHW), compute() -> (K, K).
+    """Return an accumulator: update(prediction BHW, target BHW), compute() -> (K, K).
 
-    Args: over_ranks: compute() sums over the processes of a run, all of which must call it.
+    Args:
+        num_classes: K.
+        over_ranks: compute() sums over the processes of a run, all of which must call it.
     """
     return MulticlassConfusionMatrix(
         num_classes, ignore_index=VOID, validate_args=False, sync_on_compute=over_ranks
@@ -29,9 +33,9 @@ def confusion_matrix(num_classes: int, *, over_ranks: bool = False) -> Multiclas
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says. All in 0..1, float64; NaN where nothing can be said."""
+    """The paper's metrics of a confusion matrix, all in 0..1; NaN where they are undefined."""
 
-    confusion: Tensor  # int64 (K, K), rows truth, columns prediction
+    confusion: Tensor  # int64 (K, K), rows ground truth, columns prediction
     iou: Tensor  # float64 (K,)
     accuracy: Tensor  # float64 (K,)
     mean_iou: float
@@ -41,7 +45,7 @@ class Scores:
 
 
 def scores(confusion: Tensor) -> Scores:
-    """The paper's metrics of a confusion matrix, int (K, K)."""
+    """Return the paper's metrics of a confusion matrix, int (K, K)."""
     result = rates(tally(confusion.cpu()))
     return Scores(
         confusion=confusion.cpu().to(torch.int64),
@@ -55,10 +59,15 @@ def scores(confusion: Tensor) -> Scores:
 
 
 def image_confusions(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """The confusion matrix of each image of a batch.
+    """Return the confusion matrix of each image of a batch.
 
-    Args: prediction, target: integers (B, H, W) on one device; target 255 is void.
-    Returns: int64 (B, K, K), rows truth, columns prediction.
+    Args:
+        prediction: integers (B, H, W), 0..K-1.
+        target: integers (B, H, W) on the same device, 255 = ignored.
+        num_classes: K.
+
+    Returns:
+        int64 (B, K, K), rows ground truth, columns prediction.
     """
     b, k = len(target), num_classes
     image = torch.arange(b, device=target.device)[:, None, None].expand_as(target)
@@ -68,9 +77,14 @@ def image_confusions(prediction: Tensor, target: Tensor, num_classes: int) -> Te
 
 
 def tally(confusion: Tensor) -> Tensor:
-    """What the metrics need of confusion matrices, (..., K, K): (..., 3, K) of the same kind.
+    """Return what the metrics need of confusion matrices.
 
-    The three are a class's pixels that are right, those of the truth, and those predicted.
+    Args:
+        confusion: (..., K, K).
+
+    Returns:
+        (..., 3, K): true-positive, ground-truth and predicted pixels of each class. Tallies of
+        images add up.
     """
     return torch.stack(
         (confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)), -2
@@ -78,31 +92,35 @@ def tally(confusion: Tensor) -> Tensor:
 
 
 def rates(tally: Tensor) -> dict[str, Tensor]:
-    """The paper's metrics by the names of `Scores`, of many tallies at once.
+    """Return the paper's metrics, by the names of `Scores`, of many tallies at once.
 
-    Args: tally: (..., 3, K) as the function `tally` gives it; tallies of images add up.
-    Returns: float64, of each class (..., K) and of all together (...).
+    Args:
+        tally: (..., 3, K), of the function `tally`.
+
+    Returns:
+        float64: "iou" and "accuracy" (..., K), the others (...).
     """
-    right, truth, predicted = tally.to(torch.float64).unbind(-2)
-    iou = right / (truth + predicted - right)
-    accuracy = right / truth
+    correct, truth, predicted = tally.to(torch.float64).unbind(-2)
+    iou = correct / (truth + predicted - correct)
+    accuracy = correct / truth
     total = truth.sum(-1)
     return {
         "iou": iou,
         "accuracy": accuracy,
         "mean_iou": iou.nanmean(-1),
-        "pixel_accuracy": right.sum(-1) / total,
+        "pixel_accuracy": correct.sum(-1) / total,
         "mean_accuracy": accuracy.nanmean(-1),
         "frequency_weighted_iou": (truth * iou.nan_to_num()).sum(-1) / total,
     }
 
 
 class Trimap:
-    """Confusion within bands round the borders of the truth, 1 to 20 pixels wide on either side.
+    """Confusion within bands around the boundaries of the ground truth, 1 to 20 pixels wide.
 
-    A border lies between pixels of different labels, void being one: where a data set outlines
-    objects in void, as VOC does, the bands begin at that line's rims. Band w holds the pixels whose
-    centres are at most w from one across a border (Euclidean).
+    A boundary lies between pixels of different labels, the ignored label being one: where a data
+    set outlines objects with ignored pixels, as VOC does, the bands start at the outline's edges.
+    Band w holds the pixels whose centres are at most w from one across a boundary (Euclidean).
+
     Source: Kohli et al. 2009; mean IoU in a trimap as Krähenbühl & Koltun 2011 plot it.
     """
 
@@ -111,23 +129,32 @@ class Trimap:
         self.rings = np.zeros((len(TRIMAP_WIDTHS), k, k), np.int64)  # w - 1 < distance <= w
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Counts a batch. Args: prediction, target: integers (B, H, W); target 255 is void."""
+        """Count a batch.
+
+        Args:
+            prediction: integers (B, H, W), 0..K-1.
+            target: integers (B, H, W), 255 = ignored.
+        """
         rings, k, _ = self.rings.shape
         for predicted, truth in zip(prediction.cpu().numpy(), target.cpu().numpy(), strict=True):
-            ring = np.ceil(border_distance(truth)) - 1
+            ring = np.ceil(boundary_distance(truth)) - 1
             seen = (ring < rings) & (truth != VOID)
             cell = (ring[seen].astype(np.int64) * k + truth[seen]) * k + predicted[seen]
             self.rings += np.bincount(cell, minlength=self.rings.size).reshape(self.rings.shape)
 
     def mean_iou(self) -> list[float]:
-        """Mean IoU of each band, in 0..1, NaN for one without pixels."""
+        """Return the mean IoU of each band, in 0..1; NaN for one without pixels."""
         return [scores(torch.from_numpy(band)).mean_iou for band in self.rings.cumsum(0)]
 
 
-def border_distance(labels: np.ndarray) -> np.ndarray:
-    """From every pixel to the nearest one across a border: (H, W) integers -> float (H, W), >= 1.
+def boundary_distance(labels: np.ndarray) -> np.ndarray:
+    """Return the distance from every pixel to the nearest one across a boundary.
 
-    Without any border, infinite.
+    Args:
+        labels: integers (H, W).
+
+    Returns:
+        float (H, W), at least 1; infinite where there is no boundary.
     """
     from scipy.ndimage import distance_transform_edt  # slow to import
 
@@ -137,3 +164,67 @@ def border_distance(labels: np.ndarray) -> np.ndarray:
         if not own.all():
             distance[own] = distance_transform_edt(own)[own]
     return distance
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval; None where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the whole interval lies on one side of zero, else 0."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Metrics by their names in `rates`, of all images and of every resample of them."""
+
+    whole: dict[str, Tensor]  # (K,) or ()
+    drawn: dict[str, Tensor]  # (R, K) or (R,)
+
+
+def resample(per_image: Tensor) -> Resampled:
+    """Draw N of N images with replacement, `RESAMPLES` times (the bootstrap, Efron 1979).
+
+    The draws depend on N alone, so two runs evaluated on the same images are compared in pairs.
+
+    Args:
+        per_image: int64 (N, 3, K), the tally of each image.
+    """
+    n, _, k = per_image.shape
+    rng, flat = np.random.default_rng(SEED), per_image.reshape(n, 3 * k).double()
+    drawn = []
+    for _ in range(RESAMPLES // CHUNK):
+        times = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), CHUNK))
+        drawn.append((times.double() @ flat).reshape(CHUNK, 3, k))  # exact: counts below 2^53
+    return Resampled(rates(per_image.sum(0)), rates(torch.cat(drawn)))
+
+
+def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> list[Estimate]:
+    """Return a metric of a run with its `LEVEL` interval.
+
+    Args:
+        run: of `resample`.
+        metric: a name in `rates`.
+        minus: another run on the same images, to estimate the difference from it.
+
+    Returns:
+        One estimate per class for "iou" and "accuracy", otherwise one alone.
+    """
+    whole, drawn = run.whole[metric], run.drawn[metric]
+    if minus is not None:
+        whole, drawn = whole - minus.whole[metric], drawn - minus.drawn[metric]
+    tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.nanquantile(drawn.reshape(RESAMPLES, -1), tails, dim=0).tolist()
+    values = whole.reshape(-1).tolist()
+    return [
+        Estimate(*(None if value != value else number for number in (value, a, b)))
+        for value, a, b in zip(values, low, high, strict=True)
+    ]

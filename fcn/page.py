@@ -1,6 +1,6 @@
-"""Pages that open from disk: one HTML file each, its pictures inside, nothing fetched.
+"""HTML pages that open from disk: one file each, with its pictures inside; nothing is fetched.
 
-The look of every page, light and dark, is `page.html`, beside this file.
+`page.html` next to this file holds the look of every page, light and dark.
 """
 
 import base64
@@ -14,7 +14,7 @@ from PIL import Image
 
 @cache
 def templates() -> Environment:
-    """The package's HTML templates by their path below fcn/; they escape whatever is put in."""
+    """Return the package's HTML templates, by their path below fcn/; they escape every value."""
     return Environment(
         loader=PackageLoader("fcn", ""),
         autoescape=True,
@@ -25,43 +25,43 @@ def templates() -> Environment:
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document. Args: title: plain text. body: HTML, taken as it is."""
+    """Return a complete HTML document.
+
+    Args:
+        title: plain text.
+        body: HTML, inserted as it is.
+    """
     return templates().get_template("page.html").render(title=title, body=Markup(body))
 
 
 def figure(image: Image.Image, alt: str, caption: str = "", *, plot: bool = False) -> Markup:
-    """An HTML figure, as wide as there is room for, at most as wide as the image.
+    """Return an HTML figure, as wide as the image unless there is less room.
 
-    Args: alt, caption: plain text. plot: dark ink on white, which is inverted on a dark page; shown
-        at three quarters of its pixels, for screens that have more of them.
+    Args:
+        image: the picture.
+        alt: description in plain text.
+        caption: plain text.
+        plot: dark ink on white: inverted on a dark page, and shown at 3/4 of its pixels.
     """
-    width, height = (round(n * (0.75 if plot else 1)) for n in image.size)
+    kind, scale = ("plot", 0.75) if plot else ("picture", 1)
+    width, height = (round(n * scale) for n in image.size)
+    below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
     return Markup(
         '<figure class="{}"><img src="{}" width="{}" height="{}" alt="{}">{}</figure>'
-    ).format(
-        "plot" if plot else "picture",
-        data_uri(image),
-        width,
-        height,
-        alt,
-        Markup("<figcaption>{}</figcaption>").format(caption) if caption else "",
-    )
+    ).format(kind, data_uri(image), width, height, alt, below)
 
 
-def data_uri(
-    image: Image.Image, *, jpeg_quality: int | None = None, transparent: int | None = None
-) -> str:
-    """The image as the text of a `src` attribute.
+def data_uri(image: Image.Image, jpeg_quality: int | None = None) -> str:
+    """Return an image as the value of a `src` attribute.
 
-    Args: jpeg_quality: 1..95 for a JPEG, as photographs want; else PNG, exact. transparent: the
-        palette entry of a mode "P" image to see through.
+    Args:
+        image: the picture.
+        jpeg_quality: 1..95 for a JPEG, which suits photographs; None: PNG, exact.
     """
     buffer = io.BytesIO()
-    if jpeg_quality is not None:
-        kind = "jpeg"
-        image.convert("RGB").save(buffer, "JPEG", quality=jpeg_quality, optimize=True)
+    kind = "png" if jpeg_quality is None else "jpeg"
+    if jpeg_quality is None:
+        image.save(buffer, "PNG", optimize=True)
     else:
-        kind = "png"
-        how = {} if transparent is None else {"transparency": transparent}
-        image.save(buffer, "PNG", optimize=True, **how)
+        image.convert("RGB").save(buffer, "JPEG", quality=jpeg_quality, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

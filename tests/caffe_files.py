@@ -1,6 +1,5 @@
-"""The authors' nets and Caffe's files, written by hand, and OpenCV, which runs them."""
+"""The authors' networks and Caffe's files, written by hand, and OpenCV, which runs them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ Layers = dict[str, tuple[str, list[np.ndarray]]]  # name -> type, blobs
 
 
 @dataclass
-class CaffeNet:
+class CaffeNetwork:
     """A prototxt, and the blobs of a caffemodel that goes with it."""
 
     rng: np.random.Generator
@@ -80,11 +79,11 @@ class CaffeNet:
         return inputs
 
 
-def authors_net(
+def authors_network(
     model: str, kernels: str = "bilinear", width: int = 4, head: int = 48, classes: int = 21
-) -> CaffeNet:
-    """One of voc-fcn*/deploy.prototxt, narrower; every stream weighs in the scores."""
-    net = CaffeNet(np.random.default_rng(len(model + kernels) + classes))
+) -> CaffeNetwork:
+    """Return one of voc-fcn*/deploy.prototxt, narrower; every stream matters to the scores."""
+    net = CaffeNetwork(np.random.default_rng(len(model + kernels) + classes))
     channels = net.vgg16(width, pad=100)
     net.convolution("fc6", "pool5", (channels, head), 7, 0, np.sqrt(2))
     net.add("relu6", "ReLU", ["fc6"], top="fc6")
@@ -113,8 +112,8 @@ def authors_net(
     return net
 
 
-def vgg16(width: int = 2, head: int = 6) -> CaffeNet:
-    net = CaffeNet(np.random.default_rng(0))
+def vgg16(width: int = 2, head: int = 6) -> CaffeNetwork:
+    net = CaffeNetwork(np.random.default_rng(0))
     channels = net.vgg16(width, pad=1)
     for name, bottom, inputs, outputs in (
         ("fc6", "pool5", channels * 49, head),
@@ -139,7 +138,7 @@ def varint(value: int) -> bytes:
 
 
 def message(number: int, content: bytes | str | int) -> bytes:
-    """A field: an integer, or a length and its bytes."""
+    """Return a protobuf field: an integer, or a length and its bytes."""
     if isinstance(content, int):
         return varint(number << 3) + varint(content)
     raw = content.encode() if isinstance(content, str) else content
@@ -150,12 +149,9 @@ def floats(array: np.ndarray) -> bytes:
     return array.astype("<f4").tobytes()
 
 
-def shape(array: np.ndarray) -> bytes:
-    return message(7, message(1, b"".join(varint(size) for size in array.shape)))
-
-
 def blob(array: np.ndarray) -> bytes:
-    return message(5, floats(array)) + shape(array)
+    shape = message(1, b"".join(varint(size) for size in array.shape))
+    return message(5, floats(array)) + message(7, shape)
 
 
 def legacy_blob(array: np.ndarray) -> bytes:
@@ -163,16 +159,16 @@ def legacy_blob(array: np.ndarray) -> bytes:
     return b"".join(message(n, size) for n, size in enumerate(sizes, 1)) + message(5, floats(array))
 
 
-def caffemodel(layers: Layers, encode: Callable[[np.ndarray], bytes] = blob) -> bytes:
+def caffemodel(layers: Layers) -> bytes:
     result = message(1, "net") + message(100, message(1, "data") + message(2, "Input"))
     for name, (kind, blobs) in layers.items():
         content = message(1, name) + message(2, kind) + message(3, "bottom")
-        result += message(100, content + b"".join(message(7, encode(array)) for array in blobs))
+        result += message(100, content + b"".join(message(7, blob(array)) for array in blobs))
     return result
 
 
 def v1_caffemodel(layers: Layers) -> bytes:
-    """As Caffe wrote them before 2015."""
+    """Return a file as Caffe wrote it before 2015."""
     kinds = {"Convolution": 4, "Deconvolution": 39, "InnerProduct": 14}
     result = message(1, "net")
     for name, (kind, blobs) in layers.items():
@@ -182,19 +178,16 @@ def v1_caffemodel(layers: Layers) -> bytes:
     return result
 
 
-def plain(layers: Layers) -> dict[str, list[np.ndarray]]:
-    return {name: [b.astype(np.float32) for b in blobs] for name, (_, blobs) in layers.items()}
-
-
 def as_read(layers: Layers) -> dict[str, list[torch.Tensor]]:
-    return {name: [torch.from_numpy(b) for b in blobs] for name, blobs in plain(layers).items()}
-
-
-# Both engines.
+    """Return layers as `read_caffemodel` would."""
+    return {
+        name: [torch.from_numpy(np.asarray(blob, np.float32)) for blob in blobs]
+        for name, (_, blobs) in layers.items()
+    }
 
 
 def picture(height: int, width: int) -> np.ndarray:
-    """RGB bytes: coarse patches and noise."""
+    """Return RGB bytes: coarse patches and noise."""
     rng = np.random.default_rng(height * width)
     coarse = rng.integers(0, 200, (-(-height // 16), -(-width // 16), 3))
     patches = coarse.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
@@ -219,13 +212,14 @@ def open_opencv(prototxt: str, path: Path) -> "cv2.dnn.Net":
 
 @torch.inference_mode()
 def run_ours(model: FCN, rgb: np.ndarray) -> np.ndarray:
-    image = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255
-    return model(image)[0].numpy()
+    return model(torch.from_numpy(rgb).permute(2, 0, 1)[None])[0].numpy()
 
 
-def assert_same(net: CaffeNet, path: Path, model: FCN, sizes: list[tuple[int, int]]) -> None:
-    opencv = open_opencv(net.prototxt, path)
-    for size in sizes:
+def assert_same(
+    network: CaffeNetwork, path: Path, model: FCN, sizes: list[tuple[int, int]]
+) -> None:
+    opencv = open_opencv(network.prototxt, path)
+    for size in sizes:  # height, width
         rgb = picture(*size)
         theirs, ours = run_opencv(opencv, rgb), run_ours(model, rgb)
         assert ours.shape == theirs.shape == (model.arguments["num_classes"], *size)

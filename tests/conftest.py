@@ -1,12 +1,13 @@
 import os
 
-# Before torch counts them: tests run a process a core, and so must what they start.
+# Before torch counts them: tests run one process per core, and so must what they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from fcn.config import REPOSITORY, DataConfig
+from fcn import cli
+from fcn.config import (
+    BackboneConfig,
+    DataConfig,
+    ModelConfig,
+    RecipeConfig,
+    TrainConfig,
+)
+from fcn.models.fcn import FCN
 
 
 @pytest.fixture(autouse=True)
@@ -30,20 +39,35 @@ def voc_root() -> Path:
     return Path(os.environ["FCN_VOC_ROOT"])
 
 
-def refusal(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
-    """The one line on stderr of a command that must fail, run in this process."""
-    GlobalHydra.instance().clear()
-    argv, sys.argv = sys.argv, [f"{name}.py", *arguments]
-    try:
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a command in this process: command("train", "key=value", ...) -> what main returned."""
+
+    def run(name: str, *arguments: str) -> Any:
+        GlobalHydra.instance().clear()
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        return cli.run(name)
+
+    return run
+
+
+@pytest.fixture
+def error_line(
+    command: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs a command that must fail with exit code 1; returns its one line on stderr."""
+
+    def run(name: str, *arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(REPOSITORY / "scripts" / f"{name}.py"), run_name="__main__")
-    finally:
-        sys.argv = argv
-    assert stopped.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: "), error
-    assert error.count("\n") == 1, error
-    return error
+            command(name, *arguments)
+        assert stopped.value.code == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: "), error
+        assert error.count("\n") == 1, error
+        return error
+
+    return run
 
 
 class TinyVOC:
@@ -88,7 +112,7 @@ class TinyVOC:
         )
 
     def overrides(self) -> list[str]:
-        """The same as command-line arguments of a script."""
+        """The same as command-line arguments."""
         return [
             "data=voc2012",
             "data.name=tiny",
@@ -98,7 +122,42 @@ class TinyVOC:
             "data.num_workers=0",
         ]
 
+    def training(self, **recipe: Any) -> TrainConfig:
+        """Settings of a run of 8 steps on a very small network; validates at steps 3, 6 and 8."""
+        settings: dict[str, Any] = {
+            "name": "test",
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "batch_size": 2,
+            "crop": 32,
+        }
+        return TrainConfig(
+            data=self.config(),
+            model=ModelConfig(),
+            backbone=BackboneConfig(name="mini", width=4, head_width=8),
+            recipe=RecipeConfig(**settings | recipe),
+            trainer={
+                "max_steps": 8,
+                "val_check_interval": 3,
+                "accelerator": "cpu",
+                "precision": "32-true",
+            },
+        )
+
 
 @pytest.fixture
 def tiny_voc(tmp_path: Path) -> TinyVOC:
     return TinyVOC(tmp_path)
+
+
+def small(**arguments: Any) -> FCN:
+    """A very narrow network of five classes."""
+    return FCN(**{"width": 4, "head_width": 8, "num_classes": 5} | arguments)
+
+
+def with_random_scores(model: FCN) -> FCN:
+    """The model with random score layers, which are zero at the start."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(parameter)
+    return model

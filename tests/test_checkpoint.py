@@ -1,39 +1,62 @@
 import os
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import VGG, VGG16_Weights
+from torchvision.models.vgg import make_layers
 
 import fcn
-from fcn.inference.checkpoint import CheckpointError, read, state_dict, write_safetensors
+from fcn.checkpoint import (
+    CheckpointError,
+    find,
+    initialise,
+    read,
+    state_dict,
+    write_safetensors,
+)
+from fcn.config import ConfigError, UserError
 from fcn.models.fcn import FCN
-from tests.test_fcn import small, with_random_scores
+from tests.conftest import small, with_random_scores
+
+CLASSES = ["a", "b", "c", "d", "e"]
 
 
-def lightning_file(path: Path, model: FCN) -> Path:
-    """What Lightning writes of a SegmentationModule."""
-    about = {"model": model.arguments, "classes": ["a", "b", "c", "d", "e"]}
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"state_dict": state, "hyper_parameters": {"about": about}, "epoch": 0}, path)
+def write(path: Path, model: FCN, classes: list[str] = CLASSES) -> Path:
+    """A file of this project: .safetensors, or .ckpt as Lightning writes a SegmentationModule."""
+    about = {"model": model.arguments, "classes": classes}
+    if path.suffix == ".safetensors":
+        write_safetensors(path, model, about)
+    else:
+        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        torch.save({"state_dict": state, "hyper_parameters": {"about": about}}, path)
     return path
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
 def test_a_loaded_model_scores_as_it_did(tmp_path: Path, kind: str) -> None:
     model = with_random_scores(small(stride=16, upsampling="learned", padding=100)).eval()
-    path = tmp_path / f"model.{kind}"
-    if kind == "ckpt":
-        lightning_file(path, model)
-    else:
-        write_safetensors(path, model, {"classes": ["a", "b", "c", "d", "e"]})
+    path = write(tmp_path / f"model.{kind}", model)
     loaded = fcn.load(path)
     image = torch.rand(1, 3, 40, 50)
     assert torch.equal(loaded(image), model(image))
     assert not loaded.training
-    assert read(path).classes == ["a", "b", "c", "d", "e"]
+    assert read(path).classes == CLASSES
+
+
+def test_a_run_folder_stands_for_its_best_model(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    best = write(tmp_path / "checkpoints" / "best.ckpt", small())
+    assert find(tmp_path) == best
+    final = write(tmp_path / "model.safetensors", small())
+    assert find(tmp_path) == final
+    with pytest.raises(CheckpointError, match=r"best\.ckpt"):
+        find(tmp_path / "checkpoints")
 
 
 class Malicious:
@@ -46,30 +69,30 @@ class Malicious:
         return os.system, (f"touch {self.target}",)
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     target = tmp_path / "created"
     torch.save({"state_dict": Malicious(target)}, tmp_path / "evil.ckpt")
-    with pytest.raises(CheckpointError, match=r"evil\.ckpt: damaged, or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt"):
         fcn.load(tmp_path / "evil.ckpt")
     assert not target.exists()
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_a_cut_file_is_refused(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"model.{kind}"
-    model = small(num_classes=2)
-    if kind == "ckpt":
-        lightning_file(path, model)
-    else:
-        write_safetensors(path, model, {"classes": ["a", "b"]})
+def test_a_damaged_file_is_named(tmp_path: Path, kind: str) -> None:
+    """Cut short at any length; of a safetensors file also with a changed header."""
+    path = write(tmp_path / f"model.{kind}", small(num_classes=2), ["a", "b"])
     whole = path.read_bytes()
-    for length in np.random.default_rng(0).integers(0, len(whole), 20):
-        path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="model"):
+    for share in (0, 0.001, 0.3, 0.7, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(CheckpointError, match=path.name):
+            fcn.load(path)
+    path.write_bytes(whole[:20] + bytes([whole[20] ^ 255]) + whole[21:])
+    if kind == "safetensors":
+        with pytest.raises(CheckpointError, match=path.name):
             fcn.load(path)
 
 
-def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_ours_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         fcn.load(tmp_path / "missing.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
@@ -83,14 +106,104 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
     assert list(state_dict(tmp_path / "plain.ckpt")) == ["weight"]
 
 
-def test_weights_that_do_not_fit_their_description_are_refused(tmp_path: Path) -> None:
-    model = small()
-    path = tmp_path / "model.safetensors"
-    write_safetensors(path, model, {"classes": ["a"] * 5})
-    weights = model.state_dict()
-    weights["score_fr.weight"] = torch.zeros(6, 8, 1, 1)
+def test_weights_that_do_not_fit_their_description_are_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", small())
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
+    weights = small().state_dict() | {"score_fr.weight": torch.zeros(6, 8, 1, 1)}
     save_file({k: v.contiguous() for k, v in weights.items()}, path, metadata)
-    with pytest.raises(CheckpointError, match="do not fit its description"):
+    with pytest.raises(CheckpointError, match="description"):
         fcn.load(path)
+
+
+def torchvision_vgg(width: int = 4, hidden: int = 8) -> VGG:
+    """torchvision's own VGG-16 class, narrow."""
+    stages = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M"] + [512, 512, 512, "M"] * 2
+    layout: Any = [c * width // 64 if isinstance(c, int) else c for c in stages]
+    model = VGG(make_layers(layout), num_classes=10)
+    model.classifier[0] = nn.Linear(8 * width * 49, hidden)
+    model.classifier[3] = nn.Linear(hidden, hidden)
+    return model.eval()
+
+
+def test_a_model_may_start_from_a_file_of_torchvisions_weights(tmp_path: Path) -> None:
+    assert initialise(small(), None, None, CLASSES) is None
+    source = torchvision_vgg().state_dict()
+    torch.save(source, tmp_path / "vgg16.pth")
+    model = small(stride=8)
+    report = initialise(model, None, str(tmp_path / "vgg16.pth"), CLASSES)
+    assert report is not None
+    assert torch.equal(model.state_dict()["backbone.conv1_2.weight"], source["features.2.weight"])
+    assert report.count("reshaped") == 2
+
+
+@pytest.mark.parametrize("name", ["imagenet", "IMAGENET1K_FEATURES"])
+def test_weights_by_name_bring_their_normalisation(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The names and transforms are torchvision's; only the download is replaced."""
+    asked = []
+
+    def get_state_dict(self: Any, **options: Any) -> dict[str, torch.Tensor]:
+        asked.append((self, options))
+        return torchvision_vgg().state_dict()
+
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", get_state_dict)
+    model = small(stride=32)
+    initialise(model, None, name, CLASSES)
+    ((weights, options),) = asked
+    assert options["check_hash"] is True
+    assert weights is VGG16_Weights["IMAGENET1K_V1" if name == "imagenet" else name]
+    transforms = weights.transforms()
+    assert model.mean.flatten().tolist() == pytest.approx(transforms.mean)
+    assert model.std.flatten().tolist() == pytest.approx(transforms.std)
+
+
+def test_without_a_network_the_message_says_which_file_goes_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*arguments: Any, **options: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(UserError) as caught:
+        initialise(small(), None, "imagenet", CLASSES)
+    message = str(caught.value)
+    assert "https://download.pytorch.org/models/vgg16-" in message
+    assert f"{tmp_path}/hub/checkpoints/vgg16-" in message
+    assert "backbone.weights=null" in message
+    with pytest.raises(ConfigError, match="mini"):
+        initialise(small(backbone="mini"), None, "imagenet", CLASSES)
+
+
+def test_a_model_starts_from_a_coarser_one_and_keeps_the_scores_of_shared_classes(
+    tmp_path: Path,
+) -> None:
+    coarse = with_random_scores(small(stride=32, mean=(0.1, 0.2, 0.3))).eval()
+    path = str(write(tmp_path / "coarse.safetensors", coarse))
+    fine = small(stride=16)
+    initialise(fine, path, "imagenet", CLASSES)  # init_from has priority over backbone.weights
+    assert torch.equal(fine.score_fr.weight, coarse.score_fr.weight)
+    assert torch.equal(fine.mean, coarse.mean)
+
+    image = torch.rand(1, 3, 64, 64)
+    mixed = small(stride=32, num_classes=6).eval()
+    report = initialise(mixed, path, None, ["new", "e", "x", "a", "y", "c"])
+    assert report is not None
+    note = next(fate.note for fate in report.fates if fate.name == "score_fr.weight")
+    assert "new, x, y" in note
+    torch.testing.assert_close(mixed(image)[:, [1, 3, 5]], coarse(image)[:, [4, 0, 2]])
+    assert torch.equal(mixed(image)[:, [0, 2, 4]], torch.zeros(1, 3, 64, 64))
+
+    others = small(stride=32)  # as many classes, but others: nothing is inherited
+    report = initialise(others, path, None, ["v", "w", "x", "y", "z"])
+    assert report is not None
+    assert "score_fr.weight" in report.named("initialised")
+    assert not others.score_fr.weight.any()
+
+
+def test_another_backbone_is_named_with_this_ones(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "mini.safetensors", small(backbone="mini")))
+    with pytest.raises(CheckpointError, match=r"mini.*vgg11"):
+        initialise(small(backbone="vgg11"), path, None, CLASSES)

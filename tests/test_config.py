@@ -1,30 +1,33 @@
 """The choices in configs/ against the facts they stand for and the code that takes them."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from fcn import config
-from fcn.app import CONFIGS
-from fcn.checks.training import check, learning_rate
-from fcn.config import ConfigError, TrainConfig
+from fcn.config import (
+    CONFIGS,
+    SCHEMAS,
+    ConfigError,
+    TrainConfig,
+    check_training,
+    learning_rate,
+    validate,
+)
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS
 
 
 def composed(*overrides: str) -> TrainConfig:
-    config.register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg: Any = OmegaConf.to_object(compose("train", list(overrides)))
-    assert isinstance(cfg, TrainConfig)
-    return cfg
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return validate(compose("train", list(overrides)), TrainConfig)
 
 
 def choices(group: str) -> set[str]:
-    return {path.stem for path in Path(CONFIGS, group).glob("*.yaml")}
+    return {path.stem for path in (CONFIGS / group).glob("*.yaml")}
 
 
 def test_every_choice_is_a_file_and_every_file_a_choice() -> None:
@@ -33,6 +36,18 @@ def test_every_choice_is_a_file_and_every_file_a_choice() -> None:
     for group in ("model", "backbone", "upsampling", "data", "recipe"):
         for choice in choices(group):
             assert getattr(composed(f"{group}={choice}"), group).name == choice
+
+
+def test_every_setting_has_a_meaning() -> None:
+    def check(schema: Any, key: str) -> None:
+        for name, field in schema.__dataclass_fields__.items():
+            if hasattr(field.type, "__dataclass_fields__"):
+                check(field.type, f"{key}.{name}")
+            else:
+                assert field.type.__metadata__[0].description, f"{key}.{name}"
+
+    for name, schema in SCHEMAS.items():
+        check(schema, name)
 
 
 @pytest.mark.parametrize(
@@ -48,53 +63,86 @@ def test_the_authors_experiments_are_the_authors(
     name: str, stride: int, lr: float, steps: int, scales: dict[str, float]
 ) -> None:
     cfg = composed(f"experiment={name}", "model.init_from=coarser.ckpt")
-    check(cfg)
+    check_training(cfg)
     assert cfg.model.stride == stride
     assert cfg.model.skip_scales == scales
-    assert cfg.model.padding == 100
-    assert cfg.model.dropout == 0.5
-    assert cfg.backbone.name == "vgg16"
-    assert cfg.backbone.weights == "imagenet"
+    assert (cfg.model.padding, cfg.model.dropout) == (100, 0.5)
+    assert (cfg.backbone.name, cfg.backbone.weights) == ("vgg16", "imagenet")
     assert cfg.upsampling.name == "fixed"
-    assert (cfg.data.name, cfg.data.train_split, cfg.data.val_split) == (
-        "sbd",
-        "train",
-        "seg11valid",
-    )
+    data = cfg.data
+    assert (data.name, data.train_split, data.val_split) == ("sbd", "train", "seg11valid")
     recipe = cfg.recipe
-    assert recipe.name == "heavy"
-    assert learning_rate(recipe, cfg.model) == lr
-    assert recipe.optimizer == "sgd"
-    assert recipe.momentum == 0.99
-    assert recipe.weight_decay == 5e-4
-    assert recipe.bias_lr_factor == 2
-    assert recipe.schedule == "constant"
-    assert recipe.loss_reduction == "sum"
-    assert (recipe.batch_size, recipe.accumulate) == (1, 1)
-    assert (recipe.crop, recipe.flip, recipe.jitter) == (None, False, 0)
-    assert recipe.scale == [1, 1]
-    assert cfg.trainer.max_steps == steps
-    assert cfg.trainer.precision == "32-true"
+    assert learning_rate(recipe, cfg.model.name) == lr
+    assert (recipe.name, recipe.optimizer, recipe.momentum) == ("heavy", "sgd", 0.99)
+    assert (recipe.weight_decay, recipe.bias_lr_factor) == (5e-4, 2)
+    assert (recipe.schedule, recipe.loss_reduction, recipe.batch_size) == ("constant", "sum", 1)
+    assert (recipe.crop, recipe.flip, recipe.jitter, recipe.scale) == (None, False, 0, [1, 1])
+    assert cfg.trainer["max_steps"] == steps
+    assert cfg.trainer["precision"] == "32-true"
+    assert cfg.trainer.get("accumulate_grad_batches", 1) == 1
 
 
 def test_the_accumulated_recipe_is_the_2015_papers() -> None:
     cfg = composed("recipe=accumulated", "backbone=vgg16")
-    check(cfg)
-    assert (cfg.recipe.batch_size, cfg.trainer.accumulate_grad_batches) == (1, 20)
-    assert cfg.recipe.lr == 1e-4
-    assert cfg.recipe.momentum == 0.9
-    assert cfg.recipe.bias_lr_factor == 2
-    assert cfg.recipe.loss_reduction == "mean"
-
-
-def test_finer_strides_straight_from_vgg_are_refused_under_heavy() -> None:
-    for name in ("voc_fcn16s", "voc_fcn8s"):
-        with pytest.raises(ConfigError, match=r"give model\.init_from"):
-            check(composed(f"experiment={name}"))
-    check(composed("experiment=voc_fcn8s_atonce"))
-    check(composed("experiment=voc_fcn32s"))
+    check_training(cfg)
+    assert (cfg.recipe.batch_size, cfg.trainer["accumulate_grad_batches"]) == (1, 20)
+    assert (cfg.recipe.lr, cfg.recipe.momentum) == (1e-4, 0.9)
+    assert (cfg.recipe.bias_lr_factor, cfg.recipe.loss_reduction) == (2, "mean")
+    assert cfg.trainer["val_check_interval"] == 20 * 500
 
 
 def test_an_explicit_rate_wins() -> None:
     cfg = composed("recipe=heavy", "model=fcn32s", "recipe.lr=3e-11")
-    assert learning_rate(cfg.recipe, cfg.model) == 3e-11
+    assert learning_rate(cfg.recipe, cfg.model.name) == 3e-11
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["recipe=heavy", "model=fcn8s"],  # straight from VGG
+        ["recipe=sample", "recipe.loss_reduction=sum"],  # lr of a mean loss
+        ["recipe=heavy", "model=fcn32s", "recipe.loss_reduction=mean"],  # lr of a summed loss
+        ["recipe=heavy", "model=fcn32s", "+trainer.accumulate_grad_batches=2"],
+        ["recipe=heavy", "model=fcn32s", "trainer.precision=16-mixed"],
+        ["recipe=heavy", "model=fcn32s", "recipe.scale=[0.5,1]"],  # whole images
+        ["recipe.scale=[2,1]"],
+    ],
+)
+def test_settings_that_cannot_learn_are_errors(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match="recipe"):
+        check_training(composed(*overrides))
+
+
+# Values that each of these settings must not take.
+INVALID: dict[str, list[Any]] = {
+    "seed": [-1, 2**32],
+    "data.ignore_index": [-1, 256],
+    "data.num_workers": [-1],
+    "data.checksum": ["md5:1"],
+    "data.root": [""],
+    "model.dropout": [-0.1, 1.0, float("nan")],
+    "backbone.width": [0],
+    "recipe.lr": [0.0, -1.0, float("inf")],
+    "recipe.optimizer": ["adam"],
+    "recipe.schedule": ["step"],
+    "recipe.loss_reduction": ["none"],
+    "recipe.momentum": [-0.1, 1.0],
+    "recipe.ema_decay": [-0.1, 1.0],
+    "recipe.weight_decay": [-0.1],
+    "recipe.jitter": [-0.1, 1.1],
+    "recipe.warmup_steps": [-1],
+    "recipe.batch_size": [0],
+    "recipe.crop": [0],
+    "recipe.scale": [[0.0, 1.0], [1.0], []],
+}
+
+
+@pytest.mark.parametrize(("key", "values"), INVALID.items())
+def test_a_value_out_of_range_is_named_with_its_key(key: str, values: list[Any]) -> None:
+    cfg = OmegaConf.structured(composed())
+    assert validate(cfg, TrainConfig)
+    for value in values:
+        changed = cfg.copy()
+        OmegaConf.update(changed, key, value)
+        with pytest.raises(ConfigError, match=f"{key}"):
+            validate(changed, TrainConfig)

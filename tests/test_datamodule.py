@@ -1,26 +1,46 @@
+import multiprocessing
 import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from fcn.config import RecipeConfig
 from fcn.data.datamodule import (
     EvaluationSamples,
+    SameSizeBatches,
+    SegmentationData,
     TrainingBatches,
     TrainingSamples,
     evaluation_loader,
+    evaluation_processes,
+    leave_process_group,
     loading_processes,
-    open_split,
-    refuse_overlap,
 )
-from fcn.data.reading import DataError
+from fcn.data.dataset import DataError
+from fcn.data.layouts import open_split
 from fcn.data.transforms import train_transform
 from tests.conftest import TinyVOC
 
 
+def test_batches_have_these_images_and_seeds() -> None:
+    """Stored: a run that is resumed with another version continues in the same order."""
+    assert list(TrainingBatches(5, 2, 4, seed=7)) == [
+        [(2, 2028854884), (0, 582607262)],
+        [(4, 1060258595), (1, 1060801321)],
+        [(3, 3210196619), (3, 4109687493)],
+        [(0, 3434892207), (2, 1773801028)],
+    ]
+
+
 def test_batches_depend_on_the_seed_and_start_anywhere() -> None:
     whole = list(TrainingBatches(10, 3, 20, seed=1))
-    assert whole == list(TrainingBatches(10, 3, 20, seed=1))
     assert whole != list(TrainingBatches(10, 3, 20, seed=2))
     rest = TrainingBatches(10, 3, 20, seed=1)
     rest.start = 13
@@ -28,14 +48,35 @@ def test_batches_depend_on_the_seed_and_start_anywhere() -> None:
     assert len(rest) == 20
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_take_the_batches_of_one_process_alternately(world: int) -> None:
+    ranks = [list(TrainingBatches(10, 2, 5, 1, rank, world)) for rank in range(world)]
+    merged = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert merged == list(TrainingBatches(10, 2, 5 * world, 1))
+    drawn = [index for batch in merged for index, _ in batch]
+    assert sorted(drawn[:10]) == list(range(10))  # an epoch
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_evaluation_counts_every_image_once_over_ranks(world: int) -> None:
+    sizes = [(4, 3), (3, 4), (4, 3), (4, 3), (3, 4), (5, 5), (4, 3)]
+    ranks = [list(SameSizeBatches(sizes, 3, rank, world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for rank in ranks for batch in rank]
+    assert Counter(i for batch in batches for i in batch if i >= 0) == dict.fromkeys(range(7), 1)
+    for batch in batches:
+        assert len({sizes[i if i >= 0 else ~i] for i in batch}) == 1
+        assert len(batch) <= 3
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC, workers: int) -> None:
-    files = open_split(tiny_voc.config(), "train")
-    samples = TrainingSamples(files, train_transform(32, [0.5, 2.0], True, 0.5))
+    dataset = open_split(tiny_voc.config(), "train")
+    samples = TrainingSamples(dataset, train_transform(32, [0.5, 2.0], True, 0.5))
 
     def load(num_workers: int) -> list[torch.Tensor]:
-        torch.manual_seed(num_workers)  # of the process: must not matter
-        batches = TrainingBatches(len(files), 2, 5, seed=3)
+        torch.manual_seed(num_workers)  # must not matter
+        batches = TrainingBatches(len(dataset), 2, 5, seed=3)
         loader = DataLoader(samples, batch_sampler=batches, num_workers=num_workers)
         return [part for batch in loader for part in batch]
 
@@ -43,33 +84,87 @@ def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC, worke
 
 
 def test_drawing_a_sample_leaves_the_global_generator_alone(tiny_voc: TinyVOC) -> None:
-    files = open_split(tiny_voc.config(), "train")
+    dataset = open_split(tiny_voc.config(), "train")
     before = torch.get_rng_state()
-    TrainingSamples(files, train_transform(32, [0.5, 2.0], True, 0.5))[(0, 5)]
+    TrainingSamples(dataset, train_transform(32, [0.5, 2.0], True, 0.5))[(0, 5)]
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_images_that_fill_up_a_rank_are_void(tiny_voc: TinyVOC) -> None:
+def test_a_negative_index_is_an_image_without_a_target(tiny_voc: TinyVOC) -> None:
     samples = EvaluationSamples(open_split(tiny_voc.config(), "val"))
     image, target = samples[~1]
     assert torch.equal(image, samples[1][0])
     assert (target == 255).all()
 
 
-def test_evaluation_keeps_images_whole(tiny_voc: TinyVOC) -> None:
-    files = open_split(tiny_voc.config(), "train")
-    shapes = [tuple(image.shape) for image, _ in evaluation_loader(files, 2)]
-    assert shapes == [(2, 3, 50, 40), (2, 3, 48, 64)]
+def test_evaluation_keeps_images_as_they_are(tiny_voc: TinyVOC) -> None:
+    dataset = open_split(tiny_voc.config(), "train")
+    batches = list(evaluation_loader(dataset, 2))
+    assert [tuple(image.shape) for image, _ in batches] == [(2, 3, 50, 40), (2, 3, 48, 64)]
+    assert {image.dtype for batch in batches for image in batch} == {torch.uint8}
+    assert torch.equal(batches[0][0][1], dataset[2][0])
 
 
-def test_overlap_is_refused_by_name(tiny_voc: TinyVOC) -> None:
-    tiny_voc.listing("val").write_text("v0\nt2\n")
-    train, val = (open_split(tiny_voc.config(), split) for split in ("train", "val"))
-    with pytest.raises(DataError, match=r"1 images are in both .*t2 among them"):
-        refuse_overlap(train, val)
-
-
-def test_as_many_processes_load_as_the_machine_can_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loading_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert [loading_processes(None, n) for n in (1, 2, 4, 12, 100)] == [8, 6, 3, 1, 1]
     assert [loading_processes(n, 2) for n in (0, 30)] == [0, 30]
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [evaluation_processes(None, device, 2) for device in (cpu, cuda)] == [0, 6]
+    assert evaluation_processes(3, cpu) == 3
+
+
+def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> None:
+    """6 steps of 2 batches; after step 4, the loader starts at batch 8 of 12."""
+    recipe = RecipeConfig(name="test", batch_size=3, crop=16)
+    data = SegmentationData(tiny_voc.config(), recipe, seed=1)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_step=4, max_steps=6, accumulate_grad_batches=2, num_devices=1, global_rank=0,
+        world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )  # fmt: skip
+    batches = list(data.train_dataloader())
+    assert len(batches) == 12 - 8
+    assert batches[0][0].shape == (3, 3, 16, 16)
+    expected = list(TrainingBatches(4, 3, 12, seed=1))[8]
+    assert data.training_ids(8) == [f"t{index}" for index, _ in expected]
+    assert [len(image) for image, _ in data.val_dataloader()] == [1, 1]  # 3 // 2 at a time
+
+
+def test_overlapping_splits_are_an_error_at_once(tiny_voc: TinyVOC) -> None:
+    tiny_voc.listing("val").write_text("v0\nt2\n")
+    with pytest.raises(DataError, match="t2"):
+        SegmentationData(tiny_voc.config(), RecipeConfig(name="test"), seed=0)
+
+
+class Slow(Dataset[int]):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.05)
+        return index
+
+
+def interrupted(result: Path) -> None:
+    """Signals itself and its workers, reads on, and ends without closing its loader."""
+    os.setsid()
+    heard: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    for number in numbers:
+        signal.signal(number, lambda number, _: heard.append(number))
+    batches = iter(DataLoader(Slow(), num_workers=2, worker_init_fn=leave_process_group))
+    got = [int(next(batches)) for _ in range(2)]
+    for number in numbers:
+        os.killpg(os.getpgrp(), number)
+    got += [int(next(batches)) for _ in range(6)]
+    sys.modules["kept"] = batches  # type: ignore[assignment]
+    result.write_text(f"{heard == list(numbers)} {got}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs process groups and fork")
+def test_signals_to_the_group_leave_the_batches_and_exit_does_not_hang(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=interrupted, args=[tmp_path / "r"])
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert (tmp_path / "r").read_text() == f"True {list(range(8))}"

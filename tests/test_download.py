@@ -1,4 +1,4 @@
-"""Fetching, against servers and archives of the test's own; nothing leaves this machine."""
+"""Fetching from servers and archives of the tests; nothing leaves this machine."""
 
 import hashlib
 import io
@@ -9,95 +9,91 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
+from scipy.io import savemat
 from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from fcn.checks.training import check_data
 from fcn.config import ConfigError, DataConfig
-from fcn.data import official
-from fcn.data.reading import DataError
+from fcn.data import download
+from fcn.data.dataset import DataError
+from fcn.data.download import Archive, build_voc_aug, fetch
+from fcn.data.layouts import open_split
 from tests.conftest import TinyVOC
 
 GONE = "http://127.0.0.1:9"  # the discard port: nothing listens
+QUIET = Console(quiet=True)
 
 
 class Server:
-    """Serves files by name. `cut` drops each connection after so many bytes of a body."""
+    """Serves `files` by their path."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str | None]] = []  # path, Range
-        self.cut: int | None = None
-        self.ranges = True
+        self.asked: list[str] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                wanted = self.headers.get("Range")
-                server.asked.append((self.path, wanted))
+                server.asked.append(self.path)
                 body = server.files.get(self.path)
                 if body is None:
                     self.send_error(404)
                     return
-                start = int(wanted.removeprefix("bytes=")[:-1]) if wanted and server.ranges else 0
-                if start and start >= len(body):
-                    self.send_error(416)
-                    return
-                self.send_response(206 if start else 200)
-                html = self.path.endswith(".html")
-                self.send_header("Content-Type", "text/html" if html else "application/x-tar")
-                self.send_header("Content-Length", str(len(body) - start))
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body[start:][: server.cut])
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
-        self.thread.start()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     running = Server()
+    thread = threading.Thread(target=running.http.serve_forever, args=(0.01,))
+    thread.start()
     yield running
     running.http.shutdown()
     running.http.server_close()
-    running.thread.join()
+    thread.join()
+
+
+def packed(folder: Path, name: str, *more: tarfile.TarInfo) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.add(folder, name)
+        for member in more:
+            archive.addfile(member)
+    return stream.getvalue()
+
+
+def md5(data: bytes) -> str:
+    return f"md5:{hashlib.md5(data).hexdigest()}"
 
 
 @pytest.fixture
 def tar(tiny_voc: TinyVOC, server: Server, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """An archive of the tiny data set, which takes VOC2012's place; the server has it."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(tiny_voc.folder, "TrainVal/VOCdevkit/VOC2012")
-    data = packed.getvalue()
+    """An archive of the tiny data set in place of VOC2012's; the server has it."""
+    data = packed(tiny_voc.folder, "TrainVal/VOCdevkit/VOC2012")
     server.files["/voc.tar"] = data
-    voc2012 = official.Archive(
-        "voc.tar", (f"{server.url}/voc.tar",), (f"md5:{md5(data)}",), "VOCdevkit/VOC2012"
-    )
-    monkeypatch.setattr(official, "VOC2012", voc2012)
+    use(monkeypatch, Archive("voc.tar", md5(data), download.VOC2012, (f"{server.url}/voc.tar",)))
     return data
 
 
-def md5(data: bytes) -> str:
-    return hashlib.md5(data).hexdigest()
+def use(monkeypatch: pytest.MonkeyPatch, *archives: Archive) -> None:
+    monkeypatch.setattr(download, "ARCHIVES", archives)
 
 
 def config(root: Path, **more: str) -> DataConfig:
     return DataConfig("voc2012", root=str(root), folder="VOCdevkit/VOC2012", download=True, **more)
-
-
-def fetch(cfg: DataConfig) -> str:
-    """Fetches; returns what was printed."""
-    console = Console(file=io.StringIO(), width=200)
-    official.fetch(cfg, console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -109,181 +105,180 @@ def visible(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name != ".download.lock")
 
 
-def test_addresses_and_checksums_are_torchvisions() -> None:
-    for year, archive in (("2011", official.VOC2011), ("2012", official.VOC2012)):
+def test_the_official_archives_are_those_of_torchvision() -> None:
+    voc2012, voc2011, sbd = download.ARCHIVES
+    for year, archive in (("2011", voc2011), ("2012", voc2012)):
         theirs = DATASET_YEAR_DICT[year]
         assert archive.file == theirs["filename"]
-        assert f"md5:{theirs['md5']}" in archive.checksums
-        assert theirs["base_dir"].endswith(archive.place)
-    assert f"md5:{SBDataset.md5}" in official.SBD.checksums
-    assert official.SBD.file == SBDataset.filename
+        assert archive.checksum == f"md5:{theirs['md5']}"
+        assert theirs["base_dir"].endswith(str(archive.folder))
+    assert (sbd.file, sbd.checksum) == (SBDataset.filename, f"md5:{SBDataset.md5}")
+    assert all(url.endswith(archive.file) for archive in download.ARCHIVES for url in archive.urls)
 
 
-def test_what_is_fetched_is_whole_and_fetched_once(
+def test_an_archive_is_downloaded_once_and_unpacked(
     tiny_voc: TinyVOC, server: Server, tar: bytes, tmp_path: Path
 ) -> None:
-    root = tmp_path / "new" / "data"
-    assert f"verified, md5:{md5(tar)}" in fetch(config(root))
+    root, console = tmp_path / "new" / "data", Console(file=io.StringIO(), width=200)
+    fetch(config(root), console)
+    assert f"verified, {md5(tar)}" in console.file.getvalue()  # type: ignore[attr-defined]
     assert contents(root / "VOCdevkit" / "VOC2012") == contents(tiny_voc.folder)
     assert visible(root) == ["VOCdevkit"]
-    assert fetch(config(root)) == ""
-    assert server.asked == [("/voc.tar", None)]
+    fetch(config(root), QUIET)
+    assert server.asked == ["/voc.tar"]
 
 
-def test_dropped_connections_are_taken_up_where_they_broke(
-    server: Server, tar: bytes, tmp_path: Path
-) -> None:
-    server.cut = len(tar) // 3 + 1
-    fetch(config(tmp_path / "data"))
-    ranges = [None, f"bytes={server.cut}-", f"bytes={2 * server.cut}-"]
-    assert server.asked == [("/voc.tar", r) for r in ranges]
-
-
-def test_an_interrupted_download_goes_on(server: Server, tar: bytes, tmp_path: Path) -> None:
-    (tmp_path / "voc.tar.part").write_bytes(tar[:5000])
-    fetch(config(tmp_path))
-    assert server.asked == [("/voc.tar", "bytes=5000-")]
-
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "voc.tar.part").write_bytes(tar)  # whole, but was not unpacked
-    fetch(config(tmp_path / "other"))
-    assert visible(tmp_path / "other") == ["VOCdevkit"]
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_bad_beginning_is_thrown_away(
-    server: Server, tar: bytes, tmp_path: Path, ranges: bool
-) -> None:
-    server.ranges = ranges  # a server that knows no ranges begins anew by itself
-    (tmp_path / "voc.tar.part").write_bytes(b"x" * 5000)
-    fetch(config(tmp_path))
-    assert visible(tmp_path) == ["VOCdevkit", "tiny"]
-    assert len(server.asked) == (2 if ranges else 1)
-
-
-def test_mirrors_are_tried_in_turn(
+def test_mirrors_are_tried_in_order_and_every_failure_is_named(
     server: Server, tar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.files |= {"/bad.tar": tar[:-1] + b"x", "/sorry.html": b"<html>blocked</html>"}
-    urls = (f"{GONE}/voc.tar", *(f"{server.url}/{n}" for n in ("no", "sorry.html", "bad.tar")))
-    chain = replace(official.VOC2012, urls=(*urls, f"{server.url}/voc.tar"))
-    monkeypatch.setattr(official, "VOC2012", chain)
-    fetch(config(tmp_path / "data"))
-    assert [path for path, _ in server.asked] == ["/no", "/sorry.html", "/bad.tar", "/voc.tar"]
-
-    monkeypatch.setattr(official, "VOC2012", replace(chain, urls=urls))
-    with pytest.raises(DataError) as error:
-        fetch(config(tmp_path / "none"))
-    message = str(error.value)
-    assert "voc.tar could not be fetched" in message
-    assert "Connection refused" in message
-    assert "Not Found" in message
-    assert "answers with a web page" in message
-    assert f"/bad.tar: its checksum md5:{md5(server.files['/bad.tar'])} is not" in message
-    assert f"put it at {tmp_path / 'none' / 'voc.tar'} and run this again" in message
+    server.files["/bad.tar"] = tar[:-1] + b"x"
+    urls = (f"{GONE}/voc.tar", f"{server.url}/no", f"{server.url}/bad.tar")
+    archive = download.ARCHIVES[0]
+    use(monkeypatch, replace(archive, urls=(*urls, f"{server.url}/voc.tar")))
+    fetch(config(tmp_path / "data"), QUIET)
+    assert server.asked == ["/no", "/bad.tar", "/voc.tar"]
+    use(monkeypatch, replace(archive, urls=urls))
+    with pytest.raises(DataError, match=r"voc\.tar could not be downloaded") as error:
+        fetch(config(tmp_path / "none"), QUIET)
+    for part in ("refused", "404", md5(server.files["/bad.tar"]), f"{tmp_path}/none/voc.tar"):
+        assert part in str(error.value)
+    assert visible(tmp_path / "none") == []
 
 
-def test_an_archive_put_there_by_hand_is_used_and_stays(
+def test_an_archive_placed_by_hand_is_used_and_kept(
     server: Server, tar: bytes, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
     root.mkdir()
     (root / "voc.tar").write_bytes(tar)
-    fetch(config(root))
+    fetch(config(root), QUIET)
     assert visible(root) == ["VOCdevkit", "voc.tar"]
     assert server.asked == []
-
     (tmp_path / "voc.tar").write_bytes(tar[:-1])
-    with pytest.raises(DataError, match=r"voc\.tar: its checksum .* is not .* replace it"):
-        fetch(config(tmp_path))
+    with pytest.raises(DataError, match=r"voc\.tar: the checksum is .* instead of"):
+        fetch(config(tmp_path), QUIET)
     assert (tmp_path / "voc.tar").read_bytes() == tar[:-1]
 
 
-@pytest.mark.parametrize("kind", ["file", "path", "folder", "folder path"])
-def test_an_address_of_ones_own(tar: bytes, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["file", "folder", "address", "address of a folder"])
+def test_data_url_replaces_the_addresses(
+    server: Server, tar: bytes, tmp_path: Path, kind: str
+) -> None:
     mirror = tmp_path / "a mirror"
     mirror.mkdir()
     (mirror / "voc.tar").write_bytes(tar)
+    server.files["/mine/voc.tar"] = tar
     url = {
-        "file": (mirror / "voc.tar").as_uri(),
-        "path": str(mirror / "voc.tar"),
-        "folder": mirror.as_uri() + "/",
-        "folder path": str(mirror),
+        "file": f"{mirror}/voc.tar",
+        "folder": str(mirror),
+        "address": f"{server.url}/mine/voc.tar",
+        "address of a folder": f"{server.url}/mine/",
     }[kind]
-    fetch(config(tmp_path / "data", url=url))
+    fetch(config(tmp_path / "data", url=url), QUIET)
     assert visible(tmp_path / "data") == ["VOCdevkit"]
     assert (mirror / "voc.tar").read_bytes() == tar
+    with pytest.raises(DataError, match=r"none\.tar"):
+        fetch(config(tmp_path / "other", url=str(mirror / "none.tar")), QUIET)
 
 
-def test_another_file_at_ones_own_address_wants_its_checksum(
-    server: Server, tar: bytes, tmp_path: Path
+@pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
+def test_another_archive_needs_its_checksum(
+    server: Server, tar: bytes, tmp_path: Path, algorithm: str
 ) -> None:
     other = tar + bytes(512)
     server.files["/mine.tar"] = other
-    mine = f"{server.url}/mine.tar"
-    with pytest.raises(DataError, match=f"give data.checksum=md5:{md5(other)}, and .*part is used"):
-        fetch(config(tmp_path / "data", url=mine))
-    assert visible(tmp_path / "data") == ["voc.tar.part"]  # not lost, and not unpacked
-    for algorithm in ("md5", "sha256"):
-        checksum = f"{algorithm}:{hashlib.new(algorithm, other).hexdigest()}"
-        root = tmp_path / ("data" if algorithm == "md5" else "again")
-        fetch(config(root, url=mine, checksum=checksum))
-        assert visible(root) == ["VOCdevkit"]
+    data = config(tmp_path / "data", url=f"{server.url}/mine.tar")
+    with pytest.raises(DataError, match=f"data.checksum={md5(other)}"):
+        fetch(data, QUIET)
+    checksum = f"{algorithm}:{hashlib.new(algorithm, other).hexdigest()}"
+    fetch(replace(data, checksum=checksum), QUIET)
+    assert visible(tmp_path / "data") == ["VOCdevkit"]
 
 
-def test_settings_that_do_not_fit_are_refused(tar: bytes, tmp_path: Path) -> None:
-    for wrong, words in (
-        ({"url": "x", "download": False}, "add data.download=true"),
-        ({"checksum": f"md5:{'0' * 32}"}, "give that too"),
-        ({"url": "x", "checksum": "0" * 32}, "data.checksum must be"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            check_data(replace(config(tmp_path), **wrong))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="nothing is known to fetch for data=folder"):
-        fetch(DataConfig("folder", layout="folder", root=str(tmp_path), download=True))
-    sbd = DataConfig("sbd", layout="sbd", root=str(tmp_path), download=True, url="x.tar")
-    with pytest.raises(ConfigError, match="needs 2 archives; give the folder"):
-        fetch(sbd)
+def test_only_official_data_can_be_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data=folder cannot be downloaded"):
+        fetch(DataConfig("folder", layout="folder", root=str(tmp_path)), QUIET)
+    sbd = DataConfig("sbd", layout="sbd", root=str(tmp_path), url="x.tar")
+    with pytest.raises(ConfigError, match="needs 2 archives"):
+        fetch(sbd, QUIET)
+    fetch(DataConfig("shapes", layout="shapes", root=str(tmp_path)), QUIET)  # nothing to do
 
 
-def evil(kind: str) -> tarfile.TarInfo:
-    member = tarfile.TarInfo("../outside.txt" if kind == "above" else "link")
-    if kind == "link":
-        member.type, member.linkname = tarfile.SYMTYPE, "../../outside"
-    return member
-
-
-@pytest.mark.parametrize("kind", ["above", "link"])
-def test_members_that_would_leave_the_folder_are_refused(
-    server: Server, tar: bytes, tmp_path: Path, kind: str
+def test_unsuitable_archives_leave_nothing(
+    tiny_voc: TinyVOC, server: Server, tar: bytes, tmp_path: Path
 ) -> None:
-    packed = io.BytesIO(tar)
-    with tarfile.open(fileobj=packed, mode="a") as archive:
-        archive.addfile(evil(kind))
-    data = packed.getvalue()
-    server.files["/mine.tar"] = data
-    cfg = config(tmp_path / "data", url=f"{server.url}/mine.tar", checksum=f"md5:{md5(data)}")
-    with pytest.raises(DataError, match=r"voc\.tar: refused, as it would write elsewhere"):
-        fetch(cfg)
-    assert visible(tmp_path / "data") == ["voc.tar"]  # nothing of it was put in place
+    above = tarfile.TarInfo("../outside.txt")
+    cases = [
+        (b"not a tar file" * 100, "cannot be unpacked"),
+        (tar[: len(tar) // 2], "cannot be unpacked"),
+        (packed(tiny_voc.folder, "elsewhere"), "does not hold VOCdevkit/VOC2012"),
+        (packed(tiny_voc.folder, "VOCdevkit/VOC2012", above), "outside"),
+    ]
+    for data, words in cases:
+        server.files["/mine.tar"] = data
+        url = f"{server.url}/mine.tar"
+        with pytest.raises(DataError, match=rf"voc\.tar: .*{words}"):
+            fetch(config(tmp_path / "data", url=url, checksum=md5(data)), QUIET)
+        assert visible(tmp_path / "data") == ["voc.tar"]
+        (tmp_path / "data" / "voc.tar").unlink()
     assert not (tmp_path / "data" / "outside.txt").exists()
 
 
-@pytest.mark.parametrize("data", [b"not a tar file" * 100, b""])
-def test_no_archive_at_all(server: Server, tar: bytes, tmp_path: Path, data: bytes) -> None:
-    server.files["/mine.tar"] = data
-    cfg = config(tmp_path / "data", url=f"{server.url}/mine.tar", checksum=f"md5:{md5(data)}")
-    with pytest.raises(DataError, match=r"voc\.tar: no tar file, or damaged"):
-        fetch(cfg)
+@pytest.fixture
+def both(tiny_voc: TinyVOC) -> tuple[Path, Path]:
+    """VOC2012 with t0..t3 and v0, v1; SBD with v0 too, with t1, and with two of its own."""
+    dataset = tiny_voc.root / "benchmark_RELEASE" / "dataset"
+    (dataset / "cls").mkdir(parents=True)
+    (dataset / "train.txt").write_text("t1\ns1\n")
+    (dataset / "val.txt").write_text("v0\ns0\n")
+    for number, name in enumerate(("t1", "s1", "v0", "s0")):
+        labels = np.full((50, 40), 17 + number, np.uint8)
+        savemat(dataset / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": labels}})
+    for name in ("s0", "s1"):
+        Image.new("RGB", (40, 50)).save(tiny_voc.image(name))
+    (tiny_voc.root / "VOCdevkit").mkdir()
+    tiny_voc.folder.rename(tiny_voc.root / "VOCdevkit" / "VOC2012")
+    return tiny_voc.root / "VOCdevkit" / "VOC2012", dataset
 
 
-def test_an_archive_of_other_data_is_named(
-    server: Server, tiny_voc: TinyVOC, tar: bytes, tmp_path: Path
-) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        archive.add(tiny_voc.folder, "elsewhere")
-    server.files["/mine.tar"] = packed.getvalue()
-    checksum = f"md5:{md5(packed.getvalue())}"
-    with pytest.raises(DataError, match=r"voc\.tar: holds no VOCdevkit/VOC2012"):
-        fetch(config(tmp_path / "data", url=f"{server.url}/mine.tar", checksum=checksum))
+def test_voc_aug_has_vocs_masks_and_sbds_for_the_rest(both: tuple[Path, Path]) -> None:
+    voc2012, _ = both
+    data = DataConfig("voc_aug", root=str(voc2012.parents[1]), folder="VOCdevkit/VOC2012")
+    data.masks = "SegmentationClassAug"
+    fetch(data, QUIET)  # both archives are there: it only builds
+    train, val = open_split(data, "trainaug"), open_split(data, "val")
+    assert train.ids == ["s0", "s1", "t0", "t1", "t2", "t3"]  # without v0, which is in val
+    assert [int(train[i][1].max()) for i in (0, 1)] == [20, 18]
+    with Image.open(voc2012 / "SegmentationClassAug" / "s0.png") as mask:
+        assert mask.mode == "P"
+    for pair in (*train.pairs[2:], *val.pairs):
+        own = voc2012 / "SegmentationClass" / f"{pair.id}.png"
+        with pair.mask.open("rb") as file:
+            assert file.read() == own.read_bytes()
+    fetch(data, QUIET)
+
+
+def test_an_existing_list_of_trainaug_is_kept(both: tuple[Path, Path]) -> None:
+    listing = both[0] / "ImageSets" / "Segmentation" / "trainaug.txt"
+    listing.write_text("t0\n")
+    build_voc_aug(*both, QUIET)
+    assert listing.read_text() == "t0\n"
+
+
+def test_a_damaged_mask_leaves_voc_aug_unbuilt(both: tuple[Path, Path]) -> None:
+    voc2012, dataset = both
+    (dataset / "cls" / "s0.mat").write_bytes(b"")
+    with pytest.raises(DataError, match=r"s0\.mat: unreadable mask"):
+        build_voc_aug(voc2012, dataset, QUIET)
+    assert not (voc2012 / "SegmentationClassAug").exists()
+
+
+def test_official_lists_must_give_10582_images(tmp_path: Path) -> None:
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    counts = {"ImageSets/Segmentation/train": 1464, "ImageSets/Segmentation/val": 1449}
+    counts |= {"train": 8498, "val": 2857}
+    for number, (name, count) in enumerate(counts.items()):
+        listed = "".join(f"{number}_{i}\n" for i in range(count))  # nothing in common
+        (tmp_path / f"{name}.txt").write_text(listed)
+    with pytest.raises(DataError, match="12819 images for trainaug instead of 10582"):
+        build_voc_aug(tmp_path, tmp_path, QUIET)

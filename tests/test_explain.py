@@ -1,87 +1,115 @@
-"""The story: claims that stop it, the deconvnet against autograd, and the script end to end."""
+"""The explanation: claims that stop it, the views of a network, and the command end to end."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from fcn.config import REPOSITORY
-from fcn.explain import arithmetic, checkerboards, interpolation, network
-from fcn.explain.deconvnet import strongest
-from fcn.explain.story import ClaimError, Section, write
+from fcn import checkpoint
+from fcn.explain import net
+from fcn.explain.section import TOPICS, ClaimError, Section
+from fcn.explain.story import explain, write
+from fcn.models.fcn import FCN
 from fcn.models.vgg import VGG
-from tests.test_fcn import small, with_random_scores
 
-CLASSES = ["background", "cat", "dog", "cow", "hen"]
+CLASSES = ["background", "cat", "dog"]
 
 
-def test_a_false_claim_stops_the_story() -> None:
-    section = Section(1, "topic", "Title")
-    section.claim("holds", 1e-12)
-    with pytest.raises(ClaimError, match=r"topic: does not hold: differs by 0\.1"):
-        section.claim("does not hold", 0.1)
+def small(**arguments) -> FCN:
+    """A tiny network in evaluation mode, whose score layers are random instead of zero."""
+    model = FCN(**{"width": 4, "head_width": 8, "num_classes": 3} | arguments)
+    for name, parameter in model.named_parameters():
+        if name.startswith("score"):
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def subject(model: FCN) -> net.Subject:
+    target = torch.zeros(75, 90, dtype=torch.uint8)
+    target[20:50, 30:70], target[0] = 2, 255
+    return net.Subject(
+        model, CLASSES, torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8), target
+    )
+
+
+def test_a_false_claim_raises_and_is_not_counted() -> None:
+    section = Section("matrix")
+    section.claim("holds", np.ones((2, 3)), torch.ones(1, 1, 2, 3) + 1e-12)
+    with pytest.raises(ClaimError, match="matrix"):
+        section.claim("does not hold", np.ones((2, 3)), torch.ones(1, 1, 2, 3) + 0.1)
     with pytest.raises(ClaimError):
         section.claim("is not a number", float("nan"))
+    with pytest.raises(ClaimError):
+        section.claim("is not exact", 1e-12, limit=0)
     assert section.claims == 1
 
 
-def test_what_comes_from_elsewhere_is_escaped_and_pictures_are_numbered(tmp_path: Path) -> None:
-    section = Section(3, "topic", "a < b")
+def test_text_is_escaped_and_pictures_are_numbered(tmp_path: Path) -> None:
+    section = Section("operators")
+    section.text("a *b* of `c` < d")
     section.table(("<i>", "n"), [("<script>", 1)])
-    section.picture("dot", Image.new("RGB", (4, 4)), 'a "dot" & <b>')
+    section.picture('a "dot" & <b>', Image.new("RGB", (4, 4)))
     page = write([section], tmp_path).read_text(encoding="utf-8")
-    assert "<script>" not in page
+    assert "<p>a <i>b</i> of <code>c</code> &lt; d</p>" in page
     assert "&lt;script&gt;" in page
-    assert "a &lt; b" in page
-    assert (tmp_path / "03_1_dot.png").is_file()
-    assert not list(tmp_path.glob("*.part"))
+    assert "<script>" not in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "03_1_operators.png",
+        "explain.html",
+    ]
 
 
-@pytest.mark.parametrize(
-    "tell",
-    [
-        arithmetic.matrix, arithmetic.arithmetic, arithmetic.operators, interpolation.bilinear,
-        checkerboards.repeat, checkerboards.checkerboards,
-    ],
-)  # fmt: skip
-def test_every_plain_topic_has_claims_and_pictures(tell) -> None:
-    section = tell()
+@pytest.mark.parametrize("key", list(TOPICS)[:6])
+def test_every_topic_without_a_network_checks_claims_and_draws_pictures(key: str) -> None:
+    section = explain(key)
     assert section.claims >= 2
+    assert section.pictures
     assert all(min(image.size) > 50 for image in section.pictures.values())
 
 
-@pytest.mark.parametrize("backbone", ["mini", "vgg16"])
-def test_the_deconvnet_is_a_backward_pass_whose_relu_passes_what_is_positive(backbone: str) -> None:
-    """Zeiler & Fergus's way back, had from autograd with another rule for ReLU."""
-    torch.manual_seed(1)
-    layers = VGG(backbone, padding=1, width=8).until("pool3").eval()
-    for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.running_var, 0.5, 2)
-            nn.init.uniform_(layer.weight, -1, 1)
-            nn.init.normal_(layer.running_mean)
-    image = torch.randn(1, 3, 45, 61, requires_grad=True)  # odd sides: the pools round up
-
-    result = image
-    for layer in layers:
-        result = Through.apply(result) if isinstance(layer, nn.ReLU) else layer(result)
-    responses = strongest(layers, image.detach(), 3)
-    assert len({r.channel for r in responses}) == 3
-    for response in responses:
-        values = result[0, response.channel].flatten()
-        assert response.value == pytest.approx(float(values.max().detach()), rel=1e-5)
-        (expected,) = torch.autograd.grad(
-            values[values.argmax()] * values.max().detach(), image, retain_graph=True
-        )
-        torch.testing.assert_close(response.pattern, expected[0], atol=1e-5, rtol=1e-4)
-        assert response.pattern.abs().max() > 0
+@pytest.mark.parametrize(
+    ("stride", "upsampling", "claims", "layers"),
+    [
+        (8, "learned", 2, 3),
+        (16, "nonlinear", 1, 5),
+        (32, "fixed", 1, 0),
+        (8, "cvpr15", 2, 2),
+        (8, "learned_channelwise", 2, 3),
+        (8, "nearest_conv", 2, 3),
+    ],
+)
+def test_topics_about_a_network_hold_for_every_kind(stride, upsampling, claims, layers) -> None:
+    about = subject(small(stride=stride, upsampling=upsampling))
+    assert explain("network", about).claims == claims
+    pictures = explain("learning", about).pictures
+    assert len(pictures) == (layers + 2 if layers else 0)  # kernels of each, lengths, ripple
+    assert all(parameter.grad is None for parameter in about.model.parameters())
 
 
-class Through(torch.autograd.Function):
+def test_the_part_of_a_pool_is_a_network_that_scores_from_it_alone() -> None:
+    model = small(stride=8)
+    batch = torch.rand(1, 3, 64, 64)
+    parts = net.contributions(model, batch)
+    for name in ("score_fr", "score_pool4"):
+        for parameter in model.get_submodule(name).parameters():
+            nn.init.zeros_(parameter)
+    torch.testing.assert_close(parts["pool3"], model(batch)[0])
+    parts = net.contributions(model, batch)
+    assert not parts["pool5"].any()
+    assert not parts["pool4"].any()
+
+
+def test_reading_out_at_its_own_stride_is_the_network_itself() -> None:
+    model = small(stride=16)
+    batch = torch.rand(1, 3, 70, 81)
+    assert torch.equal(net.read_out(model, 16, batch), model(batch)[0].argmax(0))
+    assert net.read_out(model, 32, batch).shape == (70, 81)
+
+
+class PositiveGradient(torch.autograd.Function):
     """ReLU forward; backward, a ReLU of the gradient whatever the input's sign."""
 
     @staticmethod
@@ -93,43 +121,61 @@ class Through(torch.autograd.Function):
         return gradient.relu()
 
 
-@pytest.mark.parametrize(
-    ("stride", "upsampling"),
-    [(8, "learned"), (16, "nonlinear"), (32, "fixed"), (8, "nearest_conv")],
-)
-def test_topics_of_a_net_hold_for_every_kind(stride: int, upsampling: str) -> None:
-    model = with_random_scores(small(stride=stride, upsampling=upsampling)).eval()
-    image = torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8)
-    target = torch.zeros(75, 90, dtype=torch.uint8)
-    target[20:50, 30:70], target[0] = 2, 255
-    told = network.network(model, image, target, CLASSES)
-    assert told.claims == (2 if model.skips and upsampling != "nonlinear" else 1)
-    learned = network.learning(model, image, target, CLASSES)
-    assert bool(learned.pictures) == (upsampling != "fixed")
-    assert all(parameter.grad is None for parameter in model.parameters())
+@pytest.mark.parametrize("backbone", ["mini", "vgg16"])
+def test_the_deconvnet_is_a_backward_pass_with_another_rule_for_relu(backbone: str) -> None:
+    layers = VGG(backbone, padding=1, width=8).until("pool3").eval()
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.uniform_(layer.weight, -1, 1)
+            nn.init.normal_(layer.running_mean)
+    image = torch.randn(1, 3, 45, 61, requires_grad=True)  # odd sides: the poolings round up
+    result = image
+    for layer in layers:
+        result = PositiveGradient.apply(result) if isinstance(layer, nn.ReLU) else layer(result)
+    responses = net.strongest(layers, image.detach(), 3)
+    assert len({channel for channel, *_ in responses}) == 3
+    for channel, value, pattern in responses:
+        top = result[0, channel].max()
+        assert value == pytest.approx(float(top.detach()), rel=1e-5)
+        (expected,) = torch.autograd.grad(top, image, value * torch.ones(()), retain_graph=True)
+        torch.testing.assert_close(pattern, expected[0], atol=1e-5, rtol=1e-4)
+        assert pattern.any()
 
 
-def explain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "scripts" / "explain.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_the_command_writes_every_topic_to_one_page(command, capsys, tiny_voc, tmp_path) -> None:
+    run, model = tmp_path / "run", tmp_path / "model.safetensors"
+    checkpoint.write_safetensors(model, small(upsampling="learned"), {"classes": CLASSES})
+    command("explain", f"checkpoint={model}", f"hydra.run.dir={run}", *tiny_voc.overrides())
+    lines = capsys.readouterr().out.splitlines()
+    for number, (line, title) in enumerate(zip(lines, TOPICS.values(), strict=False), 1):
+        assert line.startswith(f"{number}. {title}")
+    assert lines[6].endswith(": 2 claims checked")
+    assert lines[8].endswith(TOPICS["deconvnet"])  # no claims, so no count
+    page = (run / "explain.html").read_text(encoding="utf-8")
+    assert [page.index(f'<h2 id="{key}">') for key in TOPICS] == sorted(
+        page.index(f'<h2 id="{key}">') for key in TOPICS
+    )
+    assert page.count('<p class="claim">') == 25
+    assert page.count("<figure") == len(list(run.glob("*.png"))) == 24
 
 
-def test_the_script_tells_one_topic(tmp_path: Path) -> None:
-    done = explain("explain=repeat", f"hydra.run.dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert "2 claims hold" in done.stdout
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"explain.html", "05_1_repeat.png"} <= names
+def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_path) -> None:
+    model = tmp_path / "model.safetensors"
+    checkpoint.write_safetensors(model, small(), {"classes": CLASSES})
+    arguments = [
+        "explain=network",
+        f"checkpoint={model}",
+        "image=nothing",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    assert "v0" in error_line("explain", *arguments, *tiny_voc.overrides())
 
 
-def test_a_part_is_what_one_pool_brings() -> None:
-    """A net that scores from one pool alone is that pool's part."""
-    model = with_random_scores(small(stride=8)).eval()
-    for name in ("score_fr", "score_pool4"):
-        for parameter in model.get_submodule(name).parameters():
-            nn.init.zeros_(parameter)
-    batch = torch.rand(1, 3, 64, 64)
-    parts = network._parts(model, batch)
-    torch.testing.assert_close(parts["pool3"], model(batch)[0].detach())
-    assert not parts["pool5"].any()
-    assert not parts["pool4"].any()
+@pytest.mark.slow
+def test_without_a_checkpoint_a_network_is_trained(command, tmp_path) -> None:
+    run = tmp_path / "run"
+    data = f"data.root={tmp_path}"
+    command("explain", "explain=learning", "steps=2", data, f"hydra.run.dir={run}")
+    assert (run / "explain.html").is_file()
+    assert checkpoint.load(run / "train").arguments["upsampling"] == "learned"

@@ -5,12 +5,15 @@ import pytest
 import torch
 
 from fcn.metrics import (
+    LEVEL,
     TRIMAP_WIDTHS,
     Trimap,
-    border_distance,
+    boundary_distance,
     confusion_matrix,
+    estimate,
     image_confusions,
     rates,
+    resample,
     scores,
     tally,
 )
@@ -34,9 +37,9 @@ def brute_force(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[
     }
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_metrics_equal_a_brute_force_count(seed: int) -> None:
-    """With void, with a class absent from the truth, and with one absent altogether."""
+    """With ignored pixels, a class absent from the ground truth, and one absent altogether."""
     rng = np.random.default_rng(seed)
     classes, absent, unseen = 7, 3, 5
     truth = rng.choice([c for c in range(classes) if c not in (absent, unseen)] + [255], (3, 9, 8))
@@ -69,31 +72,27 @@ def test_many_pixels_are_counted_exactly() -> None:
     assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_images_add_up_to_torchmetrics_confusion(seed: int) -> None:
-    """An independent count of the whole, and of each image; and the metrics of many at once."""
     rng = np.random.default_rng(seed)
     truth = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)).astype(np.uint8))
     truth[3] = 255
     predicted = torch.from_numpy(rng.choice([0, 1, 3, 4], (5, 6, 7)))
     each = image_confusions(predicted, truth, 6)
     assert each.shape == (5, 6, 6)
-    assert each.dtype == torch.int64
     for images in (slice(None), *(slice(i, i + 1) for i in range(5))):
         expected = confusion_matrix(6)
         expected.update(predicted[images], truth[images].long())
         assert torch.equal(each[images].sum(0), expected.compute())
     together = rates(tally(each))
-    assert torch.isnan(together["mean_iou"][3])  # all void
+    assert torch.isnan(together["mean_iou"][3])  # every pixel ignored
     for i in (0, 1, 2, 4):
         alone = scores(each[i])
         for name, value in together.items():
             assert np.array_equal(value[i], getattr(alone, name), equal_nan=True)
-    whole = rates(tally(each).sum(0))["mean_iou"]
-    assert float(whole) == scores(each.sum(0)).mean_iou
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_trimap_equals_a_search_for_the_nearest_other_label(seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes, shape = 4, (13, 17)
@@ -111,16 +110,46 @@ def test_trimap_equals_a_search_for_the_nearest_other_label(seed: int) -> None:
                 if t[y, x] != 255 and min(others) <= width:
                     confusion[t[y, x], p[y, x]] += 1
         assert mean_iou == pytest.approx(scores(torch.from_numpy(confusion)).mean_iou, abs=1e-12)
-        if width == 6:
+        if width == 5:
             break
 
 
-def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_border() -> None:
+def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_boundary() -> None:
     truth = torch.zeros(1, 9, 15, dtype=torch.uint8)
-    assert np.isinf(border_distance(truth[0].numpy())).all()
+    assert np.isinf(boundary_distance(truth[0].numpy())).all()
     truth[:, :, 7:] = 1
     prediction = torch.randint(0, 2, truth.shape)
     trimap, confusion = Trimap(2), confusion_matrix(2)
     for accumulator in (trimap, confusion):
         accumulator.update(prediction, truth)
     assert trimap.mean_iou()[-1] == scores(confusion.compute()).mean_iou
+
+
+def per_image(seed: int, images: int = 40) -> torch.Tensor:
+    """Random tallies of images of two classes with 100 pixels each."""
+    rng = np.random.default_rng(seed)
+    correct = rng.integers(20, 50, (images, 2))
+    confusion = np.stack([np.diag(c) for c in correct])
+    confusion[:, 0, 1], confusion[:, 1, 0] = 50 - correct[:, 0], 50 - correct[:, 1]
+    return tally(torch.from_numpy(confusion))
+
+
+def test_bootstrap_intervals_cover_a_mean_as_often_as_they_say() -> None:
+    """Of the pixel accuracy of equally large images, which is a plain mean."""
+    true = (20 + 49) / 2 / 50
+    inside = 0
+    for seed in range(100):
+        (found,) = estimate(resample(per_image(seed)), "pixel_accuracy")
+        inside += found.low <= true <= found.high
+    assert LEVEL * 100 - 8 <= inside <= 100
+
+
+def test_a_difference_is_paired_and_a_run_differs_from_itself_by_nothing() -> None:
+    one, other = resample(per_image(0)), resample(per_image(1))
+    (nothing,) = estimate(one, "mean_iou", minus=one)
+    assert (nothing.value, nothing.low, nothing.high, nothing.sign) == (0, 0, 0, 0)
+    (difference,) = estimate(one, "mean_iou", minus=other)
+    expected = rates(per_image(0).sum(0))["mean_iou"] - rates(per_image(1).sum(0))["mean_iou"]
+    assert difference.value == pytest.approx(float(expected))
+    assert difference.low < difference.value < difference.high
+    assert len(estimate(one, "iou")) == 2

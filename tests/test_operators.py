@@ -1,4 +1,4 @@
-"""Every identity that scripts/explain.py tells, against SciPy, torch and autograd."""
+"""The laws that `explain` tells, against SciPy, torch and autograd."""
 
 import numpy as np
 import pytest
@@ -14,63 +14,64 @@ from fcn.models.upsampling import bilinear_kernel, kernel_size
 
 close = np.testing.assert_allclose
 law = settings(deadline=None, max_examples=60)
-sides = st.integers(1, 7)
-taps = st.integers(1, 5)
-strides = st.integers(1, 4)
+sides, taps, strides = st.integers(1, 7), st.integers(1, 5), st.integers(1, 4)
 
 
 def random(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).normal(size=shape)
 
 
-def as_torch(array: np.ndarray) -> torch.Tensor:
+def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)[None, None]
 
 
 @law
 @given(h=sides, w=sides, k=taps, m=taps, s=strides, p=st.integers(0, 3), d=st.integers(1, 3))
 def test_the_matrix_is_the_convolution_and_its_transpose_the_gradient(h, w, k, m, s, p, d) -> None:
-    assume(min(op.output_size(h, k, s, p, d), op.output_size(w, m, s, p, d)) >= 1)
-    kernel, x = random(k, m), random(h, w)
+    size = op.output_size(h, k, s, p, d), op.output_size(w, m, s, p, d)
+    assume(min(size) >= 1)
+    kernel, x, y = random(k, m), random(h, w), random(*size)
     matrix = op.convolution_matrix(kernel, (h, w), stride=s, padding=p, dilation=d)
-    image = as_torch(x).requires_grad_()
-    result = F.conv2d(image, as_torch(kernel), stride=s, padding=p, dilation=d)
-    assert result.shape[2:] == (op.output_size(h, k, s, p, d), op.output_size(w, m, s, p, d))
+    image = tensor(x).requires_grad_()
+    result = F.conv2d(image, tensor(kernel), stride=s, padding=p, dilation=d)
+    assert result.shape[2:] == size
     close(matrix @ x.ravel(), result.detach().numpy().ravel(), atol=1e-12)
-    y = random(*result.shape[2:])
     close((matrix @ x.ravel()) @ y.ravel(), x.ravel() @ (matrix.T @ y.ravel()), atol=1e-12)
-    (gradient,) = torch.autograd.grad(result, image, as_torch(y))
+    (gradient,) = torch.autograd.grad(result, image, tensor(y))
     close(matrix.T @ y.ravel(), gradient.numpy().ravel(), atol=1e-12)
 
 
 @law
-@given(h=sides, w=sides, k=taps, m=taps, data=st.data())
-def test_the_matrix_is_scipys_correlation(h, w, k, m, data) -> None:
+@given(h=sides, w=sides, k=taps, m=taps)
+def test_the_matrix_is_scipys_correlation(h, w, k, m) -> None:
     assume(k <= h and m <= w)
     kernel, x = random(k, m), random(h, w)
     matrix = op.convolution_matrix(kernel, (h, w))
     close(matrix @ x.ravel(), scipy.signal.correlate2d(x, kernel, "valid").ravel(), atol=1e-12)
 
 
+def test_a_kernel_larger_than_the_image_has_no_matrix() -> None:
+    with pytest.raises(ValueError, match="5 x 5"):
+        op.convolution_matrix(np.ones((5, 5)), (3, 3))
+
+
 @law
 @given(h=sides, w=sides, k=taps, m=taps, s=strides, p=st.integers(0, 2))
-def test_three_ways_to_transpose_are_one(h, w, k, m, s, p) -> None:
-    """Zero insertion, stamping and the transposed matrix give torch's transposed convolution."""
-    height, width = op.transposed_size(h, k, s, p), op.transposed_size(w, m, s, p)
-    assume(min(height, width) >= 1)
-    kernel, x = random(k, m), random(h, w)
-    image = as_torch(x).requires_grad_()
-    expected = F.conv_transpose2d(image, as_torch(kernel), stride=s, padding=p)
-    assert expected.shape[2:] == (height, width)
-    matrix = op.convolution_matrix(kernel, (height, width), stride=s, padding=p)
+def test_three_ways_of_transposing_are_torchs_transposed_convolution(h, w, k, m, s, p) -> None:
+    size = op.transposed_size(h, k, s, p), op.transposed_size(w, m, s, p)
+    assume(min(size) >= 1)
+    kernel, x, y = random(k, m), random(h, w), random(*size)
+    image = tensor(x).requires_grad_()
+    expected = F.conv_transpose2d(image, tensor(kernel), stride=s, padding=p)
+    assert expected.shape[2:] == size
+    matrix = op.convolution_matrix(kernel, size, stride=s, padding=p)
     for result in (
         op.transposed_by_insertion(x, kernel, s, p),
         op.transposed_by_stamping(x, kernel, s, p)[0],
-        (matrix.T @ x.ravel()).reshape(height, width),
+        (matrix.T @ x.ravel()).reshape(size),
     ):
         close(result, expected.detach().numpy()[0, 0], atol=1e-12)
-    y = random(height, width)
-    (gradient,) = torch.autograd.grad(expected, image, as_torch(y))  # is the convolution
+    (gradient,) = torch.autograd.grad(expected, image, tensor(y))
     close(gradient.numpy().ravel(), matrix @ y.ravel(), atol=1e-12)
 
 
@@ -82,78 +83,70 @@ def test_zero_insertion_is_scipys_full_convolution(h, w, k, s) -> None:
     close(op.transposed_by_insertion(x, kernel, s), full, atol=1e-12)
 
 
-def test_the_example_of_ones_by_hand() -> None:
+def test_stamps_of_ones_by_hand() -> None:
     result, stamps = op.transposed_by_stamping(np.array([[1.0, 2], [3, 4]]), np.ones((3, 3)), 2)
     assert result[:4, :4].tolist() == [[1, 1, 3, 2], [1, 1, 3, 2], [4, 4, 10, 6], [3, 3, 7, 4]]
-    assert len(stamps) == 4
+    assert [stamp.sum() for stamp in stamps] == [9, 18, 27, 36]
 
 
 @law
 @given(n=st.integers(1, 12), k=taps, s=strides)
-def test_strided_dilated_and_transposed_in_one_notation(n, k, s) -> None:
+def test_strided_dilated_and_transposed_convolution_in_one_notation(n, k, s) -> None:
     """With D keeping every s-th value: strided D C, transposed C^T D^T, dilated kernel D^T."""
     assume(k <= n)
     kernel = random(1, k)
     dense = op.convolution_matrix(kernel, (1, n))
     kept = op.output_size(n, k, s)
     down = op.downsampling_matrix(kept, s, n - k + 1)
-    strided = op.convolution_matrix(kernel, (1, n), stride=s)
-    close(strided, down @ dense)
+    close(op.convolution_matrix(kernel, (1, n), stride=s), down @ dense)
     x = random(1, kept)
-    transposed = F.conv_transpose2d(as_torch(x), as_torch(kernel), stride=s)[0, 0, 0]
+    transposed = F.conv_transpose2d(tensor(x), tensor(kernel), stride=s)[0, 0, 0]
     close((dense.T @ down.T @ x[0])[: (kept - 1) * s + k], transposed, atol=1e-12)
     spread = op.downsampling_matrix(k, s).T @ kernel[0]
-    long = op.convolution_matrix(kernel, (1, n + k * s), dilation=s)
-    close(long, op.convolution_matrix(spread[None], (1, n + k * s)))
+    dilated = op.convolution_matrix(kernel, (1, n + k * s), dilation=s)
+    close(dilated, op.convolution_matrix(spread[None], (1, n + k * s)))
 
 
 @law
-@given(n=st.integers(1, 8), taps=st.integers(1, 5), f=st.integers(1, 5))
-def test_repeating_then_convolving_is_one_transposed_convolution(n, taps, f) -> None:
-    q, x = random(taps), random(1, n)
-    kernel = op.repeat_then_convolve(q, f)
+@given(n=st.integers(1, 8), k=taps, f=st.integers(1, 5))
+def test_repeating_then_convolving_is_one_transposed_convolution(n, k, f) -> None:
+    q, x = random(k), random(1, n)
     repeated = F.interpolate(torch.from_numpy(x)[None], scale_factor=f, mode="nearest")
-    expected = F.conv1d(repeated, torch.from_numpy(q)[None, None], padding=taps - 1)
-    close(op.transposed_by_stamping(x, kernel[None], f)[0], expected[0].numpy(), atol=1e-12)
+    expected = F.conv1d(repeated, torch.from_numpy(q)[None, None], padding=k - 1)
+    kernel = op.repeat_then_convolve(q, f)[None]
+    close(op.transposed_by_stamping(x, kernel, f)[0], expected[0].numpy(), atol=1e-12)
 
 
 def test_repeating_by_two_then_three_taps_by_hand() -> None:
-    kernel = op.repeat_then_convolve(np.array([1.0, 10, 100]), 2)
-    assert kernel.tolist() == [100, 110, 11, 1]  # mirrored, as nets do not flip kernels
+    assert op.repeat_then_convolve(np.array([1.0, 10, 100]), 2).tolist() == [100, 110, 11, 1]
 
 
 @law
 @given(f=st.sampled_from([1, 2, 3, 4, 8, 16, 32]), h=st.integers(1, 6), w=st.integers(1, 6))
-def test_bilinear_is_scipys_zoom_with_zeros_round_the_image(f, h, w) -> None:
-    x = random(h, w)
-    kernel = bilinear_kernel(kernel_size(f)).double().numpy()
+def test_bilinear_is_scipys_zoom_with_zeros_around_the_image(f, h, w) -> None:
+    x, kernel = random(h, w), bilinear_kernel(kernel_size(f)).double().numpy()
     close(kernel, np.outer(kernel.sum(0), kernel.sum(0)) / f**2, atol=1e-6)  # separable
     result = op.transposed_by_stamping(x, kernel, f)[0]
-    zoomed = scipy.ndimage.zoom(
-        np.pad(x, 2), f, order=1, mode="grid-constant", grid_mode=True, prefilter=False
-    )
-    cut = (3 * f + f % 2) // 2  # the full result begins half an input and more before the first
-    inner = zoomed[cut : cut + result.shape[0], cut : cut + result.shape[1]]
-    close(result, inner, atol=1e-6)
+    zoomed = scipy.ndimage.zoom(np.pad(x, 2), f, order=1, mode="grid-constant", grid_mode=True)
+    start = (3 * f + f % 2) // 2  # the result begins more than half an input before the first
+    same = zoomed[start : start + result.shape[0], start : start + result.shape[1]]
+    close(result, same, atol=1e-6)
 
 
 @law
 @given(k=st.integers(1, 12), s=st.integers(1, 6))
-def test_an_even_overlap_is_a_frequency_response_of_zero(k, s) -> None:
-    """Checkerboards, told in pixels and told in frequencies, are the same thing."""
+def test_the_ripple_of_a_constant_is_what_the_filter_lets_through(k, s) -> None:
     kernel = random(k)
     sums = op.phase_sums(kernel, s)
     constant = op.transposed_by_stamping(np.ones((1, 30)), kernel[None], s)[0][0]
-    middle = constant[12 * s : 13 * s]
-    close(np.sort(middle), np.sort(sums), atol=1e-12)
-    at = np.arange(s) / s
-    close(op.frequency_response(kernel, at), np.abs(np.fft.fft(sums)), atol=1e-12)
-    counts = op.overlap(k, s, 30)[12 * s : 13 * s]
-    assert (np.ptp(counts) == 0) == (k % s == 0)
+    close(np.sort(constant[12 * s : 13 * s]), np.sort(sums), atol=1e-12)
+    close(op.frequency_response(kernel, np.arange(s) / s), np.abs(np.fft.fft(sums)), atol=1e-12)
     w, h = scipy.signal.freqz(kernel, worN=16)
     close(op.frequency_response(kernel, w / 2 / np.pi), np.abs(h), atol=1e-12)
 
 
-def test_a_kernel_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="5 x 5 kernel does not fit into 3 x 3"):
-        op.convolution_matrix(np.ones((5, 5)), (3, 3))
+@law
+@given(k=st.integers(1, 12), s=st.integers(1, 6))
+def test_taps_overlap_evenly_if_and_only_if_the_stride_divides_the_kernel(k, s) -> None:
+    counts = op.overlap(k, s, 30)[12 * s : 13 * s]
+    assert (np.ptp(counts) == 0) == (k % s == 0)

@@ -1,44 +1,144 @@
+"""From an image to its mask: tiles, flips and scales against plain computations."""
+
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-import fcn
+from fcn.checkpoint import load, write_safetensors
 from fcn.config import ConfigError
-from fcn.inference.predictor import pixels, resize
 from fcn.models.fcn import FCN
-from tests.test_checkpoint import lightning_file
-from tests.test_fcn import small, with_random_scores
+from fcn.models.upsampling import UPSAMPLINGS
+from fcn.predictor import Predictor, interpolate, positions, resize, tiles, window
+
+SIZES = [(1, 1203), (801, 37), (33, 832)]  # thin, because rows and columns are cut alike
+TILE = 704  # not much more than the surroundings of a tile
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return lightning_file(tmp_path / "m.ckpt", lively())
-
-
-def lively(**arguments: object) -> FCN:
-    """A net whose scores change from place to place, so that masks hold several classes."""
-    model = with_random_scores(small(**arguments)).eval()
+def network(**arguments: object) -> FCN:
+    """A small network in which every layer matters and the predictions hold several classes."""
+    settings = {"width": 4, "head_width": 8, "num_classes": 5} | arguments
+    model = FCN(**settings).eval()  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if name.startswith(("score", "upscore")):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.bias, std=0.1)  # so that padding differs from a black image
     with torch.inference_mode():
         score = model(torch.rand(1, 3, 96, 96))
     model.score_fr.bias.data -= score.mean((0, 2, 3))
     return model
 
 
-def noise(height: int, width: int) -> np.ndarray:
-    """Smooth enough to survive pooling, uint8 (H, W, 3)."""
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return saved(tmp_path, network())
+
+
+def saved(folder: Path, model: FCN) -> Path:
+    write_safetensors(folder / "m.safetensors", model, {"classes": list("abcde")})
+    return folder / "m.safetensors"
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """Colours smooth enough to survive pooling, uint8 (H, W, 3)."""
     coarse = torch.rand(1, 3, height // 8 + 2, width // 8 + 2)
-    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    image = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
     return (image[0].permute(1, 2, 0) * 255).byte().numpy()
 
 
-def double(predictor: fcn.Predictor) -> fcn.Predictor:
-    """Where two ways to compute one thing differ by rounding alone, labels then do not."""
-    predictor.model.double()
+def double(predictor: Predictor) -> Predictor:
+    """In float64, where two ways to compute one thing cannot differ in a label by rounding."""
+    predictor.model.model.double()
     return predictor
+
+
+def score_in_tiles(model: FCN, image: Tensor, side: int) -> tuple[Tensor, int]:
+    """Scores put together from those of tiles, and the number of tiles."""
+    height, width = image.shape[-2:]
+    whole = torch.full((1, 5, height, width), torch.nan, dtype=torch.float64)
+    count = 0
+    for rows in tiles(height, side, model):
+        for columns in tiles(width, side, model):
+            y, x = window(rows, height, model), window(columns, width, model)
+            assert max(y.stop - y.start, x.stop - x.start) <= side
+            score = model(image[..., y, x])
+            top, left = rows.start - y.start, columns.start - x.start
+            tile = whole[..., rows, columns]
+            tile.copy_(score[..., top : top + tile.shape[-2], left : left + tile.shape[-1]])
+            count += 1
+    return whole, count
+
+
+ARCHITECTURES = [
+    *({"stride": s, "padding": p} for s in (32, 16, 8) for p in ("aligned", 100)),
+    *({"stride": 8, "padding": p, "backbone": "mini"} for p in ("aligned", 100)),
+    *({"upsampling": name, "backbone": "mini"} for name in UPSAMPLINGS),
+]
+
+
+@pytest.mark.parametrize("arguments", ARCHITECTURES, ids=str)
+@torch.inference_mode()
+def test_tiles_score_as_the_whole_image(arguments: dict[str, object]) -> None:
+    model = network(**arguments).double()
+    for size in SIZES if "stride" in arguments else SIZES[1:2]:
+        image = torch.rand(1, 3, *size, dtype=torch.float64)
+        expected = model(image)
+        score, count = score_in_tiles(model, image, TILE)
+        assert count > 1
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(score, expected, atol=1e-12, rtol=1e-9)
+
+
+@torch.inference_mode()
+def test_tiles_score_as_the_whole_image_in_both_directions() -> None:
+    model = network(backbone="mini").double()
+    image = torch.rand(1, 3, 705, 721, dtype=torch.float64)
+    score, count = score_in_tiles(model, image, TILE)
+    assert count == 3 * 3
+    torch.testing.assert_close(score, model(image))
+
+
+@pytest.mark.parametrize("attribute", ["reach", "period"])
+@torch.inference_mode()
+def test_half_the_reach_or_period_leaves_seams(attribute: str) -> None:
+    model = network().double()
+    image = torch.rand(1, 3, 40, 1203, dtype=torch.float64)
+    expected = model(image)
+    setattr(model, attribute, getattr(model, attribute) // 2)
+    difference = (score_in_tiles(model, image, TILE)[0] - expected).abs().max()
+    assert difference > 1e-4 * expected.std()
+
+
+def test_tiles_cover_a_length_once_and_evenly() -> None:
+    model = network()
+    for length in (577, 1000, 10_000, 12_345):
+        for scale in (1.0, 1.5):
+            cut = tiles(length, 1024, model, scale)
+            assert [tile.start for tile in cut] == [0, *(tile.stop for tile in cut[:-1])]
+            assert cut[-1].stop == length
+            sizes = {tile.stop - tile.start for tile in cut}
+            assert max(sizes) - min(sizes) <= 1
+    assert tiles(1024, 1024, model) == [slice(0, 1024)]
+    assert len(tiles(1025, 1024, model)) == 3
+    assert tiles(5000, None, model) == [slice(0, 5000)]
+
+
+def test_a_tile_that_is_too_small_is_an_error_with_the_smallest_that_works() -> None:
+    model = network()
+    with pytest.raises(ConfigError, match="at least 555"):
+        tiles(10_000, 554, model)
+    assert tiles(10_000, 555, model)
 
 
 @pytest.mark.parametrize(
@@ -51,82 +151,83 @@ def double(predictor: fcn.Predictor) -> fcn.Predictor:
         (100, {"flip": True, "scales": [1.3]}, (9, 709)),
     ],
 )
-def test_tiles_give_the_mask_of_the_whole_image(
+def test_tiles_predict_as_the_whole_image(
     tmp_path: Path, padding: int | str, options: dict[str, object], size: tuple[int, int]
 ) -> None:
-    path = lightning_file(tmp_path / "m.ckpt", lively(padding=padding))
-    whole = double(fcn.Predictor(path, tile=None, **options))  # type: ignore[arg-type]
-    tiled = double(fcn.Predictor(path, tile=704, **options))  # type: ignore[arg-type]
-    image = torch.from_numpy(noise(*size)).permute(2, 0, 1)[None]
-    mask, probabilities = whole.segment(image, probabilities=True)
-    again, likewise = tiled.segment(image, probabilities=True)
-    assert len(mask.unique()) > 2
-    assert torch.equal(again, mask)
-    torch.testing.assert_close(likewise, probabilities, atol=1e-3, rtol=0)
+    path = saved(tmp_path, network(padding=padding))
+    image = torch.from_numpy(photo(*size)).permute(2, 0, 1)
+    predictors = [double(Predictor(path, tile=tile, **options)) for tile in (None, TILE)]  # type: ignore[arg-type]
+    (mask, kept), (again, also) = (p.segment(image, probabilities=True) for p in predictors)
+    assert len(np.unique(mask)) > 2
+    np.testing.assert_array_equal(again, mask)
+    assert kept is not None
+    assert also is not None
+    np.testing.assert_allclose(also, kept, atol=1e-3)
 
 
-def test_a_large_image_is_cut_of_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = fcn.Predictor(path)
+def test_an_image_larger_than_a_tile_is_cut(path: Path) -> None:
+    predictor = Predictor(path)
     sizes: list[tuple[int, ...]] = []
-    predictor.model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:]))
-    predictor(noise(8, 2048))
-    predictor(noise(8, 2049))
+    hook = lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:]))  # noqa: E731
+    predictor.model.model.register_forward_pre_hook(hook)
+    predictor(photo(8, 2048))
+    predictor(photo(8, 2049))
     assert sizes[0] == (8, 2048)
     assert len(sizes) == 3
     assert all(width < 1600 for _, width in sizes[1:])
 
 
+@pytest.mark.parametrize("scaled", [37, 50, 71])
+def test_interpolation_is_pytorchs_whole_or_in_part(scaled: int) -> None:
+    score = torch.rand(1, 2, scaled, 3, dtype=torch.float64)
+    expected = F.interpolate(score, (50, 3), mode="bilinear")
+    for part in (slice(0, 50), slice(13, 29)):
+        found = interpolate(score, positions(part, 50, scaled), -2)
+        torch.testing.assert_close(found, expected[..., part, :])
+
+
 def test_flipping_a_symmetric_image_gives_a_symmetric_answer(path: Path) -> None:
-    half = noise(45, 35)
+    half = photo(45, 35)
     image = np.concatenate([half, half[:, ::-1]], axis=1)
-    plain = fcn.Predictor(path).probabilities(image)
-    assert not np.array_equal(plain, plain[..., ::-1])  # 70 columns: the net's grid is lopsided
-    flipped = fcn.Predictor(path, flip=True, scales=[1, 0.7]).probabilities(image)
+    plain = Predictor(path).probabilities(image)
+    assert not np.array_equal(plain, plain[..., ::-1])  # 70 columns: the grid is not symmetric
+    flipped = Predictor(path, flip=True, scales=[1, 0.7]).probabilities(image)
     np.testing.assert_array_equal(flipped, flipped[..., ::-1])
-
-
-def test_a_mirrored_image_gives_the_mirrored_mask(path: Path) -> None:
-    image = noise(45, 71)
-    predictor = fcn.Predictor(path, flip=True)
-    np.testing.assert_array_equal(predictor(image[:, ::-1]), predictor(image)[:, ::-1])
 
 
 def test_scales_and_flips_are_averaged_as_probabilities(path: Path) -> None:
     """Against plain PyTorch: resize, score, resize back, softmax, mean."""
-    image = torch.from_numpy(noise(45, 71)).permute(2, 0, 1)
-    predictor = fcn.Predictor(path, flip=True, scales=[0.75, 1, 1.25])
-    model, views = fcn.load(path), []
-    for scale in predictor.scales:
-        seen = resize(image[None], scale).float() / 255
-        for view, back in ((seen, (lambda s: s)), (seen.flip(-1), (lambda s: s.flip(-1)))):
+    image = torch.from_numpy(photo(45, 71)).permute(2, 0, 1)
+    predictor = Predictor(path, flip=True, scales=[0.75, 1, 1.25])
+    model, views = load(path), []
+    for scale in (0.75, 1, 1.25):
+        for dims in ([], [-1]):
             with torch.inference_mode():
-                score = model(view)
-            score = torch.nn.functional.interpolate(score, (45, 71), mode="bilinear")
-            views.append(back(score.softmax(1))[0])
-    expected = torch.stack(views).mean(0)
-    found = torch.from_numpy(predictor.probabilities(image))
-    torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0)
-    assert (predictor(image) == expected.argmax(0).numpy()).mean() > 0.999
+                score = model(resize(image[None], scale).flip(dims))
+            score = F.interpolate(score, (45, 71), mode="bilinear")
+            views.append(score.softmax(1).flip(dims)[0])
+    expected = torch.stack(views).mean(0).numpy()
+    np.testing.assert_allclose(predictor.probabilities(image), expected, atol=1e-3)
+    assert (predictor(image) == expected.argmax(0)).mean() > 0.999
     assert not torch.allclose(views[0], views[2], atol=1e-2)
 
 
-def test_probabilities_are_of_each_class_and_sum_to_one(path: Path) -> None:
-    image = noise(33, 47)
-    predictor = fcn.Predictor(path)
-    found = predictor.probabilities(image)
+def test_probabilities_are_the_softmax_of_the_scores(path: Path) -> None:
+    image = photo(33, 47)
+    found = Predictor(path).probabilities(image)
     assert (found.shape, found.dtype) == ((5, 33, 47), np.float16)
-    np.testing.assert_allclose(found.astype(float).sum(0), 1, atol=3e-3)
     with torch.inference_mode():
-        expected = fcn.load(path)(pixels(image)[None] / 255)[0].softmax(0)
+        expected = load(path)(torch.from_numpy(image).permute(2, 0, 1)[None])[0].softmax(0)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
 
 
-def test_predictor_takes_files_pictures_arrays_and_tensors(path: Path, tmp_path: Path) -> None:
-    predictor = fcn.Predictor(path, "cpu")
-    array = noise(33, 47)
+def test_files_pictures_arrays_and_tensors_give_the_same_mask(path: Path, tmp_path: Path) -> None:
+    predictor = Predictor(path, "cpu")
+    array = photo(33, 47)
     Image.fromarray(array).save(file := tmp_path / "image.png")
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    expected = fcn.load(path)(tensor[None] / 255)[0].argmax(0).numpy()
+    with torch.inference_mode():
+        expected = load(path)(tensor[None])[0].argmax(0).numpy()
     assert len(np.unique(expected)) > 2
     picture = Image.open(file)
     for image in (file, str(file), picture, array, tensor, tensor / 255, tensor.double() / 255):
@@ -138,37 +239,39 @@ def test_predictor_takes_files_pictures_arrays_and_tensors(path: Path, tmp_path:
     Image.fromarray(array).rotate(90, expand=True).save(file, exif=exif)
     turned = Image.open(file)
     np.testing.assert_array_equal(predictor(turned), expected)
-    assert turned.size == (33, 47)  # the caller's own picture is left as it was
+    assert turned.size == (33, 47)  # the caller's own picture is unchanged
 
 
-def test_what_is_no_image_is_refused_with_what_is_one(path: Path) -> None:
-    predictor = fcn.Predictor(path)
-    for thing in (None, 5, [[0, 1]], b"bytes"):
-        with pytest.raises(TypeError, match=r"a path, a PIL image, an array uint8 .* got \w+"):
+def test_an_array_that_is_not_writable_gives_no_warning(path: Path) -> None:
+    array = photo(33, 47)
+    expected = Predictor(path)(array.copy())
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(Predictor(path)(array), expected)
+
+
+def test_what_is_not_an_image_is_an_error(path: Path) -> None:
+    predictor = Predictor(path)
+    for thing in (None, 5, [photo(8, 9), photo(8, 9)], b"bytes"):
+        with pytest.raises(TypeError, match="once for each image"):
             predictor(thing)  # type: ignore[arg-type]
-    array = noise(8, 9)
-    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\), got float64"):
-        predictor(array / 255)
-    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\), got uint8 \(8, 9\)"):
-        predictor(array[..., 0])
-    with pytest.raises(ValueError, match=r"\(3, H, W\), got \(8, 9, 3\)"):
-        predictor(torch.from_numpy(array))
-    with pytest.raises(ValueError, match=r"float in \[0, 1\], got torch.float32 in 0..255"):
-        predictor(torch.tensor([0.0, 255.0]).repeat(3, 2, 1))
+    array = photo(8, 9)
+    bright = torch.tensor([0.0, 255.0]).repeat(3, 2, 1)
+    for wrong in (array / 255, array[..., 0], torch.from_numpy(array), bright):
+        with pytest.raises(ValueError, match="must be"):
+            predictor(wrong)
 
 
-def test_settings_outside_their_range_are_refused(path: Path) -> None:
-    for scales in ([], [1, 0], [-1], [math.nan], [math.inf]):
-        with pytest.raises(ConfigError, match="scales must be positive"):
-            fcn.Predictor(path, scales=scales)
-    with pytest.raises(ConfigError, match="tile must be auto, null or a number of pixels, got big"):
-        fcn.Predictor(path, tile="big")
-    with pytest.raises(ConfigError, match=r"tile=64 is too small: .* 245 pixels"):
-        fcn.Predictor(path, tile=64)
-    with pytest.raises(ConfigError, match=r"device must be one of auto, .* got 'nowhere'"):
-        fcn.Predictor(path, "nowhere")
-
-
-def test_overlay_is_at_hand(path: Path) -> None:
-    image = noise(33, 47)
-    assert fcn.overlay(image, fcn.Predictor(path)(image)).shape == (33, 47, 3)
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        *(({"scales": scales}, "scales") for scales in ([], [1, 0], [-1], [math.nan], [math.inf])),
+        ({"tile": "big"}, "tile"),
+        ({"tile": 64}, "tile=64"),
+        ({"device": "nowhere"}, "device"),
+    ],
+)
+def test_settings_out_of_range_are_errors(path: Path, settings: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        Predictor(path, **settings)

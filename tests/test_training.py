@@ -1,41 +1,61 @@
 """Training end to end: it can learn, it can be resumed, and it leaves what it promises."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 import fcn
-from fcn.config import BackboneConfig, ModelConfig, RecipeConfig, TrainConfig, TrainerConfig
+from fcn import checkpoint
+from fcn.config import DataConfig, Interrupted, RecipeConfig, TrainConfig, UserError
 from fcn.data import shapes
-from fcn.data.files import SegmentationFiles
-from fcn.data.voc import voc
-from fcn.inference import checkpoint
-from fcn.inference.evaluation import evaluate
+from fcn.data.layouts import open_split
+from fcn.metrics import image_confusions, scores
 from fcn.models.fcn import FCN
 from fcn.training import module
-from fcn.training.loss import segmentation_loss
-from fcn.training.recipe import make_optimizer, make_schedule
+from fcn.training.callbacks import TrainingError
+from fcn.training.interruption import AtomicCheckpoints
+from fcn.training.optim import make_optimizer, make_schedule, rate_at, segmentation_loss
 from fcn.training.run import train
 from tests.conftest import TinyVOC
 
+STEPS = 8  # of TinyVOC.training, which validates after steps 3, 6 and 8
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> SegmentationFiles:
-    folder = shapes.prepare(tmp_path_factory.mktemp("data"))
-    return voc(folder, "train", classes=shapes.CLASSES)
+def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
+    """Corners of two scenes that show at least three kinds of objects: uint8 B3HW and BHW."""
+    root = str(tmp_path_factory.mktemp("data"))
+    scenes = open_split(DataConfig("shapes", "shapes", root), "train")
+    corners = (
+        (image[:, :96, :96], target[:96, :96])
+        for image, target in (scenes[i] for i in range(len(scenes)))
+        if (counts := target[:96, :96].unique(return_counts=True)[1]).numel() >= 5
+        and counts.min() >= 100  # pixels of each class
+        and shapes.CLASSES.index("bolt") not in target  # the thinnest: 5 pixels
+    )
+    images, targets = zip(*islice(corners, 2), strict=True)
+    return torch.stack(images), torch.stack(targets)
 
 
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_two_images_are_learned_by_heart(
-    sample: SegmentationFiles, stride: int, upsampling: str
+    sample: tuple[Tensor, Tensor], stride: int, upsampling: str
 ) -> None:
-    """Stride 8 on the sample's thin shapes; the coarser ones on truth as coarse as they are."""
-    images, targets = two_images(sample)
+    """Stride 8 on thin shapes; the coarser ones on a ground truth as coarse as they are."""
+    images, targets = (tensor.clone() for tensor in sample)
     if stride > 8:
         targets = torch.zeros_like(targets)
         targets[0, :, 48:], targets[1, 48:, :] = 1, 2
@@ -44,70 +64,29 @@ def test_two_images_are_learned_by_heart(
     recipe = RecipeConfig(
         name="x", optimizer="adamw", weight_decay=0.0, bias_lr_factor=1.0, schedule="cosine"
     )
-    optimizer = make_optimizer(model, recipe, 6e-3)
     steps = 160 if stride == 8 else 80
+    optimizer = make_optimizer(model, recipe, 6e-3)
     schedule = make_schedule(optimizer, recipe, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        segmentation_loss(model(images.float() / 255), targets.long(), "mean").backward()
+        segmentation_loss(model(images), targets.long(), "mean").backward()
         optimizer.step()
         schedule.step()
-    batches = [(images, targets)]
-    result = evaluate(model, batches, 8, device=torch.device("cpu"), bf16=False).scores
-    assert result.mean_iou > 0.95, result.iou
-
-
-def two_images(sample: SegmentationFiles, side: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
-    """Corners of two images that show at least three kinds of objects: uint8 B3HW and BHW."""
-    rich = (
-        (image[:, :side, :side], target[:side, :side])
-        for image, target in (sample[i] for i in range(len(sample)))
-        if (counts := target[:side, :side].unique(return_counts=True)[1]).numel() >= 5
-        and counts.min() >= 100  # pixels of each class, background and void among them
-        and shapes.CLASSES.index("bolt") not in target  # the thinnest: 5 pixels
-    )
-    images, targets = zip(*islice(rich, 2), strict=True)
-    return torch.stack(images).clone(), torch.stack(targets)
-
-
-def config(tiny_voc: TinyVOC, **recipe: object) -> TrainConfig:
-    return TrainConfig(
-        data=tiny_voc.config(),
-        model=ModelConfig(),
-        backbone=BackboneConfig(name="mini", width=4, head_width=8),
-        recipe=RecipeConfig(
-            **{
-                "name": "test",
-                "optimizer": "adamw",
-                "lr": 1e-3,
-                "max_steps": 8,
-                "batch_size": 2,
-                "crop": 32,
-                "val_every": 3,
-            }
-            | recipe  # type: ignore[arg-type]
-        ),
-        trainer=TrainerConfig(
-            max_steps=8, accelerator="cpu", enable_progress_bar=False, precision="32-true"
-        ),
-    )
-
-
-def quiet() -> Console:
-    return Console(quiet=True)
+    with torch.no_grad():
+        prediction = model.eval()(images).argmax(1)
+    assert scores(image_confusions(prediction, targets, 8).sum(0)).mean_iou > 0.95
 
 
 def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run = train(config(tiny_voc), folder, quiet())
-    assert run is not None
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors"):
+    mean_iou = train(tiny_voc.training(), folder, quiet())
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors", ""):
         assert fcn.load(folder / name).arguments["num_classes"] == 3
     for name in ("predictions.png", "confusion.png", "iou.png", "curves.png"):
         assert (folder / name).stat().st_size > 5000
     assert list(folder.glob("events.out.tfevents.*"))
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics == run.metrics
+    assert metrics["mean_iou"] == mean_iou
     assert [c["name"] for c in metrics["classes"]] == list(tiny_voc.classes)
     assert sum(map(sum, metrics["confusion"])) == sum(c["pixels"] for c in metrics["classes"])
     protocol = metrics["protocol"]
@@ -116,87 +95,261 @@ def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     image = torch.rand(1, 3, 40, 40)
     assert torch.equal(best(image), safe(image))
     about = checkpoint.read(folder / "checkpoints" / "best.ckpt").about
-    assert about["training"]["batch_size"] == config(tiny_voc).recipe.batch_size
-    assert about["validation"]["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-6)
+    assert about["training"]["batch_size"] == 2
+    assert about["validation"]["mean_iou"] == pytest.approx(mean_iou, abs=1e-6)
     assert checkpoint.read(folder / "model.safetensors").about["metrics"] == metrics
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["recipe"]["lr"] == 1e-3
+    assert [d["images"] for d in record["data"].values()] == [4, 2]
+
+
+def state_of(run: Path) -> dict[str, Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """The same weights, bit for bit, and the same metrics.json."""
+    ours, theirs = state_of(one), state_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
+
+
+class Within:
+    """Calls something within batch `at` of training, or in a validation right after it."""
+
+    def __init__(self, hook: str, at: int, do: Callable[[], object]) -> None:
+        self.hook, self.at, self.do = hook, at, do
+
+    def __enter__(self) -> None:
+        original = self.original = getattr(module.SegmentationModule, self.hook)
+
+        def step(own: module.SegmentationModule, *arguments: object) -> object:
+            if own.trainer.fit_loop.total_batch_idx == self.at:
+                do, self.do = self.do, lambda: None  # once
+                do()
+            return original(own, *arguments)
+
+        setattr(module.SegmentationModule, self.hook, step)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(module.SegmentationModule, self.hook, self.original)
+
+
+def kill(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def crash() -> None:
+    raise SystemError("crashed")
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_run_ends_as_one_left_alone(
+def test_a_run_that_crashed_ends_as_one_left_alone(
     tiny_voc: TinyVOC, tmp_path: Path, ema_decay: float | None, accumulate: int
 ) -> None:
-    """Bit for bit: weights, batches, dropout, schedule, average."""
-    cfg = config(tiny_voc, schedule="cosine", ema_decay=ema_decay, accumulate=accumulate)
-    cfg.trainer.accumulate_grad_batches = accumulate
-    whole = train(cfg, tmp_path / "whole", quiet())
-    interrupted = tmp_path / "interrupted"
-    stop = Interrupt(at=5)
-    with pytest.raises(SystemError, match="interrupted"), stop:
-        train(cfg, interrupted, quiet())
+    """Nothing gets a chance to save: it resumes from the last validation, bit for bit."""
+    cfg = tiny_voc.training(schedule="cosine", ema_decay=ema_decay)
+    cfg.trainer |= {"accumulate_grad_batches": accumulate, "val_check_interval": 3 * accumulate}
+    train(cfg, tmp_path / "whole", quiet())
+    with pytest.raises(SystemError), Within("training_step", 5 * accumulate, crash):
+        train(cfg, tmp_path / "run", quiet())
     cfg.resume = "last"
-    resumed = train(cfg, interrupted, quiet())
-    assert whole is not None
-    assert resumed is not None
-    assert resumed.metrics == whole.metrics
-    last = [
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-        for run in (tmp_path / "whole", interrupted)
-    ]
-    assert last[0]["global_step"] == last[1]["global_step"] == 8
-    for name, tensor in last[0]["state_dict"].items():
-        assert torch.equal(tensor, last[1]["state_dict"][name]), name
+    train(cfg, tmp_path / "run", quiet())
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-class Interrupt:
-    """Ends training at a step the hard way: nothing gets a chance to save."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_stopped_in_any_step_ends_as_one_left_alone(
+    tiny_voc: TinyVOC, tmp_path: Path, accumulate: int
+) -> None:
+    """By SIGTERM and SIGINT alternately; the signals' handlers are afterwards as before."""
+    cfg = tiny_voc.training(schedule="cosine")
+    cfg.trainer |= {"accumulate_grad_batches": accumulate, "val_check_interval": 3 * accumulate}
+    train(cfg, tmp_path / "whole", quiet())
+    run, numbers = tmp_path / "stopped", (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for step in range(STEPS):
+        number = numbers[step % 2]
+        stop = Within("training_step", step * accumulate, kill(number))
+        with stop, pytest.raises(Interrupted, match=f"step {step + 1},") as stopped:
+            train(cfg, run, quiet())
+        assert stopped.value.code == 128 + number
+        assert [signal.getsignal(number) for number in numbers] == before
+        saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["global_step"] == step + 1
+        cfg.resume = "last"
+    train(cfg, run, quiet())
+    assert_same_end(run, tmp_path / "whole")
 
-    def __init__(self, at: int) -> None:
-        self.at = at
 
-    def __enter__(self) -> None:
-        original = self.original = module.SegmentationModule.training_step
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_validation_that_is_due_is_finished_first(
+    tiny_voc: TinyVOC, tmp_path: Path, workers: int
+) -> None:
+    cfg = tiny_voc.training(ema_decay=0.9)
+    train(cfg, tmp_path / "whole", quiet())
+    cfg.data.num_workers = workers
+    stop = Within("validation_step", 2, kill(signal.SIGTERM))
+    with stop, pytest.raises(Interrupted, match="step 3,"):
+        train(cfg, tmp_path / "run", quiet())
+    cfg.resume = "last"
+    train(cfg, tmp_path / "run", quiet())
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
-        def step(own: module.SegmentationModule, batch: module.Batch, index: int) -> torch.Tensor:
-            if own.trainer.global_step >= self.at:
-                raise SystemError("interrupted")
-            return original(own, batch, index)
 
-        module.SegmentationModule.training_step = step  # type: ignore[method-assign]
+def test_a_second_signal_stops_at_once(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        module.SegmentationModule.training_step = self.original  # type: ignore[method-assign]
+    with Within("training_step", 4, twice), pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(tiny_voc.training(), tmp_path, quiet())
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3  # of the validation before
 
 
-@pytest.mark.slow  # the compiler takes its time
-def test_a_compiled_run_learns_the_same(tiny_voc: TinyVOC, tmp_path: Path) -> None:
-    weights = []
-    for compiled in (False, True):
-        cfg = config(tiny_voc, optimizer="sgd", lr=1e-2)
-        cfg.compile = compiled
-        cfg.model.dropout = 0.0  # compiled, it draws from a generator of its own
-        run = train(cfg, tmp_path / str(compiled), quiet())
-        assert run is not None
-        weights.append(fcn.load(run.folder / "model.safetensors").state_dict())
-    plain, compiled_weights = weights
-    assert plain.keys() == compiled_weights.keys()
-    for name, tensor in plain.items():
-        torch.testing.assert_close(compiled_weights[name], tensor, rtol=1e-3, atol=1e-4)
+def test_in_a_slurm_job_sigusr1_stops_after_the_step(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("SLURM_JOB_ID", "SLURM_NTASKS"):
+        monkeypatch.setenv(key, "1")
+    for key in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(key, "0")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost")
+    stop = Within("training_step", 4, kill(signal.SIGUSR1))
+    with stop, pytest.raises(Interrupted, match="SIGUSR1 after step 5"):
+        train(tiny_voc.training(), tmp_path, quiet())
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    writer, path = AtomicCheckpoints(), tmp_path / "last.ckpt"
+    writer.save_checkpoint({"weights": torch.zeros(5)}, path)
+    whole = path.read_bytes()
+    (tmp_path / "last.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"last\.ckpt.*No space left"):
+        writer.save_checkpoint({"weights": torch.ones(10**6)}, path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_resumed_at_another_rate_learns_at_that_rate(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_voc.training(schedule="cosine")
+    with Within("training_step", 4, kill(signal.SIGTERM)), pytest.raises(Interrupted):
+        train(cfg, tmp_path, quiet())
+    cfg.resume, cfg.recipe.lr, cfg.recipe.weight_decay = "last", 2e-4, 0.25
+    rates: list[float] = []
+    original = module.SegmentationModule.training_step
+
+    def step(own: module.SegmentationModule, batch: module.Batch, index: int) -> Tensor:
+        group = own.trainer.optimizers[0].param_groups[0]
+        assert group["weight_decay"] == 0.25
+        rates.append(group["lr"])
+        return original(own, batch, index)
+
+    monkeypatch.setattr(module.SegmentationModule, "training_step", step)
+    train(cfg, tmp_path, quiet())
+    assert rates == pytest.approx([2e-4 * rate_at(t, cfg.recipe, STEPS) for t in (5, 6, 7)])
+
+
+@pytest.mark.parametrize("kind", ["nan", "step too large"])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_images(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The checkpoints of the last sound validation stay."""
+    original, calls = module.segmentation_loss, iter(range(100))
+
+    def loss(score: Tensor, target: Tensor, reduction: str) -> Tensor:
+        factor = float("nan") if kind == "nan" else 1e38
+        return original(score, target, reduction) * (factor if next(calls) == 4 else 1)
+
+    monkeypatch.setattr(module, "segmentation_loss", loss)
+    with pytest.raises(TrainingError) as error:
+        train(tiny_voc.training(optimizer="sgd", lr=1e-2), tmp_path, quiet())
+    assert "step" in str(error.value)
+    if kind == "nan":
+        assert "in step 5" in str(error.value)
+        assert any(f"images {name}" in str(error.value) for name in tiny_voc.ids["train"])
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
+        saved = torch.load(path, weights_only=True)
+        assert saved["global_step"] == 3
+        assert all(t.abs().max() < 1e3 for t in saved["state_dict"].values())
+
+
+def test_one_class_everywhere_is_reported_once(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    cfg = tiny_voc.training(lr=1e-7)
+    cfg.trainer["val_check_interval"] = 1
+    with (console := Console(width=400)).capture() as output:
+        train(cfg, tmp_path, console)
+    assert output.get().count("every pixel was predicted background") == 1
 
 
 def test_learned_kernels_move_and_fixed_ones_do_not(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     moved = {}
     for name in ("learned", "cvpr15"):
-        cfg = config(tiny_voc)
+        cfg = tiny_voc.training()
         cfg.upsampling.name = name
         train(cfg, tmp_path / name, quiet())
         model = fcn.load(tmp_path / name / "checkpoints" / "last.ckpt")
-        fresh = FCN(**model.arguments)
+        fresh = FCN(**model.arguments).state_dict()
         moved[name] = {
-            key: float((tensor - fresh.state_dict()[key]).abs().max())
+            key: float((tensor - fresh[key]).abs().max())
             for key, tensor in model.state_dict().items()
             if key.startswith("upscore")
         }
     assert set(moved["learned"]) == {f"upscore{x}.weight" for x in ("2", "_pool4", "8")}
     assert set(moved["cvpr15"]) == {f"upscore{x}.weight" for x in ("2", "_pool4")}
     assert all(distance > 1e-4 for of in moved.values() for distance in of.values())
+
+
+def steps_of(cfg: TrainConfig, folder: Path) -> int:
+    train(cfg, folder, quiet())
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_epochs_and_shares_of_them_are_counted_in_images(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Four training images in batches of two: two steps an epoch."""
+    cfg = tiny_voc.training()
+    del cfg.trainer["max_steps"], cfg.trainer["val_check_interval"]
+    cfg.trainer["max_epochs"] = 3
+    assert steps_of(cfg, tmp_path / "epochs") == 6
+    cfg.trainer["limit_train_batches"] = 0.5
+    assert steps_of(cfg, tmp_path / "half") == 3
+    cfg.trainer |= {"limit_train_batches": None, "overfit_batches": 1, "max_epochs": 4}
+    assert steps_of(cfg, tmp_path / "overfit") == 4
+    record = json.loads((tmp_path / "overfit" / "run.json").read_text())
+    assert next(iter(record["data"].values()))["images"] == 2
+
+
+def test_a_fast_dev_run_leaves_no_model(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    cfg = tiny_voc.training()
+    cfg.trainer["fast_dev_run"] = True
+    assert train(cfg, tmp_path, quiet()) is None
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_without_validation_the_last_checkpoint_is_evaluated(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    cfg = tiny_voc.training()
+    cfg.trainer["limit_val_batches"] = 0
+    assert train(cfg, tmp_path, quiet()) is not None
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.slow  # the compiler needs its time
+def test_a_compiled_run_learns_the_same(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        cfg = tiny_voc.training(optimizer="sgd", lr=1e-2)
+        cfg.compile = compiled
+        cfg.model.dropout = 0.0  # compiled, it draws from a generator of its own
+        train(cfg, tmp_path / str(compiled), quiet())
+        weights.append(fcn.load(tmp_path / str(compiled)).state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)

@@ -15,7 +15,7 @@ from fcn.data.transforms import (
 
 
 def coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """An image and a mask that both say where each pixel was: row and column, in steps of 8."""
+    """An image and a mask that both tell where each pixel was: row and column, in steps of 8."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([y, x, torch.zeros_like(x)]).to(torch.uint8)
     return image, (y // 8 * 16 + x // 8).to(torch.uint8)
@@ -35,14 +35,14 @@ def test_image_and_mask_stay_together(scale: list[float], flip: bool) -> None:
         if scale == [1.0, 1.0]:  # nothing interpolated: exact
             assert torch.equal(pixels[0][known] // 8, labels[known] // 16)
             assert torch.equal(pixels[1][known] // 8, labels[known] % 16)
-        # Interpolated or not: the pixel's place lies in its label's cell, but for one pixel.
+        # Interpolated or not: a pixel lies in the cell of its label, up to one pixel.
         slack = 0.5 + 1.5 / (8 * min(1, scale[0]))
         for channel, cell in ((0, y), (1, x)):
             place = pixels[channel].float() / 8 - 0.5
             assert (place - cell)[known].abs().max() <= slack + 0.25
 
 
-def test_masks_hold_only_labels_that_were_there_and_void() -> None:
+def test_masks_hold_only_labels_that_were_there_and_255() -> None:
     target = torch.zeros(60, 60, dtype=torch.uint8)
     target[20:40, 20:40] = 7
     target[30:50, 10:30] = 19
@@ -52,7 +52,7 @@ def test_masks_hold_only_labels_that_were_there_and_void() -> None:
     assert seen.tolist() == [0, 7, 19, 255]
 
 
-def test_outside_the_image_is_mean_colour_and_void() -> None:
+def test_outside_the_image_are_the_mean_colour_and_255() -> None:
     image = torch.full((3, 10, 20), 200, dtype=torch.uint8)
     target = torch.ones(10, 20, dtype=torch.uint8)
     pixels, labels = random_scaled_crop(image, target, 64, [1.0, 1.0])
@@ -64,15 +64,15 @@ def test_outside_the_image_is_mean_colour_and_void() -> None:
     assert (pixels[:, ~outside] == 200).all()
 
 
-def test_a_crop_of_void_alone_is_drawn_again() -> None:
+def test_a_crop_of_ignored_pixels_only_is_drawn_again() -> None:
     target = torch.full((100, 100), 255, dtype=torch.uint8)
     target[:30, :30] = 1
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
-    lone = sum(
+    empty = sum(
         bool((random_scaled_crop(image, target, 20, [1.0, 1.0])[1] == 255).all())
         for _ in range(200)
     )
-    assert lone < 100  # 0.86 of single draws are void alone; of 10 draws, 0.86^10 = 0.22
+    assert empty < 100  # of single draws 0.86 are ignored pixels only; of 10, 0.86^10 = 0.22
 
 
 def test_whole_images_stay_whole_and_jitter_leaves_masks_alone() -> None:
@@ -85,7 +85,7 @@ def test_whole_images_stay_whole_and_jitter_leaves_masks_alone() -> None:
     assert torch.equal(mask, target)
 
 
-def test_a_transform_reaches_a_worker_that_is_spawned() -> None:
+def test_a_pickled_transform_gives_the_same() -> None:
     image, target = coordinates(110, 120)
     results = []
     transform = train_transform(32, [0.5, 2.0], True, 0.5)
@@ -98,10 +98,10 @@ def test_a_transform_reaches_a_worker_that_is_spawned() -> None:
 @pytest.mark.parametrize("scale", [[1.0, 1.0], [0.6, 0.6], [0.7, 0.7], [2.0, 2.0], [0.7, 2.5]])
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_edge_lies_at_the_same_place_in_image_and_mask(scale: list[float], flip: bool) -> None:
-    """A disc drawn in both: image and mask differ along its edge alone, and have one centre.
+    """A disc drawn in both: image and mask differ only along its edge, and have the same centre.
 
-    A mask's pixel takes the nearest label, so the centres differ by some of a pixel, to any side;
-    a shift by half a pixel, or always to one side, would be a fault.
+    A pixel of the mask takes the nearest label, so the centres differ by a fraction of a pixel to
+    any side; a shift by half a pixel, or always to one side, would be an error.
     """
     y, x = torch.meshgrid(torch.arange(90), torch.arange(100), indexing="ij")
     target = ((y - 40) ** 2 + (x - 55) ** 2 < 10**2).to(torch.uint8)
@@ -141,7 +141,7 @@ def test_flipping_moves_image_and_mask_together_and_nothing_else() -> None:
         assert torch.equal(back[0], image)
         assert torch.equal(back[1], target)
         flipped += mirrored
-    assert 8 <= flipped <= 32  # of 40 at one half: outside once in 10,000
+    assert 8 <= flipped <= 32  # binomial(40, 1/2): outside with probability 1e-4
 
 
 def test_whole_images_of_any_sizes_make_a_batch() -> None:
@@ -149,12 +149,12 @@ def test_whole_images_of_any_sizes_make_a_batch() -> None:
     images, targets = pad_collate(samples)
     assert (images.shape, images.dtype) == ((3, 3, 40, 53), torch.uint8)
     assert (targets.shape, targets.dtype) == ((3, 40, 53), torch.uint8)
-    for (image, target), wide, void in zip(samples, images, targets, strict=True):
+    for (image, target), wide, padded in zip(samples, images, targets, strict=True):
         h, w = target.shape
         assert torch.equal(wide[:, :h, :w], image)
-        assert torch.equal(void[:h, :w], target)
-        assert int((void != 255).sum()) == h * w
-        outside = wide[:, void == 255]
+        assert torch.equal(padded[:h, :w], target)
+        assert int((padded != 255).sum()) == h * w
+        outside = wide[:, padded == 255]
         assert torch.equal(outside, torch.tensor(MEAN_COLOUR).byte()[:, None].expand_as(outside))
     alone = pad_collate(samples[:1])
     assert torch.equal(alone[0][0], samples[0][0])
@@ -162,7 +162,7 @@ def test_whole_images_of_any_sizes_make_a_batch() -> None:
 
 
 def test_colours_are_adjusted_as_torchvision_does_in_three_steps() -> None:
-    image = torch.randint(80, 176, (3, 31, 45), dtype=torch.uint8)  # nothing is clamped on the way
+    image = torch.randint(80, 176, (3, 31, 45), dtype=torch.uint8)  # nothing is clamped in between
     for brightness, contrast, saturation in ((1.2, 0.8, 0.7), (0.7, 1.2, 1.3), (1.0, 1.0, 1.0)):
         expected = F.adjust_saturation(image.double() / 255, saturation)
         expected = F.adjust_contrast(expected, contrast)

@@ -1,8 +1,11 @@
+"""Upsampling layers against torch's own operators, scipy, and each other."""
+
 import pytest
 import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 from fcn.models.alignment import coordinate_map
@@ -13,6 +16,8 @@ from fcn.models.upsampling import (
     LearnedUpsampling,
     NearestConvUpsampling,
     NonlinearUpsampling,
+    Size,
+    Upsampling,
     bilinear_kernel,
     kernel_size,
     make_upsampling,
@@ -44,7 +49,7 @@ def test_taps_that_meet_a_pixel_sum_to_one(factor: int) -> None:
 def test_fixed_is_the_dense_transposed_convolution(
     factor: int, height: int, width: int, classes: int, data: st.DataObject
 ) -> None:
-    """Borders included, and for any window of it; forward and backward."""
+    """At the boundary too, and for any window of it; forward and backward."""
     score = torch.randn(2, classes, height, width, requires_grad=True)
     kernel = bilinear_kernel(kernel_size(factor)).repeat(classes, 1, 1, 1)
     dense = F.conv_transpose2d(score, kernel, stride=factor, groups=classes)
@@ -58,18 +63,21 @@ def test_fixed_is_the_dense_transposed_convolution(
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("channelwise", [False, True])
-@pytest.mark.parametrize("factor", [2, 3, 8])
-def test_learned_starts_as_bilinear(channelwise: bool, factor: int) -> None:
+@pytest.mark.parametrize("choice", ["learned", "learned_channelwise", "cvpr15", "nearest_conv"])
+@pytest.mark.parametrize("factor", [2, 3, 8, 32])
+def test_learned_layers_start_as_bilinear(choice: str, factor: int) -> None:
     score = torch.randn(2, 3, 5, 4)
-    learned = LearnedUpsampling(factor, 3, channelwise=channelwise)
-    torch.testing.assert_close(learned(score, 1, (6, 5)), FixedUpsampling(factor)(score, 1, (6, 5)))
+    learned, fixed = make_upsampling(choice, factor, 3, final=False), FixedUpsampling(factor)
+    torch.testing.assert_close(learned(score), fixed(score), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        learned(score, 1, (6, 5)), fixed(score)[..., 1:7, 1:6], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("choice", UPSAMPLINGS)
 @pytest.mark.parametrize("factor", [2, 8])
 def test_a_ramp_stays_a_ramp_where_the_coordinate_map_says(choice: str, factor: int) -> None:
-    """All are bilinear inside at the start, and each output lies where alignment.py has it."""
+    """All start bilinear inside, and each output lies where alignment.py places it."""
     layer = make_upsampling(choice, factor, 2, final=True)
     there = coordinate_map(layer)
     score = torch.arange(12.0).repeat(1, 2, 12, 1)
@@ -103,14 +111,7 @@ def test_nearest_conv_is_nearest_neighbour_then_a_convolution(
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("factor", [2, 3, 8, 32])
-def test_nearest_conv_starts_as_bilinear(factor: int) -> None:
-    score = torch.randn(1, 3, 5, 4)
-    nearest = NearestConvUpsampling(factor, 3)
-    torch.testing.assert_close(nearest(score), FixedUpsampling(factor)(score), atol=1e-5, rtol=0)
-
-
-def test_nearest_conv_cannot_draw_a_checkerboard_where_a_transposed_convolution_does() -> None:
+def test_nearest_conv_cannot_produce_the_checkerboards_that_a_transposed_convolution_can() -> None:
     constant = torch.ones(1, 3, 6, 6)
     for layer, even in ((NearestConvUpsampling(4, 3), True), (LearnedUpsampling(4, 3), False)):
         torch.nn.init.normal_(layer.weight)
@@ -121,13 +122,13 @@ def test_nearest_conv_cannot_draw_a_checkerboard_where_a_transposed_convolution_
 
 @settings(deadline=None, max_examples=30)
 @given(factor=st.sampled_from([2, 3, 8]), h=st.integers(1, 6), w=st.integers(1, 6))
-def test_interpolate_holds_the_outermost_scores_and_is_fixed_inside(
+def test_interpolate_repeats_the_outermost_scores_and_equals_fixed_inside(
     factor: int, h: int, w: int
 ) -> None:
     score = torch.randn(1, 2, h, w, dtype=torch.float64)
     result = InterpolateUpsampling(factor)(score)
-    border = (result.shape[-1] - w * factor) // 2
-    inner = result[..., border : border + h * factor, border : border + w * factor]
+    margin = (result.shape[-1] - w * factor) // 2
+    inner = result[..., margin : margin + h * factor, margin : margin + w * factor]
     zoomed = scipy.ndimage.zoom(
         score.numpy(), (1, 1, factor, factor), order=1, mode="nearest", grid_mode=True
     )
@@ -147,7 +148,7 @@ def test_nonlinear_is_doublings_in_a_row_until_a_score_falls_below_the_knee() ->
 
 
 def test_nonlinear_learns_from_scores_of_zero() -> None:
-    """As a net's are at the start: with corners at zero no gradient would come through."""
+    """A network's scores start at zero: ReLUs that bend there would pass no gradient."""
     score = torch.zeros(1, 3, 4, 4, requires_grad=True)
     layer = NonlinearUpsampling(8, 3)
     layer(score).sum().backward()
@@ -157,7 +158,7 @@ def test_nonlinear_learns_from_scores_of_zero() -> None:
         assert knee.grad is not None
 
 
-def test_choices_train_what_they_say() -> None:
+def test_choices_train_and_store_what_they_say() -> None:
     trainable = {
         name: [
             sum(p.numel() for p in make_upsampling(name, factor, 5, final=final).parameters())
@@ -172,16 +173,52 @@ def test_choices_train_what_they_say() -> None:
     assert trainable["nonlinear"] == [5 * 5 * 4 * 4, 3 * 5 * 5 * 4 * 4 + 2 * 5]
     assert trainable["nearest_conv"] == [5 * 5 * 3 * 3, 5 * 5 * 9 * 9]
     assert trainable["interpolate"] == [0, 0]
-
-
-def test_fixed_stores_nothing() -> None:
     assert not FixedUpsampling(8).state_dict()
 
 
-def test_errors_name_the_value_and_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"fixed, learned.*got 'bicubic'"):
+def test_drift_is_zero_at_the_start_and_relative_to_the_bilinear_kernels() -> None:
+    for channelwise in (False, True):
+        layer = LearnedUpsampling(2, 3, channelwise=channelwise)
+        assert layer.drift() == 0
+        with torch.no_grad():
+            layer.diagonal().mul_(1.5)
+        assert layer.drift() == pytest.approx(0.5)
+
+
+def test_unknown_choices_and_factors_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"fixed, learned.*'bicubic'.*upsampling\.py"):
         make_upsampling("bicubic", 2, 5, final=False)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="got 0"):
         bilinear_kernel(0)
-    with pytest.raises(ValueError, match=r"2, 4, 8, .*got 12"):
+    with pytest.raises(ValueError, match="got 12"):
         NonlinearUpsampling(12, 5)
+
+
+class Doubled(Upsampling):
+    """Breaks the contract: twice the size of the scores, whatever the window."""
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        return F.interpolate(score, scale_factor=self.factor)
+
+
+class Displaced(FixedUpsampling):
+    """Breaks the contract: the right size from the wrong place."""
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        return super().forward(score, 0, size)
+
+
+@pytest.mark.parametrize("layer", [Doubled, Displaced, torch.nn.Identity])
+def test_a_layer_that_breaks_the_contract_is_named_when_it_is_built(
+    layer: type[Upsampling], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(UPSAMPLINGS, "mine", lambda factor, classes, final: layer(factor))
+    with pytest.raises(ValueError, match=rf"{layer.__name__}\.forward.*must return the window"):
+        make_upsampling("mine", 2, 3, final=True)
+
+
+def test_a_registered_layer_that_keeps_the_contract_is_a_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(UPSAMPLINGS, "mine", lambda factor, classes, final: FixedUpsampling(factor))
+    assert isinstance(make_upsampling("mine", 3, 4, final=False), FixedUpsampling)

@@ -1,15 +1,13 @@
-"""Splits, the order of images, and loaders, as a LightningDataModule.
+"""The order of images, loaders, and both splits of a data set as a LightningDataModule.
 
 The order of training is a pure function of the seed: batch t of a run holds the same images, cut
-the same way, whatever the number of workers and however often the run was interrupted.
+in the same way, for any number of workers and however often the run was interrupted.
 """
 
-import atexit
-import multiprocessing
+import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,56 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fcn.config import VOID, DataConfig, RecipeConfig
-from fcn.data import shapes, voc
-from fcn.data.files import SegmentationFiles
-from fcn.data.folder import folder
-from fcn.data.overlap import refuse_overlap
-from fcn.data.reading import DataError
-from fcn.data.sbd import sbd
-from fcn.data.shards import shards
+from fcn.data.dataset import SegmentationDataset, check_overlap
+from fcn.data.layouts import open_split
 from fcn.data.transforms import Paired, pad_collate, train_transform
-from fcn.machine import usable_cores
-
-
-def open_split(data: DataConfig, split: str, *, strict: bool = True) -> SegmentationFiles:
-    """The images and masks of one split.
-
-    Args: strict: as for SegmentationFiles.
-    Raises: DataError: something of it is not there; says what to do.
-    """
-    root, classes, void = Path(data.root), data.classes, data.ignore_index
-    if data.layout == "sbd":
-        return sbd(root, split, ignore_index=void, strict=strict)
-    if data.layout == "folder":
-        return folder(root, split, classes=classes, ignore_index=void, strict=strict)
-    if data.layout == "shards":
-        return shards(data.root, split, classes=classes, ignore_index=void)
-    own = root / data.folder
-    if data.layout == "shapes":
-        try:
-            own = shapes.prepare(root)
-        except OSError as error:
-            raise DataError(
-                f"data.root={root}: the sample cannot be drawn there ({error.strerror}); name a "
-                "folder that can be written to"
-            ) from error
-        classes = classes or list(shapes.CLASSES)
-    return voc.voc(
-        own,
-        split,
-        masks=data.masks,
-        classes=classes or voc.CLASSES,
-        ignore_index=void,
-        name=data.name,
-        strict=strict,
-    )
+from fcn.device import usable_cores
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Batch t of a run as (index, seed) pairs, from the run's seed and t alone.
+    """Batch t of a run as (index, seed) pairs, which depend on the run's seed and t alone.
 
-    Each pass over the n images is a new permutation; batches run across passes, and ranks take
-    turns, so that no image comes twice in a pass. `seed` is the sample's own, for its transform.
+    Each epoch is a new permutation of the images. Batches may span two epochs, and ranks take
+    batches alternately, so that every image occurs once per epoch. The seed in a pair is that of
+    the sample's transform.
     """
 
     def __init__(
@@ -75,7 +35,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.images, self.batch_size, self.batches = images, batch_size, batches
         self.seed, self.rank, self.world = seed, rank, world
-        self.start = 0  # the first batch to give: where a resumed run goes on
+        self.start = 0  # first batch to yield: where a resumed run continues
 
     def __len__(self) -> int:
         return self.batches
@@ -95,25 +55,25 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
-    """Samples of a split, transformed under their own seed."""
+    """Samples of a split, each transformed under its own seed."""
 
-    def __init__(self, files: SegmentationFiles, transform: Paired) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self, dataset: SegmentationDataset, transform: Paired) -> None:
+        self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = drawn
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would see to every kind of accelerator too, half a millisecond long.
+            # torch.manual_seed would also seed every accelerator, which takes half a millisecond.
             torch.default_generator.manual_seed(seed)
-            return self.transform(*self.files[index])
+            return self.transform(*self.dataset[index])
 
 
 class SameSizeBatches(Sampler[list[int]]):
-    """Every image once, in batches of one image size, shared out over ranks.
+    """Every image once, in batches of equal image size, distributed over ranks.
 
-    Ranks must give the same number of batches, or a collective call would wait for ever. Those
-    that have fewer repeat their last one with negative indices: `EvaluationSamples` gives these a
-    target of void, so that they count nowhere.
+    All ranks must yield the same number of batches, or a collective call would wait forever. Those
+    with fewer repeat the last batch with negative indices, for which `EvaluationSamples` returns
+    targets that are ignored everywhere.
     """
 
     def __init__(
@@ -139,20 +99,22 @@ class SameSizeBatches(Sampler[list[int]]):
 
 
 class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
-    """Whole images as they are; a negative index ~i is image i with nothing but void."""
+    """Unchanged images; a negative index ~i is image i with a target of ignored pixels only."""
 
-    def __init__(self, files: SegmentationFiles) -> None:
-        self.files = files
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, target = self.files[index if index >= 0 else ~index]
+        image, target = self.dataset[index if index >= 0 else ~index]
         return image, target if index >= 0 else torch.full_like(target, VOID)
 
 
 def loading_processes(wanted: int | None, processes: int = 1) -> int:
-    """How many processes load images: as asked, or one a core of this process's share, at most 8.
+    """Return how many processes load images.
 
-    Args: processes: how many of this run share the machine.
+    Args:
+        wanted: data.num_workers; None: one per core of this process's share, at most 8.
+        processes: number of training processes that share the machine.
     """
     if wanted is not None:
         return wanted
@@ -160,42 +122,49 @@ def loading_processes(wanted: int | None, processes: int = 1) -> int:
 
 
 def evaluation_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
-    """As `loading_processes`, but none where a CPU computes: loading is little beside that."""
+    """Like `loading_processes`, but by default 0 on a CPU, where loading takes little time."""
     return 0 if wanted is None and device.type == "cpu" else loading_processes(wanted, processes)
 
 
 def evaluation_loader(
-    files: SegmentationFiles,
+    dataset: SegmentationDataset,
     batch_size: int,
     num_workers: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches (image uint8 (B, 3, H, W), target uint8 (B, H, W)), images never resized."""
+    """Return a loader of batches (image uint8 (B, 3, H, W), target uint8 (B, H, W)).
+
+    Args:
+        dataset: the images, which are never resized.
+        batch_size: largest number of images in a batch; all of a batch have the same size.
+        num_workers: processes that load.
+        rank: of this process.
+        world: number of processes that evaluate together.
+    """
     return DataLoader(
-        EvaluationSamples(files),
-        batch_sampler=SameSizeBatches(files.sizes(), batch_size, rank, world),
+        EvaluationSamples(dataset),
+        batch_sampler=SameSizeBatches(dataset.sizes(), batch_size, rank, world),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_signals,
+        worker_init_fn=leave_process_group,
     )
 
 
-def leave_signals(worker: int) -> None:
-    """A signal to the whole group is the first process's to act on, which wants its batch yet."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def leave_process_group(worker: int) -> None:
+    """Keep signals that are sent to the whole process group away from a worker.
 
-
-@atexit.register
-def end_loading() -> None:
-    """At exit: processes that leave SIGTERM be would else be waited for without end."""
-    for process in multiprocessing.active_children():
-        process.kill()
+    Ctrl-C and a scheduler's SIGTERM reach the main process alone, which still needs its batches to
+    finish the step. It can end the worker by SIGTERM as usual.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    else:  # Windows knows Ctrl-C only
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """A loader that Lightning may resume: the sampler alone knows where a run stands."""
+    """A loader with the state that Lightning asks for: none, the sampler knows the position."""
 
     def state_dict(self) -> dict[str, int]:
         return {}
@@ -205,9 +174,10 @@ class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
 
 
 class SegmentationData(pl.LightningDataModule):
-    """The training and validation splits of a data set under a recipe.
+    """The training and validation split of a data set under a recipe.
 
-    Raises: DataError: at once, where a split is missing or the two overlap.
+    Raises:
+        DataError: a split is missing, or the two overlap.
     """
 
     def __init__(self, data: DataConfig, recipe: RecipeConfig, seed: int) -> None:
@@ -215,14 +185,20 @@ class SegmentationData(pl.LightningDataModule):
         self.data, self.recipe, self.seed = data, recipe, seed
         self.train = open_split(data, data.train_split)
         self.val = open_split(data, data.val_split)
-        refuse_overlap(self.train, self.val)
+        check_overlap(self.train, self.val)
 
     @property
     def classes(self) -> list[str]:
         return self.train.classes
 
+    def keep_first(self, images: int) -> None:
+        """Train on the first images alone (Lightning's overfit_batches)."""
+        self.train = SegmentationDataset(
+            self.train.pairs[:images], self.classes, self.train.ignore_index, self.train.name
+        )
+
     def training_ids(self, batch: int) -> list[str]:
-        """The images of a batch of the run, by its index on this rank; this may take a second."""
+        """Return the image ids of a batch of the run, by its index on this rank."""
         order = self._training_batches()
         order.start = batch
         return [self.train.ids[index] for index, _ in next(iter(order))]
@@ -239,7 +215,7 @@ class SegmentationData(pl.LightningDataModule):
             num_workers=loading_processes(self.data.num_workers, trainer.num_devices),
             collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals,
+            worker_init_fn=leave_process_group,
         )
 
     def _training_batches(self) -> TrainingBatches:

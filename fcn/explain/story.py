@@ -1,133 +1,109 @@
-"""What the topics tell with: words, claims checked on the spot, numbered pictures; and the page."""
+"""The command `explain`: nine topics on one page, with every claim checked on the spot."""
 
-import re
-from collections.abc import Callable, Sequence
-from functools import partial
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from markupsafe import Markup
-from PIL import Image
+from rich.console import Console
+from torch import Tensor
 
-from fcn.config import UserError
-from fcn.page import figure, page
+from fcn import checkpoint
+from fcn.cli import quoted
+from fcn.config import ConfigError, ExplainConfig, UserError
+from fcn.data.dataset import SegmentationDataset
+from fcn.data.download import fetch
+from fcn.data.layouts import open_split
+from fcn.explain import net, topics
+from fcn.explain.net import Subject
+from fcn.explain.section import TOPICS, Section
+from fcn.output import atomic_write
+from fcn.page import page, templates
 
-WIDE = 700  # pixels; on a phone such a picture scrolls rather than shrinks
+ABOUT_NETWORK = {"network": net.network, "learning": net.learning, "deconvnet": net.deconvnet}
 
 
-class ClaimError(UserError, AssertionError):
-    """A claim that turned out false: the story is not told."""
+def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
+    """Write explain.html and its pictures to `folder`."""
+    chosen = list(TOPICS) if cfg.explain == "all" else [cfg.explain]
+    subject = None
+    if cfg.checkpoint or ABOUT_NETWORK.keys() & set(chosen):
+        subject = open_subject(cfg, folder, console)
+    sections = []
+    for key in chosen:
+        section = explain(key, subject)
+        checked = f": {section.claims} claims checked" if section.claims else ""
+        console.print(f"{section.number}. {section.title}{checked}")
+        sections.append(section)
+    path = write(sections, folder)
+    console.print(f"{sum(len(section.pictures) for section in sections)} pictures and {path}")
 
 
-class Section:
-    """One topic of the story, told in order.
-
-    Args: number: its place. key: what `explain=` calls it. title: a sentence.
-    Attributes: pictures: file name -> image, numbered in order.
-    """
-
-    def __init__(self, number: int, key: str, title: str) -> None:
-        self.number, self.key, self.title = number, key, title
-        self.blocks: list[Markup] = []
-        self.pictures: dict[str, Image.Image] = {}
-        self.claims = 0
-
-    def text(self, *paragraphs: str) -> None:
-        """Paragraphs of the project's own HTML; what comes from elsewhere is escaped before."""
-        self.blocks += [Markup(f"<p>{_tidy(words)}</p>") for words in paragraphs]
-
-    def claim(self, words: str, difference: float, limit: float = 1e-10) -> None:
-        """A statement with the largest difference found between its two sides.
-
-        Raises: ClaimError: it exceeds the limit.
-        """
-        if not difference <= limit:
-            raise ClaimError(f"{self.key}: {words}: differs by {difference:.3g} (limit {limit:g})")
-        self.claims += 1
-        shown = "exactly equal" if difference == 0 else f"largest difference {difference:.1e}"
-        self.blocks.append(
-            Markup(
-                '<p class="claim">{} <span class="soft">Computed just now: {}.</span></p>'
-            ).format(Markup(_tidy(words)), shown)
-        )
-
-    def picture(self, name: str, image: Image.Image, caption: str, *, plot: bool = True) -> None:
-        """Args: caption: plain text, which serves as the alternative text too."""
-        file = f"{self.number:02d}_{len(self.pictures) + 1}_{name}.png"
-        self.pictures[file] = image
-        shown = figure(image, caption, caption, plot=plot)
-        self.blocks.append(
-            Markup('<div class="wide">{}</div>').format(shown) if image.width > WIDE else shown
-        )
-
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Rows of plain text; the first column is words, the others are numbers."""
-
-        def cells(tag: str, row: Sequence[object]) -> Markup:
-            words, *numbers = row
-            result = Markup("<{0}>{1}</{0}>").format(tag, words)
-            for number in numbers:
-                result += Markup('<{0} class="number">{1}</{0}>').format(tag, number)
-            return Markup("<tr>{}</tr>").format(result)
-
-        body = Markup("").join(cells("td", row) for row in rows)
-        self.blocks.append(
-            Markup(
-                '<div class="scroll"><table><thead>{}</thead><tbody>{}</tbody></table></div>'
-            ).format(cells("th", head), body)
-        )
+def explain(key: str, subject: Subject | None = None) -> Section:
+    """Return a topic; one about a network needs a subject."""
+    section = Section(key)
+    if key in ABOUT_NETWORK:
+        assert subject is not None
+        ABOUT_NETWORK[key](section, subject)
+    elif key == "checkerboards" and subject and (kernel := net.learned_kernel(subject)) is not None:
+        topics.checkerboards(section, kernel)
+    else:
+        getattr(topics, key)(section)
+    return section
 
 
 def write(sections: Sequence[Section], folder: Path) -> Path:
-    """The pictures as NN_M_NAME.png and the story as explain.html, whole or not at all."""
+    """Write the pictures and explain.html; return its path."""
     for section in sections:
         for name, image in section.pictures.items():
-            _move_in(folder / name, partial(image.save, format="PNG"))
-    contents = Markup("").join(
-        Markup('<li><a href="#{}">{}</a></li>').format(s.key, s.title) for s in sections
-    )
-    body = Markup("{}<ol>{}</ol>{}").format(
-        INTRODUCTION, contents, Markup("").join(_html(section) for section in sections)
-    )
+            with atomic_write(folder / name) as temporary:
+                image.save(temporary, "PNG")
     path = folder / "explain.html"
-    html = page("What are deconvolutional layers?", body)
-    _move_in(path, lambda part: part.write_text(html, encoding="utf-8"))
+    body = templates().get_template("explain/story.html").render(sections=sections)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page("What are deconvolutional layers?", body), encoding="utf-8")
     return path
 
 
-def _html(section: Section) -> Markup:
-    return Markup('<section><h2 id="{}">{}. {}</h2>{}</section>').format(
-        section.key, section.number, section.title, Markup("\n").join(section.blocks)
-    )
+def open_subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
+    """Return the network of cfg.checkpoint, or one trained for a moment, and the image."""
+    if cfg.data.download:
+        fetch(cfg.data, console)
+    dataset = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
+    image, target = choose(dataset, cfg.image)
+    trained = checkpoint.read(cfg.checkpoint or train(cfg, folder / "train", console))
+    trained.check_classes(dataset.classes, cfg.data.name)
+    return Subject(trained.model(), trained.classes, image, target)
 
 
-def _move_in(path: Path, save: Callable[[Path], Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    save(part)
-    part.replace(path)
+def choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:
+    """Return an image by its id, or the one of the first 30 that shows most classes.
+
+    Raises:
+        ConfigError: no such id.
+    """
+    if image is None:
+        first = (dataset[i] for i in range(min(30, len(dataset))))
+        return max(first, key=lambda pair: len(pair[1].unique()))
+    if image not in dataset.ids:
+        raise ConfigError(
+            f"image={image}: no such id in {dataset.name}, which has {dataset.ids[0]}; put an id "
+            "with an underscore in quotes: \"image='A_1'\""
+        )
+    return dataset[dataset.ids.index(image)]
 
 
-def _tidy(words: str) -> str:
-    return re.sub(r"\s+", " ", words).strip()
+def train(cfg: ExplainConfig, folder: Path, console: Console) -> Path:
+    """Train a network with learned upsampling on the embedded sample; return its folder.
 
-
-INTRODUCTION = Markup(
-    _tidy(
-        """
-        <style>.claim { border-left: 3px solid var(--accent); padding-left: 0.8rem; }
-        section figure { margin: 1.25rem 0; }
-        @media (max-width: 44rem) {
-          .wide figure { overflow-x: auto; } .wide img { max-width: none; width: 44rem; }
-        }</style>
-        <h1>What are deconvolutional layers?</h1>
-        <p>Nets that label every pixel shrink the image on the way to knowing what is in it, and
-        must grow their answer back to the image's size. Fully convolutional networks (FCNs; Long,
-        Shelhamer &amp; Darrell 2015, "the paper" below) do so with a layer of many names:
-        deconvolution, transposed convolution, backwards or fractionally strided convolution. How
-        can a convolution be turned round, what does such a layer compute, how is it trained, and
-        does training it help? Every number here was computed as the page was made, and had a marked
-        statement turned out false, there would be no page. In all pictures red is positive, blue
-        is negative.</p>
-        """
-    )
-)
+    Raises:
+        UserError: the training failed.
+    """
+    console.print(f"Training a network with upsampling=learned for {cfg.steps} steps in {folder}:")
+    command = [sys.executable, "-m", "fcn.cli", "train", "upsampling=learned", f"seed={cfg.seed}"]
+    command += [f"trainer.max_steps={cfg.steps}", f"trainer.val_check_interval={cfg.steps}"]
+    command += [f"data.root={quoted(Path(cfg.data.root).resolve())}"]
+    command += [f"hydra.run.dir={quoted(folder.resolve())}"]
+    if subprocess.run(command, check=False).returncode:
+        raise UserError("the training failed, see above; or give a trained model: checkpoint=RUN")
+    return folder

@@ -1,9 +1,9 @@
 """Where the output of a layer lies on its input: coordinate maps, and the crops that follow.
 
 Output index i of a layer (or a chain) sits at input coordinate scale * i + offset. Composed along
-two branches of a net, the maps say by how much one must be cropped to lie on the other; so no crop
-offset is ever typed in. The idea is the authors' own (Caffe's coord_map.py). How far around its
-place an output sees is composed along with them: half the receptive field.
+two branches of a network, the maps say by how much one must be cropped to lie on the other, so no
+crop offset is ever typed in. The idea is the authors' own (Caffe's coord_map.py). Half the
+receptive field of an output is composed along with them.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from fcn.models.upsampling import Upsampling
 class CoordinateMap:
     """Output index i sits at input coordinate scale * i + offset (exact fractions).
 
-    It depends on inputs up to `reach` away from there, and on none beyond. Two maps are equal if
-    they put outputs at the same places.
+    It depends on inputs up to `reach` (half the receptive field) away from there, and on none
+    beyond. Two maps are equal if they put outputs at the same places.
     """
 
     scale: Fraction = Fraction(1)
@@ -27,7 +27,7 @@ class CoordinateMap:
     reach: Fraction = field(default=Fraction(0), compare=False)
 
     def then(self, following: "CoordinateMap") -> "CoordinateMap":
-        """The map of this layer followed by another."""
+        """Return the map of this layer followed by another."""
         return CoordinateMap(
             self.scale * following.scale,
             self.scale * following.offset + self.offset,
@@ -35,9 +35,10 @@ class CoordinateMap:
         )
 
     def index_in(self, other: "CoordinateMap") -> int:
-        """The index in `other` at the place of index 0 here: how far to crop `other`.
+        """Return the index in `other` at the place of index 0 here: how far to crop `other`.
 
-        Raises: ValueError: the two grids differ in scale, or lie a fraction of a step apart.
+        Raises:
+            ValueError: the two grids differ in scale, or lie a fraction of a step apart.
         """
         steps = (self.offset - other.offset) / other.scale
         if self.scale != other.scale or steps.denominator != 1:
@@ -46,13 +47,13 @@ class CoordinateMap:
 
 
 def window(kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> CoordinateMap:
-    """The map of a convolution or a pooling: each output sits at the centre of its window."""
+    """Return the map of a convolution or a pooling: each output sits at its window's centre."""
     reach = Fraction(dilation * (kernel - 1), 2)
     return CoordinateMap(Fraction(stride), reach - padding, reach)
 
 
 def transposed(kernel: int, stride: int, padding: int = 0) -> CoordinateMap:
-    """The map of a transposed convolution: the inverse of that of its convolution."""
+    """Return the map of a transposed convolution: the inverse of its convolution's."""
     forward = window(kernel, stride, padding)
     return CoordinateMap(
         1 / forward.scale, -forward.offset / forward.scale, forward.reach / forward.scale
@@ -60,26 +61,28 @@ def transposed(kernel: int, stride: int, padding: int = 0) -> CoordinateMap:
 
 
 def coordinate_map(layer: nn.Module) -> CoordinateMap:
-    """The map of a layer or a chain of layers, read off its own settings.
+    """Return the map of a layer or a chain of layers, read from its own settings.
 
-    Raises: TypeError: a layer whose geometry is not known here.
+    Args:
+        layer: a convolution, pooling, upsampling or elementwise layer, or an nn.Sequential of them.
+
+    Raises:
+        TypeError: a layer whose geometry is not known here.
     """
-    if isinstance(layer, nn.Conv2d):
-        assert isinstance(layer.padding, tuple), "padding given as a word has no one offset"
-        return window(layer.kernel_size[0], layer.stride[0], layer.padding[0], layer.dilation[0])
-    if isinstance(layer, nn.MaxPool2d):
-        kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
-        assert isinstance(kernel, int)
-        assert isinstance(stride, int)
-        assert isinstance(padding, int)
-        return window(kernel, stride, padding)
-    if isinstance(layer, Upsampling):
-        return transposed(layer.kernel, layer.factor)
     if isinstance(layer, nn.Sequential):
         total = CoordinateMap()
         for part in layer:
             total = total.then(coordinate_map(part))
         return total
+    if isinstance(layer, Upsampling):
+        return transposed(layer.kernel, layer.factor)
+    if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+        kernel, stride, padding, dilation = (
+            # Convolutions hold a setting per axis, poolings one number; both are square here.
+            setting[0] if isinstance(setting, tuple) else int(setting)
+            for setting in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        )
+        return window(kernel, stride, padding, dilation)
     if isinstance(layer, nn.ReLU | nn.BatchNorm2d | nn.Dropout):
         return CoordinateMap()
     raise TypeError(f"no coordinate map is known for {type(layer).__name__}")

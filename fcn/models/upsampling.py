@@ -2,7 +2,11 @@
 
 Long et al. 2015, sec. 3.3: "upsampling with factor f is convolution with a fractional input stride
 of 1/f [...] backwards convolution (sometimes called deconvolution) with an output stride of f".
+A new choice is a subclass of `Upsampling`, an entry in `UPSAMPLINGS` at the end of this file, and a
+file configs/upsampling/NAME.yaml.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +16,28 @@ Size = tuple[int, int]
 
 
 def kernel_size(factor: int) -> int:
-    """Side of the bilinear kernel that upsamples by `factor`: 2f for even f, 2f - 1 for odd."""
+    """Return the side of the bilinear kernel that upsamples by f: 2f for even f, 2f - 1 for odd.
+
+    Raises:
+        ValueError: factor < 1.
+    """
     if factor < 1:
         raise ValueError(f"factor must be at least 1, got {factor}")
     return 2 * factor - factor % 2
 
 
 def bilinear_kernel(size: int) -> Tensor:
-    """Bilinear interpolation as a transposed-convolution kernel.
+    """Return the bilinear interpolation kernel of a transposed convolution.
 
-    Args: size: kernel side k; upsamples by f = (k + 1) // 2.
-    Returns: float (k, k); the taps that meet any one output pixel sum to 1.
-    Raises: ValueError: size < 1.
+    Args:
+        size: kernel side k; it upsamples by f = (k + 1) // 2.
+
+    Returns:
+        float (k, k); the taps that meet any one output pixel sum to 1.
+
+    Raises:
+        ValueError: size < 1.
+
     Source: Long et al. 2015, sec. 3.3. For k = 4 the values are 1/16, 3/16 and 9/16.
     """
     if size < 1:
@@ -34,11 +48,14 @@ def bilinear_kernel(size: int) -> Tensor:
 
 
 class Upsampling(nn.Module):
-    """Upsamples a score map by `factor`, as a transposed convolution of stride f without padding.
+    """Upsample scores like a transposed convolution of stride `factor` without padding.
 
-    forward(score, offset=0, size=None): float (B, K, h, w) -> the window of `size` (H, W) that
-    starts at row and column `offset` of the full (B, K, (h-1)f + k, (w-1)f + k) result, where k is
-    `kernel`. Without `size`, everything from `offset` on.
+    forward(score, offset=0, size=None):
+        score: float (B, K, h, w).
+        offset: first row and first column of the result to return.
+        size: (H, W), rows and columns to return; None for all from `offset` on.
+        Returns float (B, K, H, W), that window of the full (B, K, (h-1)f + k, (w-1)f + k) result,
+        with f = `factor` and k = `kernel`.
     """
 
     def __init__(self, factor: int) -> None:
@@ -47,6 +64,7 @@ class Upsampling(nn.Module):
         self.kernel = kernel_size(factor)
 
     def full_size(self, score: Tensor) -> Size:
+        """Return rows and columns of the full result, (h-1)f + k and (w-1)f + k."""
         h, w = score.shape[-2:]
         return (h - 1) * self.factor + self.kernel, (w - 1) * self.factor + self.kernel
 
@@ -55,11 +73,11 @@ class Upsampling(nn.Module):
 
 
 class FixedUpsampling(Upsampling):
-    """Bilinear, nothing trainable, nothing stored: what the authors' released nets do.
+    """Interpolate bilinearly; nothing is trained or stored, as in the authors' released networks.
 
     A bilinear kernel is separable and the same for every class, so the transposed convolution is
-    two small matrix products, U_h S U_w^T, borders included. Row y of U holds the tent's weights
-    max(0, 1 - |y - (f i + centre)| / f) over the inputs i. Only the window asked for is computed.
+    two small matrix products, U_h S U_w^T, at the boundary too. Row y of U holds the tent's weights
+    max(0, 1 - |y - (f i + centre)| / f) over the inputs i. Only the requested window is computed.
     """
 
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
@@ -74,7 +92,7 @@ class FixedUpsampling(Upsampling):
             return rows @ score @ columns.T  # (H,h) (B,K,h,w) (w,W) -> B,K,H,W
 
     def matrix(self, inputs: int, offset: int, outputs: int, like: Tensor) -> Tensor:
-        """The one-dimensional transposed convolution as a matrix (outputs, inputs)."""
+        """Return the one-dimensional transposed convolution as a matrix (outputs, inputs)."""
         y = torch.arange(offset, offset + outputs, device=like.device, dtype=like.dtype)
         i = torch.arange(inputs, device=like.device, dtype=like.dtype)
         distance = y[:, None] - (i * self.factor + (self.kernel - 1) / 2)
@@ -82,64 +100,70 @@ class FixedUpsampling(Upsampling):
 
 
 class InterpolateUpsampling(Upsampling):
-    """`F.interpolate`, bilinear, as torchvision's FCN upsamples; nothing trainable.
+    """Interpolate bilinearly with `F.interpolate`, as torchvision's FCN does; nothing is trained.
 
-    `FixedUpsampling` inside; at the border the outermost scores go on instead of fading to zero.
-    torchvision stretches the scores over the image; here factor and place are the other layers'.
+    Equals `FixedUpsampling` inside; at the boundary it repeats the outermost scores, which there
+    fade to zero. Unlike torchvision, it does not stretch the scores over the image: factor and
+    alignment are those of the other layers.
     """
 
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
-        height, width = self.full_size(score) if size is None else size
-        with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
+        with torch.autocast(score.device.type, enabled=False):  # as in FixedUpsampling
             score = score if score.dtype == torch.float64 else score.float()
             padded = F.pad(score, (1, 1, 1, 1), mode="replicate")
             result = F.interpolate(padded, scale_factor=self.factor, mode="bilinear")
-        first = (3 * self.factor - self.kernel) // 2 + offset  # the pad is f wide by now
-        return result[..., first : first + height, first : first + width]
+        height, width = self.full_size(score)
+        first = (3 * self.factor - self.kernel) // 2  # one padded score is now f pixels wide
+        return crop(result[..., first : first + height, first : first + width], offset, size)
 
 
 class TransposedConvolution(Upsampling):
-    """What the learned layers share: a transposed convolution of stride f with `kernels()`."""
+    """A transposed convolution of stride f with `kernels()`: what the learned layers share."""
 
     groups = 1
 
     def kernels(self) -> Tensor:
-        """The layer's kernels, (K, K / groups, k, k), first the class read, then the one written.
-
-        Raises: NotImplementedError: this layer is no single transposed convolution.
-        """
+        """Return the kernels, (K, K / groups, k, k): input class first, then output class."""
         raise NotImplementedError
 
     def diagonal(self) -> Tensor:
-        """Each class's kernel onto itself, (K, k, k): a view, where `kernels` is the parameter."""
+        """Return each class's kernel onto itself, (K, k, k); a view if `kernels()` is a weight."""
         kernels = self.kernels()
         return kernels[:, 0] if self.groups > 1 else kernels.diagonal().permute(2, 0, 1)
 
     @torch.no_grad()
     def drift(self) -> float:
-        """How far the kernels are from bilinear: norm of the difference over bilinear's norm."""
+        """Return how far training has moved the kernels away from bilinear interpolation.
+
+        Returns:
+            Norm of the difference from the bilinear kernels over their norm; 0 at the start.
+        """
         kernels, own = self.kernels().double(), self.diagonal().double()
         bilinear = bilinear_kernel(self.kernel).to(own)
-        across = (
-            kernels.square().sum() - own.square().sum()
-        )  # of one class onto another: 0 at first
+        across = kernels.square().sum() - own.square().sum()  # of one class onto another
         change = (own - bilinear).square().sum() + across.clamp(min=0)
         return float((change / (bilinear.square().sum() * len(own))).sqrt())
 
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
-        with torch.autocast(score.device.type, enabled=False):  # as FixedUpsampling
+        with torch.autocast(score.device.type, enabled=False):  # as in FixedUpsampling
             kernels = self.kernels()
             score = score.to(kernels.dtype)
-            if self.groups == 1:  # takes a CPU half the time so
+            if self.groups == 1:  # takes half the time on a CPU
                 score = score.contiguous(memory_format=torch.channels_last)
             full = F.conv_transpose2d(score, kernels, stride=self.factor, groups=self.groups)
-        return window(full, offset, size)
+        return crop(full, offset, size)
 
 
 class LearnedUpsampling(TransposedConvolution):
-    """Transposed convolution, no bias, bilinear at the start: the surgery of PAMI 2016, sec. 4.1.
+    """A learned transposed convolution without bias that starts as bilinear interpolation.
 
-    Args: channelwise: one kernel a class, (K, 1, 2f, 2f), instead of all pairs, (K, K, 2f, 2f).
+    Args:
+        factor: f.
+        num_classes: K.
+        channelwise: learn one kernel per class, (K, 1, 2f, 2f), instead of one for every pair of
+            classes, (K, K, 2f, 2f).
+
+    Source: Shelhamer et al. 2016, sec. 4.1.
     """
 
     def __init__(self, factor: int, num_classes: int, *, channelwise: bool = False) -> None:
@@ -155,13 +179,13 @@ class LearnedUpsampling(TransposedConvolution):
 
 
 class NearestConvUpsampling(TransposedConvolution):
-    """Nearest-neighbour upsampling by f, then a K x K convolution (Odena et al. 2016).
+    """Nearest-neighbour upsampling by f, then a learned K x K convolution (Odena et al. 2016).
 
     Every output pixel meets all taps of the convolution, so a constant stays constant: this layer
-    cannot draw checkerboards. It is bilinear at the start: a box of f taps, which nearest-neighbour
-    is, and q = (1/2, 1, ..., 1, 1/2) / f make the tent between them. The two are computed as the
-    one transposed convolution that they equal, with the f x f box times q as its kernel; the large
-    map in between never exists.
+    cannot produce checkerboards. It starts as bilinear interpolation: a box of f taps, which is
+    nearest-neighbour upsampling, and q = (1/2, 1, ..., 1, 1/2) / f together make the tent. Both are
+    computed as the one transposed convolution they equal, whose kernel is the f x f box convolved
+    with the weight; the large map in between is never stored.
     """
 
     def __init__(self, factor: int, num_classes: int) -> None:
@@ -171,27 +195,27 @@ class NearestConvUpsampling(TransposedConvolution):
         if factor % 2 == 0:
             q[[0, -1]] /= 2
         eye = torch.eye(num_classes)[..., None, None]
-        self.weight = nn.Parameter(eye * q.outer(q))  # (out, in, taps, taps), as of nn.Conv2d
+        self.weight = nn.Parameter(eye * q.outer(q))  # (out, in, taps, taps), as in nn.Conv2d
 
     def kernels(self) -> Tensor:
         f = self.factor
         flipped = self.weight.transpose(0, 1).flip(-2, -1)
         sums = F.pad(flipped, (f - 1,) * 4)
-        for box in ((f, 1), (1, f)):  # f averages are a sum; ONNX has no divisor_override
+        for box in ((f, 1), (1, f)):  # f times an average is a sum; ONNX has no divisor_override
             sums = F.avg_pool2d(sums, box, stride=1) * f
         return sums
 
 
 class NonlinearUpsampling(Upsampling):
-    """A stack of learned x2 layers with ReLU between, from f = 2^n: n layers, n - 1 ReLUs.
+    """A stack of n learned x2 layers with n - 1 ReLUs between them, for f = 2^n.
 
     "A stack of deconvolution layers and activation functions can even learn a nonlinear upsampling"
-    (Long et al. 2015, sec. 3.3). Each class's ReLU has its corner at -`knee`, learned, at first -1
-    (a deconvolution's bias before it, taken off after it): with the corner at 0, score layers that
-    start at zero would sit on it and get no gradient. Above the corner the stack starts as n
-    bilinear doublings in a row, a little smoother than one x f.
+    (Long et al. 2015, sec. 3.3). Each class's ReLU bends at -`knee`, which is learned and starts at
+    -1: at 0, scores that start at zero would get no gradient. For scores above the bend the stack
+    starts as n bilinear doublings, slightly smoother than one bilinear upsampling by f.
 
-    Raises: ValueError: the factor is no power of two above 1.
+    Raises:
+        ValueError: the factor is not a power of two above 1.
     """
 
     def __init__(self, factor: int, num_classes: int) -> None:
@@ -199,7 +223,7 @@ class NonlinearUpsampling(Upsampling):
         doublings = factor.bit_length() - 1
         if factor < 2 or 2**doublings != factor:
             raise ValueError(f"nonlinear upsampling needs a factor 2, 4, 8, ..., got {factor}")
-        self.kernel = 3 * factor - 2  # of n kernels of 4 in a row: what one score reaches
+        self.kernel = 3 * factor - 2  # of n kernels of side 4: the pixels one score reaches
         self.layers = nn.ModuleList(LearnedUpsampling(2, num_classes) for _ in range(doublings))
         self.knees = nn.ParameterList(torch.ones(num_classes, 1, 1) for _ in range(doublings - 1))
 
@@ -207,46 +231,76 @@ class NonlinearUpsampling(Upsampling):
         score = self.layers[0](score)
         for knee, layer in zip(self.knees, self.layers[1:], strict=True):
             score = layer(F.relu(score + knee) - knee)
-        return window(score, offset, size)
+        return crop(score, offset, size)
 
 
-def window(full: Tensor, offset: int, size: Size | None) -> Tensor:
-    """Rows and columns of `full` (B, K, H, W) from `offset` on, as many as `size` says, or all."""
+def crop(full: Tensor, offset: int, size: Size | None) -> Tensor:
+    """Return the window of `full` that starts at `offset`: `size`, or everything from there on."""
     height, width = size if size is not None else (full.shape[-2], full.shape[-1])
     return full[..., offset : offset + height, offset : offset + width]
 
 
-# Choice -> what upsamples between the skips, and what brings the scores to the image's size.
+# Choice -> its layer, from the factor, the number of classes, and whether it is the last upsampling
+# (to the image's size) or one between skips.
 # cvpr15: "the final layer deconvolutional filters are fixed [...], while intermediate upsampling
 # layers are initialized to bilinear upsampling, and then learned" (Long et al. 2015, sec. 4.3).
 # A sub-pixel convolution (Shi et al. 2016) is `learned` in another memory order: not a choice.
-UPSAMPLINGS = {
-    "fixed": ("fixed", "fixed"),
-    "learned": ("learned", "learned"),
-    "learned_channelwise": ("channelwise", "channelwise"),
-    "cvpr15": ("learned", "fixed"),
-    "nonlinear": ("nonlinear", "nonlinear"),
-    "nearest_conv": ("nearest_conv", "nearest_conv"),
-    "interpolate": ("interpolate", "interpolate"),
+UPSAMPLINGS: dict[str, Callable[[int, int, bool], Upsampling]] = {
+    "fixed": lambda f, k, final: FixedUpsampling(f),
+    "learned": lambda f, k, final: LearnedUpsampling(f, k),
+    "learned_channelwise": lambda f, k, final: LearnedUpsampling(f, k, channelwise=True),
+    "cvpr15": lambda f, k, final: FixedUpsampling(f) if final else LearnedUpsampling(f, k),
+    "nonlinear": lambda f, k, final: NonlinearUpsampling(f, k),
+    "nearest_conv": lambda f, k, final: NearestConvUpsampling(f, k),
+    "interpolate": lambda f, k, final: InterpolateUpsampling(f),
 }
 
 
 def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) -> Upsampling:
-    """The layer that `upsampling=choice` puts at one place of the net.
+    """Build the layer that `upsampling=choice` puts at one place of the network.
 
-    Args: final: whether it is the last one, which brings scores to the image's own size.
-    Raises: ValueError: an unknown choice.
+    Args:
+        choice: a name in `UPSAMPLINGS`.
+        factor: f.
+        num_classes: K.
+        final: whether it is the last upsampling, which brings scores to the image's own size.
+
+    Raises:
+        ValueError: an unknown choice, or a layer that breaks the contract of `Upsampling`.
     """
     if choice not in UPSAMPLINGS:
-        raise ValueError(f"upsampling must be one of {', '.join(UPSAMPLINGS)}, got {choice!r}")
-    match UPSAMPLINGS[choice][final]:
-        case "fixed":
-            return FixedUpsampling(factor)
-        case "interpolate":
-            return InterpolateUpsampling(factor)
-        case "nearest_conv":
-            return NearestConvUpsampling(factor, num_classes)
-        case "nonlinear":
-            return NonlinearUpsampling(factor, num_classes)
-        case kind:
-            return LearnedUpsampling(factor, num_classes, channelwise=kind == "channelwise")
+        raise ValueError(
+            f"upsampling must be one of {', '.join(UPSAMPLINGS)}, got {choice!r}; register a new "
+            "one in UPSAMPLINGS in fcn/models/upsampling.py and add configs/upsampling/NAME.yaml"
+        )
+    layer = UPSAMPLINGS[choice](factor, num_classes, final)
+    check_contract(layer, num_classes)
+    return layer
+
+
+@torch.no_grad()
+def check_contract(layer: Upsampling, num_classes: int) -> None:
+    """Raise a ValueError if a layer breaks the contract of `Upsampling` on a small score map."""
+    score = torch.linspace(-1, 1, num_classes * 6).view(1, num_classes, 2, 3)
+    if score.is_meta:  # shapes without values
+        return
+    training, broken = layer.training, ""
+    layer.eval()  # running statistics must not see this map
+    try:
+        wanted = (1, num_classes, *layer.full_size(score))
+        full, window = layer(score), layer(score, 1, (wanted[2] - 1, wanted[3] - 2))
+        expected = full[..., 1:, 1:-1]
+        if full.shape != wanted:
+            broken = f"for {tuple(score.shape)} it returns {tuple(full.shape)}, not {wanted}"
+        elif window.shape != expected.shape or not torch.allclose(window, expected, atol=1e-4):
+            broken = "it returns another window"
+    except (AttributeError, TypeError, RuntimeError) as error:
+        broken = str(error).partition("\n")[0]
+    finally:
+        layer.train(training)
+    if broken:
+        raise ValueError(
+            f"{type(layer).__name__}.forward(score, offset=0, size=None) must return the window of "
+            "`size` at row and column `offset` of a full result with (h - 1) * factor + kernel "
+            f"rows and (w - 1) * factor + kernel columns; {broken}"
+        )

@@ -1,7 +1,8 @@
-"""torchvision's VGG as the paper cuts it: named stages, and fc6/fc7 as convolutions."""
+"""torchvision's VGG as the paper uses it: named stages, and fc6/fc7 as convolutions."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 @dataclass(frozen=True)
 class Variant:
-    """One of torchvision's configurations (A, B, D, E), and the widths this project gives it."""
+    """One of torchvision's configurations (A, B, D, E), and its default widths."""
 
     layout: str
     batch_norm: bool
@@ -24,13 +25,17 @@ VARIANTS = {
     for depth, layout in {11: "A", 13: "B", 16: "D", 19: "E"}.items()
     for batch_norm in (False, True)
 }
-# For the sample and for runs from random weights on a CPU; batch norm in the head too, since
-# without pretrained weights a VGG hardly trains without it.
+# For the sample and for training from random weights on a CPU; with batch norm in the head too,
+# since a VGG without pretrained weights hardly trains without it.
 VARIANTS["mini"] = Variant("A", batch_norm=True, width=16, head_width=256)
 
 
 def variant(name: str) -> Variant:
-    """Raises: ValueError: an unknown backbone."""
+    """Return the variant called `name`.
+
+    Raises:
+        ValueError: an unknown backbone.
+    """
     if name not in VARIANTS:
         raise ValueError(f"backbone must be one of {', '.join(VARIANTS)}, got {name!r}")
     return VARIANTS[name]
@@ -42,26 +47,22 @@ class VGG(nn.Sequential):
     Pools round up (ceil mode), as Caffe's do: no pixel of any image size is dropped.
 
     Args:
+        name: a name in `VARIANTS`.
         padding: of conv1_1, in pixels.
         width: channels of the first stage.
+
     forward: float (B, 3, H, W), normalised -> pool3, pool4, pool5 at strides 8, 16 and 32.
     """
 
     def __init__(self, name: str, *, padding: int, width: int) -> None:
         spec = variant(name)
-        layout: list[str | int] = [
-            c if isinstance(c, str) else c * width // 64 for c in cfgs[spec.layout]
-        ]
+        layout = [c if isinstance(c, str) else c * width // 64 for c in cfgs[spec.layout]]
         super().__init__(_named(make_layers(layout, spec.batch_norm)))
         conv1_1 = self.get_submodule("conv1_1")
         assert isinstance(conv1_1, nn.Conv2d)
         conv1_1.padding = (padding, padding)
-        self.channels = {  # of the layers that skips read
-            f"pool{stage}": channels
-            for stage, channels in enumerate(
-                (int(layout[i - 1]) for i, c in enumerate(layout) if c == "M"), start=1
-            )
-        }
+        pooled = [int(c) for c, following in pairwise(layout) if following == "M"]
+        self.channels = {f"pool{stage}": c for stage, c in enumerate(pooled, start=1)}
         initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,22 +74,28 @@ class VGG(nn.Sequential):
         return pools["pool3"], pools["pool4"], pools["pool5"]
 
     def until(self, pool: str) -> nn.Sequential:
-        """The layers up to and including `pool`."""
+        """Return the layers up to and including `pool`."""
         layers = list(self.named_children())
         return nn.Sequential(OrderedDict(layers[: [name for name, _ in layers].index(pool) + 1]))
 
 
 def head(name: str, channels: int, *, padding: int, width: int, dropout: float) -> nn.Sequential:
-    """fc6 (7 x 7) and fc7 (1 x 1), the classifier's two hidden layers as convolutions.
+    """Build fc6 (7 x 7) and fc7 (1 x 1), the classifier's two hidden layers as convolutions.
 
-    Args: channels: of pool5. padding: of fc6. width: channels of fc6 and fc7.
-    forward: float (B, channels, h, w) -> float (B, width, h + 2 padding - 6, likewise).
+    Args:
+        name: a name in `VARIANTS`.
+        channels: of pool5.
+        padding: of fc6.
+        width: channels of fc6 and fc7.
+        dropout: probability, after each.
+
+    Returns:
+        float (B, channels, h, w) -> float (B, width, h + 2 padding - 6, w + 2 padding - 6).
     """
-    norm = name == "mini"
     layers = OrderedDict[str, nn.Module]()
     for index, kernel, inputs, pad in ((6, 7, channels, padding), (7, 1, width, 0)):
         layers[f"fc{index}"] = WideConv2d(inputs, width, kernel, padding=pad)
-        if norm:
+        if name == "mini":
             layers[f"bn{index}"] = nn.BatchNorm2d(width)
         layers[f"relu{index}"] = nn.ReLU()
         layers[f"drop{index}"] = nn.Dropout(dropout)  # elementwise, as Caffe's
@@ -98,12 +105,12 @@ def head(name: str, channels: int, *, padding: int, width: int, dropout: float) 
 
 
 class WideConv2d(nn.Conv2d):
-    """A convolution of stride 1 with very many channels on few places: fc6, fc7, score layers.
+    """A convolution of stride 1 with many channels and few output pixels: fc6, fc7, score layers.
 
-    Its time goes into its weights (103 M in fc6), which a CPU's convolution lays out anew at every
-    call. There it is computed as one matrix product with the image's k x k patches instead: the
-    same sums in another order. (oneDNN 3.13's own, from 4096 channels to fewer than 16 in bfloat16,
-    also writes beyond its memory in the backward pass.)
+    Its time goes into its weights (103 M in fc6), which a CPU's convolution copies to another
+    layout at every call. On a CPU it is computed as one matrix product with the image's k x k
+    patches instead: the same sums in another order. (oneDNN 3.13's convolution from 4096 channels
+    to fewer than 16 in bfloat16 also writes out of bounds in the backward pass.)
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -114,14 +121,13 @@ class WideConv2d(nn.Conv2d):
         height, width = (n + 2 * pad - side + 1 for n in image.shape[-2:])
         pixelwise = side == 1 and pad == 0
         patches = image.flatten(2) if pixelwise else F.unfold(image, side, padding=pad)  # B,ckk,hw
-        score = torch.addmm(
-            self.bias[:, None], self.weight.flatten(1), patches.transpose(0, 1).flatten(1)
-        )
+        patches = patches.transpose(0, 1).flatten(1)  # B,ckk,hw -> ckk,Bhw
+        score = torch.addmm(self.bias[:, None], self.weight.flatten(1), patches)
         return score.view(-1, len(image), height, width).transpose(0, 1)  # C,B,h,w -> B,C,h,w
 
 
 def initialise(module: nn.Module) -> None:
-    """Random weights as torchvision's VGG draws them (He et al. 2015, fan out)."""
+    """Draw random weights as torchvision's VGG does (He et al. 2015, fan out)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -130,7 +136,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def _named(layers: nn.Sequential) -> "OrderedDict[str, nn.Module]":
-    """torchvision's numbered layers under the paper's names: conv1_1, relu1_1, ..., pool5."""
+    """Return torchvision's numbered layers under the paper's names: conv1_1, relu1_1, ..."""
     named = OrderedDict[str, nn.Module]()
     stage, index = 1, 0
     for layer in layers:
@@ -141,7 +147,7 @@ def _named(layers: nn.Sequential) -> "OrderedDict[str, nn.Module]":
             continue
         index += isinstance(layer, nn.Conv2d)
         if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # slower in place on a CPU, and no smaller: nothing else keeps it
+            layer.inplace = False  # in place is slower on a CPU and saves no memory here
         kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu"}[type(layer)]
         named[f"{kind}{stage}_{index}"] = layer
     return named

@@ -1,25 +1,35 @@
-"""What happens beside training: checkpoints, pictures for TensorBoard, lines on the terminal."""
+"""What happens during training: checkpoints, lines on the screen, pictures, warnings."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from torch import Tensor
 
-from fcn import panels, plots
+from fcn import plots, visualize
+from fcn.config import UserError
 from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
+from fcn.output import percent
 
 RECORD_EVERY = 10  # steps between points of the loss curve
+CHECK_EVERY = 10  # batches between looks at a GPU's loss, which has to be waited for
+SAME = 3  # validations with one class alone predicted before a warning
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training that cannot usefully continue."""
 
 
 def checkpoints(folder: Path) -> list[ModelCheckpoint]:
-    """best.ckpt by validation mean IoU, and last.ckpt at every validation.
+    """Return callbacks that keep best.ckpt, by validation mean IoU, and last.ckpt.
 
-    `last` comes second, so that it records the best so far.
+    `last` comes second, so that it knows the best so far.
     """
     common: dict[str, Any] = {
         "dirpath": folder,
@@ -34,7 +44,7 @@ def checkpoints(folder: Path) -> list[ModelCheckpoint]:
 
 
 class History(Callback):
-    """Keeps the curves, in the checkpoint too, and prints one line a validation."""
+    """Keeps the curves, in the checkpoint too, and prints a line at every validation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -50,83 +60,116 @@ class History(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        """Record the loss; ask for a validation after the last step."""
         step = trainer.global_step
         due = step == 1 or step % RECORD_EVERY == 0
         if due and (not self.loss or self.loss[-1][0] != step):
-            loss = float(trainer.callback_metrics["train/loss"])
-            self.loss.append((step, loss))
+            self.loss.append((step, float(trainer.callback_metrics["train/loss"])))
         if step >= trainer.max_steps:
-            trainer.should_stop = True  # whatever val_every: validate after the last step too
+            trainer.should_stop = True  # makes Lightning validate, whatever the interval
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record and print the mean IoU."""
         step = trainer.global_step
         if trainer.sanity_checking or (self.mean_iou and self.mean_iou[-1][0] == step):
             return
         mean_iou = float(trainer.callback_metrics["val/mean_iou"])
         self.mean_iou.append((step, mean_iou))
-        loss = np.mean([value for _, value in self.loss[-10:]]) if self.loss else np.nan
         best = " (best so far)" if mean_iou >= max(value for _, value in self.mean_iou) else ""
         self.console.print(
-            f"step {step}/{trainer.max_steps}  loss {loss:.4g}  "
-            f"val mean IoU {mean_iou:.4f}{best}  {time.monotonic() - self.started:.0f} s",
-            highlight=False,
+            f"step {step}/{trainer.max_steps}  "
+            f"loss of this step {float(trainer.callback_metrics['train/loss']):.4g}  "
+            f"val mean IoU {percent(mean_iou)} %{best}  {time.monotonic() - self.started:.0f} s"
         )
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            self.console.print(
-                f"stopped in step {trainer.global_step + 1}; resume=last goes on from the last "
-                "checkpoint"
-            )
-
     def state_dict(self) -> dict[str, Any]:
+        """Return the curves."""
         return {"loss": self.loss, "mean_iou": self.mean_iou}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the curves of a resumed run."""
         self.loss = [tuple(point) for point in state_dict["loss"]]
         self.mean_iou = [tuple(point) for point in state_dict["mean_iou"]]
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, over the steps of the run: there is but one epoch, so it goes unnamed."""
+    """Lightning's, over the steps of the run: there is only one epoch, so it is not numbered."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
 
 
-class Kernels(Callback):
-    """Upsampling kernels in TensorBoard at every validation: pictures, and drift from bilinear.
+class Watch(Callback):
+    """Stops at a loss that is NaN or infinite; warns when one class is predicted everywhere.
 
-    Args: classes: of which the first `shown` are drawn.
+    Args:
+        classes: their names.
+        console: for the warning.
     """
 
-    def __init__(self, classes: list[str], shown: int = 24) -> None:
-        self.classes = classes[:shown]
+    def __init__(self, classes: list[str], console: Console) -> None:
+        self.classes, self.console = classes, console
+        self.loss: Tensor | None = None
+        self.same = 0
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Check the loss before it changes the weights; a GPU's every few batches."""
+        self.loss = loss.detach()
+        every = CHECK_EVERY if loss.device.type == "cuda" else 1
+        if trainer.fit_loop.total_batch_idx % every == 0:
+            self._check_loss(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check loss and weights before the state is saved."""
+        if self.loss is None or trainer.sanity_checking:
+            return
+        self._check_loss(trainer)
+        if not all(bool(torch.isfinite(weight).all()) for weight in pl_module.parameters()):
+            raise TrainingError(
+                f"weights are infinite after step {trainer.global_step}; resume=last continues "
+                "from the last checkpoint: set a lower recipe.lr or trainer.gradient_clip_val=1"
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.logger is None or trainer.sanity_checking or not trainer.is_global_zero:
+        """Warn when the model has predicted one class alone for some validations."""
+        predicted = pl_module.validation_confusion.sum(0).nonzero().flatten()  # type: ignore
+        self.same = self.same + 1 if len(predicted) == 1 else 0
+        if self.same == SAME and not trainer.sanity_checking:
+            self.console.print(
+                f"warning: every pixel was predicted {self.classes[int(predicted)]} in the last "
+                f"{SAME} validations. Likely causes: too few steps, a learning rate far too high "
+                "or too low, no pretrained weights, a class that is rare, or wrong labels "
+                "(scripts/prepare_data.py shows them)",
+                style="yellow",
+            )
+
+    def _check_loss(self, trainer: pl.Trainer) -> None:
+        assert self.loss is not None
+        if math.isfinite(float(self.loss)):
             return
-        board, step = trainer.logger.experiment, trainer.global_step  # type: ignore[attr-defined]
-        for name, layer in pl_module.model.named_modules():  # type: ignore[union-attr]
-            if isinstance(layer, TransposedConvolution):
-                drift = layer.drift()
-                board.add_scalar(f"drift from bilinear/{name}", drift, step)
-                picture = plots.kernels(
-                    layer.diagonal().detach()[: len(self.classes)].double().cpu().numpy(),
-                    bilinear_kernel(layer.kernel).double().numpy(),
-                    self.classes,
-                    f"{name} at step {step}: drift {100 * drift:.1f} %",
-                )
-                board.add_image(f"kernels/{name}", np.asarray(picture), step, dataformats="HWC")
+        batch = trainer.fit_loop.total_batch_idx
+        images = trainer.datamodule.training_ids(batch)  # type: ignore[attr-defined]
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        raise TrainingError(
+            f"the loss is {float(self.loss)} in step {trainer.global_step + 1} (learning rate "
+            f"{rate:g}, images {', '.join(images)}); resume=last continues from the last "
+            "checkpoint: set a lower recipe.lr or trainer.gradient_clip_val=1"
+        )
 
 
-class Panels(Callback):
-    """Image, truth, prediction and errors of the first validation images, in TensorBoard."""
+class Pictures(Callback):
+    """Logs pictures to TensorBoard at every validation: predictions, upsampling kernels.
 
-    def __init__(self, classes: list[str], images: int = 4) -> None:
-        self.classes, self.images = classes, images
+    Args:
+        classes: their names.
+        images: of the validation split, to show.
+        kernels: of how many classes.
+    """
+
+    def __init__(self, classes: list[str], images: int = 4, kernels: int = 24) -> None:
+        self.classes, self.images, self.kernels = classes, images, kernels
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def on_validation_batch_end(
@@ -138,19 +181,33 @@ class Panels(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Keep the first images with their predictions."""
         if not trainer.is_global_zero:
             return
         for image, target, prediction in zip(*batch, outputs["prediction"], strict=True):
             if len(self.rows) < self.images:
-                pixels = (image.permute(1, 2, 0) * 255).round().byte()
-                self.rows.append(
-                    tuple(t.cpu().numpy().astype(np.uint8) for t in (pixels, target, prediction))
-                )
+                parts = (image.permute(1, 2, 0), target, prediction.byte())
+                self.rows.append(tuple(part.cpu().numpy() for part in parts))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the pictures, and the kernels' distance from bilinear."""
         rows, self.rows = self.rows, []
-        if rows and trainer.logger is not None and not trainer.sanity_checking:
-            picture = np.asarray(panels.panel(rows, self.classes))
-            trainer.logger.experiment.add_image(  # type: ignore[attr-defined]
-                "predictions", picture, trainer.global_step, dataformats="HWC"
+        if trainer.logger is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        board, step = trainer.logger.experiment, trainer.global_step  # type: ignore[attr-defined]
+        if rows:
+            panel = visualize.panel(rows, self.classes)
+            board.add_image("predictions", np.asarray(panel), step, dataformats="HWC")
+        for name, layer in pl_module.model.named_modules():  # type: ignore[union-attr]
+            if not isinstance(layer, TransposedConvolution):
+                continue
+            drift = layer.drift()
+            board.add_scalar(f"drift from bilinear/{name}", drift, step)
+            shown = self.classes[: self.kernels]
+            picture = plots.kernels(
+                layer.diagonal().detach()[: len(shown)].double().cpu().numpy(),
+                bilinear_kernel(layer.kernel).double().numpy(),
+                shown,
+                f"{name} at step {step}: drift {100 * drift:.1f} %",
             )
+            board.add_image(f"kernels/{name}", np.asarray(picture), step, dataformats="HWC")

@@ -1,0 +1,308 @@
+"""Reading and writing models: .ckpt, .safetensors, and the first weights of a training run."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.models import Weights, get_model_weights
+
+from fcn.config import ConfigError, UserError
+from fcn.models.fcn import FCN
+from fcn.models.surgery import Report, SurgeryError, transplant
+from fcn.output import atomic_write
+from fcn.visualize import voc_palette
+
+FORMAT = "fcn-segmentation"
+PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
+WEIGHTS_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
+class CheckpointError(UserError, ValueError):
+    """A file that holds no model of this project, or weights that do not fit."""
+
+
+@dataclass
+class Checkpoint:
+    """A model's weights, and what is known about it.
+
+    Args:
+        path: the file.
+        weights: the model's state dict.
+        about: "model" (FCN's arguments), "classes" (names), and what else its writer knew, such as
+            "data", "training" (the recipe), "validation" (of a .ckpt) and "metrics".
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    about: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels 0..K-1."""
+        return list(self.about["classes"])
+
+    def check_classes(self, classes: Sequence[str], data: str) -> None:
+        """Check that a data set has the model's classes.
+
+        Raises:
+            CheckpointError: it has others.
+        """
+        if self.classes != list(classes):
+            raise CheckpointError(
+                f"checkpoint={self.path} has the classes {', '.join(self.classes)}, but "
+                f"data={data} has {', '.join(classes)}; "
+                "choose the data it was trained on, or data.classes"
+            )
+
+    def model(self) -> FCN:
+        """Return the model, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights do not fit the description.
+        """
+        try:
+            model = FCN(**self.about["model"])
+            model.load_state_dict(self.weights)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{self.path}: its weights do not fit its description ({reason})"
+            ) from error
+        return model.eval()
+
+
+def find(path: str | Path) -> Path:
+    """Return the file of a checkpoint.
+
+    Args:
+        path: the file itself, or a run's folder, whose best model is meant.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    candidates = (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if path.is_dir():
+        raise CheckpointError(f"{path}: no model.safetensors and no checkpoints/best.ckpt in it")
+    raise CheckpointError(f"{path}: no such checkpoint")
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a .ckpt or .safetensors file of this project, or a run's folder.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not of this project.
+    """
+    path = find(path)
+    weights, about = _read_file(path)
+    if not isinstance(about, dict) or not {"model", "classes"} <= about.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
+    return Checkpoint(path, weights, about)
+
+
+def load(path: str | Path) -> FCN:
+    """Load a model.
+
+    Args:
+        path: a .ckpt or .safetensors file of this project, or a run's folder.
+
+    Returns:
+        An FCN on the CPU, in evaluation mode: image uint8 or float in [0, 1], (B, 3, H, W), RGB ->
+        score, float (B, K, H, W).
+
+    Raises:
+        CheckpointError: no such file, damaged, or not of this project.
+    """
+    return read(path).model()
+
+
+def state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of any weights file, of this project or a plain state dict.
+
+    Raises:
+        CheckpointError: no such file, damaged, or it holds no tensors by name.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    return _read_file(Path(path))[0]
+
+
+def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Read the curves that training keeps in a .ckpt.
+
+    Returns:
+        "loss" and "mean_iou" (in 0..1), each a list of (step, value); empty if there are none.
+    """
+    kept = _unpickle(Path(path)).get("callbacks", {}).get("History", {})
+    return {name: [tuple(point) for point in kept.get(name, [])] for name in ("loss", "mean_iou")}
+
+
+def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
+    """Return `about` with what the model says of itself: architecture, colours, normalisation."""
+    return about | {
+        "model": model.arguments,
+        "palette": voc_palette(model.arguments["num_classes"]).tolist(),  # RGB by label
+        "normalisation": {  # happens inside the model; images are RGB in [0, 1]
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+        },
+    }
+
+
+def metadata(about: dict[str, Any]) -> dict[str, str]:
+    """Return `about` as the text that every kind of file can hold."""
+    return {"format": FORMAT, "about": json.dumps(about)}
+
+
+def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:
+    """Write a model that `load` gives back: its weights, and what is known about it."""
+    write_weights(path, model.state_dict(), describe(model, about))
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Write weights and `about`, atomically, to a file that any safetensors reader opens."""
+    with atomic_write(path) as temporary:
+        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(contiguous, temporary, metadata(about))
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+
+
+def sha256(path: Path) -> str:
+    """Return a file's checksum in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def initialise(
+    model: FCN, init_from: str | None, weights: str | None, classes: Sequence[str]
+) -> Report | None:
+    """Give a model its first weights.
+
+    Args:
+        model: changed in place.
+        init_from: a checkpoint of this project; its scores are kept for the classes it shares.
+        weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file.
+        classes: the model's class names.
+
+    Returns:
+        Every tensor's fate; None if the weights stay random.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+        UserError: they cannot be had.
+    """
+    try:
+        if init_from is not None:
+            source = read(init_from)
+            theirs, ours = (a["backbone"] for a in (source.about["model"], model.arguments))
+            if theirs != ours:
+                raise CheckpointError(
+                    f"model.init_from={init_from}: its backbone is {theirs}, but this model's is "
+                    f"{ours}; set backbone={theirs}"
+                )
+            return transplant(
+                model,
+                source.weights,
+                init_from,
+                classes=classes,
+                source_classes=source.classes,
+            )
+        if weights is None:
+            return None
+        local = Path(weights).suffix in WEIGHTS_FILES
+        return transplant(
+            model, state_dict(weights) if local else _torchvision(model, weights), weights
+        )
+    except SurgeryError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def surgery_table(report: Report) -> Table:
+    """Return a table of each fate, how many tensors met it, and which."""
+    table = Table("fate", "tensors", "which", title=f"weights from {report.source}", box=None)
+    for fate in dict.fromkeys(entry.fate for entry in report.fates):
+        entries = [entry for entry in report.fates if entry.fate == fate]
+        shown = [e.name + (f" ({e.note})" if e.note else "") for e in entries[:4]]
+        more = [f"... {entries[-1].name}"] if len(entries) > 4 else []
+        table.add_row(fate, str(len(entries)), ", ".join(shown + more))
+    return table
+
+
+def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
+    """Fetch torchvision's weights, checked by hash; the model takes over their mean and std."""
+    backbone = model.arguments["backbone"]
+    if backbone == "mini":
+        raise ConfigError(f"backbone.weights={name}: mini has no such weights; use null or a file")
+    published = get_model_weights(backbone)
+    wanted = "IMAGENET1K_V1" if name.lower() == "imagenet" else name.upper()
+    if wanted not in published.__members__:
+        choices = ", ".join(["imagenet", *published.__members__])
+        raise ConfigError(f"backbone.weights={name}: must be a file or one of {choices}")
+    weights: Weights = published[wanted]
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        raise UserError(
+            f"backbone.weights={name}: could not fetch {weights.url} ({error}); put that file at "
+            f"{cache}, give a local file, or set backbone.weights=null to start at random"
+        ) from error
+    transforms = weights.transforms()
+    model.mean.copy_(torch.tensor(transforms.mean).view(3, 1, 1))
+    model.std.copy_(torch.tensor(transforms.std).view(3, 1, 1))
+    return state
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return a file's tensors, under the model's own names, and what it says about the model."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return weights, json.loads((file.metadata() or {}).get("about", "null"))
+        except Exception as error:  # a damaged file makes its reader raise almost anything
+            raise _damaged(path, error) from error
+    content = _unpickle(path)
+    state = content.get("state_dict", content)
+    ours = any(str(name).startswith(f"{PREFIX}backbone.") for name in state)
+    weights = {
+        name.removeprefix(PREFIX) if ours else name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
+    }
+    if not weights:
+        raise CheckpointError(f"{path}: it holds no tensors by name")
+    about = content.get("hyper_parameters", {}).get("about")
+    curve = content.get("callbacks", {}).get("History", {}).get("mean_iou")
+    if isinstance(about, dict) and curve:  # a checkpoint is written after its validation
+        about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
+    return weights, about
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    """Return the content of a file of torch.save: tensors and plain values, nothing that runs."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes its reader raise almost anything
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: it holds {type(content).__name__}, not tensors by name")
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = re.split(r"\n|\. ", str(error))[0][:200] or type(error).__name__
+    return CheckpointError(f"{path}: damaged, or not a checkpoint of this project ({reason})")

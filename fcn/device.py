@@ -1,0 +1,155 @@
+"""Where a model runs, how precisely, and in which form it is fastest there."""
+
+import copy
+import os
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fcn.config import ConfigError
+from fcn.models.fcn import FCN
+
+
+def pick_device(name: str = "auto", key: str = "device") -> torch.device:
+    """Return a device by its name.
+
+    Args:
+        name: cpu, cuda, mps or xpu, with an index or without; auto: a GPU if there is one.
+        key: the setting that names it, for the error.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", name):
+        raise ConfigError(f"{key}={name}: must be one of auto, cpu, cuda, mps, xpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = re.split(r"\n|\. ", str(error))[0]
+        raise ConfigError(
+            f"{key}={name} is not available on this machine ({reason}); use auto"
+        ) from error
+    return torch.device(name)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return True if the device has bfloat16 arithmetic of its own, so that it is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def uses_bf16(precision: str, about: Mapping[str, Any], device: torch.device) -> bool:
+    """Return True if a checkpoint is to run under autocast to bfloat16.
+
+    Args:
+        precision: 32-true, bf16-mixed, or auto: as trained, where the device computes in bfloat16.
+        about: what the checkpoint says about itself.
+        device: where it will run.
+    """
+    if precision == "auto":
+        return about.get("precision") == "bf16-mixed" and computes_bf16(device)
+    return precision == "bf16-mixed"
+
+
+def set_memory_layout(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, in place, with its weights in the layout that is fastest there.
+
+    Images are channels_last everywhere. Weights are so too on a GPU; a CPU's convolutions lay them
+    out for themselves, and its optimiser would copy any other layout than contiguous.
+    """
+    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    model.to(device).to(memory_format=layout)
+
+
+class InferenceModel:
+    """A model prepared for inference: on its device, in evaluation mode, at its precision.
+
+    Args:
+        model: with bf16 a copy of it is used; otherwise the model itself is moved.
+        device: where it runs.
+        bf16: run under autocast to bfloat16. The weights of convolutions are rounded once, here,
+            instead of at every call; the scores are the same.
+    """
+
+    def __init__(self, model: FCN, device: torch.device, bf16: bool) -> None:
+        self.device, self.bf16 = device, bf16
+        self.precision = "bf16-mixed" if bf16 else "32-true"
+        self.model = copy.deepcopy(model).eval() if bf16 else model.eval()
+        set_memory_layout(self.model, device)
+        for layer in self.model.modules() if bf16 else ():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
+
+    @torch.inference_mode()
+    def score(self, image: Tensor) -> Tensor:
+        """Return the scores of images.
+
+        Args:
+            image: uint8, or float in [0, 1], (B, 3, H, W), on any device.
+
+        Returns:
+            float (B, K, H, W) on the model's device.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(image.to(self.device))
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor) -> Tensor:
+        """Return the label of every pixel.
+
+        A CPU takes images one by one: that is as fast, and the labels cannot depend on the batch,
+        by whose size a convolution orders its sums.
+
+        Args:
+            image: uint8, or float in [0, 1], (B, 3, H, W), on any device.
+
+        Returns:
+            int64 (B, H, W) on the model's device, 0..K-1.
+        """
+        if self.device.type == "cpu" and len(image) > 1:
+            return torch.cat([self.score(one).max(1).indices for one in image.split(1)])
+        return self.score(image).max(1).indices
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return what every number measured here depends on: processor, GPU, versions."""
+    cuda = device.type == "cuda"
+    gpu = torch.cuda.get_device_properties(device) if cuda else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "bf16": computes_bf16(device),
+        "device": str(device),
+        "gpu": gpu and gpu.name,
+        "gpu_memory": gpu and gpu.total_memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

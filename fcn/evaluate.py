@@ -1,0 +1,310 @@
+"""Evaluate a model on a split at the images' original size, and write what was found."""
+
+import json
+import math
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fcn import checkpoint, plots, visualize
+from fcn.config import ConfigError, EvaluateConfig, UserError
+from fcn.data.datamodule import evaluation_loader, evaluation_processes
+from fcn.data.dataset import SegmentationDataset, read_image
+from fcn.data.download import fetch
+from fcn.data.layouts import open_split
+from fcn.device import InferenceModel, pick_device, uses_bf16
+from fcn.metrics import Scores, Trimap, image_confusions, rates, scores, tally
+from fcn.output import atomic_write, percent, progress, write_json
+
+SHOWN = 6  # images in predictions.png and in worst.png
+Row = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] | None:
+    """Evaluate a checkpoint on a split, and write VOC's submission if asked for.
+
+    Returns:
+        The contents of metrics.json; None for a split without masks.
+    """
+    trained = checkpoint.read(cfg.checkpoint)
+    device = pick_device(cfg.device)
+    year = Path(cfg.data.folder).name
+    if cfg.submission and not re.fullmatch(r"VOC\d{4}", year):
+        raise ConfigError(
+            f"submission=true is for Pascal VOC's server, not for data={cfg.data.name}"
+        )
+    if cfg.data.download:
+        fetch(cfg.data, console)
+    split = cfg.data.split or cfg.data.val_split
+    dataset = open_split(cfg.data, split)
+    has_masks = dataset.has_masks()
+    if not has_masks and not cfg.submission:
+        raise ConfigError(
+            f"data.split={split}: {dataset.name} has no masks to evaluate with; choose another "
+            "split, or submission=true to write the predictions"
+        )
+    trained.check_classes(dataset.classes, cfg.data.name)
+    bf16 = uses_bf16(cfg.precision, trained.about, device)
+    model = InferenceModel(trained.model(), device, bf16)
+    if cfg.submission:
+        archive = write_submission(model, dataset, folder, console, year=year, split=split)
+        console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")
+    if not has_masks:
+        return None
+    metrics = evaluate_and_write(
+        model,
+        dataset,
+        folder,
+        console,
+        data=cfg.data.name,
+        split=split,
+        batch_size=cfg.batch_size,
+        num_workers=cfg.data.num_workers,
+    )
+    print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
+    return metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating a model on a split gives."""
+
+    scores: Scores
+    trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the ground truth's boundaries
+    per_image: Tensor  # int64 (N, 3, K) in the split's order, see `fcn.metrics.tally`
+
+
+@torch.inference_mode()
+def evaluate(
+    model: InferenceModel,
+    dataset: SegmentationDataset,
+    console: Console,
+    title: str = "",
+    batch_size: int = 8,
+    num_workers: int | None = None,
+) -> Evaluation:
+    """Evaluate a model over one confusion matrix, under a progress bar.
+
+    Args:
+        model: the model, its device and its precision.
+        dataset: the split.
+        console: where to show progress.
+        title: of the progress bar.
+        batch_size: images of one size that go through together; the numbers do not depend on it.
+        num_workers: processes that load images; None chooses for the device.
+    """
+    num_classes = len(dataset.classes)
+    workers = evaluation_processes(num_workers, model.device)
+    loader = evaluation_loader(dataset, batch_size, workers)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    trimap, tallies = Trimap(num_classes), []
+    with progress(console) as bar:
+        for image, target in bar.track(loader, description=title):
+            prediction = model.predict(image)
+            confusions = image_confusions(prediction, target.to(model.device), num_classes).cpu()
+            confusion += confusions.sum(0)
+            tallies.append(tally(confusions))
+            trimap.update(prediction, target)
+    assert loader.batch_sampler is not None
+    order = torch.tensor([index for batch in loader.batch_sampler for index in batch])
+    per_image = torch.cat(tallies)[order.argsort()]  # the loader groups images by size
+    return Evaluation(scores(confusion), trimap.mean_iou(), per_image)
+
+
+def evaluate_and_write(
+    model: InferenceModel,
+    dataset: SegmentationDataset,
+    folder: Path,
+    console: Console,
+    *,
+    data: str,
+    split: str,
+    batch_size: int = 8,
+    num_workers: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model; print the table, write metrics.json, per_image.npz and pictures.
+
+    Args:
+        folder: where to write.
+        data, split: their names, for metrics.json.
+        others: see `evaluate`.
+
+    Returns:
+        The contents of metrics.json.
+    """
+    found = evaluate(model, dataset, console, f"{data} {split}", batch_size, num_workers)
+    metrics = metrics_json(found, model, dataset, data, split)
+    with atomic_write(folder / "per_image.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, ids=np.array(dataset.ids), per_image=found.per_image.numpy())
+    write_json(folder / "metrics.json", metrics)
+    write_pictures(folder, model, dataset, found)
+    print_scores(console, metrics)
+    return metrics
+
+
+def metrics_json(
+    found: Evaluation, model: InferenceModel, dataset: SegmentationDataset, data: str, split: str
+) -> dict[str, Any]:
+    """Return the contents of metrics.json. Rates are 0..1, null for a class without pixels."""
+    result, arguments = found.scores, model.model.arguments
+    iou, accuracy, pixels = result.iou.tolist(), result.accuracy.tolist(), result.confusion.sum(1)
+    return {
+        "mean_iou": _number(result.mean_iou),
+        "pixel_accuracy": _number(result.pixel_accuracy),
+        "mean_accuracy": _number(result.mean_accuracy),
+        "frequency_weighted_iou": _number(result.frequency_weighted_iou),
+        "classes": [
+            {
+                "name": name,
+                "iou": _number(iou[k]),
+                "accuracy": _number(accuracy[k]),
+                "pixels": int(pixels[k]),
+            }
+            for k, name in enumerate(dataset.classes)
+        ],
+        "confusion": result.confusion.tolist(),
+        "trimap": [_number(value) for value in found.trimap],
+        "protocol": {
+            "data": data,
+            "split": split,
+            "images": len(dataset),
+            "ids_sha256": dataset.fingerprint(),
+            "size": "original",
+            "precision": model.precision,
+            "ignore_index": dataset.ignore_index,
+            "model": arguments,
+            "upsampling": arguments["upsampling"],
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return the contents of a metrics.json.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate again") from None
+
+
+def read_per_image(path: Path) -> tuple[list[str], Tensor]:
+    """Return the ids and the counts, int64 (N, 3, K), of a per_image.npz.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            return file["ids"].tolist(), torch.from_numpy(file["per_image"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate again") from None
+
+
+def print_scores(console: Console, metrics: dict[str, Any]) -> None:
+    """Print IoU and accuracy of every class, and the paper's four metrics."""
+    table = Table("class", "IoU (%)", "accuracy (%)", "pixels", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for entry in metrics["classes"]:
+        rates = percent(entry["iou"]), percent(entry["accuracy"])
+        table.add_row(entry["name"], *rates, f"{entry['pixels']:,}")
+    console.print(table)
+    console.print(
+        f"pixel accuracy {percent(metrics['pixel_accuracy'])} %  "
+        f"mean accuracy {percent(metrics['mean_accuracy'])} %  "
+        f"mean IoU {percent(metrics['mean_iou'])} %  "
+        f"frequency-weighted IoU {percent(metrics['frequency_weighted_iou'])} %"
+    )
+
+
+def print_last_line(console: Console, metrics: dict[str, Any], when: str, folder: Path) -> None:
+    """Print in one line how good the model is, and where the files are."""
+    protocol = metrics["protocol"]
+    console.print(
+        f"mean IoU {percent(metrics['mean_iou'])} % on {protocol['data']} {protocol['split']} "
+        f"({protocol['images']} images) {when}; files in {folder}"
+    )
+
+
+def write_pictures(
+    folder: Path, model: InferenceModel, dataset: SegmentationDataset, found: Evaluation
+) -> None:
+    """Write predictions.png (images evenly spaced in the split), worst.png, and plots."""
+    mean_iou = rates(found.per_image)["mean_iou"].numpy()
+    shown = min(SHOWN, len(dataset))
+    even = np.linspace(0, len(dataset) - 1, shown).round().astype(int)
+    worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, ignored pixels alone, comes last
+    for name, indices in (("predictions", even.tolist()), ("worst", worst.tolist())):
+        captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
+        rows = list(predicted_rows(model, dataset, indices))
+        visualize.panel(rows, dataset.classes, captions).save(folder / f"{name}.png")
+    iou = [_number(value) for value in found.scores.iou.tolist()]
+    plots.iou_bars(iou, dataset.classes).save(folder / "iou.png")
+    confusion = found.scores.confusion.numpy()
+    plots.confusion_plot(confusion, dataset.classes).save(folder / "confusion.png")
+    trimap = [_number(value) for value in found.trimap]
+    if set(trimap) != {None}:
+        plots.trimap_plot({"mean IoU": trimap}).save(folder / "trimap.png")
+
+
+def predicted_rows(
+    model: InferenceModel, dataset: SegmentationDataset, indices: Sequence[int]
+) -> Iterator[Row]:
+    """Yield image (H, W, 3), ground truth (H, W) and prediction (H, W) of some images, uint8."""
+    for index in indices:
+        image, target = dataset[index]
+        prediction = model.predict(image[None])[0].byte().cpu()
+        yield image.permute(1, 2, 0).numpy(), target.numpy(), prediction.numpy()
+
+
+def write_submission(
+    model: InferenceModel,
+    dataset: SegmentationDataset,
+    folder: Path,
+    console: Console,
+    *,
+    year: str,
+    split: str,
+) -> Path:
+    """Write the predictions as Pascal VOC's evaluation server takes them; needs no masks.
+
+    Returns:
+        The archive to upload, folder/results.tar.gz. It holds palette masks of the images' own
+        size, results/VOC2012/Segmentation/comp6_test_cls/ID.png, also written below `folder`.
+
+    Raises:
+        DataError: an image is missing or unreadable; an older archive stays as it was.
+    """
+    # comp6: segmentation, trained on more than VOC's own images (ImageNet, SBD).
+    results = Path("results", year, "Segmentation", f"comp6_{split}_cls")
+    (folder / results).mkdir(parents=True, exist_ok=True)
+    archive = folder / "results.tar.gz"
+    with (
+        atomic_write(archive) as temporary,
+        tarfile.open(temporary, "w:gz") as tar,
+        progress(console) as bar,
+    ):
+        for pair in bar.track(dataset.pairs, description=f"{year} {split}"):
+            mask = model.predict(read_image(pair.image)[None])[0].byte().cpu().numpy()
+            name = results / f"{pair.id}.png"
+            visualize.palette_image(mask).save(folder / name)
+            tar.add(folder / name, name)
+    return archive

@@ -1,0 +1,57 @@
+"""How results reach the screen and the disk."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """Return a console that prints text as it is; without a terminal, wide enough for tables."""
+    width = None if sys.stdout.isatty() else 110
+    return Console(quiet=quiet, width=width, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress(console: Console) -> Progress:
+    """Return a progress bar with counts and time left, which disappears when it is done.
+
+    Without a terminal nothing is shown.
+    """
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    hidden = not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=hidden)
+
+
+def percent(value: float | None) -> str:
+    """Return a rate of 0..1 in percent, without the sign; "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary file next to `path`, which takes its place once it is complete.
+
+    The content is on the disk before the file is renamed, so an older file survives whatever
+    interrupts the writing.
+    """
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

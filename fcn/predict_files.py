@@ -1,0 +1,227 @@
+"""Predict the masks of image files: read ahead, predicted one by one, written in the background."""
+
+import glob
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from fcn import checkpoint, visualize
+from fcn.config import ConfigError, PredictConfig
+from fcn.data.dataset import DataError, read_image
+from fcn.device import usable_cores
+from fcn.output import atomic_write, progress, write_json
+from fcn.predictor import Predictor
+
+SETTINGS = "predict.json"  # in the output folder: the checkpoint and the settings of its masks
+
+
+def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
+    """Predict the masks of all images of `cfg.input` that are not yet in `cfg.output`.
+
+    Raises:
+        ConfigError: no images, outputs that collide, or an output folder with other settings.
+        DataError: at the end, if images could not be read.
+    """
+    output = Path(cfg.output)
+    images = find_images(cfg.input, output, sys.stdin)
+    jobs = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    predictor = Predictor(
+        cfg.checkpoint,
+        cfg.device,
+        precision=cfg.precision,
+        tile=cfg.tile,
+        flip=cfg.flip,
+        scales=cfg.scales,
+    )
+    settings = {
+        "checkpoint_sha256": checkpoint.sha256(checkpoint.find(cfg.checkpoint)),
+        "precision": predictor.model.precision,
+        "flip": cfg.flip,
+        "scales": cfg.scales,
+    }
+    claim_folder(output, settings, jobs, cfg.overwrite)
+    # Outputs that are older than predict.json were made with other settings.
+    since = (output / SETTINGS).stat().st_mtime
+    todo = [job for job in jobs if not is_done(job, since)]
+    start, failed = time.perf_counter(), 0
+    with progress(console) as bar:
+        task = bar.add_task("images", total=len(todo))
+        for error in predict(predictor, todo):
+            if error is not None:
+                failed += 1
+                console.print(str(error))
+            bar.advance(task)
+    made, skipped = len(todo) - failed, len(jobs) - len(todo)
+    before = f", {skipped} were done before" if skipped else ""
+    rate = f"; {made / (time.perf_counter() - start):.1f} images per second" if made else ""
+    console.print(f"{made} images predicted{before}; masks in {output}{rate}")
+    if failed:
+        raise DataError(f"{failed} of {len(jobs)} images could not be read; they are listed above")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image, and the files to write for it: mask, and overlay and probabilities if wanted."""
+
+    image: Path
+    outputs: dict[str, Path]
+
+
+def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, Path]:
+    """Return the images that `input=` names, sorted, and the name of each: a path without suffix.
+
+    Sub-folders of a folder, and those that a pattern's wildcards match, are kept in the names.
+    Hidden files, the output folder, and files that Pillow cannot read are left out.
+
+    Args:
+        source: a file, a folder, a glob pattern, or - for the paths in `lines`.
+        output: the folder to write to.
+        lines: one path a line.
+
+    Raises:
+        ConfigError: there are no images, or the folder is its own output.
+    """
+    base = Path(source)
+    if source == "-":
+        images = {Path(line.rstrip("\r\n")) for line in lines if line.strip()}
+        names = {path: Path(path.stem) for path in sorted(images)}
+    elif base.is_file():
+        names = {base: Path(base.stem)}
+    else:
+        found: Iterable[Path] = base.rglob("*")
+        if not base.is_dir():
+            found = map(Path, glob.iglob(source, recursive=True))
+            base = Path(*takewhile(lambda part: not glob.has_magic(part), base.parts))
+        if output.resolve() == base.resolve():
+            raise ConfigError(f"output={output} is the input folder itself; choose another folder")
+        suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        names = {
+            path: path.relative_to(base).with_suffix("")
+            for path in sorted(found)
+            if path.suffix.lower() in suffixes
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(base).parts)
+            and output.resolve() not in path.resolve().parents
+        }
+    if not names:
+        raise ConfigError(f"input={source}: no images found; check the path")
+    return names
+
+
+def plan(
+    images: dict[Path, Path], output: Path, *, overlays: bool, probabilities: bool
+) -> list[Job]:
+    """Return what to write for each image; raise ConfigError if two belong to one file."""
+    jobs, taken = [], {image.resolve(): image for image in images}
+    for image, name in images.items():
+        outputs = {"mask": output / f"{name}.png"}
+        if overlays:
+            outputs["overlay"] = output / "overlays" / f"{name}.png"
+        if probabilities:
+            outputs["probabilities"] = output / f"{name}.npz"
+        for path in outputs.values():
+            if other := taken.get(path.resolve()):
+                raise ConfigError(
+                    f"{image} would be written to {path}, which belongs to {other}; rename one of "
+                    "them, or choose another output"
+                )
+            taken[path.resolve()] = image
+        jobs.append(Job(image, outputs))
+    return jobs
+
+
+def claim_folder(output: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
+    """Write predict.json, unless it exists with the same settings.
+
+    Raises:
+        ConfigError: the folder holds predictions with other settings, or files of unknown origin.
+    """
+    path = output / SETTINGS
+    if not overwrite and path.is_file():
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in settings if recorded.get(key) != settings[key]]
+        if not different:
+            return
+        raise ConfigError(
+            f"{path}: the masks there were made with another {', '.join(different)}; choose "
+            "another output, or overwrite=true"
+        )
+    existing = (p for job in jobs for p in job.outputs.values() if p.exists())
+    if not overwrite and (file := next(existing, None)):
+        raise ConfigError(
+            f"{file} exists and was not written by this command; choose another output, or "
+            "overwrite=true"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def is_done(job: Job, since: float) -> bool:
+    """Return whether all outputs exist, newer than the image and than the time `since`."""
+    if not job.image.exists() or not all(path.exists() for path in job.outputs.values()):
+        return False
+    oldest = min(path.stat().st_mtime for path in job.outputs.values())
+    return oldest >= max(since, job.image.stat().st_mtime)
+
+
+def predict(predictor: Predictor, jobs: list[Job]) -> Iterator[DataError | None]:
+    """Predict and write images; yield None for each, or why it could not be read."""
+    writing = deque[Future[None]]()
+    with ThreadPoolExecutor() as pool:
+        for job, reading in read_ahead(pool, jobs):
+            try:
+                image = reading.result()
+            except DataError as error:
+                yield error
+                continue
+            mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
+            writing.append(pool.submit(write, job.outputs, image, mask, kept, predictor.classes))
+            if len(writing) > usable_cores():  # bounds the memory
+                writing.popleft().result()
+            yield None
+        for future in writing:
+            future.result()
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, jobs: Iterable[Job]
+) -> Iterator[tuple[Job, Future[Tensor]]]:
+    """Yield each job with its image, while the next ones are read: one per core."""
+    waiting = deque[tuple[Job, Future[Tensor]]]()
+    for job in jobs:
+        waiting.append((job, pool.submit(read_image, job.image, large=True)))
+        if len(waiting) > usable_cores():
+            yield waiting.popleft()
+    yield from waiting
+
+
+def write(
+    outputs: dict[str, Path],
+    image: Tensor,
+    mask: np.ndarray,
+    probabilities: np.ndarray | None,
+    classes: list[str],
+) -> None:
+    """Write the outputs of one image, each of them atomically."""
+    for kind, path in outputs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            if kind == "mask":
+                visualize.palette_image(mask).save(file, "PNG")
+            elif kind == "overlay":
+                tinted = visualize.overlay(image.permute(1, 2, 0).numpy(), mask)
+                Image.fromarray(tinted).save(file, "PNG", compress_level=1)  # three times as fast
+            elif probabilities is not None:
+                np.savez_compressed(file, probabilities=probabilities, classes=np.array(classes))

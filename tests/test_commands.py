@@ -1,0 +1,326 @@
+"""The commands as a user types them: what they leave, and what they say to common mistakes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fcn import cli
+from fcn.checkpoint import load, write_safetensors
+from fcn.config import REPOSITORY, SCHEMAS, ConfigError
+from tests.conftest import TinyVOC, small
+
+QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
+QUICK += ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer=cpu"]
+QUICK += ["trainer.precision=32-true"]
+
+
+def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `python scripts/NAME.py ARGUMENTS` in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_importing_the_library_changes_nothing() -> None:
+    """No hook, no limit of Pillow's, no environment variable, no handler of a signal."""
+    program = """
+import atexit, os, pkgutil, signal, sys, warnings
+from importlib import import_module
+import numpy, PIL.Image, pytorch_lightning, scipy.ndimage, torch, torchmetrics, torchvision
+import hydra, rich.progress, jinja2, matplotlib.figure, pydantic, pooch, fsspec, filelock
+
+def state():
+    handlers = [signal.getsignal(n) for n in signal.valid_signals()]
+    return (PIL.Image.MAX_IMAGE_PIXELS, dict(os.environ), handlers, atexit._ncallbacks(),
+            list(warnings.filters), sys.excepthook, torch.get_num_threads())
+
+import argparse
+error = argparse.ArgumentParser.error
+before = state()
+import fcn
+for module in pkgutil.walk_packages(fcn.__path__, "fcn."):
+    import_module(module.name)
+after = state()
+assert before == after, [(b, a) for b, a in zip(before, after) if a != b]
+assert argparse.ArgumentParser.error is error
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_help_names_every_key_with_its_meaning(name: str, tmp_path: Path) -> None:
+    shown = script(name, "--help", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert f"python scripts/{name}.py" in shown.stdout
+    keys = [field for field in SCHEMAS[name].__dataclass_fields__ if field != "trainer"]
+    for key in keys:
+        assert re.search(rf"^  {key}[.=]", shown.stdout, re.M), key
+
+
+def test_train_then_evaluate_then_compare_then_resume(tiny_voc: TinyVOC) -> None:
+    """In processes of their own: the same numbers, and nothing lost."""
+    data, root = tiny_voc.overrides(), tiny_voc.root
+    first = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    last_line = first.stdout.strip().splitlines()[-1]
+    assert last_line.startswith("mean IoU ")
+    assert last_line.endswith(("files in run", "/run"))
+    metrics = json.loads((root / "run" / "metrics.json").read_text())
+
+    again = script("evaluate", *data, "checkpoint=run", "hydra.run.dir=eval", folder=root)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((root / "eval" / "metrics.json").read_text()) == metrics
+
+    done = script("compare", "runs=[run,eval]", "images=1", "hydra.run.dir=page", folder=root)
+    assert done.returncode == 0, done.stderr
+    assert (root / "page" / "compare.html").is_file()
+
+    before = (root / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    over = script("train", *data, *QUICK, "hydra.run.dir=run", "recipe.lr=1", folder=root)
+    assert over.returncode == 1
+    assert "holds a run already" in over.stderr
+    assert (root / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+
+    more = ["trainer.max_steps=4", "resume=run/checkpoints/last.ckpt"]  # the rest is remembered
+    on = script("train", *more, folder=root)
+    assert on.returncode == 0, on.stderr
+    assert "step 4/4" in on.stdout
+    assert not (root / "outputs").exists()  # it continued in its own folder
+    assert json.loads((root / "run" / "run.json").read_text())["config"]["recipe"]["lr"] == 3e-3
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_the_newest_run_resumes_with_its_settings(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    command("train", *tiny_voc.overrides(), *QUICK, "seed=3")
+    (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
+    command("train", "resume=last", "trainer.max_steps=3")
+    record = json.loads((run / "run.json").read_text())
+    assert (record["config"]["seed"], record["config"]["trainer"]["max_steps"]) == (3, 3)
+    moved = tiny_voc.root / "lr=0.1, it's"
+    run.rename(moved)
+    path = cli.quoted(moved / "checkpoints" / "last.ckpt")
+    command("train", f"resume={path}", "trainer.max_steps=5")
+    saved = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 5
+
+
+def test_a_recorded_config_runs_again_to_the_same_numbers(tiny_voc: TinyVOC) -> None:
+    """Hydra's own way: --config-path RUN/.hydra --config-name config."""
+    root = tiny_voc.root
+    first = script(
+        "train", *tiny_voc.overrides(), *QUICK, "recipe.lr=2e-3", "hydra.run.dir=run", folder=root
+    )
+    assert first.returncode == 0, first.stderr
+    recorded = ["--config-path", str(root / "run" / ".hydra"), "--config-name", "config"]
+    again = script("train", *recorded, "hydra.run.dir=again", folder=root)
+    assert again.returncode == 0, again.stderr
+    one, other = (root / name for name in ("run", "again"))
+    assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
+    weights = load(other).state_dict()
+    assert all(torch.equal(tensor, weights[k]) for k, tensor in load(one).state_dict().items())
+
+
+def test_stages_train_one_from_the_other(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    arguments = [*tiny_voc.overrides(), *QUICK, "stages=[fcn32s,fcn16s,fcn8s]", "hydra.run.dir=run"]
+    mean_iou = command("train", *arguments)
+    path = tiny_voc.root / "run" / "stages.json"
+    stages = json.loads(path.read_text())
+    assert list(stages) == ["fcn32s", "fcn16s", "fcn8s"]
+    assert [s["protocol"]["model"]["stride"] for s in stages.values()] == [32, 16, 8]
+    assert stages["fcn8s"]["mean_iou"] == mean_iou
+    before = (path.parent / "fcn16s" / "model.safetensors").stat().st_mtime_ns
+    assert command("train", "resume=last", "hydra.run.dir=run") == mean_iou
+    assert (path.parent / "fcn16s" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_multirun_trains_every_combination(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    sweep = ["-m", "upsampling=fixed,learned", "seed=0,1", "hydra.sweep.dir=sweep"]
+    command("train", *sweep, *tiny_voc.overrides(), *QUICK)
+    assert sorted(p.parent.name for p in Path("sweep").glob("*/metrics.json")) == list("0123")
+    command("compare", "sweep=sweep", "images=0", "hydra.run.dir=page")
+    assert len(json.loads(Path("page/compare.json").read_text())["groups"]) == 2
+
+
+def test_a_split_without_masks_is_predicted_for_vocs_server(
+    tiny_voc: TinyVOC,
+    command: Callable[..., Any],
+    error_line: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, folder = tiny_voc.root, tiny_voc.root / "VOC2012"
+    monkeypatch.chdir(root)
+    tiny_voc.listing("test").write_text("x0\n")
+    shutil.copy(tiny_voc.image("v0"), tiny_voc.image("x0"))
+    tiny_voc.folder.rename(folder)
+    write_safetensors(
+        root / "m.safetensors", small(num_classes=3), {"classes": list(tiny_voc.classes)}
+    )
+    test = [*tiny_voc.overrides(), "data.folder=VOC2012", "data.split=test"]
+    test += ["checkpoint=m.safetensors", "hydra.run.dir=run"]
+    assert "submission=true" in error_line("evaluate", *test)
+    command("evaluate", *test, "submission=true")
+    assert (root / "run" / "results.tar.gz").is_file()
+    assert not (root / "run" / "metrics.json").exists()
+
+
+def test_only_the_first_process_makes_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(key, raising=False)
+    assert cli.arguments("train", ["seed=1"]) == ["seed=1"]
+    monkeypatch.setenv("RANK", "3")
+    none = "hydra.output_subdir=null"
+    assert cli.arguments("train", ["seed=1"]) == ["seed=1", none, "hydra.run.dir=."]
+    assert cli.arguments("train", ["hydra.run.dir=a"]) == ["hydra.run.dir=a", none]
+    assert cli.arguments("train", [none]) == [none]  # of Lightning's launcher
+
+
+# Of each command: arguments that hold a common mistake, and what its one line must name.
+MISTAKES: dict[str, list[tuple[str, str]]] = {
+    "train": [
+        ("recipe.lrr=1", "did you mean recipe.lr?"),
+        ("+recipe.lrr=1", "did you mean recipe.lr?"),
+        ("recipe.learning_rate=0.1", "did you mean recipe.lr?"),
+        ("epochs=3", "did you mean trainer.max_epochs?"),
+        ("recipe.max_steps=3", "did you mean trainer.max_steps?"),
+        ("trainer.max_step=3", "did you mean trainer.max_steps?"),
+        ("trainer.callbacks=x", "trainer.callbacks is set by the run"),
+        ("trainer.devices=[7]", "trainer: `devices`"),
+        ("trainer.precision=16-mixed", "needs a GPU"),
+        ("trainer.accelerator=cuda", "trainer.accelerator=cuda is not available"),
+        ("model=fcn9s", "fcn9s"),
+        ("recipe.lr=fast", "recipe.lr: Value 'fast'"),
+        ("recipe.lr=-1", "recipe.lr=-1.0: must be greater than 0"),
+        ("recipe.optimizer=adagrad", "must be one of sgd, adamw"),
+        ("model.stride=12", "stride must be 32, 16 or 8"),
+        ("backbone.name=resnet", "backbone must be one of"),
+        ("upsampling.name=cubic", "upsampling must be one of"),
+        ("backbone.weights=nowhere.pth", "nowhere.pth: no such weights file"),
+        ("model.init_from=notes.ckpt", "notes.ckpt: damaged"),
+        ("data.root=nowhere", "nowhere"),
+        ("data.train_split=trian", "trian.txt"),
+        ("data.val_split=train", "in both"),
+        ("data.classes=[background,cat]", "label 2"),
+        ("data=folder data.root=.", "images"),
+        ("data=shapes data.root=mine", "data=folder"),
+        ("resume=last hydra.run.dir=new", "run.json"),
+        ("resume=last", "outputs/train"),
+        ("stages=[fcn16s,fcn32s]", "coarse to fine"),
+        ("seed", "seed"),
+    ],
+    "evaluate": [
+        ("checkpoint=nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
+        ("checkpoint=mine", "mine: no model.safetensors"),
+        ("checkpoint=???", "checkpoint is missing"),
+        ("checkpoint=notes.ckpt", "notes.ckpt: damaged"),
+        ("data.classes=[a,b,c]", "has the classes background, cat, dog"),
+        ("device=quantum", "device=quantum"),
+    ],
+    "predict": [
+        ("input=nowhere", "nowhere"),
+        ("tile=100", "tile=100"),
+        ("scales=[0]", "scales.0=0.0: must be greater than 0"),
+    ],
+    "export": [("format=tflite", "must be one of onnx, torch_export, safetensors")],
+    "import_caffe": [("caffemodel=notes.ckpt", "notes.ckpt"), ("model=alexnet", "alexnet")],
+    "prepare_data": [("data.download=true", "data=tiny")],
+    "explain": [("explain=magic", "must be one of all, matrix")],
+    "compare": [("runs=[nowhere]", "nowhere"), ("runs=[]", "runs=")],
+}
+ROWS = [(name, *row) for name, rows in MISTAKES.items() for row in rows]
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), ROWS, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_answered_in_one_line(
+    tiny_voc: TinyVOC,
+    error_line: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    arguments: str,
+    words: str,
+) -> None:
+    root = tiny_voc.root
+    monkeypatch.chdir(root)
+    write_safetensors(
+        root / "m.safetensors", small(num_classes=3), {"classes": list(tiny_voc.classes)}
+    )
+    (root / "notes.ckpt").write_text("not a checkpoint")
+    for folder in ("images/train", "annotations/train"):
+        (root / "mine" / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(root / "a.png")
+    base = {
+        "train": [*tiny_voc.overrides(), *QUICK],
+        "evaluate": [*tiny_voc.overrides(), "checkpoint=m.safetensors"],
+        "predict": ["checkpoint=m.safetensors", "input=a.png", "output=masks"],
+        "export": ["checkpoint=m.safetensors", "output=m.onnx"],
+        "import_caffe": ["caffemodel=a.png", "output=b.safetensors"],
+        "prepare_data": tiny_voc.overrides(),
+    }.get(name, [])
+    given = arguments.split()
+    keys = {argument.partition("=")[0] for argument in given}
+    base = [argument for argument in base if argument.partition("=")[0] not in keys]
+    assert words in error_line(name, *base, *given)
+
+
+def damage_size(data: TinyVOC) -> str:
+    Image.new("L", (9, 9)).save(data.mask("v0"))
+    return "v0.png"
+
+
+def damage_label(data: TinyVOC) -> str:
+    Image.new("L", (40, 50), 37).save(data.mask("v0"))
+    return "label 37"
+
+
+def damage_jpeg(data: TinyVOC) -> str:
+    data.image("t1").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
+    return "t1.jpg"
+
+
+@pytest.mark.parametrize("damage", [damage_size, damage_label, damage_jpeg])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_ends_training_with_its_name(
+    tiny_voc: TinyVOC,
+    error_line: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[TinyVOC], str],
+    workers: int,
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    words = damage(tiny_voc)
+    assert words in error_line(
+        "train", *tiny_voc.overrides(), *QUICK, f"data.num_workers={workers}"
+    )
+
+
+def test_a_traceback_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "resume=last"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError):
+        cli.run("train")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"

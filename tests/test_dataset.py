@@ -1,0 +1,299 @@
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from fcn.data.dataset import (
+    DataError,
+    Pair,
+    SegmentationDataset,
+    check_overlap,
+    image_size,
+    read_image,
+    read_list,
+    read_mask,
+    same_files,
+)
+from fcn.data.layouts import open_split
+from tests.conftest import TinyVOC
+
+
+def save(path: Path, array: object, dtype: type = np.uint8) -> Path:
+    Image.fromarray(np.array(array, dtype)).save(path)
+    return path
+
+
+def test_items_are_the_files_as_tensors(tiny_voc: TinyVOC) -> None:
+    dataset = open_split(tiny_voc.config(), "train")
+    assert dataset.ids == ["t0", "t1", "t2", "t3"]
+    image, target = dataset[1]
+    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 48, 64))
+    with Image.open(tiny_voc.image("t1")) as file:
+        assert np.array_equal(image.permute(1, 2, 0), np.asarray(file))
+    with Image.open(tiny_voc.mask("t1")) as file:
+        assert np.array_equal(target, np.asarray(file))
+    assert sorted(target.unique().tolist()) == [0, 2, 255]
+    assert dataset.sizes() == [(40, 50), (64, 48)] * 2
+    assert dataset.has_masks()
+
+
+def test_ignored_pixels_become_255_from_any_label(tmp_path: Path) -> None:
+    path = save(tmp_path / "mask.png", [[0, 1, 11], [11, 10, 0]])
+    assert read_mask(path, 11, 11).tolist() == [[0, 1, 255], [255, 10, 0]]
+    assert read_mask(path, 12, 0).tolist() == [[255, 1, 11], [11, 10, 255]]
+
+
+def test_a_palette_mask_gives_its_indices(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    mask.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7])
+    mask.save(path := tmp_path / "mask.png")
+    assert read_mask(path, 3, 255).tolist() == [[0, 1, 2]]
+
+
+def test_the_masks_of_sbd_are_read_from_matlab_files(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2], [3, 255, 20]], np.uint8)
+    savemat(path := tmp_path / "a.mat", {"GTcls": {"Segmentation": labels, "Other": 1.0}})
+    assert read_mask(path, 21, 255).tolist() == labels.tolist()
+    savemat(path, {"GTinst": {"Segmentation": labels}})
+    with pytest.raises(DataError, match=r"a\.mat: unreadable mask"):
+        read_mask(path, 21, 255)
+    savemat(path, {"GTcls": {"Segmentation": labels.astype(float)}})
+    with pytest.raises(DataError, match="float64"):
+        read_mask(path, 21, 255)
+    path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(DataError, match=r"a\.mat: unreadable mask"):
+        read_mask(path, 21, 255)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_images_are_upright_by_their_exif_orientation(tmp_path: Path, suffix: str) -> None:
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8] = 255  # top left; a quarter clockwise: top right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path := tmp_path / f"turned.{suffix}", exif=exif)
+    image = read_image(path)
+    assert tuple(image.shape) == (3, 24, 16)
+    assert image[0, :8, 8:].float().mean() > 200 > 50 > image[0, :8, :8].float().mean()
+    assert image_size(path) == (16, 24)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1"])
+def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.full((4, 6), 255, np.uint8)).convert("RGB").convert(mode)
+    grey.save(path := tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}")
+    assert tuple(read_image(path).shape) == (3, 4, 6)
+    assert (read_image(path) == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path: Path, suffix: str) -> None:
+    deep = [[0, 128, 129, 256, 32768, 65407, 65535]]
+    image = read_image(save(tmp_path / f"deep.{suffix}", deep, np.uint16))
+    assert image[0].tolist() == [[0, 0, 1, 1, 128, 255, 255]]  # v / 257, rounded
+    assert torch.equal(image, image[:1].expand(3, 1, 7))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0.5, np.float32), (70_000, np.int32), (-1, np.int32)]
+)
+def test_pixels_of_unknown_range_are_an_error(tmp_path: Path, value: float, dtype: type) -> None:
+    with pytest.raises(DataError, match=r"odd\.tif: unreadable image .*16 bits"):
+        read_image(save(tmp_path / "odd.tif", [[value]], dtype))
+
+
+def test_transparency_changes_no_colour(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(path := tmp_path / "clear.png", transparency=b"\x00\x80\xff")
+    expected = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+    assert read_image(path)[:, 0].T.tolist() == expected
+
+
+def test_large_images_are_read_only_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for suffix in ("png", "tif"):
+        path = save(tmp_path / f"large.{suffix}", np.arange(300).reshape(15, 20) % 251)
+        with pytest.raises(DataError, match=rf"large\.{suffix}: unreadable image"):
+            read_image(path)
+        assert read_image(path, large=True)[0, 14, 19] == 299 % 251
+        threads = [
+            threading.Thread(target=read_image, args=(path,), kwargs={"large": True})
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def truncated_jpeg(d: TinyVOC) -> str:
+    d.image("t1").write_bytes(d.image("t1").read_bytes()[:-400])
+    return r"t1\.jpg: unreadable image"
+
+
+def empty_mask(d: TinyVOC) -> str:
+    d.mask("t1").write_bytes(b"")
+    return r"t1\.png: unreadable mask .*empty"
+
+
+def damaged_png(d: TinyVOC) -> str:
+    content = bytearray(d.mask("t1").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    d.mask("t1").write_bytes(content)
+    return r"t1\.png: unreadable mask"
+
+
+def text_for_image(d: TinyVOC) -> str:
+    d.image("t1").write_text("not an image")
+    return r"t1\.jpg: unreadable image .*not an image"
+
+
+def folder_for_image(d: TinyVOC) -> str:
+    d.image("t1").unlink()
+    d.image("t1").mkdir()
+    return r"t1\.jpg: unreadable image .*directory"
+
+
+def rgb_mask(d: TinyVOC) -> str:
+    Image.new("RGB", (64, 48)).save(d.mask("t1"))
+    return r"t1\.png: a mask must be .* mode RGB"
+
+
+def mask_of_another_size(d: TinyVOC) -> str:
+    Image.new("L", (5, 6)).save(d.mask("t1"))
+    return r"t1\.png: mask is 5 x 6 but its image .*t1\.jpg is 64 x 48; both must"
+
+
+def mask_of_the_unrotated_image(d: TinyVOC) -> str:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(d.image("t1")) as image:
+        image.save(d.image("t1"), exif=exif)
+    return r"t1\.png: mask is 64 x 48 but its image .*t1\.jpg is 48 x 64; .*EXIF"
+
+
+def label_out_of_range(d: TinyVOC) -> str:
+    Image.new("L", (64, 48), 37).save(d.mask("t1"))
+    return r"t1\.png: label 37 is out of range for 3 classes \(0\.\.2.*check data\.classes"
+
+
+def label_of_the_number_of_classes(d: TinyVOC) -> str:
+    Image.new("L", (64, 48), 3).save(d.mask("t1"))
+    return r"t1\.png: label 3 .*is 3 your ignore label\? set data\.ignore_index=3"
+
+
+def missing_mask(d: TinyVOC) -> str:
+    d.mask("t1").unlink()
+    return r"t1\.png: mask not found"
+
+
+def missing_image(d: TinyVOC) -> str:
+    d.image("t1").unlink()
+    return r"t1\.jpg: image not found"
+
+
+DAMAGES = [
+    truncated_jpeg, empty_mask, damaged_png, text_for_image, folder_for_image, rgb_mask,
+    mask_of_another_size, mask_of_the_unrotated_image, label_out_of_range,
+    label_of_the_number_of_classes, missing_mask, missing_image,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+def test_an_unusable_file_is_named_in_one_line(
+    tiny_voc: TinyVOC, damage: Callable[[TinyVOC], str]
+) -> None:
+    dataset, message = open_split(tiny_voc.config(), "train"), damage(tiny_voc)
+    with pytest.raises(DataError, match=message) as error:
+        dataset[1]
+    assert "\n" not in str(error.value)
+    assert len(dataset[0]) == 2  # the others still work
+
+
+def test_lists_may_have_any_line_endings_and_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbft0\r\n\r\n t1 \r\n")
+    assert read_list(tmp_path / "list.txt") == ["t0", "t1"]
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"list\.txt: not UTF-8"):
+        read_list(tmp_path / "list.txt")
+
+
+def test_ids_must_be_there_and_unique(tiny_voc: TinyVOC) -> None:
+    tiny_voc.listing("train").write_text("t0\nt1\nt0\nt2\nt2\nt2\n")
+    with pytest.raises(DataError, match=r"t0 is listed 2 times.*and 1 more.*prepare_data"):
+        open_split(tiny_voc.config(), "train")
+    problems = open_split(tiny_voc.config(), "train", strict=False).problems
+    assert len(problems) == 2
+    assert "t2 is listed 3 times" in problems[1]
+    tiny_voc.listing("train").write_text("\n")
+    with pytest.raises(DataError, match=r"train\.txt\): no images"):
+        open_split(tiny_voc.config(), "train")
+
+
+def test_the_fingerprint_depends_on_the_ids_and_their_order(tiny_voc: TinyVOC) -> None:
+    one = open_split(tiny_voc.config(), "train").fingerprint()
+    assert one == (  # printf 't0\nt1\nt2\nt3\n' | sha256sum
+        "e43507e54282fd7da43866fa99b27d64a9c59bd384b83045d5bdff538042d599"
+    )
+    tiny_voc.listing("train").write_text("t1\nt0\nt2\nt3\n")
+    assert one != open_split(tiny_voc.config(), "train").fingerprint()
+
+
+def splits(root: Path, train: list[bytes], val: list[bytes]) -> list[SegmentationDataset]:
+    """Two splits whose image files have the given contents."""
+    made = []
+    for name, contents in (("t", train), ("v", val)):
+        pairs = []
+        for index, content in enumerate(contents):
+            path = root / f"{name}{index}.jpg"
+            path.write_bytes(content)
+            pairs.append(Pair(path.stem, path, path))
+        made.append(SegmentationDataset(pairs, ["a", "b"], 255, f"split {name}"))
+    return made
+
+
+def test_the_same_bytes_are_found_and_nothing_else(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).bytes(1000)
+    train, val = splits(
+        tmp_path,
+        [base, b"", b"x", b"other", base],
+        [b"?" + base[1:], base[:-1] + b"?", base, b"y", b"x", base],
+    )
+    found = same_files(*([p.image for p in split.pairs] for split in (train, val)))  # type: ignore[misc]
+    assert [(one.stem, other.stem) for one, other in found] == [
+        ("t0", "v2"), ("t2", "v4"), ("t0", "v5")
+    ]  # fmt: skip
+
+
+def test_only_files_of_the_same_size_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = splits(tmp_path, [bytes(n) for n in range(1, 50)], [b"1" * 60, b"1" * 7])
+    opened, own = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda p, mode: opened.append(p.name) or own(p, mode))
+    check_overlap(train, val)
+    assert sorted(opened) == ["t6.jpg", "v1.jpg"]
+
+
+def test_splits_that_share_an_image_are_an_error(tmp_path: Path, tiny_voc: TinyVOC) -> None:
+    train, val = splits(tmp_path, [b"a", b"b"], [b"c", b"b"])
+    with pytest.raises(DataError, match=r"v1\.jpg of split v is .* file as .*t1\.jpg of split t"):
+        check_overlap(train, val)
+    (tmp_path / "v1.jpg").write_bytes(b"d")
+    check_overlap(train, val)
+    (tmp_path / "v1.jpg").unlink()
+    with pytest.raises(DataError, match=r"v1\.jpg: image not found"):
+        check_overlap(train, val)
+    tiny_voc.listing("val").write_text("v0\nt2\n")
+    train, val = (open_split(tiny_voc.config(), split) for split in ("train", "val"))
+    with pytest.raises(DataError, match=r"^t2 is in both tiny train .* and tiny val"):
+        check_overlap(train, val)

@@ -1,0 +1,223 @@
+"""What evaluating a model leaves: numbers computed by hand, files, and VOC's submission."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fcn import evaluate as module
+from fcn import predict_files
+from fcn.checkpoint import write_safetensors
+from fcn.config import ConfigError, EvaluateConfig, PredictConfig, UserError
+from fcn.data.dataset import DataError
+from fcn.data.layouts import open_split
+from fcn.device import InferenceModel
+from fcn.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
+from fcn.metrics import tally
+from fcn.models.fcn import FCN
+from fcn.output import make_console
+from tests.conftest import TinyVOC
+
+CPU = torch.device("cpu")
+QUIET = make_console(quiet=True)
+
+
+class LeftIsCat(nn.Module):
+    """Predicts cat in the first 20 columns of every image, else background."""
+
+    arguments = {"upsampling": "none"}  # noqa: RUF012
+
+    def forward(self, image: Tensor) -> Tensor:
+        left = (torch.arange(image.shape[-1]) < 20).float().expand(image[:, 0].shape)
+        return torch.stack((1 - left, left, -torch.ones_like(left)), 1)
+
+
+# v0 is 50 x 40 with a cat, v1 is 48 x 64 with a dog, each in rows and columns 10..29, of which the
+# first row is ignored: 19 * 20 = 380 pixels, half of them in the first 20 columns.
+V0 = [[800, 800, 0], [190, 190, 0], [0, 0, 0]]
+V1 = [[1912, 760, 0], [0, 0, 0], [190, 190, 0]]
+CONFUSION = [[2712, 1560, 0], [190, 190, 0], [190, 190, 0]]
+IOU = [2712 / (4272 + 3092 - 2712), 190 / (380 + 1940 - 190), 0]
+
+
+@pytest.fixture
+def model() -> InferenceModel:
+    return InferenceModel(LeftIsCat(), CPU, bf16=False)  # type: ignore[arg-type]
+
+
+def trained(path: Path) -> Path:
+    """A small model whose predictions differ from pixel to pixel."""
+    network = FCN(stride=8, backbone="mini", width=8, head_width=8, num_classes=3).eval()
+    for name, parameter in network.named_parameters():
+        if name.startswith("score"):
+            nn.init.normal_(parameter, std=0.1)
+    with torch.inference_mode():
+        score = network(torch.rand(1, 3, 96, 96))
+    network.score_fr.bias.data -= score.mean((0, 2, 3))
+    write_safetensors(path, network, {"classes": ["background", "cat", "dog"]})
+    return path
+
+
+def test_the_metrics_are_those_computed_by_hand(
+    tiny_voc: TinyVOC,
+    model: InferenceModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset = open_split(tiny_voc.config(), "val")
+    metrics = evaluate_and_write(model, dataset, tmp_path, make_console(), data="tiny", split="val")
+    assert metrics["confusion"] == CONFUSION
+    assert [c["name"] for c in metrics["classes"]] == ["background", "cat", "dog"]
+    assert [c["iou"] for c in metrics["classes"]] == pytest.approx(IOU)
+    assert [c["accuracy"] for c in metrics["classes"]] == pytest.approx([2712 / 4272, 0.5, 0])
+    assert [c["pixels"] for c in metrics["classes"]] == [4272, 380, 380]
+    assert metrics["mean_iou"] == pytest.approx(sum(IOU) / 3)
+    assert metrics["pixel_accuracy"] == pytest.approx(2902 / 5032)
+    assert metrics["mean_accuracy"] == pytest.approx((2712 / 4272 + 0.5) / 3)
+    assert metrics["frequency_weighted_iou"] == pytest.approx((4272 * IOU[0] + 380 * IOU[1]) / 5032)
+    assert metrics["protocol"] == {
+        "data": "tiny",
+        "split": "val",
+        "images": 2,
+        "ids_sha256": dataset.fingerprint(),
+        "size": "original",
+        "precision": "32-true",
+        "ignore_index": 255,
+        "model": {"upsampling": "none"},
+        "upsampling": "none",
+    }
+    assert len(metrics["trimap"]) == 20
+    assert read_metrics(tmp_path / "metrics.json") == metrics
+    ids, per_image = read_per_image(tmp_path / "per_image.npz")
+    assert ids == ["v0", "v1"]
+    assert torch.equal(per_image, tally(torch.tensor([V0, V1])))
+    pictures = {"predictions", "worst", "iou", "confusion", "trimap"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == pictures
+    printed = capsys.readouterr().out
+    assert f"mean IoU {100 * sum(IOU) / 3:.2f} %" in printed
+    assert "4,272" in printed
+
+
+def test_the_worst_images_come_first_in_worst_png(
+    tiny_voc: TinyVOC, model: InferenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = []
+
+    def panel(rows: list, classes: list[str], texts: list[str]) -> Image.Image:
+        captions.append([text.partition(":")[0] for text in texts])
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(module.visualize, "panel", panel)
+    dataset = open_split(tiny_voc.config(), "train")
+    evaluate_and_write(model, dataset, tmp_path, QUIET, data="tiny", split="train")
+    # Cats: (800 / 1790 + 190 / 1180) / 2 = 30.4 %; dogs: (1912 / 2862 + 0 + 0) / 3 = 22.3 %.
+    assert captions == [["t0", "t1", "t2", "t3"], ["t1", "t3", "t0", "t2"]]
+
+
+def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Sizes alternate in the split and batches hold one size: the loader's order is another."""
+    dataset = open_split(tiny_voc.config(), "train")
+    path = trained(tmp_path / "m.safetensors")
+    model = InferenceModel(module.checkpoint.read(path).model(), CPU, bf16=False)
+    one, two, all_ = (evaluate(model, dataset, QUIET, batch_size=size) for size in (1, 2, 8))
+    assert (one.scores.confusion.sum(0) > 0).sum() > 1
+    for other in (two, all_):
+        assert torch.equal(other.scores.confusion, one.scores.confusion)
+        assert torch.equal(other.per_image, one.per_image)
+        assert other.trimap == one.trimap
+    for index in range(4):
+        image, target = dataset[index]
+        seen = target != 255
+        labels = model.predict(image[None])[0]
+        right = torch.bincount(target[seen][labels[seen] == target[seen]], minlength=3)
+        assert torch.equal(one.per_image[index, 0], right)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_predicted_masks_score_as_evaluation_says(
+    tiny_voc: TinyVOC, tmp_path: Path, precision: str
+) -> None:
+    """The confusion matrix of the masks that predict writes, counted with NumPy."""
+    (tmp_path / "run").mkdir()
+    trained(tmp_path / "run" / "model.safetensors")
+    run = {"checkpoint": str(tmp_path / "run"), "precision": precision}
+    metrics = module.main(EvaluateConfig(data=tiny_voc.config(), **run), tmp_path, QUIET)  # type: ignore[arg-type]
+    assert metrics is not None
+    assert metrics["protocol"]["precision"] == precision
+    source, output = str(tiny_voc.folder / "JPEGImages"), tmp_path / "out"
+    predict_files.main(PredictConfig(input=source, output=str(output), **run), tmp_path, QUIET)  # type: ignore[arg-type]
+    confusion = np.zeros((3, 3), int)
+    for name in tiny_voc.ids["val"]:
+        ground_truth = np.array(Image.open(tiny_voc.mask(name)))
+        prediction = np.array(Image.open(output / f"{name}.png"))
+        seen = ground_truth < 255
+        np.add.at(confusion, (ground_truth[seen], prediction[seen]), 1)
+    assert confusion.tolist() == metrics["confusion"]
+    assert (confusion.sum(0) > 0).sum() > 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"something else"])
+def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
+    for name, read in (("metrics.json", read_metrics), ("per_image.npz", read_per_image)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            read(tmp_path / name)  # type: ignore[operator]
+
+
+def test_a_split_without_masks_is_submitted_as_vocs_server_takes_it(
+    tiny_voc: TinyVOC, model: InferenceModel, tmp_path: Path
+) -> None:
+    tiny_voc.listing("test").write_text("v1\nv0\n")
+    for mask in tiny_voc.mask("v0").parent.iterdir():
+        mask.unlink()
+    dataset = open_split(tiny_voc.config(), "test")
+    arguments = (model, dataset, tmp_path, QUIET)
+    archive = module.write_submission(*arguments, year="VOC2012", split="test")
+    assert archive == tmp_path / "results.tar.gz"
+    with tarfile.open(archive, "r:gz") as tar:
+        contents = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+    folder = "results/VOC2012/Segmentation/comp6_test_cls"
+    assert set(contents) == {f"{folder}/v0.png", f"{folder}/v1.png"}
+    for name, content in contents.items():
+        assert (tmp_path / name).read_bytes() == content
+        mask = Image.open(io.BytesIO(content))
+        assert mask.mode == "P"
+        assert mask.getpalette()[3:6] == [128, 0, 0]
+        labels = np.array(mask)
+        assert labels.shape == ((50, 40) if "v0" in name else (48, 64))
+        assert (labels[:, :20] == 1).all()
+        assert (labels[:, 20:] == 0).all()
+
+    tiny_voc.image("v0").unlink()
+    before = archive.read_bytes()
+    with pytest.raises(DataError, match=r"v0\.jpg"):
+        module.write_submission(*arguments, year="VOC2012", split="test")
+    assert archive.read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    path = str(trained(tmp_path / "m.safetensors"))
+    cfg = EvaluateConfig(checkpoint=path, data=tiny_voc.config(), submission=True)
+    with pytest.raises(ConfigError, match="submission"):
+        module.main(cfg, tmp_path, QUIET)
+    for mask in tiny_voc.mask("v0").parent.iterdir():
+        mask.unlink()
+    cfg.submission = False
+    with pytest.raises(ConfigError, match=r"data\.split"):
+        module.main(cfg, tmp_path, QUIET)
+
+
+def test_the_last_line_says_how_good_and_where(capsys: pytest.CaptureFixture[str]) -> None:
+    protocol = {"data": "shapes", "split": "val", "images": 96}
+    metrics = json.loads(json.dumps({"mean_iou": 0.852, "protocol": protocol}))
+    module.print_last_line(make_console(), metrics, "after 50 s", Path("outputs/x"))
+    line = "mean IoU 85.20 % on shapes val (96 images) after 50 s; files in outputs/x\n"
+    assert capsys.readouterr().out == line

@@ -1,0 +1,211 @@
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fcn.config import DataConfig, PrepareDataConfig
+from fcn.data.dataset import DataError, read_image
+from fcn.data.inspect import inspect, main
+from fcn.data.layouts import open_split
+from tests.conftest import TinyVOC
+
+QUIET = Console(quiet=True)
+
+
+def problems(data: DataConfig, processes: int = 1) -> list[str]:
+    return inspect(data, QUIET, processes)[1]
+
+
+def prepare(data: DataConfig, folder: Path, **settings: Any) -> dict[str, Any]:
+    """What prepare_data writes to report.json."""
+    main(PrepareDataConfig(data=data, processes=1, **settings), folder, QUIET)
+    return json.loads((folder / "report.json").read_text())
+
+
+def wrong_label(d: TinyVOC) -> str:
+    Image.new("L", (64, 48), 37).save(d.mask("t3"))
+    return r"t3\.png: label 37"
+
+
+def truncated_jpeg(d: TinyVOC) -> str:
+    d.image("t1").write_bytes(d.image("t1").read_bytes()[:-400])
+    return r"t1\.jpg: unreadable image"
+
+
+def missing_mask(d: TinyVOC) -> str:
+    d.mask("v0").unlink()
+    return r"v0\.png: mask not found"
+
+
+def another_size(d: TinyVOC) -> str:
+    Image.new("L", (48, 64)).save(d.mask("v1"))
+    return r"v1\.png: mask is 48 x 64"
+
+
+def duplicate(d: TinyVOC) -> str:
+    d.listing("train").write_text("t0\nt1\nt2\nt3\nt1\n")
+    return "t1 is listed 2 times"
+
+
+def id_in_both_splits(d: TinyVOC) -> str:
+    d.listing("val").write_text("v0\nv1\nt2\n")
+    return r"t2\.jpg: t2 is in both train and val"
+
+
+def same_bytes(d: TinyVOC) -> str:
+    d.image("v1").write_bytes(d.image("t3").read_bytes())
+    return r"v1\.jpg: in val, has the same pixels as .*t3\.jpg in train"
+
+
+def same_pixels(d: TinyVOC) -> str:
+    with Image.open(d.image("t3")) as image:
+        image.save(d.image("v1"), format="PNG")  # other bytes
+    return r"v1\.jpg: in val, has the same pixels as .*t3\.jpg in train"
+
+
+def no_list(d: TinyVOC) -> str:
+    d.listing("val").unlink()
+    return r"val\.txt: no such list"
+
+
+DAMAGES = [
+    wrong_label, truncated_jpeg, missing_mask, another_size, duplicate, id_in_both_splits,
+    same_bytes, same_pixels, no_list,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+def test_a_problem_is_reported_once(tiny_voc: TinyVOC, damage: Callable[[TinyVOC], str]) -> None:
+    message = damage(tiny_voc)
+    (problem,) = problems(tiny_voc.config())
+    assert re.search(message, problem), problem
+
+
+def test_all_problems_are_reported_by_any_number_of_processes(tiny_voc: TinyVOC) -> None:
+    damages = (wrong_label, truncated_jpeg, missing_mask, another_size, duplicate)
+    messages = [damage(tiny_voc) for damage in damages]
+    found = problems(tiny_voc.config(), 2)
+    assert len(found) == len(messages)
+    for message in messages:
+        assert sum(bool(re.search(message, problem)) for problem in found) == 1, message
+    assert found == problems(tiny_voc.config())
+
+
+def masks_of(tiny_voc: TinyVOC, labels: list[int]) -> list[str]:
+    """The problems if every training mask holds these labels."""
+    for name in tiny_voc.ids["train"]:
+        with Image.open(tiny_voc.mask(name)) as old:
+            mask = np.resize(np.array(labels, np.uint8), (old.height, old.width))
+        Image.fromarray(mask).save(tiny_voc.mask(name))
+    return problems(tiny_voc.config())
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 255], r"train\.txt.*only the labels 0 and 255, and 255 means ignored.*save it as 1"),
+        ([1], "only the label 1; .* at least two classes"),
+        ([255], "every pixel of every mask is ignored"),
+    ],
+)
+def test_masks_of_fewer_than_two_classes_cannot_be_trained_on(
+    tiny_voc: TinyVOC, labels: list[int], words: str
+) -> None:
+    (problem,) = masks_of(tiny_voc, labels)
+    assert re.search(words, problem), problem
+
+
+def test_two_classes_are_enough_in_any_distribution(tiny_voc: TinyVOC) -> None:
+    assert masks_of(tiny_voc, [0, 2, 255]) == []
+    masks_of(tiny_voc, [0])
+    Image.new("L", (64, 48), 1).save(tiny_voc.mask("t1"))
+    assert problems(tiny_voc.config()) == []
+
+
+def test_the_numbers_are_those_of_the_files(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Against their definitions, from all pixels at once."""
+    Image.new("L", (40, 50), 255).save(tiny_voc.mask("t2"))
+    content = prepare(tiny_voc.config(), tmp_path / "out")
+    train, ids = content["splits"]["train"], tiny_voc.ids["train"]
+    images = [read_image(tiny_voc.image(i)).reshape(3, -1).numpy() / 255 for i in ids]
+    pixels = np.concatenate(images, axis=1)
+    assert train["mean"] == pytest.approx(pixels.mean(1))
+    assert train["std"] == pytest.approx(pixels.std(1))
+    masks = [np.array(Image.open(tiny_voc.mask(i))) for i in ids]
+    every = np.concatenate([mask.ravel() for mask in masks])
+    assert train["pixels"] == pixels.shape[1]
+    assert train["ignored_share"] == pytest.approx((every == 255).mean())
+    for k, row in enumerate(train["classes"]):
+        assert row["pixels"] == (every == k).sum()
+        assert row["images"] == sum(bool((mask == k).any()) for mask in masks)
+    assert train["sizes"]["smallest"] == [40, 50]
+    assert train["sizes"]["largest"] == [64, 48]
+    assert train["sizes"]["commonest"] == [[40, 50, 2], [64, 48, 2]]
+    assert train["ids_sha256"] == open_split(tiny_voc.config(), "train").fingerprint()
+    assert content["problems"] == []
+    assert content["warnings"] == [f"{tiny_voc.mask('t2')}: all pixels are ignored"]
+
+
+def test_prepare_data_prints_and_writes_its_report(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    folder, cfg = tmp_path / "out", PrepareDataConfig(data=tiny_voc.config(), processes=1)
+    main(cfg, folder, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"train +4 +4 +40 x 50 +64 x 48 ", printed)
+    assert re.search(r"dog +2 +\d+\.\d\d +1 +\d+\.\d\d", printed)
+    assert "data=tiny can be trained on" in printed
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width > 500
+    missing_mask(tiny_voc)
+    with pytest.raises(
+        DataError, match=r"data=tiny cannot be trained on: 1 problem,.*report\.json"
+    ):
+        main(cfg, folder, console)
+    assert "problem: " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_prepare_data_writes_shards(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    prepare(tiny_voc.config(), tmp_path / "out", shards=str(shards))
+    data = DataConfig("shards", layout="shards", root=str(shards))
+    assert open_split(data, "val").ids == ["v0", "v1"]
+    assert problems(data) == []
+    again = PrepareDataConfig(data=tiny_voc.config(), shards=str(shards))
+    with pytest.raises(DataError, match="not empty"):
+        main(again, tmp_path / "out", QUIET)
+
+
+def test_a_folder_without_some_masks_is_inspected_too(tmp_path: Path) -> None:
+    for split, names in (("train", ("a.png", "b.png", "b.jpg", "C.PNG")), ("val", ("d.png",))):
+        for part in ("images", "annotations"):
+            (tmp_path / part / split).mkdir(parents=True)
+        for number, name in enumerate(names):
+            shade = 40 * number + (200 if split == "val" else 0)
+            Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / "images" / split / name)
+            mask = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+            Image.fromarray(mask).save(tmp_path / f"annotations/{split}/{Path(name).stem}.png")
+    (tmp_path / "annotations/train/a.png").unlink()
+    data = DataConfig("folder", layout="folder", root=str(tmp_path), classes=["none", "some"])
+    same_name, missing = problems(data)
+    assert re.search(r"b\.png: has the same name as .*b\.jpg", same_name)
+    assert re.search(r"annotations/train/a\.png: mask not found", missing)
+
+
+def test_the_command_exits_with_1_if_training_would_fail(
+    tiny_voc: TinyVOC,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    error_line: Callable[..., str],
+) -> None:
+    arguments = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/out", "processes=1"]
+    command("prepare_data", *arguments)
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    wrong_label(tiny_voc)
+    assert "cannot be trained on: 1 problem," in error_line("prepare_data", *arguments)

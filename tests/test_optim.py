@@ -1,0 +1,129 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fcn.config import RecipeConfig
+from fcn.models.fcn import FCN
+from fcn.training.optim import (
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    rate_at,
+    segmentation_loss,
+)
+from tests.conftest import small, with_random_scores
+
+HEAVY = RecipeConfig(
+    name="heavy", momentum=0.99, weight_decay=5e-4, bias_lr_factor=2, loss_reduction="sum"
+)
+
+
+def test_every_parameter_is_in_one_group_and_biases_learn_twice_as_fast() -> None:
+    model = small(stride=8, upsampling="learned", backbone="vgg11_bn")
+    groups = {group["name"]: group for group in parameter_groups(model, HEAVY, 1e-3)}
+    grouped = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    assert groups["biases"]["lr"] == 2e-3
+    assert groups["biases"]["weight_decay"] == 0
+    assert groups["weights"]["weight_decay"] == 5e-4
+    biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d)}
+    assert {id(p) for p in groups["biases"]["params"]} == biases
+    upscore = model.get_submodule("upscore8")
+    assert any(p is upscore.weight for p in groups["plain"]["params"])
+
+
+def test_batch_norm_shared_between_processes_is_grouped_as_batch_norm() -> None:
+    model = small(stride=8, backbone="vgg11_bn")
+    sizes = [len(g["params"]) for g in parameter_groups(model, HEAVY, 1e-3)]
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert [len(g["params"]) for g in parameter_groups(shared, HEAVY, 1e-3)] == sizes
+
+
+def test_fixed_upsampling_has_nothing_to_learn() -> None:
+    fixed, learned = (small(upsampling=u) for u in ("fixed", "learned"))
+    count = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (fixed, learned)]
+    assert count[1] - count[0] == 5 * 5 * (4 * 4 + 4 * 4 + 16 * 16)
+
+
+def caffe_steps(model: FCN, batches: list, lr: float, recipe: RecipeConfig) -> list[torch.Tensor]:
+    """Caffe's SGDSolver, written out: V <- m V + lr_mult lr (dW + decay_mult wd W); W <- W - V."""
+    history = [torch.zeros_like(p) for p in model.parameters()]
+    for image, target in batches:
+        model.zero_grad()
+        log_p = F.log_softmax(model(image), 1)
+        loss = torch.zeros(())
+        for b, y, x in (
+            (target != 255).nonzero().tolist()
+        ):  # ignored pixels do not count, others are summed
+            loss = loss - log_p[b, target[b, y, x], y, x]
+        loss.backward()
+        with torch.no_grad():
+            for (name, p), v in zip(model.named_parameters(), history, strict=True):
+                bias = name.endswith("bias")
+                decay = 0 if bias or name.startswith("upscore") else recipe.weight_decay
+                v.mul_(recipe.momentum).add_((2 if bias else 1) * lr * (p.grad + decay * p))
+                p.sub_(v)
+    return [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+def test_heavy_learning_is_caffes_update(upsampling: str) -> None:
+    lr = 1e-6
+    arguments = {"stride": 8, "upsampling": upsampling, "dropout": 0.0}
+    ours, theirs = with_random_scores(small(**arguments)), small(**arguments)
+    theirs.load_state_dict(ours.state_dict())
+    ours.double(), theirs.double()
+    batches = []
+    for _ in range(4):
+        target = torch.randint(0, 5, (1, 12, 17))
+        target[torch.rand(target.shape) < 0.2] = 255
+        batches.append((torch.rand(1, 3, 12, 17, dtype=torch.float64), target))
+    expected = caffe_steps(theirs, batches, lr, HEAVY)
+    optimizer = make_optimizer(ours, HEAVY, lr)
+    start = [p.detach().clone() for p in ours.parameters()]
+    for image, target in batches:
+        optimizer.zero_grad()
+        # The loss itself works in float32, as training does.
+        score = ours(image)
+        F.cross_entropy(score, target, ignore_index=255, reduction="sum").backward()
+        optimizer.step()
+    for p, e, s in zip(ours.parameters(), expected, start, strict=True):
+        torch.testing.assert_close(p - s, e - s, atol=1e-15, rtol=1e-7)
+
+
+def test_the_loss_leaves_out_ignored_pixels() -> None:
+    score = torch.randn(2, 3, 4, 5, requires_grad=True)
+    target = torch.randint(0, 3, (2, 4, 5))
+    target[0, :2] = 255
+    counted = [
+        -float(F.log_softmax(score[b, :, y, x], 0)[target[b, y, x]].detach())
+        for b, y, x in (target != 255).nonzero().tolist()
+    ]
+    total = segmentation_loss(score, target, "sum")
+    assert float(total.detach()) == pytest.approx(sum(counted), rel=1e-5)
+    mean = segmentation_loss(score, target, "mean")
+    assert float(mean.detach()) == pytest.approx(sum(counted) / len(counted), rel=1e-5)
+    (gradient,) = torch.autograd.grad(total, score)
+    assert torch.equal(gradient[0, :, :2], torch.zeros(3, 2, 5))
+    void = segmentation_loss(score, torch.full_like(target, 255), "mean")
+    assert float(void.detach()) == 0
+
+
+def test_schedules_by_hand() -> None:
+    poly = RecipeConfig(name="x", schedule="poly", warmup_steps=10)
+    assert rate_at(0, poly, 100) == pytest.approx(0.1)
+    assert rate_at(9, poly, 100) == pytest.approx(0.91**0.9)
+    assert rate_at(50, poly, 100) == pytest.approx(0.5**0.9)
+    cosine = RecipeConfig(name="x", schedule="cosine")
+    assert rate_at(50, cosine, 100) == pytest.approx(0.5)
+    assert rate_at(100, cosine, 100) == pytest.approx(0, abs=1e-12)
+    model = small()
+    optimizer = make_optimizer(model, HEAVY, 1.0)
+    schedule = make_schedule(optimizer, cosine, 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[1]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])

@@ -1,0 +1,105 @@
+"""What plots show, read from their axes; and how they are drawn."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn import plots
+
+
+@pytest.fixture
+def axes_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes plots return their axes instead of a picture."""
+    monkeypatch.setattr(plots, "render", lambda axes: axes)
+
+
+def has_ink(picture: Any) -> bool:
+    assert isinstance(picture, Image.Image)
+    return len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 10
+
+
+@pytest.mark.parametrize("k", [2, 21, 60])
+def test_confusion_plot_fits_a_screen(k: int) -> None:
+    counts = np.random.default_rng(k).integers(0, 50, (k, k)) + 500 * np.eye(k, dtype=int)
+    picture = plots.confusion_plot(counts, ["a $name_ 犬 with ^ signs$", *map(str, range(1, k))])
+    assert has_ink(picture)
+    assert 300 < min(picture.size) <= max(picture.size) < 2000
+
+
+@pytest.mark.usefixtures("axes_kept")
+def test_confusion_plot_is_normalised_by_row_and_writes_iou() -> None:
+    # a: 3 / (4 + 0) = 75 %; b: 4 / (4 + 1) = 80 %; c is neither there nor predicted.
+    axes: Any = plots.confusion_plot(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), ["a", "b", "c"])
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["IoU (%)", "75.0", "80.0", "absent", "75", "25", "100"]
+    assert axes.get_title().startswith("mean IoU 77.5 %")
+    shares = np.ma.filled(axes.images[0].get_array(), np.nan)
+    assert np.array_equal(shares, [[75, 25, 0], [0, 100, 0], [np.nan] * 3], equal_nan=True)
+
+
+@pytest.mark.usefixtures("axes_kept")
+def test_iou_bars_are_sorted_and_as_long_as_their_values() -> None:
+    axes: Any = plots.iou_bars([0.25, None, 1.0, 0.5], ["a", "b", "c", "d"])
+    assert [bar.get_width() for bar in axes.patches] == [100, 50, 25, 0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "d", "a", "b"]
+    assert axes.texts[-1].get_text() == "absent"
+
+
+@pytest.mark.usefixtures("axes_kept")
+def test_curves_smooth_and_scale_the_loss_and_mark_the_best_iou() -> None:
+    level: Any = plots.curves({"a": [(i, 3.0 + i % 2) for i in reversed(range(1000))]}, {})
+    raw, smooth = (line.get_ydata() for line in level.lines)
+    assert raw[:3].tolist() == [3, 4, 3]  # in the order of steps, whatever that of the points
+    assert np.abs(smooth - 3.5).max() < 0.05  # at the ends as well
+    assert level.get_yscale() == "linear"
+    falling: Any = plots.curves({"a": [(i, 0.9**i) for i in range(100)]}, {})
+    assert falling.get_yscale() == "log"
+    scored: Any = plots.curves({}, {"$a$": [(1, 0.2), (2, 0.655), (3, 0.5)]})
+    assert [text.get_text() for text in scored.get_legend().get_texts()] == ["$a$, best 65.5"]
+
+
+def test_curves_take_one_side_alone_and_values_that_are_not_finite() -> None:
+    loss = [(step, 100 * 0.998**step) for step in range(0, 3000, 10)]
+    both = plots.curves({"training": loss}, {"validation": [(1, 0.1), (9, 0.2)]})
+    alone = plots.curves({"training": loss, "none": [], "one": [(0, 1.0)]}, {})
+    assert has_ink(alone)
+    assert both.width > 1.7 * alone.width
+    assert has_ink(plots.curves({"a": [(0, np.nan), (1, np.inf)]}, {"a": [(1, np.nan)]}))
+
+
+@pytest.mark.usefixtures("axes_kept")
+def test_trimap_plot_draws_each_run_and_leaves_gaps() -> None:
+    axes: Any = plots.trimap_plot({"$a$": [0.2, None, 0.5], "b": [0.4, 0.4, 0.4]})
+    assert list(axes.lines[0].get_xdata()) == [1, 2, 3]
+    assert np.array_equal(axes.lines[0].get_ydata(), [20, np.nan, 50], equal_nan=True)
+    assert not any(text.get_parse_math() for text in axes.get_legend().get_texts())
+
+
+@pytest.mark.usefixtures("axes_kept")
+def test_dots_show_every_value_and_the_mean() -> None:
+    axes: Any = plots.dots({"fixed": [0.5, 0.7], "learned": [0.25]}, "mean IoU (%)")
+    assert [list(line.get_xdata()) for line in axes.lines] == [[50, 70], [60, 60], [25], [25, 25]]
+    assert [text.get_text() for text in axes.texts] == ["60.0", "25.0"]
+
+
+def test_kernels_show_a_change() -> None:
+    start = np.outer([0.5, 1, 0.5], [0.5, 1, 0.5])
+    still = np.stack([start] * 3)
+    pictures = [
+        plots.kernels(now, start, ["a", "b", "$c$"], "upscore2") for now in (still, 2 * still)
+    ]
+    assert all(map(has_ink, pictures))
+    assert pictures[0] != pictures[1]
+
+
+def test_importing_is_quick_and_drawing_leaves_pyplot_alone() -> None:
+    program = (
+        "import sys; from fcn import plots, visualize\n"
+        "assert not {'matplotlib', 'torch'} & set(sys.modules)\n"
+        "plots.iou_bars([0.5], ['a']); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

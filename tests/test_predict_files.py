@@ -1,0 +1,272 @@
+"""Predicting image files: what is found, written, skipped and reported."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from fcn import predict_files
+from fcn.checkpoint import write_safetensors
+from fcn.config import ConfigError, PredictConfig
+from fcn.data.dataset import DataError
+from fcn.models.fcn import FCN
+from fcn.output import make_console
+from fcn.predict_files import find_images, plan
+from fcn.predictor import Predictor
+from fcn.visualize import overlay, voc_palette
+
+CLASSES = ["background", "cat", "dog", "cow", "bus"]
+Predict = Callable[..., str]
+
+
+def write_model(path: Path) -> None:
+    model = FCN(stride=8, backbone="mini", width=4, head_width=8, num_classes=5).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.inference_mode():
+        score = model(torch.rand(1, 3, 96, 96))
+    model.score_fr.bias.data -= score.mean((0, 2, 3))
+    write_safetensors(path, model, {"classes": CLASSES})
+
+
+def photo(height: int, width: int) -> Image.Image:
+    image = F.interpolate(torch.rand(1, 3, 6, 7), (height, width), mode="bilinear")
+    return Image.fromarray((image[0].permute(1, 2, 0) * 255).byte().numpy())
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with m.safetensors, and 7 images of three sizes in photos/."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "m.safetensors")
+    (tmp_path / "photos").mkdir()
+    for index in range(7):
+        size = ((40, 50), (50, 40), (33, 70))[index % 3]
+        photo(*size).save(tmp_path / "photos" / f"{index}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def predict(root: Path, capsys: pytest.CaptureFixture[str]) -> Predict:
+    """Predict photos/ into out/ unless told otherwise; return what was printed."""
+
+    def run(**settings: object) -> str:
+        defaults = {"checkpoint": "m.safetensors", "input": "photos", "output": "out"}
+        cfg = PredictConfig(**(defaults | settings))  # type: ignore[arg-type]
+        predict_files.main(cfg, root, make_console())
+        return capsys.readouterr().out
+
+    return run
+
+
+def contents(folder: Path | str) -> dict[str, bytes]:
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_masks_overlays_and_probabilities_are_the_predictors(predict: Predict) -> None:
+    printed = predict(probabilities=True)
+    assert "7 images predicted; masks in out; " in printed
+    assert printed.strip().endswith("images per second")
+    predictor = Predictor("m.safetensors")
+    assert len(contents("out")) == 3 * 7 + 1
+    for index in range(7):
+        image = Path(f"photos/{index}.jpg")
+        mask = Image.open(f"out/{index}.png")
+        labels = np.array(mask)
+        assert mask.getpalette() == voc_palette().flatten().tolist()
+        np.testing.assert_array_equal(labels, predictor(image))
+        tinted = overlay(np.array(Image.open(image)), labels)
+        np.testing.assert_array_equal(Image.open(f"out/overlays/{index}.png"), tinted)
+        with np.load(f"out/{index}.npz") as arrays:
+            assert arrays["classes"].tolist() == CLASSES
+            np.testing.assert_array_equal(arrays["probabilities"], predictor.probabilities(image))
+
+
+def test_options_reach_the_predictor(predict: Predict) -> None:
+    options = {"flip": True, "scales": [0.75, 1.25], "tile": 1024}
+    predict(**options)
+    predictor, plain = Predictor("m.safetensors", **options), Predictor("m.safetensors")  # type: ignore[arg-type]
+    masks = [np.array(Image.open(f"out/{index}.png")) for index in range(7)]
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(mask, predictor(f"photos/{index}.jpg"))
+    assert any((mask != plain(f"photos/{i}.jpg")).any() for i, mask in enumerate(masks))
+
+
+def test_a_second_run_writes_only_what_is_missing(predict: Predict) -> None:
+    predict(output="photos/out")
+    first = contents("photos/out")
+    Path("photos/out/3.png").unlink()
+    Path("photos/out/overlays/4.png").unlink()
+    untouched = Path("photos/out/0.png").stat().st_mtime_ns
+    assert "2 images predicted, 5 were done before" in predict(output="photos/out")
+    assert contents("photos/out") == first
+    assert Path("photos/out/0.png").stat().st_mtime_ns == untouched
+    assert "0 images predicted, 7 were done before" in predict(output="photos/out")
+    assert "7 images predicted; " in predict(output="photos/out", overwrite=True)
+    assert contents("photos/out") == first
+    later = Path("photos/out/0.png").stat().st_mtime + 10
+    os.utime("photos/2.jpg", (later, later))
+    assert "1 images predicted, 6 were done before" in predict(output="photos/out")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupted_run_resumes_to_identical_files(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    predict(output="whole")
+    if overwrite:  # predictions with other settings do not count as done
+        predict(flip=True)
+    write, calls = predict_files.write, []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(predict_files, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(overwrite=overwrite)
+    monkeypatch.setattr(predict_files, "write", write)
+    assert "4 images predicted, 3 were done before" in predict()
+    assert contents("out") == contents("whole")
+
+
+def test_predictions_with_other_settings_are_not_mixed(predict: Predict, root: Path) -> None:
+    predict()
+    before = contents("out")
+    write_model(root / "other.safetensors")
+    for settings in ({"checkpoint": "other.safetensors"}, {"flip": True}, {"scales": [1.0, 2.0]}):
+        with pytest.raises(ConfigError, match=r"predict\.json"):
+            predict(**settings)
+    assert contents("out") == before
+    predict(checkpoint="other.safetensors", overwrite=True)
+    predict(checkpoint="other.safetensors", output="fresh")
+    assert contents("out") == contents("fresh") != before
+    recorded = json.loads(Path("out/predict.json").read_text())
+    assert len(recorded.pop("checkpoint_sha256")) == 64
+    assert recorded == {"precision": "32-true", "flip": False, "scales": [1.0]}
+
+
+def test_files_of_unknown_origin_are_not_overwritten(predict: Predict) -> None:
+    Path("out").mkdir()
+    Path("out/3.png").write_text("a mask that somebody painted")
+    with pytest.raises(ConfigError, match=r"out/3\.png"):
+        predict()
+    assert list(contents("out")) == ["3.png"]
+
+
+def test_unreadable_images_are_reported_and_the_rest_is_done(
+    predict: Predict, capsys: pytest.CaptureFixture[str], error_line: Callable[..., str]
+) -> None:
+    predict(output="before")
+    whole = Path("photos/3.jpg").read_bytes()
+    Path("photos/3.jpg").write_bytes(whole[: len(whole) // 2])
+    Path("photos/no [red]image.png").write_text("not an image")
+    with pytest.raises(DataError, match="2 of 8"):
+        predict()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line.partition(":")[0] for line in lines[:2]] == [
+        "photos/3.jpg",
+        "photos/no [red]image.png",
+    ]
+    assert "6 images predicted" in lines[2]
+    good = {name: content for name, content in contents("before").items() if "3" not in name}
+    assert contents("out") == good
+    # They are tried again.
+    arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
+    assert "2 of 8" in error_line("predict", *arguments)
+    Path("photos/3.jpg").write_bytes(whole)
+    Path("photos/no [red]image.png").unlink()
+    assert "1 images predicted, 6 were done before" in predict()
+    assert contents("out") == contents("before")
+
+
+def test_paths_come_from_standard_input(
+    predict: Predict, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"photos/2.jpg\r\n\n{root}/photos/5.jpg\n"))
+    predict(input="-", overlays=False)
+    assert sorted(contents("out")) == ["2.png", "5.png", "predict.json"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/ with sub-folders, and files that are not photographs; all empty."""
+    monkeypatch.chdir(tmp_path)
+    names = ["b.JPG", "a.jpeg", "two words.png", "sub/a.tif", "sub/deep/a.b.webp"]
+    for name in [*names, "notes.txt", "paper.pdf", ".hidden.jpg", ".cache/c.jpg", "masks/b.png"]:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return Path("photos")
+
+
+def named(source: str, output: str, lines: str = "") -> dict[str, str]:
+    images = find_images(source, Path(output), lines.splitlines())
+    return {str(path): str(name) for path, name in images.items()}
+
+
+def test_a_folder_means_every_image_below_it_except_the_output(tree: Path) -> None:
+    assert named("photos", "photos/masks") == {
+        "photos/a.jpeg": "a",
+        "photos/b.JPG": "b",
+        "photos/sub/a.tif": "sub/a",
+        "photos/sub/deep/a.b.webp": "sub/deep/a.b",
+        "photos/two words.png": "two words",
+    }
+    assert "photos/masks/b.png" in named("photos", "elsewhere")
+    below = {"photos/sub/a.tif": "a", "photos/sub/deep/a.b.webp": "deep/a.b"}
+    assert named("photos/sub", "photos/masks") == below
+
+
+def test_a_pattern_keeps_the_folders_that_its_wildcards_match(tree: Path) -> None:
+    assert named("photos/**/a*", "out") == {
+        "photos/a.jpeg": "a",
+        "photos/sub/a.tif": "sub/a",
+        "photos/sub/deep/a.b.webp": "sub/deep/a.b",
+    }
+    assert named("photos/*/*.tif", "out") == {"photos/sub/a.tif": "sub/a"}
+    assert list(named(str(tree.resolve() / "*.png"), "out").values()) == ["two words"]
+    assert "photos/masks/b.png" not in named("photos/**", "photos/masks")
+
+
+def test_a_file_and_a_list_go_by_their_own_names(tree: Path) -> None:
+    assert named("photos/sub/a.tif", "out") == {"photos/sub/a.tif": "a"}
+    both = {"photos/b.JPG": "b", "photos/two words.png": "two words"}
+    assert named("-", "out", "photos/two words.png\n\nphotos/b.JPG\nphotos/b.JPG\n") == both
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [("nowhere", "out"), ("photos/*.xyz", "out"), ("-", "out"), ("photos", "photos/../photos")],
+)
+def test_no_images_are_an_error(tree: Path, source: str, output: str) -> None:
+    with pytest.raises(ConfigError, match="input"):
+        named(source, output)
+
+
+@pytest.mark.parametrize(
+    ("images", "file"),
+    [
+        ({"x/a.jpg": "a", "x/a.png": "a"}, "out/a.png"),
+        ({"x/a.jpg": "a", "y/a.jpg": "a"}, "out/a.png"),
+        ({"x/overlays/a.jpg": "overlays/a", "x/a.jpg": "a"}, "out/overlays/a.png"),
+        ({"x/../out/a.png": "a"}, "out/a.png"),
+    ],
+)
+def test_two_images_for_one_file_are_an_error(images: dict[str, str], file: str) -> None:
+    paths = {Path(image): Path(name) for image, name in images.items()}
+    with pytest.raises(ConfigError, match=file):
+        plan(paths, Path("out"), overlays=True, probabilities=False)
