@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models import Weights, get_model_weights
+from torchvision.models import get_model_weights
 
 from fcn.config import ConfigError, UserError
 from fcn.models.fcn import FCN
@@ -22,7 +21,6 @@ from fcn.models.surgery import Report, SurgeryError, transplant
 from fcn.output import atomic_write
 from fcn.visualize import voc_palette
 
-FORMAT = "fcn-segmentation"
 PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
 WEIGHTS_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 
@@ -33,13 +31,10 @@ class CheckpointError(UserError, ValueError):
 
 @dataclass
 class Checkpoint:
-    """A model's weights, and what is known about it.
+    """A model's state dict, and what is known about it.
 
-    Args:
-        path: the file.
-        weights: the model's state dict.
-        about: "model" (FCN's arguments), "classes" (names), and what else its writer knew, such as
-            "data", "training" (the recipe), "validation" (of a .ckpt) and "metrics".
+    `about` holds "model" (FCN's arguments), "classes" (names), and what else its writer knew, such
+    as "data", "training" (the recipe), "validation" (of a .ckpt) and "metrics".
     """
 
     path: Path
@@ -52,11 +47,7 @@ class Checkpoint:
         return list(self.about["classes"])
 
     def check_classes(self, classes: Sequence[str], data: str) -> None:
-        """Check that a data set has the model's classes.
-
-        Raises:
-            CheckpointError: it has others.
-        """
+        """Raise a CheckpointError if a data set has other classes than the model."""
         if self.classes != list(classes):
             raise CheckpointError(
                 f"checkpoint={self.path} has the classes {', '.join(self.classes)}, but "
@@ -65,11 +56,7 @@ class Checkpoint:
             )
 
     def model(self) -> FCN:
-        """Return the model, on the CPU, in evaluation mode.
-
-        Raises:
-            CheckpointError: the weights do not fit the description.
-        """
+        """Return the model, on the CPU, in evaluation mode."""
         try:
             model = FCN(**self.about["model"])
             model.load_state_dict(self.weights)
@@ -82,19 +69,11 @@ class Checkpoint:
 
 
 def find(path: str | Path) -> Path:
-    """Return the file of a checkpoint.
-
-    Args:
-        path: the file itself, or a run's folder, whose best model is meant.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """Return the file of a checkpoint: the path itself, or the best model of a run's folder."""
     path = Path(path)
-    candidates = (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    for file in (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt"):
+        if file.is_file():
+            return file
     if path.is_dir():
         raise CheckpointError(f"{path}: no model.safetensors and no checkpoints/best.ckpt in it")
     raise CheckpointError(f"{path}: no such checkpoint")
@@ -114,30 +93,15 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def load(path: str | Path) -> FCN:
-    """Load a model.
+    """Load a model, on the CPU, in evaluation mode; see `FCN.forward`.
 
     Args:
         path: a .ckpt or .safetensors file of this project, or a run's folder.
-
-    Returns:
-        An FCN on the CPU, in evaluation mode: image uint8 or float in [0, 1], (B, 3, H, W), RGB ->
-        score, float (B, K, H, W).
 
     Raises:
         CheckpointError: no such file, damaged, or not of this project.
     """
     return read(path).model()
-
-
-def state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of any weights file, of this project or a plain state dict.
-
-    Raises:
-        CheckpointError: no such file, damaged, or it holds no tensors by name.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such weights file")
-    return _read_file(Path(path))[0]
 
 
 def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -151,7 +115,7 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
-    """Return `about` with what the model says of itself: architecture, colours, normalisation."""
+    """Return `about` with the model's architecture, colours and normalisation."""
     return about | {
         "model": model.arguments,
         "palette": voc_palette(model.arguments["num_classes"]).tolist(),  # RGB by label
@@ -164,11 +128,11 @@ def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
 
 def metadata(about: dict[str, Any]) -> dict[str, str]:
     """Return `about` as the text that every kind of file can hold."""
-    return {"format": FORMAT, "about": json.dumps(about)}
+    return {"format": "fcn-segmentation", "about": json.dumps(about)}
 
 
 def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:
-    """Write a model that `load` gives back: its weights, and what is known about it."""
+    """Write a model that `load` reads: its weights, and what is known about it."""
     write_weights(path, model.state_dict(), describe(model, about))
 
 
@@ -182,7 +146,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, An
 
 def sha256(path: Path) -> str:
     """Return a file's checksum in hex."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -202,30 +166,16 @@ def initialise(
 
     Raises:
         CheckpointError: the weights do not fit.
-        UserError: they cannot be had.
+        UserError: they cannot be fetched.
     """
     try:
         if init_from is not None:
-            source = read(init_from)
-            theirs, ours = (a["backbone"] for a in (source.about["model"], model.arguments))
-            if theirs != ours:
-                raise CheckpointError(
-                    f"model.init_from={init_from}: its backbone is {theirs}, but this model's is "
-                    f"{ours}; set backbone={theirs}"
-                )
-            return transplant(
-                model,
-                source.weights,
-                init_from,
-                classes=classes,
-                source_classes=source.classes,
-            )
+            return _from_checkpoint(model, init_from, classes)
         if weights is None:
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
-        return transplant(
-            model, state_dict(weights) if local else _torchvision(model, weights), weights
-        )
+        source = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
+        return transplant(model, source, weights)
     except SurgeryError as error:
         raise CheckpointError(str(error)) from error
 
@@ -241,20 +191,29 @@ def surgery_table(report: Report) -> Table:
     return table
 
 
+def _from_checkpoint(model: FCN, path: str, classes: Sequence[str]) -> Report:
+    source, backbone = read(path), model.arguments["backbone"]
+    theirs = source.about["model"]["backbone"]
+    if theirs != backbone:
+        raise CheckpointError(
+            f"model.init_from={path}: its backbone is {theirs}, but this model's is {backbone}; "
+            f"set backbone={theirs}"
+        )
+    return transplant(model, source.weights, path, classes=classes, source_classes=source.classes)
+
+
 def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
     """Fetch torchvision's weights, checked by hash; the model takes over their mean and std."""
     backbone = model.arguments["backbone"]
-    if backbone == "mini":
-        raise ConfigError(f"backbone.weights={name}: mini has no such weights; use null or a file")
-    published = get_model_weights(backbone)
+    published = {} if backbone == "mini" else get_model_weights(backbone).__members__
     wanted = "IMAGENET1K_V1" if name.lower() == "imagenet" else name.upper()
-    if wanted not in published.__members__:
-        choices = ", ".join(["imagenet", *published.__members__])
-        raise ConfigError(f"backbone.weights={name}: must be a file or one of {choices}")
-    weights: Weights = published[wanted]
+    if wanted not in published:
+        choices = ", ".join(["null", "a file", *published])
+        raise ConfigError(f"backbone.weights={name}: of {backbone} must be one of {choices}")
+    weights = published[wanted]
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         cache = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         raise UserError(
             f"backbone.weights={name}: could not fetch {weights.url} ({error}); put that file at "
@@ -267,7 +226,9 @@ def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return a file's tensors, under the model's own names, and what it says about the model."""
+    """Return any file's tensors, under the model's own names, and its description if it is ours."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -283,8 +244,6 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
         for name, tensor in state.items()
         if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
     }
-    if not weights:
-        raise CheckpointError(f"{path}: it holds no tensors by name")
     about = content.get("hyper_parameters", {}).get("about")
     curve = content.get("callbacks", {}).get("History", {}).get("mean_iou")
     if isinstance(about, dict) and curve:  # a checkpoint is written after its validation

@@ -240,5 +240,18 @@ def _meaning(schema: Any, parts: list[str]) -> str:
     return ""
 
 
+def _console_command(name: str) -> Callable[[], None]:
+    """Return what an installed command runs; its result is for Hydra, not for the shell."""
+
+    def command() -> None:
+        run(name)
+
+    return command
+
+
+train, evaluate, predict, export = map(_console_command, ("train", "evaluate", "predict", "export"))
+import_caffe, prepare_data = map(_console_command, ("import_caffe", "prepare_data"))
+compare, explain = map(_console_command, ("compare", "explain"))
+
 if __name__ == "__main__":
     run(sys.argv.pop(1))

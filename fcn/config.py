@@ -141,7 +141,10 @@ class RecipeConfig(Schema):
     """What Lightning's Trainer does not know; steps, precision and accumulation are `trainer.*`."""
 
     name: Annotated[str, about("name of the choice")] = MISSING
-    optimizer: Annotated[str, one_of("sgd or adamw", "sgd", "adamw")] = "sgd"
+    optimizer: Annotated[str, about("of torch.optim, by name: sgd, adamw, RMSprop, ...")] = "sgd"
+    optimizer_arguments: Annotated[dict[str, Any], about("more arguments of the optimizer")] = (
+        field(default_factory=dict)
+    )
     lr: Annotated[float | None, about("learning rate; null: from lr_by_model", gt=0)] = None
     lr_by_model: Annotated[dict[str, float], about("learning rate for each model.name")] = field(
         default_factory=dict
@@ -172,15 +175,37 @@ class RecipeConfig(Schema):
 
 
 @dataclass
+class LossConfig(Schema):
+    name: Annotated[
+        str,
+        one_of("cross_entropy, dice, focal or ohem", "cross_entropy", "dice", "focal", "ohem"),
+    ] = "cross_entropy"
+    class_weights: Annotated[
+        Any, about("one number per class, balanced (by pixels of the training masks), or null")
+    ] = None
+    label_smoothing: Annotated[float, about("of cross entropy", ge=0, lt=1)] = 0.0
+    dice_weight: Annotated[float, about("dice: its weight next to cross entropy", gt=0)] = 1.0
+    gamma: Annotated[float, about("focal: exponent, larger favours hard pixels", ge=0)] = 2.0
+    hardest: Annotated[float, about("ohem: share of the pixels that count", gt=0, le=1)] = 0.25
+
+
+@dataclass
 class TrainConfig(Schema):
     model: ModelConfig = field(default_factory=ModelConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     trainer: Annotated[
         dict[str, Any], about("any argument of Lightning's Trainer; precision may also be auto")
     ] = field(default_factory=dict)
+    logger: Annotated[dict[str, Any], about("Lightning's loggers, each with its _target_")] = field(
+        default_factory=dict
+    )
+    callbacks: Annotated[dict[str, Any], about("Lightning's callbacks, likewise")] = field(
+        default_factory=dict
+    )
     seed: Seed = 0
     resume: Annotated[str | None, about("a .ckpt to resume from, or last: the newest run's")] = None
     stages: Annotated[
@@ -438,6 +463,11 @@ def check_training(cfg: TrainConfig) -> None:
         )
     if reduction == "mean":
         return
+    if cfg.loss.name != "cross_entropy":
+        raise ConfigError(
+            f"loss={cfg.loss.name} does not fit recipe.loss_reduction=sum: it is a mean by its "
+            "definition; use loss=cross_entropy, or mean"
+        )
     if lr > 1e-6:
         raise ConfigError(
             f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over about "

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def pick_device(name: str = "auto", key: str = "device") -> torch.device:
     """Return a device by its name.
 
     Args:
-        name: cpu, cuda, mps or xpu, with an index or without; auto: a GPU if there is one.
+        name: cpu, cuda, cuda:1, mps, ...; auto: a GPU if there is one.
         key: the setting that names it, for the error.
 
     Raises:
@@ -27,8 +28,6 @@ def pick_device(name: str = "auto", key: str = "device") -> torch.device:
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", name):
-        raise ConfigError(f"{key}={name}: must be one of auto, cpu, cuda, mps, xpu")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -51,7 +50,7 @@ def uses_bf16(precision: str, about: Mapping[str, Any], device: torch.device) ->
 
     Args:
         precision: 32-true, bf16-mixed, or auto: as trained, where the device computes in bfloat16.
-        about: what the checkpoint says about itself.
+        about: what the checkpoint records about its training.
         device: where it will run.
     """
     if precision == "auto":
@@ -62,8 +61,8 @@ def uses_bf16(precision: str, about: Mapping[str, Any], device: torch.device) ->
 def set_memory_layout(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device, in place, with its weights in the layout that is fastest there.
 
-    Images are channels_last everywhere. Weights are so too on a GPU; a CPU's convolutions lay them
-    out for themselves, and its optimiser would copy any other layout than contiguous.
+    Images are channels_last everywhere, and so are the weights on a GPU. A CPU's convolutions
+    reorder the weights themselves, and its optimiser would copy any layout but contiguous.
     """
     layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
     model.to(device).to(memory_format=layout)
@@ -90,33 +89,18 @@ class InferenceModel:
 
     @torch.inference_mode()
     def score(self, image: Tensor) -> Tensor:
-        """Return the scores of images.
-
-        Args:
-            image: uint8, or float in [0, 1], (B, 3, H, W), on any device.
-
-        Returns:
-            float (B, K, H, W) on the model's device.
-        """
+        """Return the scores, float (B, K, H, W), of images on any device, see `FCN.forward`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.model(image.to(self.device))
 
-    @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
-        """Return the label of every pixel.
+        """Return the labels, int64 (B, H, W), of images on any device, see `FCN.forward`.
 
         A CPU takes images one by one: that is as fast, and the labels cannot depend on the batch,
         by whose size a convolution orders its sums.
-
-        Args:
-            image: uint8, or float in [0, 1], (B, 3, H, W), on any device.
-
-        Returns:
-            int64 (B, H, W) on the model's device, 0..K-1.
         """
-        if self.device.type == "cpu" and len(image) > 1:
-            return torch.cat([self.score(one).max(1).indices for one in image.split(1)])
-        return self.score(image).max(1).indices
+        parts = image.split(1) if self.device.type == "cpu" else [image]
+        return torch.cat([self.score(part).max(1).indices for part in parts])
 
 
 def usable_cores() -> int:
@@ -130,8 +114,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return what every number measured here depends on: processor, GPU, versions."""
     cuda = device.type == "cuda"
     gpu = torch.cuda.get_device_properties(device) if cuda else None
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    cpu = re.search(r"model name\s*: (.+)", text)
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu[1] if cpu else platform.processor(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
@@ -145,11 +132,3 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda if cuda else None,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,9 +1,9 @@
-"""Evaluate a model on a split at the images' original size, and write what was found."""
+"""Evaluate a model on a split at the images' original size, and write the results."""
 
 import json
 import math
 import re
-import tarfile
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,12 @@ from fcn.metrics import Scores, Trimap, image_confusions, rates, scores, tally
 from fcn.output import atomic_write, percent, progress, write_json
 
 SHOWN = 6  # images in predictions.png and in worst.png
-Row = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+METRICS = {  # the paper's
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+}
 
 
 def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] | None:
@@ -78,7 +83,7 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluating a model on a split gives."""
+    """The result of evaluating a model on a split."""
 
     scores: Scores
     trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the ground truth's boundaries
@@ -94,12 +99,12 @@ def evaluate(
     batch_size: int = 8,
     num_workers: int | None = None,
 ) -> Evaluation:
-    """Evaluate a model over one confusion matrix, under a progress bar.
+    """Evaluate a model over one confusion matrix.
 
     Args:
         model: the model, its device and its precision.
         dataset: the split.
-        console: where to show progress.
+        console: shows a progress bar.
         title: of the progress bar.
         batch_size: images of one size that go through together; the numbers do not depend on it.
         num_workers: processes that load images; None chooses for the device.
@@ -133,11 +138,12 @@ def evaluate_and_write(
     batch_size: int = 8,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model; print the table, write metrics.json, per_image.npz and pictures.
+    """Evaluate a model, print the table, write metrics.json, per_image.npz and pictures.
 
     Args:
         folder: where to write.
-        data, split: their names, for metrics.json.
+        data: name of the data set, as metrics.json records it.
+        split: its split, likewise.
         others: see `evaluate`.
 
     Returns:
@@ -148,8 +154,8 @@ def evaluate_and_write(
     with atomic_write(folder / "per_image.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, ids=np.array(dataset.ids), per_image=found.per_image.numpy())
     write_json(folder / "metrics.json", metrics)
-    write_pictures(folder, model, dataset, found)
-    print_scores(console, metrics)
+    _write_pictures(folder, model, dataset, found)
+    _print_scores(console, metrics)
     return metrics
 
 
@@ -158,20 +164,12 @@ def metrics_json(
 ) -> dict[str, Any]:
     """Return the contents of metrics.json. Rates are 0..1, null for a class without pixels."""
     result, arguments = found.scores, model.model.arguments
-    iou, accuracy, pixels = result.iou.tolist(), result.accuracy.tolist(), result.confusion.sum(1)
+    columns = (dataset.classes, result.iou, result.accuracy, result.confusion.sum(1))
     return {
-        "mean_iou": _number(result.mean_iou),
-        "pixel_accuracy": _number(result.pixel_accuracy),
-        "mean_accuracy": _number(result.mean_accuracy),
-        "frequency_weighted_iou": _number(result.frequency_weighted_iou),
+        **{name: _number(getattr(result, name)) for name in METRICS},
         "classes": [
-            {
-                "name": name,
-                "iou": _number(iou[k]),
-                "accuracy": _number(accuracy[k]),
-                "pixels": int(pixels[k]),
-            }
-            for k, name in enumerate(dataset.classes)
+            {"name": name, "iou": _number(iou), "accuracy": _number(rate), "pixels": int(pixels)}
+            for name, iou, rate, pixels in zip(*columns, strict=True)
         ],
         "confusion": result.confusion.tolist(),
         "trimap": [_number(value) for value in found.trimap],
@@ -189,16 +187,12 @@ def metrics_json(
     }
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _number(value: float | Tensor) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Return the contents of a metrics.json.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Return the contents of a metrics.json, or raise a UserError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -206,19 +200,15 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def read_per_image(path: Path) -> tuple[list[str], Tensor]:
-    """Return the ids and the counts, int64 (N, 3, K), of a per_image.npz.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Return ids and tallies, int64 (N, 3, K), of a per_image.npz, or raise a UserError."""
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             return file["ids"].tolist(), torch.from_numpy(file["per_image"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read ({error}); evaluate again") from None
 
 
-def print_scores(console: Console, metrics: dict[str, Any]) -> None:
+def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
     """Print IoU and accuracy of every class, and the paper's four metrics."""
     table = Table("class", "IoU (%)", "accuracy (%)", "pixels", box=None)
     for column in table.columns[1:]:
@@ -227,12 +217,8 @@ def print_scores(console: Console, metrics: dict[str, Any]) -> None:
         rates = percent(entry["iou"]), percent(entry["accuracy"])
         table.add_row(entry["name"], *rates, f"{entry['pixels']:,}")
     console.print(table)
-    console.print(
-        f"pixel accuracy {percent(metrics['pixel_accuracy'])} %  "
-        f"mean accuracy {percent(metrics['mean_accuracy'])} %  "
-        f"mean IoU {percent(metrics['mean_iou'])} %  "
-        f"frequency-weighted IoU {percent(metrics['frequency_weighted_iou'])} %"
-    )
+    shown = [f"{name} {percent(metrics[key])} %" for key, name in METRICS.items()]
+    console.print("  ".join(shown))
 
 
 def print_last_line(console: Console, metrics: dict[str, Any], when: str, folder: Path) -> None:
@@ -244,35 +230,35 @@ def print_last_line(console: Console, metrics: dict[str, Any], when: str, folder
     )
 
 
-def write_pictures(
+def _write_pictures(
     folder: Path, model: InferenceModel, dataset: SegmentationDataset, found: Evaluation
 ) -> None:
     """Write predictions.png (images evenly spaced in the split), worst.png, and plots."""
-    mean_iou = rates(found.per_image)["mean_iou"].numpy()
+    classes, mean_iou = dataset.classes, rates(found.per_image)["mean_iou"].numpy()
     shown = min(SHOWN, len(dataset))
     even = np.linspace(0, len(dataset) - 1, shown).round().astype(int)
     worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, ignored pixels alone, comes last
     for name, indices in (("predictions", even.tolist()), ("worst", worst.tolist())):
         captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
         rows = list(predicted_rows(model, dataset, indices))
-        visualize.panel(rows, dataset.classes, captions).save(folder / f"{name}.png")
-    iou = [_number(value) for value in found.scores.iou.tolist()]
-    plots.iou_bars(iou, dataset.classes).save(folder / "iou.png")
-    confusion = found.scores.confusion.numpy()
-    plots.confusion_plot(confusion, dataset.classes).save(folder / "confusion.png")
-    trimap = [_number(value) for value in found.trimap]
-    if set(trimap) != {None}:
-        plots.trimap_plot({"mean IoU": trimap}).save(folder / "trimap.png")
+        visualize.panel(rows, classes, captions).save(folder / f"{name}.png")
+    iou = [_number(value) for value in found.scores.iou]
+    plots.iou_bars(iou, classes).save(folder / "iou.png")
+    plots.confusion_plot(found.scores.confusion.numpy(), classes).save(folder / "confusion.png")
+    plots.trimap_plot({"mean IoU": found.trimap}).save(folder / "trimap.png")
 
 
 def predicted_rows(
     model: InferenceModel, dataset: SegmentationDataset, indices: Sequence[int]
-) -> Iterator[Row]:
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]]:
     """Yield image (H, W, 3), ground truth (H, W) and prediction (H, W) of some images, uint8."""
     for index in indices:
         image, target = dataset[index]
-        prediction = model.predict(image[None])[0].byte().cpu()
-        yield image.permute(1, 2, 0).numpy(), target.numpy(), prediction.numpy()
+        yield image.permute(1, 2, 0).numpy(), target.numpy(), _predicted_mask(model, image)
+
+
+def _predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
+    return model.predict(image[None])[0].byte().cpu().numpy()
 
 
 def write_submission(
@@ -289,22 +275,12 @@ def write_submission(
     Returns:
         The archive to upload, folder/results.tar.gz. It holds palette masks of the images' own
         size, results/VOC2012/Segmentation/comp6_test_cls/ID.png, also written below `folder`.
-
-    Raises:
-        DataError: an image is missing or unreadable; an older archive stays as it was.
     """
     # comp6: segmentation, trained on more than VOC's own images (ImageNet, SBD).
     results = Path("results", year, "Segmentation", f"comp6_{split}_cls")
     (folder / results).mkdir(parents=True, exist_ok=True)
-    archive = folder / "results.tar.gz"
-    with (
-        atomic_write(archive) as temporary,
-        tarfile.open(temporary, "w:gz") as tar,
-        progress(console) as bar,
-    ):
+    with progress(console) as bar:
         for pair in bar.track(dataset.pairs, description=f"{year} {split}"):
-            mask = model.predict(read_image(pair.image)[None])[0].byte().cpu().numpy()
-            name = results / f"{pair.id}.png"
-            visualize.palette_image(mask).save(folder / name)
-            tar.add(folder / name, name)
-    return archive
+            mask = _predicted_mask(model, read_image(pair.image))
+            visualize.palette_image(mask).save(folder / results / f"{pair.id}.png")
+    return Path(shutil.make_archive(str(folder / "results"), "gztar", folder, results))

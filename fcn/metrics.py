@@ -16,7 +16,6 @@ from fcn.config import VOID
 
 TRIMAP_WIDTHS = range(1, 21)  # pixels, of the bands around boundaries
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap
-CHUNK = 100  # resamples at a time, to bound the memory
 
 
 def confusion_matrix(num_classes: int, *, over_ranks: bool = False) -> MulticlassConfusionMatrix:
@@ -46,16 +45,10 @@ class Scores:
 
 def scores(confusion: Tensor) -> Scores:
     """Return the paper's metrics of a confusion matrix, int (K, K)."""
-    result = rates(tally(confusion.cpu()))
-    return Scores(
-        confusion=confusion.cpu().to(torch.int64),
-        iou=result["iou"],
-        accuracy=result["accuracy"],
-        mean_iou=float(result["mean_iou"]),
-        pixel_accuracy=float(result["pixel_accuracy"]),
-        mean_accuracy=float(result["mean_accuracy"]),
-        frequency_weighted_iou=float(result["frequency_weighted_iou"]),
-    )
+    confusion = confusion.cpu().to(torch.int64)
+    result = rates(tally(confusion))
+    means = {name: float(value) for name, value in result.items() if value.ndim == 0}
+    return Scores(confusion, result["iou"], result["accuracy"], **means)
 
 
 def image_confusions(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -77,18 +70,16 @@ def image_confusions(prediction: Tensor, target: Tensor, num_classes: int) -> Te
 
 
 def tally(confusion: Tensor) -> Tensor:
-    """Return what the metrics need of confusion matrices.
+    """Return what the metrics need of confusion matrices; tallies of images add up.
 
     Args:
         confusion: (..., K, K).
 
     Returns:
-        (..., 3, K): true-positive, ground-truth and predicted pixels of each class. Tallies of
-        images add up.
+        (..., 3, K): true-positive, ground-truth and predicted pixels of each class.
     """
-    return torch.stack(
-        (confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)), -2
-    )
+    correct = confusion.diagonal(dim1=-2, dim2=-1)
+    return torch.stack((correct, confusion.sum(-1), confusion.sum(-2)), -2)
 
 
 def rates(tally: Tensor) -> dict[str, Tensor]:
@@ -100,17 +91,17 @@ def rates(tally: Tensor) -> dict[str, Tensor]:
     Returns:
         float64: "iou" and "accuracy" (..., K), the others (...).
     """
-    correct, truth, predicted = tally.to(torch.float64).unbind(-2)
-    iou = correct / (truth + predicted - correct)
-    accuracy = correct / truth
-    total = truth.sum(-1)
+    correct, actual, predicted = tally.to(torch.float64).unbind(-2)
+    iou = correct / (actual + predicted - correct)
+    accuracy = correct / actual
+    total = actual.sum(-1)
     return {
         "iou": iou,
         "accuracy": accuracy,
         "mean_iou": iou.nanmean(-1),
         "pixel_accuracy": correct.sum(-1) / total,
         "mean_accuracy": accuracy.nanmean(-1),
-        "frequency_weighted_iou": (truth * iou.nan_to_num()).sum(-1) / total,
+        "frequency_weighted_iou": (actual * iou.nan_to_num()).sum(-1) / total,
     }
 
 
@@ -129,17 +120,12 @@ class Trimap:
         self.rings = np.zeros((len(TRIMAP_WIDTHS), k, k), np.int64)  # w - 1 < distance <= w
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            prediction: integers (B, H, W), 0..K-1.
-            target: integers (B, H, W), 255 = ignored.
-        """
+        """Count a batch: predictions 0..K-1 and targets, 255 = ignored, integers (B, H, W)."""
         rings, k, _ = self.rings.shape
-        for predicted, truth in zip(prediction.cpu().numpy(), target.cpu().numpy(), strict=True):
-            ring = np.ceil(boundary_distance(truth)) - 1
-            seen = (ring < rings) & (truth != VOID)
-            cell = (ring[seen].astype(np.int64) * k + truth[seen]) * k + predicted[seen]
+        for predicted, labels in zip(prediction.cpu().numpy(), target.cpu().numpy(), strict=True):
+            ring = np.ceil(_boundary_distance(labels)) - 1
+            seen = (ring < rings) & (labels != VOID)
+            cell = (ring[seen].astype(np.int64) * k + labels[seen]) * k + predicted[seen]
             self.rings += np.bincount(cell, minlength=self.rings.size).reshape(self.rings.shape)
 
     def mean_iou(self) -> list[float]:
@@ -147,15 +133,8 @@ class Trimap:
         return [scores(torch.from_numpy(band)).mean_iou for band in self.rings.cumsum(0)]
 
 
-def boundary_distance(labels: np.ndarray) -> np.ndarray:
-    """Return the distance from every pixel to the nearest one across a boundary.
-
-    Args:
-        labels: integers (H, W).
-
-    Returns:
-        float (H, W), at least 1; infinite where there is no boundary.
-    """
+def _boundary_distance(labels: np.ndarray) -> np.ndarray:
+    """Return the distance (H, W) from each pixel to the nearest of another label, or infinity."""
     from scipy.ndimage import distance_transform_edt  # slow to import
 
     distance = np.full(labels.shape, np.inf)
@@ -198,13 +177,10 @@ def resample(per_image: Tensor) -> Resampled:
     Args:
         per_image: int64 (N, 3, K), the tally of each image.
     """
-    n, _, k = per_image.shape
-    rng, flat = np.random.default_rng(SEED), per_image.reshape(n, 3 * k).double()
-    drawn = []
-    for _ in range(RESAMPLES // CHUNK):
-        times = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), CHUNK))
-        drawn.append((times.double() @ flat).reshape(CHUNK, 3, k))  # exact: counts below 2^53
-    return Resampled(rates(per_image.sum(0)), rates(torch.cat(drawn)))
+    n = len(per_image)
+    times = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    drawn = torch.from_numpy(times).double() @ per_image.flatten(1).double()  # exact: below 2^53
+    return Resampled(rates(per_image.sum(0)), rates(drawn.unflatten(1, per_image.shape[1:])))
 
 
 def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> list[Estimate]:

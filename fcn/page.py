@@ -15,22 +15,12 @@ from PIL import Image
 @cache
 def templates() -> Environment:
     """Return the package's HTML templates, by their path below fcn/; they escape every value."""
-    return Environment(
-        loader=PackageLoader("fcn", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("fcn", "")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def page(title: str, body: str) -> str:
-    """Return a complete HTML document.
-
-    Args:
-        title: plain text.
-        body: HTML, inserted as it is.
-    """
+    """Return a complete HTML document; the title is plain text, the body HTML."""
     return templates().get_template("page.html").render(title=title, body=Markup(body))
 
 
@@ -43,25 +33,14 @@ def figure(image: Image.Image, alt: str, caption: str = "", *, plot: bool = Fals
         caption: plain text.
         plot: dark ink on white: inverted on a dark page, and shown at 3/4 of its pixels.
     """
-    kind, scale = ("plot", 0.75) if plot else ("picture", 1)
-    width, height = (round(n * scale) for n in image.size)
+    kind, width = ("plot", round(0.75 * image.width)) if plot else ("picture", image.width)
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
-    return Markup(
-        '<figure class="{}"><img src="{}" width="{}" height="{}" alt="{}">{}</figure>'
-    ).format(kind, data_uri(image), width, height, alt, below)
+    html = '<figure class="{}"><img src="{}" width="{}" alt="{}">{}</figure>'
+    return Markup(html).format(kind, data_uri(image), width, alt, below)
 
 
-def data_uri(image: Image.Image, jpeg_quality: int | None = None) -> str:
-    """Return an image as the value of a `src` attribute.
-
-    Args:
-        image: the picture.
-        jpeg_quality: 1..95 for a JPEG, which suits photographs; None: PNG, exact.
-    """
+def data_uri(image: Image.Image, kind: str = "png") -> str:
+    """Return an image as the value of a `src` attribute; kind "jpeg" suits photographs."""
     buffer = io.BytesIO()
-    kind = "png" if jpeg_quality is None else "jpeg"
-    if jpeg_quality is None:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.convert("RGB").save(buffer, "JPEG", quality=jpeg_quality, optimize=True)
+    image.save(buffer, kind, quality=80, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

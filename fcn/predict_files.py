@@ -3,7 +3,6 @@
 import glob
 import json
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +22,6 @@ from fcn.data.dataset import DataError, read_image
 from fcn.device import usable_cores
 from fcn.output import atomic_write, progress, write_json
 from fcn.predictor import Predictor
-
-SETTINGS = "predict.json"  # in the output folder: the checkpoint and the settings of its masks
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -51,22 +48,19 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
         "flip": cfg.flip,
         "scales": cfg.scales,
     }
-    claim_folder(output, settings, jobs, cfg.overwrite)
-    # Outputs that are older than predict.json were made with other settings.
-    since = (output / SETTINGS).stat().st_mtime
-    todo = [job for job in jobs if not is_done(job, since)]
-    start, failed = time.perf_counter(), 0
+    record = output / "predict.json"
+    _claim_folder(record, settings, jobs, cfg.overwrite)
+    since = record.stat().st_mtime  # older outputs were made with other settings
+    todo = [job for job in jobs if not job.is_done(since)]
+    failed = 0
     with progress(console) as bar:
-        task = bar.add_task("images", total=len(todo))
-        for error in predict(predictor, todo):
+        for error in bar.track(_predict(predictor, todo), len(todo), description="images"):
             if error is not None:
                 failed += 1
                 console.print(str(error))
-            bar.advance(task)
     made, skipped = len(todo) - failed, len(jobs) - len(todo)
     before = f", {skipped} were done before" if skipped else ""
-    rate = f"; {made / (time.perf_counter() - start):.1f} images per second" if made else ""
-    console.print(f"{made} images predicted{before}; masks in {output}{rate}")
+    console.print(f"{made} images predicted{before}; masks in {output}")
     if failed:
         raise DataError(f"{failed} of {len(jobs)} images could not be read; they are listed above")
 
@@ -77,6 +71,14 @@ class Job:
 
     image: Path
     outputs: dict[str, Path]
+
+    def is_done(self, since: float) -> bool:
+        """Return whether all outputs exist, newer than the image and than the time `since`."""
+        files = [self.image, *self.outputs.values()]
+        if not all(path.exists() for path in files):
+            return False
+        image, *outputs = (path.stat().st_mtime for path in files)
+        return min(outputs) >= max(since, image)
 
 
 def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, Path]:
@@ -89,9 +91,6 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, P
         source: a file, a folder, a glob pattern, or - for the paths in `lines`.
         output: the folder to write to.
         lines: one path a line.
-
-    Raises:
-        ConfigError: there are no images, or the folder is its own output.
     """
     base = Path(source)
     if source == "-":
@@ -104,8 +103,6 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, P
         if not base.is_dir():
             found = map(Path, glob.iglob(source, recursive=True))
             base = Path(*takewhile(lambda part: not glob.has_magic(part), base.parts))
-        if output.resolve() == base.resolve():
-            raise ConfigError(f"output={output} is the input folder itself; choose another folder")
         suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         names = {
             path: path.relative_to(base).with_suffix("")
@@ -116,14 +113,16 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, P
             and output.resolve() not in path.resolve().parents
         }
     if not names:
-        raise ConfigError(f"input={source}: no images found; check the path")
+        raise ConfigError(
+            f"input={source}: no images found outside output={output}; check the paths"
+        )
     return names
 
 
 def plan(
     images: dict[Path, Path], output: Path, *, overlays: bool, probabilities: bool
 ) -> list[Job]:
-    """Return what to write for each image; raise ConfigError if two belong to one file."""
+    """Return what to write for each image; raise a ConfigError if two belong to one file."""
     jobs, taken = [], {image.resolve(): image for image in images}
     for image, name in images.items():
         outputs = {"mask": output / f"{name}.png"}
@@ -142,45 +141,32 @@ def plan(
     return jobs
 
 
-def claim_folder(output: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
-    """Write predict.json, unless it exists with the same settings.
-
-    Raises:
-        ConfigError: the folder holds predictions with other settings, or files of unknown origin.
-    """
-    path = output / SETTINGS
-    if not overwrite and path.is_file():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
+    """Record the settings, unless they are there; masks of others are an error, and other files."""
+    if not overwrite and record.is_file():
+        recorded = json.loads(record.read_text(encoding="utf-8"))
         different = [key for key in settings if recorded.get(key) != settings[key]]
         if not different:
             return
         raise ConfigError(
-            f"{path}: the masks there were made with another {', '.join(different)}; choose "
+            f"{record}: the masks there were made with another {', '.join(different)}; choose "
             "another output, or overwrite=true"
         )
-    existing = (p for job in jobs for p in job.outputs.values() if p.exists())
+    existing = (path for job in jobs for path in job.outputs.values() if path.exists())
     if not overwrite and (file := next(existing, None)):
         raise ConfigError(
             f"{file} exists and was not written by this command; choose another output, or "
             "overwrite=true"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, settings)
 
 
-def is_done(job: Job, since: float) -> bool:
-    """Return whether all outputs exist, newer than the image and than the time `since`."""
-    if not job.image.exists() or not all(path.exists() for path in job.outputs.values()):
-        return False
-    oldest = min(path.stat().st_mtime for path in job.outputs.values())
-    return oldest >= max(since, job.image.stat().st_mtime)
-
-
-def predict(predictor: Predictor, jobs: list[Job]) -> Iterator[DataError | None]:
+def _predict(predictor: Predictor, jobs: list[Job]) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
     writing = deque[Future[None]]()
     with ThreadPoolExecutor() as pool:
-        for job, reading in read_ahead(pool, jobs):
+        for job, reading in _read_ahead(pool, jobs):
             try:
                 image = reading.result()
             except DataError as error:
@@ -195,7 +181,7 @@ def predict(predictor: Predictor, jobs: list[Job]) -> Iterator[DataError | None]
             future.result()
 
 
-def read_ahead(
+def _read_ahead(
     pool: ThreadPoolExecutor, jobs: Iterable[Job]
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
     """Yield each job with its image, while the next ones are read: one per core."""

@@ -60,7 +60,7 @@ class Predictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
     ) -> None:
-        if not scales or not all(0 < scale < math.inf for scale in scales):
+        if not scales or min(scales) <= 0:
             raise ConfigError(f"scales must be positive factors, got {list(scales)}")
         if isinstance(tile, str) and tile != "auto":
             raise ConfigError(f"tile must be auto, null or a number of pixels, got {tile}")
@@ -77,25 +77,22 @@ class Predictor:
         """Return the label of every pixel of one image.
 
         Args:
-            image: a file; a PIL image; an array uint8 (H, W, 3); or a tensor (3, H, W), uint8 or
-                float in [0, 1]. Arrays and tensors are RGB.
+            image: a file; a PIL image; an array (H, W, 3) or a tensor (3, H, W), RGB, uint8 or
+                float in [0, 1].
 
         Returns:
             uint8 (H, W), 0..K-1.
 
         Raises:
             DataError: the file cannot be read.
-            ValueError: an invalid shape, dtype or range.
+            ValueError: an invalid shape or range.
             TypeError: any other type.
         """
-        return self.segment(as_tensor(image))[0]
+        return self.segment(_as_tensor(image))[0]
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
-        """Return the probability of every class at every pixel: float16 (K, H, W).
-
-        Args and Raises: see `__call__`.
-        """
-        kept = self.segment(as_tensor(image), probabilities=True)[1]
+        """Return every class's probability at every pixel, float16 (K, H, W); see `__call__`."""
+        kept = self.segment(_as_tensor(image), probabilities=True)[1]
         assert kept is not None
         return kept
 
@@ -103,14 +100,11 @@ class Predictor:
     def segment(
         self, image: Tensor, *, probabilities: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the labels and, if asked for, the probabilities of one image.
+        """Return labels, uint8 (H, W), and if asked for probabilities, float16 (K, H, W).
 
         Args:
             image: (3, H, W) on the CPU, RGB, uint8 or float in [0, 1].
-            probabilities: also return the probabilities.
-
-        Returns:
-            uint8 (H, W), and float16 (K, H, W) or None.
+            probabilities: return them; otherwise None.
         """
         height, width = image.shape[-2:]
         mask = torch.empty((height, width), dtype=torch.uint8)
@@ -173,9 +167,6 @@ def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[s
         model: the network, whose reach and period decide the overlap.
         scale: largest factor by which the image is resized; a window counts at that size.
 
-    Returns:
-        consecutive slices.
-
     Raises:
         ConfigError: side leaves no room for a tile next to its surroundings.
     """
@@ -220,32 +211,27 @@ def resize(images: Tensor, scale: float) -> Tensor:
     size = max(1, round(height * scale)), max(1, round(width * scale))
     if size == (height, width):
         return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
+    resized = F.interpolate(images, size, mode="bilinear", antialias=True)
+    return resized.clamp(max=1) if resized.is_floating_point() else resized  # white is rounded up
 
 
-def as_tensor(image: ImageLike) -> Tensor:
+def _as_tensor(image: ImageLike) -> Tensor:
     """Return any image that `Predictor` takes as (3, H, W) on the CPU, uint8 or float32."""
     if isinstance(image, str | Path):
         return read_image(Path(image), large=True)
     if isinstance(image, Image.Image):
         image = upright_rgb(image.copy())
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
-        # PyTorch warns of arrays that are not writable and takes no negative strides: copy those.
-        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+        # A copy, as PyTorch takes neither read-only arrays nor negative strides.
+        image = torch.from_numpy(image.copy()).movedim(-1, 0)
     if not isinstance(image, Tensor):
         raise TypeError(
-            "image must be a path, a PIL image, an array uint8 (H, W, 3) or a tensor (3, H, W), "
+            "image must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
             f"got {type(image).__name__}; call the predictor once for each image"
         )
-    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise ValueError(f"image must be (3, H, W), got {tuple(image.shape)}")
-    if image.dtype == torch.uint8:
-        return image.cpu()
-    if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
+    if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(
-            f"image must be uint8 or float in [0, 1], got {image.dtype} in "
-            f"{image.min():g}..{image.max():g}"
+            "image must be an array (H, W, 3) or a tensor (3, H, W); "
+            f"channels first, this is {tuple(image.shape)}"
         )
-    return image.cpu().float()
+    return image.cpu() if image.dtype == torch.uint8 else image.cpu().float()

@@ -4,10 +4,7 @@ Nothing here reads or writes a file: masks become uint8 arrays, finished picture
 Class 0 is the background and 255 marks ignored pixels, as in VOC.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fcn.config import VOID
-from fcn.plots import DPI, FAINT, INK, add_legend, render, shorten
+from fcn.plots import FAINT, INK, render
 
 UInt8 = npt.NDArray[np.uint8]
 Labels = npt.NDArray[Any]  # (H, W) integers in 0..255
@@ -28,7 +25,7 @@ ERROR_COLOURS = {
     "wrong class": (240, 228, 66),
     "ignored": (128, 128, 128),
 }
-CELL = 2.5  # inches: width of a column of pictures, and height of an upright picture
+COLUMNS, CELL, GAP = 4, 2.5, 0.34  # of a grid of pictures; inches a picture, and between rows
 
 
 def voc_palette(n: int = 256) -> UInt8:
@@ -58,14 +55,13 @@ def colorize(mask: Labels) -> UInt8:
     return voc_palette()[mask]
 
 
-def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, ignore_index: int = VOID) -> UInt8:
+def overlay(image: UInt8, mask: Labels, alpha: float = 0.55) -> UInt8:
     """Blend the colours of a mask over its image, with a white line along the inside of objects.
 
     Args:
         image: uint8 (H, W, 3).
         mask: integers (H, W) in 0..255.
         alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
-        ignore_index: label of ignored pixels.
 
     Returns:
         uint8 (H, W, 3).
@@ -78,40 +74,34 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, ignore_index: int =
             f"image must be uint8 (H, W, 3) of the mask's size {mask.shape}, "
             f"got {image.dtype} {image.shape}"
         )
-    label = np.arange(256)
-    weight = (np.where(label == ignore_index, alpha / 3, alpha) * (label != 0))[:, None]
+    weight = np.full((256, 1), alpha)
+    weight[0], weight[VOID] = 0, alpha / 3
     tint = voc_palette() * weight
     result = (image * (1 - weight)[mask] + tint[mask]).round().astype(np.uint8)
-    result[_outline(mask, ignore_index)] = 255
+    result[_outline(mask)] = 255
     return result
 
 
-def errors(ground_truth: Labels, prediction: Labels, ignore_index: int = VOID) -> UInt8:
-    """Return where and how a prediction is wrong, uint8 (H, W, 3) in `ERROR_COLOURS`.
-
-    Args:
-        ground_truth: integers (H, W); pixels equal to ignore_index are not compared.
-        prediction: integers (H, W).
-        ignore_index: label of ignored pixels.
-    """
+def errors(ground_truth: Labels, prediction: Labels) -> UInt8:
+    """Return where and how a prediction is wrong, uint8 (H, W, 3) in `ERROR_COLOURS`."""
     result: UInt8 = np.empty((*ground_truth.shape, 3), np.uint8)
     result[...] = ERROR_COLOURS["wrong class"]
     result[ground_truth == 0] = ERROR_COLOURS["false object"]
     result[prediction == 0] = ERROR_COLOURS["missed object"]
     result[ground_truth == prediction] = ERROR_COLOURS["correct"]
-    result[ground_truth == ignore_index] = ERROR_COLOURS["ignored"]
+    result[ground_truth == VOID] = ERROR_COLOURS["ignored"]
     return result
 
 
-def outlined(mask: Labels, ignore_index: int = VOID) -> UInt8:
+def outlined(mask: Labels) -> UInt8:
     """Return the colours of a mask with objects outlined: VOC's dark colours are lost on black.
 
-    A small mask is enlarged first, by a whole factor, so that the line is thin.
+    A small mask is enlarged first, by an integer factor, so that the line is thin.
     """
     scale = max(1, 320 // max(mask.shape))
     mask = mask.repeat(scale, 0).repeat(scale, 1)
     colours = colorize(mask)
-    colours[_outline(mask, ignore_index)] = 255
+    colours[_outline(mask)] = 255
     return colours
 
 
@@ -134,11 +124,14 @@ def panel(
         classes: name of each label.
         captions: a line of text below each row.
     """
-    pictures = [[image, outlined(t), outlined(p), errors(t, p)] for image, t, p in rows]
-    below = [[text] for text in captions or [""] * len(rows)]
+    cells: list[tuple[UInt8, str]] = []
+    for (image, ground_truth, prediction), caption in zip(
+        rows, captions or [""] * len(rows), strict=True
+    ):
+        masks = outlined(ground_truth), outlined(prediction), errors(ground_truth, prediction)
+        cells += [(image, caption), *((mask, "") for mask in masks)]
     shown = legend_of((mask for _, *masks in rows for mask in masks), classes)
-    headings = ("image", "ground truth", "prediction", "errors")
-    return _grid(pictures, headings, below, [ERROR_COLOURS, shown])
+    return _grid(cells, ("image", "ground truth", "prediction", "errors"), [ERROR_COLOURS, shown])
 
 
 def contact_sheet(
@@ -151,15 +144,14 @@ def contact_sheet(
         classes: name of each label.
         captions: a line of text for each sample.
     """
-    firsts = range(0, len(samples), 2)
-    pairs = [(image, outlined(mask)) for image, mask in samples]
-    pictures = [list(chain(*pairs[i : i + 2])) for i in firsts]
-    below = [captions[i : i + 2] for i in firsts]
+    cells: list[tuple[UInt8, str]] = []
+    for (image, mask), caption in zip(samples, captions, strict=True):
+        cells += [(image, caption), (outlined(mask), "")]
     shown = legend_of((mask for _, mask in samples), classes)
-    return _grid(pictures, ("image", "mask") * 2, below, [shown])
+    return _grid(cells, ("image", "mask") * 2, [shown])
 
 
-def _outline(mask: Labels, ignore_index: int) -> npt.NDArray[np.bool_]:
+def _outline(mask: Labels) -> npt.NDArray[np.bool_]:
     """Mark the pixels of objects that have another label close to them, in their row or column."""
     near: npt.NDArray[np.bool_] = np.zeros(mask.shape, bool)
     for d in range(1, max(1, round(max(mask.shape) / 500)) + 1):  # thicker in larger images
@@ -167,50 +159,42 @@ def _outline(mask: Labels, ignore_index: int) -> npt.NDArray[np.bool_]:
             differs = mask[ahead] != mask[behind]
             near[ahead] |= differs
             near[behind] |= differs
-    return near & (mask != 0) & (mask != ignore_index)
+    return near & (mask != 0) & (mask != VOID)
 
 
 def _grid(
-    pictures: Sequence[Sequence[UInt8]],
+    cells: Sequence[tuple[UInt8, str]],
     headings: Sequence[str],
-    captions: Sequence[Sequence[str]],
     legends: Sequence[Mapping[str, tuple[int, ...]]],
 ) -> Image.Image:
-    """Draw rows of four pictures; a row's captions share its width, legends stand below."""
+    """Draw pictures in rows of four, each with a caption below it, and legends at the bottom."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    heights = [CELL * min(1.0, max(p.shape[0] / p.shape[1] for p in row)) for row in pictures]
-    gap = 0.34 if any(map(any, captions)) else 0.1  # inches between rows
-    width, height = 4 * CELL + 0.3, sum(heights) + gap * (len(heights) - 1)
-    figure = Figure((width, height), dpi=DPI)
-    spacing = {"hspace": gap * len(heights) / sum(heights), "wspace": 0.1 / CELL}
-    place = {"left": 0, "right": 1, "bottom": 0, "top": 1, "height_ratios": heights}
-    every = figure.subplots(len(pictures), 4, squeeze=False, gridspec_kw=place | spacing)
+    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
+    aspects = [max(picture.shape[0] / picture.shape[1] for picture, _ in row) for row in rows]
+    heights = [CELL * min(1.0, aspect) for aspect in aspects]
+    height = sum(heights) + GAP * (len(rows) - 1)
+    figure = Figure((COLUMNS * CELL + 0.3, height))
+    every = figure.subplots(len(rows), COLUMNS, squeeze=False, height_ratios=heights)
+    spacing = {"hspace": GAP * len(rows) / sum(heights), "wspace": 0.1 / CELL}
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, **spacing)
     for axes in every.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")
     for axes, heading in zip(every[0], headings, strict=True):
-        axes.set_title(heading, fontsize=11, color=INK, pad=6)
-    a_row = len(captions[0])
-    for row, row_pictures, texts in zip(every, pictures, captions, strict=True):
-        for axes, picture in zip(row, row_pictures, strict=False):
-            axes.imshow(picture)
-            axes.set_anchor("N")
-        for axes, text in zip(row[:: 4 // a_row], texts, strict=False):
-            line = shorten(text, 130 // a_row)
-            axes.annotate(
-                line, (0, 0), (0, -4), xycoords="axes fraction", textcoords="offset points",
-                va="top", fontsize=9, color=INK, parse_math=False, annotation_clip=False,
-            )  # fmt: skip
-    below = gap + 0.05  # inches
-    for entries in legends:
-        names = [shorten(name, 40) for name in entries]
-        columns = max(1, int(width / (0.5 + 0.075 * max(map(len, names)))))
+        axes.set_title(heading, fontsize=11, color=INK)
+    for axes, (picture, caption) in zip(every.flat, cells, strict=False):
+        axes.imshow(picture)
+        below = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
+        axes.annotate(caption, (0, 0), (0, -4), fontsize=9, color=INK, **below)
+    top = -GAP / height  # of the next legend, in heights of the figure
+    for colours in legends:
         patches = [
             Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor=FAINT, label=name)
-            for name, colour in zip(names, entries.values(), strict=True)
+            for name, colour in colours.items()
         ]
-        where = {"loc": "upper left", "bbox_to_anchor": (0, -below / height), "borderpad": 0}
-        add_legend(figure, handles=patches, ncols=columns, borderaxespad=0, **where)
-        below += 0.1 + 0.19 * -(-len(patches) // columns)
+        style = {"fontsize": 9, "frameon": False, "labelcolor": INK, "borderpad": 0}
+        figure.legend(handles=patches, ncols=6, loc="upper left", bbox_to_anchor=(0, top), **style)
+        top -= (0.1 + 0.19 * np.ceil(len(patches) / 6)) / height
     return render(every[0, 0])

@@ -44,21 +44,17 @@ class CaffeNetwork:
         settings = f"num_output: {outputs} kernel_size: {kernel} pad: {pad}"
         return self.add(name, "Convolution", [bottom], f"convolution_param {{ {settings} }}")
 
-    def upsampling(self, name: str, bottom: str, classes: int, factor: int, kernels: str) -> str:
-        grouped = kernels.startswith("grouped")
-        weight = np.zeros((classes, 1 if grouped else classes, 2 * factor, 2 * factor))
+    def upsampling(self, name: str, bottom: str, classes: int, factor: int, bilinear: bool) -> None:
+        weight = np.zeros((classes, classes, 2 * factor, 2 * factor))
         tent = 1 - np.abs(np.arange(2 * factor) - factor + 0.5) / factor
-        weight[range(classes), 0 if grouped else range(classes)] = np.outer(tent, tent)
-        if "perturbed" in kernels:
+        weight[range(classes), range(classes)] = np.outer(tent, tent)
+        if not bilinear:
             weight += self.rng.normal(0, 0.02, weight.shape)
         self.layers[name] = ("Deconvolution", [weight])
         settings = f"num_output: {classes} kernel_size: {2 * factor} stride: {factor} "
-        settings += f"group: {classes if grouped else 1} bias_term: false"
-        return self.add(name, "Deconvolution", [bottom], f"convolution_param {{ {settings} }}")
-
-    def fuse(self, name: str, up: str, skip: str, offset: int) -> str:
-        cropped = self.crop(f"{skip}c", skip, up, offset)
-        return self.add(name, "Eltwise", [up, cropped], "eltwise_param { operation: SUM }")
+        self.add(
+            name, "Deconvolution", [bottom], f"convolution_param {{ {settings} bias_term: false }}"
+        )
 
     def crop(self, name: str, bottom: str, like: str, offset: int) -> str:
         return self.add(name, "Crop", [bottom, like], f"crop_param {{ axis: 2 offset: {offset} }}")
@@ -80,10 +76,10 @@ class CaffeNetwork:
 
 
 def authors_network(
-    model: str, kernels: str = "bilinear", width: int = 4, head: int = 48, classes: int = 21
+    model: str, bilinear: bool = True, width: int = 4, head: int = 48, classes: int = 21
 ) -> CaffeNetwork:
     """Return one of voc-fcn*/deploy.prototxt, narrower; every stream matters to the scores."""
-    net = CaffeNetwork(np.random.default_rng(len(model + kernels) + classes))
+    net = CaffeNetwork(np.random.default_rng(len(model) + bilinear + classes))
     channels = net.vgg16(width, pad=100)
     net.convolution("fc6", "pool5", (channels, head), 7, 0, np.sqrt(2))
     net.add("relu6", "ReLU", ["fc6"], top="fc6")
@@ -91,23 +87,24 @@ def authors_network(
     net.add("relu7", "ReLU", ["fc7"], top="fc7")
     top = net.convolution("score_fr", "fc7", (head, classes), 1, 0, 1)
     if model == "fcn32s":
-        net.upsampling("upscore", top, classes, 32, kernels)
+        net.upsampling("upscore", top, classes, 32, bilinear)
         net.crop("score", "upscore", "data", 19)
         return net
     pools = [("pool4", "upscore2", 0.01, 5, 8 * width)]
     if model != "fcn16s":
         pools.append(("pool3", "upscore_pool4", 0.0001, 9, 4 * width))
     for pool, upscore, scale, offset, inputs in pools:
-        net.upsampling(upscore, top, classes, 2, kernels)
+        net.upsampling(upscore, top, classes, 2, bilinear)
         skip = pool
         if model == "fcn8s_atonce":
             net.layers[f"scale_{pool}"] = ("Scale", [np.full(inputs, scale)])
             skip = net.add(f"scale_{pool}", "Scale", [pool])
         gain = 1 / scale if model == "fcn8s_atonce" else 1
         net.convolution(f"score_{pool}", skip, (inputs, classes), 1, 0, gain)
-        top = net.fuse(f"fuse_{pool}", upscore, f"score_{pool}", offset)
+        cropped = net.crop(f"score_{pool}c", f"score_{pool}", upscore, offset)
+        top = net.add(f"fuse_{pool}", "Eltwise", [upscore, cropped])
     name, factor, offset = ("upscore16", 16, 27) if model == "fcn16s" else ("upscore8", 8, 31)
-    net.upsampling(name, top, classes, factor, kernels)
+    net.upsampling(name, top, classes, factor, bilinear)
     net.crop("score", name, "data", offset)
     return net
 
@@ -149,32 +146,29 @@ def floats(array: np.ndarray) -> bytes:
     return array.astype("<f4").tobytes()
 
 
-def blob(array: np.ndarray) -> bytes:
-    shape = message(1, b"".join(varint(size) for size in array.shape))
-    return message(5, floats(array)) + message(7, shape)
-
-
-def legacy_blob(array: np.ndarray) -> bytes:
-    sizes = (1,) * (4 - array.ndim) + array.shape
-    return b"".join(message(n, size) for n, size in enumerate(sizes, 1)) + message(5, floats(array))
-
-
 def caffemodel(layers: Layers) -> bytes:
     result = message(1, "net") + message(100, message(1, "data") + message(2, "Input"))
     for name, (kind, blobs) in layers.items():
         content = message(1, name) + message(2, kind) + message(3, "bottom")
-        result += message(100, content + b"".join(message(7, blob(array)) for array in blobs))
+        for array in blobs:
+            shape = message(1, b"".join(varint(size) for size in array.shape))
+            content += message(7, message(5, floats(array)) + message(7, shape))
+        result += message(100, content)
     return result
 
 
 def v1_caffemodel(layers: Layers) -> bytes:
-    """Return a file as Caffe wrote it before 2015."""
-    kinds = {"Convolution": 4, "Deconvolution": 39, "InnerProduct": 14}
+    """Return a file as Caffe wrote it before 2015: other numbers, and four sizes for each blob."""
+    kinds = {"Convolution": 4, "InnerProduct": 14}
     result = message(1, "net")
     for name, (kind, blobs) in layers.items():
         content = message(2, "bottom") + message(3, name) + message(4, name)
         content += message(5, kinds[kind])
-        result += message(2, content + b"".join(message(6, legacy_blob(b)) for b in blobs))
+        for array in blobs:
+            sizes = (1,) * (4 - array.ndim) + array.shape
+            shape = b"".join(message(number, size) for number, size in enumerate(sizes, 1))
+            content += message(6, shape + message(5, floats(array)))
+        result += message(2, content)
     return result
 
 
@@ -194,20 +188,22 @@ def picture(height: int, width: int) -> np.ndarray:
     return (patches + rng.integers(0, 56, patches.shape)).astype(np.uint8)
 
 
-def run_opencv(net: "cv2.dnn.Net", rgb: np.ndarray, output: str = "score") -> np.ndarray:
-    bgr = rgb[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)
-    net.setInput(np.ascontiguousarray(bgr.transpose(2, 0, 1)[None]))
-    return net.forward(output)[0]
-
-
-def open_opencv(prototxt: str, path: Path) -> "cv2.dnn.Net":
+def run_opencv(
+    prototxt: str, path: Path, images: list[np.ndarray], output: str = "score"
+) -> list[np.ndarray]:
+    """Return what OpenCV computes from RGB images with a prototxt and a caffemodel."""
     text = path.with_suffix(".prototxt")
     text.write_text(prototxt)
     net = cv2.dnn.readNetFromCaffe(str(text), str(path))
     net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
     net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
     net.enableWinograd(False)
-    return net
+    results = []
+    for rgb in images:
+        bgr = rgb[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)
+        net.setInput(np.ascontiguousarray(bgr.transpose(2, 0, 1)[None]))
+        results.append(net.forward(output)[0].copy())
+    return results
 
 
 @torch.inference_mode()
@@ -218,13 +214,13 @@ def run_ours(model: FCN, rgb: np.ndarray) -> np.ndarray:
 def assert_same(
     network: CaffeNetwork, path: Path, model: FCN, sizes: list[tuple[int, int]]
 ) -> None:
-    opencv = open_opencv(network.prototxt, path)
-    for size in sizes:  # height, width
-        rgb = picture(*size)
-        theirs, ours = run_opencv(opencv, rgb), run_ours(model, rgb)
-        assert ours.shape == theirs.shape == (model.arguments["num_classes"], *size)
-        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max(), size
-        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999, size
+    images = [picture(height, width) for height, width in sizes]
+    expected = run_opencv(network.prototxt, path, images)
+    for rgb, theirs in zip(images, expected, strict=True):
+        ours = run_ours(model, rgb)
+        assert ours.shape == theirs.shape == (model.arguments["num_classes"], *rgb.shape[:2])
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max(), rgb.shape
+        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999, rgb.shape
 
 
 def save(folder: Path, content: bytes) -> Path:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from torch import nn
 
 from fcn import cli
 from fcn.config import (
@@ -136,6 +137,10 @@ class TinyVOC:
             model=ModelConfig(),
             backbone=BackboneConfig(name="mini", width=4, head_width=8),
             recipe=RecipeConfig(**settings | recipe),
+            logger={
+                name: {"_target_": f"pytorch_lightning.loggers.{kind}", "name": None, "version": ""}
+                for name, kind in {"tensorboard": "TensorBoardLogger", "csv": "CSVLogger"}.items()
+            },
             trainer={
                 "max_steps": 8,
                 "val_check_interval": 3,
@@ -159,5 +164,23 @@ def with_random_scores(model: FCN) -> FCN:
     """The model with random score layers, which are zero at the start."""
     for name, parameter in model.named_parameters():
         if name.startswith("score"):
-            torch.nn.init.normal_(parameter)
+            nn.init.normal_(parameter)
+    return model
+
+
+def random_model(**arguments: Any) -> FCN:
+    """A very narrow network in which every layer matters, and which predicts several classes."""
+    model = small(**arguments).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("score", "upscore")):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.bias, std=0.1)  # so that padding differs from a black image
+    with torch.inference_mode():
+        score = model(torch.rand(1, 3, 96, 96))
+    model.score_fr.bias.data -= score.mean((0, 2, 3))
     return model

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from fcn import checkpoint
-from fcn.config import UserError
 from fcn.models.caffe import CaffeError, import_fcn, import_vgg, read_caffemodel
 from fcn.models.fcn import FCN
 from fcn.models.surgery import transplant
@@ -21,7 +20,6 @@ from tests.caffe_files import (
     caffemodel,
     floats,
     message,
-    open_opencv,
     picture,
     run_opencv,
     run_ours,
@@ -36,18 +34,12 @@ SIZES = [(1, 1), (33, 47), (64, 64), (97, 131), (200, 150), (375, 500)]
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    ("kernels", "upsampling", "sizes"),
-    [
-        ("bilinear", "fixed", SIZES),
-        ("grouped", "fixed", SIZES[1:2]),
-        ("perturbed", "learned", SIZES[:4]),
-        ("grouped perturbed", "learned_channelwise", SIZES[1:3]),
-    ],
+    ("bilinear", "upsampling", "sizes"), [(True, "fixed", SIZES), (False, "learned", SIZES[:4])]
 )
 def test_scores_are_those_of_another_engine(
-    tmp_path: Path, model: str, kernels: str, upsampling: str, sizes: list[tuple[int, int]]
+    tmp_path: Path, model: str, bilinear: bool, upsampling: str, sizes: list[tuple[int, int]]
 ) -> None:
-    network = authors_network(model, kernels)
+    network = authors_network(model, bilinear)
     path = save(tmp_path, caffemodel(network.layers))
     ours, _ = import_fcn(read_caffemodel(path), model)
     assert ours.arguments["upsampling"] == upsampling
@@ -63,45 +55,11 @@ def test_full_width_scores_are_those_of_another_engine(tmp_path: Path) -> None:
     assert_same(network, path, ours, [(97, 131), (375, 500)])
 
 
-@pytest.mark.parametrize("classes", [2, 40, 60])
+@pytest.mark.parametrize("classes", [2, 60])
 def test_other_numbers_of_classes(tmp_path: Path, classes: int) -> None:
     network = authors_network("fcn8s", classes=classes)
     path = save(tmp_path, caffemodel(network.layers))
     assert_same(network, path, import_fcn(read_caffemodel(path), "fcn8s")[0], SIZES[1:3])
-
-
-OLD_NAMES = {
-    "fcn8s": {
-        "score_fr": "score-fr",
-        "upscore2": "score2",
-        "score_pool4": "score-pool4",
-        "upscore_pool4": "score4",
-        "score_pool3": "score-pool3",
-        "upscore8": "upsample",
-    },
-    "fcn32s": {"score_fr": "score59", "upscore": "upsample"},
-}
-
-
-@pytest.mark.parametrize("model", OLD_NAMES)
-def test_the_first_releases(tmp_path: Path, model: str) -> None:
-    """Old layer names, V1 layers with four sizes a blob, and biases of upsampling layers."""
-    network = authors_network(model, "perturbed")
-    if model == "fcn8s":
-        head, tail = network.prototxt.split('name: "upscore2"')
-        tail = tail.replace("bias_term: false", "bias_term: true", 1)
-        network.prototxt = head + 'name: "upscore2"' + tail
-        network.layers["upscore2"][1].append(np.linspace(-50, 50, 21))
-    else:
-        network.layers["upscore"][1].append(np.zeros(21))
-    for new, old in OLD_NAMES[model].items():
-        network.layers = {old if name == new else name: v for name, v in network.layers.items()}
-        network.prototxt = network.prototxt.replace(f'"{new}"', f'"{old}"')
-    path = save(tmp_path, v1_caffemodel(network.layers))
-    ours, report = import_fcn(read_caffemodel(path), model)
-    bias = "upscore2.bias" if model == "fcn8s" else "upscore.bias"
-    assert report.named("folded") == ["backbone.conv1_1.weight", bias]
-    assert_same(network, path, ours, SIZES[1:3])
 
 
 def test_the_mean_can_be_another_data_sets() -> None:
@@ -111,10 +69,10 @@ def test_the_mean_can_be_another_data_sets() -> None:
     torch.testing.assert_close(ours.std.flatten() * 255, torch.ones(3))
 
 
-@pytest.mark.parametrize("kernels", ["bilinear", "perturbed"])
+@pytest.mark.parametrize("bilinear", [True, False])
 @pytest.mark.parametrize("model", MODELS)
-def test_every_blob_and_every_tensor_has_its_fate(model: str, kernels: str) -> None:
-    layers = authors_network(model, kernels, width=1, head=2, classes=3).layers
+def test_every_blob_and_every_tensor_has_its_fate(model: str, bilinear: bool) -> None:
+    layers = authors_network(model, bilinear, width=1, head=2, classes=3).layers
     ours, report = import_fcn(as_read(layers), model)
     blobs = sum(len(blobs) for _, blobs in layers.values())
     assert len(report.fates) == blobs + 2
@@ -122,87 +80,58 @@ def test_every_blob_and_every_tensor_has_its_fate(model: str, kernels: str) -> N
     assert report.named("set") == ["mean", "std"]
     assert report.named("folded") == ["backbone.conv1_1.weight"]
     recognised = [n for n in layers if n.startswith("scale_")]
-    recognised += [f"{n}.weight" for n in layers if n.startswith("up") and kernels == "bilinear"]
+    recognised += [f"{n}.weight" for n in layers if n.startswith("up") and bilinear]
     assert sorted(report.named("recognised")) == sorted(recognised)
     assert report.count("copied") == blobs - 1 - len(recognised)
     assert not any(tensor.is_meta for tensor in ours.state_dict().values())
 
 
-@pytest.mark.parametrize("factors", [np.array([0.01]), np.array(0.01), np.full(16, 0.01)])
-def test_the_at_once_factors_may_be_stored_once_or_per_channel(factors: np.ndarray) -> None:
+def test_the_at_once_factors_are_those_of_the_file_and_one_for_each_skip() -> None:
     layers = authors_network("fcn8s_atonce", width=2, head=6, classes=5).layers
-    layers["scale_pool4"] = ("Scale", [factors])
     model, _ = import_fcn(as_read(layers), "fcn8s_atonce")
     assert model.arguments["skip_scales"] == {"pool4": 0.01, "pool3": 0.0001}
-
-
-@pytest.mark.parametrize("factors", [np.linspace(0.01, 0.02, 16), np.full(15, 0.01)])
-def test_different_factors_in_one_skip_are_an_error(factors: np.ndarray) -> None:
-    layers = authors_network("fcn8s_atonce", width=2, head=6, classes=5).layers
-    layers["scale_pool4"] = ("Scale", [factors])
+    layers["scale_pool4"] = ("Scale", [np.linspace(0.01, 0.02, 16)])
     with pytest.raises(CaffeError, match="scale_pool4"):
         import_fcn(as_read(layers), "fcn8s_atonce")
-
-
-@pytest.fixture(scope="module")
-def layers() -> Layers:
-    return authors_network("fcn8s", width=2, head=6, classes=5).layers
 
 
 Damage = Callable[[Layers], object]
 
 
-def change(name: str, index: int, act: Callable[[np.ndarray], np.ndarray]) -> Damage:
-    def change_blob(layers: Layers) -> None:
-        layers[name][1][index] = act(layers[name][1][index])
+def first(name: str, index: int, count: int) -> Damage:
+    """Keep only the first rows of a blob."""
 
-    return change_blob
+    def shorten(layers: Layers) -> None:
+        layers[name][1][index] = layers[name][1][index][:count]
 
-
-def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda array: np.where(np.arange(array.size).reshape(array.shape) == 3, value, array)
-
-
-def add(name: str) -> Damage:
-    return lambda layers: layers.update({name: ("Convolution", [np.ones((5, 6, 1, 1))])})
+    return shorten
 
 
 MISFITS: list[tuple[Damage, str]] = [
     (lambda layers: layers.pop("conv4_2"), "missing: conv4_2; unknown: none"),
-    (lambda layers: layers.update(score_x=layers.pop("score_pool3")), "unknown: score_x"),
-    (add("score_fr_geo"), "unknown: score_fr_geo.*SIFT Flow"),
-    (add("score-fr"), "score_fr"),
+    (lambda layers: layers.update(score_fr_geo=layers["score_fr"]), "unknown: score_fr_geo"),
     (lambda layers: layers["fc7"][1].pop(), "layer fc7: .*1 blobs"),
-    (lambda layers: layers["fc7"][1].append(np.ones(1)), "layer fc7: .*3 blobs"),
-    (change("conv3_1", 0, lambda b: b[:, :-1]), r"layer conv3_1: .*weight is \(8, 3, 3, 3\)"),
-    (change("conv3_1", 0, lambda b: b.swapaxes(0, 1)), "layer conv3_1: .*weight"),
-    (change("conv2_2", 1, lambda b: b[:-1]), "layer conv2_2: .*bias"),
-    (change("conv1_1", 0, lambda b: np.ones((2, 4, 3, 3))), "layer conv1_1: .*weight"),
-    (change("score_pool4", 0, lambda b: b[:4]), "layer score_pool4: .*weight"),
-    (change("upscore8", 0, lambda b: b[..., :8, :8]), "layer upscore8: .*weight"),
-    (change("upscore8", 0, lambda b: b[:, :1] + 0.1), "layer upscore8: .*weight"),
-    (change("conv5_3", 0, put(np.nan)), "layer conv5_3: .*not finite"),
-    (change("fc7", 1, put(-np.inf)), "layer fc7: .*not finite"),
-    (lambda layers: layers["upscore8"][1].append(np.ones(5)), "layer upscore8: .*bias"),
-    (lambda layers: layers["upscore2"][1].append(np.ones(4)), "layer upscore2: .*bias"),
+    (lambda layers: layers["upscore8"][1].append(np.ones(5)), "layer upscore8: .*2 blobs"),
+    (first("conv3_1", 0, 7), r"layer conv3_1: .*weight is \(7, 4, 3, 3\)"),
+    (first("conv2_2", 1, 3), "layer conv2_2: .*bias"),
+    (first("score_pool4", 0, 4), "layer score_pool4: .*weight"),
+    (first("upscore8", 0, 1), "layer upscore8: .*weight"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "reason"), MISFITS)
-def test_a_layer_that_does_not_fit_is_named(layers: Layers, damage: Damage, reason: str) -> None:
-    changed = {name: (kind, list(blobs)) for name, (kind, blobs) in layers.items()}
-    damage(changed)
+def test_a_layer_that_does_not_fit_is_named(damage: Damage, reason: str) -> None:
+    layers = authors_network("fcn8s", width=2, head=6, classes=5).layers
+    damage(layers)
     with pytest.raises(CaffeError, match=rf"^a\.caffemodel: .*{reason}"):
-        import_fcn(as_read(changed), "fcn8s", name="a.caffemodel")
+        import_fcn(as_read(layers), "fcn8s", name="a.caffemodel")
 
 
-def test_another_of_the_authors_networks_is_recognised(layers: Layers) -> None:
-    with pytest.raises(CaffeError, match="model=fcn8s"):
-        import_fcn(as_read(layers), "fcn16s")
-    with pytest.raises(ValueError, match="fcn4s"):
-        import_fcn(as_read(layers), "fcn4s")
-    with pytest.raises(CaffeError, match="unknown: conv3_4"):
-        import_vgg(as_read(vgg16().layers | {"conv3_4": layers["conv3_3"]}))
+def test_another_of_the_authors_networks_is_recognised() -> None:
+    blobs = as_read(authors_network("fcn8s", width=2, head=6, classes=5).layers)
+    for model in ("fcn16s", "fcn8s_atonce"):
+        with pytest.raises(CaffeError, match=r"model=fcn8s$"):
+            import_fcn(blobs, model)
 
 
 @pytest.mark.parametrize("write", [caffemodel, v1_caffemodel])
@@ -217,14 +146,12 @@ def test_vgg16_starts_an_fcn_with_the_features_of_another_engine(
     model = FCN(stride=32, num_classes=2, width=2, head_width=6).eval()
     assert transplant(model, weights).named("initialised") == ["score_fr.weight", "score_fr.bias"]
     rgb = picture(224, 224)
-    theirs = run_opencv(open_opencv(network.prototxt, path), rgb, "relu7")
+    (theirs,) = run_opencv(network.prototxt, path, [rgb], "relu7")
     with torch.inference_mode():
         pool5 = model.backbone(model.normalise(torch.from_numpy(rgb).permute(2, 0, 1)[None]))[-1]
         ours = model.head(pool5)[0, :, 3, 3].numpy()  # where fc6 sees all of pool5
     np.testing.assert_allclose(ours, theirs.ravel(), atol=1e-5 * np.abs(theirs).max())
 
-
-# Files.
 
 SMALL: Layers = {
     "one": ("Convolution", [np.random.default_rng(0).normal(size=(2, 3, 3, 3)), np.arange(2.0)]),
@@ -239,69 +166,36 @@ def test_a_file_reads_as_it_was_written(tmp_path: Path) -> None:
         torch.testing.assert_close(read[name], blobs, atol=0, rtol=0)
 
 
-def test_a_file_of_before_2015_reads_the_same_in_four_sizes(tmp_path: Path) -> None:
-    read = read_caffemodel(save(tmp_path, v1_caffemodel({"one": SMALL["one"]})))["one"]
-    assert [tuple(tensor.shape) for tensor in read] == [(2, 3, 3, 3), (1, 1, 1, 2)]
-    assert torch.equal(read[0], as_read(SMALL)["one"][0])
-
-
 @pytest.mark.parametrize(
     "content",
     [
         b"",
         b'name: "FCN"\nlayer { name: "data" }\n',
         b"\x89HDF\r\n\x1a\n" + bytes(100),
-        message(1, "net"),
         caffemodel({"empty": ("ReLU", [])}),
         caffemodel(SMALL)[:-3],
         caffemodel(SMALL)[:60],
-        caffemodel(SMALL) * 2,
         message(100, message(1, "one") + message(7, message(5, floats(np.ones(3))))),
     ],
 )
 def test_what_is_not_a_caffemodel_is_an_error_with_its_path(tmp_path: Path, content: bytes) -> None:
-    path = save(tmp_path, content)
-    with pytest.raises(CaffeError) as raised:
-        read_caffemodel(path)
-    assert str(path) in str(raised.value)
-    assert isinstance(raised.value, UserError)
+    with pytest.raises(CaffeError, match=r"net\.caffemodel"):
+        read_caffemodel(save(tmp_path, content))
     with pytest.raises(CaffeError, match=r"none\.caffemodel"):
         read_caffemodel(tmp_path / "none.caffemodel")
-
-
-def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path) -> None:
-    """Bytes changed, removed and inserted, half of them where layers begin."""
-    rng = np.random.default_rng(0)
-    whole = caffemodel(authors_network("fcn16s", width=1, head=2, classes=2).layers)
-    heads = [i for i in range(len(whole)) if whole[i : i + 4] in (b"conv", b"scor", b"upsc")]
-    errors = 0
-    for trial in range(100):
-        damaged = bytearray(whole)
-        at = int(rng.choice(heads) if trial % 2 else rng.integers(len(damaged)))
-        at = max(0, at + int(rng.integers(-8, 60)))
-        damaged[at : at + int(rng.integers(0, 3))] = rng.bytes(int(rng.integers(0, 4)))
-        try:
-            import_fcn(read_caffemodel(save(tmp_path, bytes(damaged))), "fcn16s")
-        except CaffeError:
-            errors += 1
-    assert 30 < errors < 100
-
-
-# The command.
 
 
 def test_the_command_writes_a_checkpoint_with_the_same_scores(
     tmp_path: Path, command: Callable
 ) -> None:
-    layers = authors_network("fcn8s_atonce", "perturbed", width=2, head=6).layers
+    layers = authors_network("fcn8s_atonce", bilinear=False, width=2, head=6).layers
     path, output = save(tmp_path, caffemodel(layers)), tmp_path / "new" / "fcn.safetensors"
     command("import_caffe", f"caffemodel={path}", "model=fcn8s_atonce", f"output={output}")
     loaded = checkpoint.read(output)
     assert loaded.classes[15] == "person"
-    assert [p.name for p in output.parent.iterdir()] == [output.name]
     expected, _ = import_fcn(read_caffemodel(path), "fcn8s_atonce")
     rgb = picture(33, 47)
-    np.testing.assert_array_equal(run_ours(checkpoint.load(output), rgb), run_ours(expected, rgb))
+    np.testing.assert_array_equal(run_ours(loaded.model(), rgb), run_ours(expected, rgb))
 
 
 def test_the_command_imports_vgg16(tmp_path: Path, command: Callable) -> None:

@@ -25,7 +25,7 @@ from fcn.data.datamodule import (
 )
 from fcn.data.dataset import DataError
 from fcn.data.layouts import open_split
-from fcn.data.transforms import train_transform
+from fcn.data.transforms import TrainTransform
 from tests.conftest import TinyVOC
 
 
@@ -42,8 +42,7 @@ def test_batches_have_these_images_and_seeds() -> None:
 def test_batches_depend_on_the_seed_and_start_anywhere() -> None:
     whole = list(TrainingBatches(10, 3, 20, seed=1))
     assert whole != list(TrainingBatches(10, 3, 20, seed=2))
-    rest = TrainingBatches(10, 3, 20, seed=1)
-    rest.start = 13
+    rest = TrainingBatches(10, 3, 20, seed=1, start=13)
     assert list(rest) == whole[13:]
     assert len(rest) == 20
 
@@ -69,10 +68,9 @@ def test_evaluation_counts_every_image_once_over_ranks(world: int) -> None:
         assert len(batch) <= 3
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC, workers: int) -> None:
+def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC) -> None:
     dataset = open_split(tiny_voc.config(), "train")
-    samples = TrainingSamples(dataset, train_transform(32, [0.5, 2.0], True, 0.5))
+    samples = TrainingSamples(dataset, TrainTransform(32, [0.5, 2.0], True, 0.5))
 
     def load(num_workers: int) -> list[torch.Tensor]:
         torch.manual_seed(num_workers)  # must not matter
@@ -80,13 +78,13 @@ def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC, worke
         loader = DataLoader(samples, batch_sampler=batches, num_workers=num_workers)
         return [part for batch in loader for part in batch]
 
-    assert all(torch.equal(a, b) for a, b in zip(load(0), load(workers), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(load(0), load(2), strict=True))
 
 
 def test_drawing_a_sample_leaves_the_global_generator_alone(tiny_voc: TinyVOC) -> None:
     dataset = open_split(tiny_voc.config(), "train")
     before = torch.get_rng_state()
-    TrainingSamples(dataset, train_transform(32, [0.5, 2.0], True, 0.5))[(0, 5)]
+    TrainingSamples(dataset, TrainTransform(32, [0.5, 2.0], True, 0.5))[(0, 5)]
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -1,7 +1,5 @@
 """What evaluating a model leaves: numbers computed by hand, files, and VOC's submission."""
 
-import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -15,14 +13,12 @@ from fcn import evaluate as module
 from fcn import predict_files
 from fcn.checkpoint import write_safetensors
 from fcn.config import ConfigError, EvaluateConfig, PredictConfig, UserError
-from fcn.data.dataset import DataError
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
 from fcn.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
 from fcn.metrics import tally
-from fcn.models.fcn import FCN
 from fcn.output import make_console
-from tests.conftest import TinyVOC
+from tests.conftest import TinyVOC, random_model
 
 CPU = torch.device("cpu")
 QUIET = make_console(quiet=True)
@@ -52,15 +48,8 @@ def model() -> InferenceModel:
 
 
 def trained(path: Path) -> Path:
-    """A small model whose predictions differ from pixel to pixel."""
-    network = FCN(stride=8, backbone="mini", width=8, head_width=8, num_classes=3).eval()
-    for name, parameter in network.named_parameters():
-        if name.startswith("score"):
-            nn.init.normal_(parameter, std=0.1)
-    with torch.inference_mode():
-        score = network(torch.rand(1, 3, 96, 96))
-    network.score_fr.bias.data -= score.mean((0, 2, 3))
-    write_safetensors(path, network, {"classes": ["background", "cat", "dog"]})
+    network = random_model(backbone="mini", num_classes=3)
+    write_safetensors(path, network, {"classes": list(TinyVOC.classes)})
     return path
 
 
@@ -99,9 +88,7 @@ def test_the_metrics_are_those_computed_by_hand(
     assert torch.equal(per_image, tally(torch.tensor([V0, V1])))
     pictures = {"predictions", "worst", "iou", "confusion", "trimap"}
     assert {path.stem for path in tmp_path.glob("*.png")} == pictures
-    printed = capsys.readouterr().out
-    assert f"mean IoU {100 * sum(IOU) / 3:.2f} %" in printed
-    assert "4,272" in printed
+    assert f"mean IoU {100 * sum(IOU) / 3:.2f} %" in capsys.readouterr().out
 
 
 def test_the_worst_images_come_first_in_worst_png(
@@ -131,11 +118,9 @@ def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
         assert torch.equal(other.scores.confusion, one.scores.confusion)
         assert torch.equal(other.per_image, one.per_image)
         assert other.trimap == one.trimap
-    for index in range(4):
-        image, target = dataset[index]
-        seen = target != 255
+    for index, (image, target) in enumerate(dataset):  # type: ignore[arg-type, misc]
         labels = model.predict(image[None])[0]
-        right = torch.bincount(target[seen][labels[seen] == target[seen]], minlength=3)
+        right = torch.bincount(target[(labels == target)].int(), minlength=3)
         assert torch.equal(one.per_image[index, 0], right)
 
 
@@ -178,29 +163,20 @@ def test_a_split_without_masks_is_submitted_as_vocs_server_takes_it(
     for mask in tiny_voc.mask("v0").parent.iterdir():
         mask.unlink()
     dataset = open_split(tiny_voc.config(), "test")
-    arguments = (model, dataset, tmp_path, QUIET)
-    archive = module.write_submission(*arguments, year="VOC2012", split="test")
+    archive = module.write_submission(model, dataset, tmp_path, QUIET, year="VOC2012", split="test")
     assert archive == tmp_path / "results.tar.gz"
     with tarfile.open(archive, "r:gz") as tar:
-        contents = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
-    folder = "results/VOC2012/Segmentation/comp6_test_cls"
-    assert set(contents) == {f"{folder}/v0.png", f"{folder}/v1.png"}
-    for name, content in contents.items():
-        assert (tmp_path / name).read_bytes() == content
-        mask = Image.open(io.BytesIO(content))
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    folder = tmp_path / "unpacked/results/VOC2012/Segmentation/comp6_test_cls"
+    assert len(list((tmp_path / "unpacked").rglob("*.*"))) == 2
+    for name, size in {"v0": (50, 40), "v1": (48, 64)}.items():
+        mask = Image.open(folder / f"{name}.png")
         assert mask.mode == "P"
-        assert mask.getpalette()[3:6] == [128, 0, 0]
+        assert mask.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
         labels = np.array(mask)
-        assert labels.shape == ((50, 40) if "v0" in name else (48, 64))
+        assert labels.shape == size
         assert (labels[:, :20] == 1).all()
         assert (labels[:, 20:] == 0).all()
-
-    tiny_voc.image("v0").unlink()
-    before = archive.read_bytes()
-    with pytest.raises(DataError, match=r"v0\.jpg"):
-        module.write_submission(*arguments, year="VOC2012", split="test")
-    assert archive.read_bytes() == before
-    assert not list(tmp_path.glob("*.part"))
 
 
 def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
@@ -213,11 +189,3 @@ def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path)
     cfg.submission = False
     with pytest.raises(ConfigError, match=r"data\.split"):
         module.main(cfg, tmp_path, QUIET)
-
-
-def test_the_last_line_says_how_good_and_where(capsys: pytest.CaptureFixture[str]) -> None:
-    protocol = {"data": "shapes", "split": "val", "images": 96}
-    metrics = json.loads(json.dumps({"mean_iou": 0.852, "protocol": protocol}))
-    module.print_last_line(make_console(), metrics, "after 50 s", Path("outputs/x"))
-    line = "mean IoU 85.20 % on shapes val (96 images) after 50 s; files in outputs/x\n"
-    assert capsys.readouterr().out == line

@@ -1,5 +1,6 @@
 """The explanation: claims that stop it, the views of a network, and the command end to end."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,16 @@ from fcn.explain.section import TOPICS, ClaimError, Section
 from fcn.explain.story import explain, write
 from fcn.models.fcn import FCN
 from fcn.models.vgg import VGG
+from tests.conftest import random_model, small
 
 CLASSES = ["background", "cat", "dog"]
-
-
-def small(**arguments) -> FCN:
-    """A tiny network in evaluation mode, whose score layers are random instead of zero."""
-    model = FCN(**{"width": 4, "head_width": 8, "num_classes": 3} | arguments)
-    for name, parameter in model.named_parameters():
-        if name.startswith("score"):
-            nn.init.normal_(parameter, std=0.1)
-    return model.eval()
 
 
 def subject(model: FCN) -> net.Subject:
     target = torch.zeros(75, 90, dtype=torch.uint8)
     target[20:50, 30:70], target[0] = 2, 255
-    return net.Subject(
-        model, CLASSES, torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8), target
-    )
+    image = torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8)
+    return net.Subject(model, CLASSES, image, target)
 
 
 def test_a_false_claim_raises_and_is_not_counted() -> None:
@@ -42,8 +34,6 @@ def test_a_false_claim_raises_and_is_not_counted() -> None:
         section.claim("does not hold", np.ones((2, 3)), torch.ones(1, 1, 2, 3) + 0.1)
     with pytest.raises(ClaimError):
         section.claim("is not a number", float("nan"))
-    with pytest.raises(ClaimError):
-        section.claim("is not exact", 1e-12, limit=0)
     assert section.claims == 1
 
 
@@ -56,10 +46,8 @@ def test_text_is_escaped_and_pictures_are_numbered(tmp_path: Path) -> None:
     assert "<p>a <i>b</i> of <code>c</code> &lt; d</p>" in page
     assert "&lt;script&gt;" in page
     assert "<script>" not in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "03_1_operators.png",
-        "explain.html",
-    ]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["03_1_operators.png", "explain.html"]
 
 
 @pytest.mark.parametrize("key", list(TOPICS)[:6])
@@ -76,21 +64,19 @@ def test_every_topic_without_a_network_checks_claims_and_draws_pictures(key: str
         (8, "learned", 2, 3),
         (16, "nonlinear", 1, 5),
         (32, "fixed", 1, 0),
-        (8, "cvpr15", 2, 2),
         (8, "learned_channelwise", 2, 3),
         (8, "nearest_conv", 2, 3),
     ],
 )
 def test_topics_about_a_network_hold_for_every_kind(stride, upsampling, claims, layers) -> None:
-    about = subject(small(stride=stride, upsampling=upsampling))
+    about = subject(random_model(stride=stride, upsampling=upsampling, num_classes=3))
     assert explain("network", about).claims == claims
     pictures = explain("learning", about).pictures
     assert len(pictures) == (layers + 2 if layers else 0)  # kernels of each, lengths, ripple
-    assert all(parameter.grad is None for parameter in about.model.parameters())
 
 
 def test_the_part_of_a_pool_is_a_network_that_scores_from_it_alone() -> None:
-    model = small(stride=8)
+    model = random_model(stride=8)
     batch = torch.rand(1, 3, 64, 64)
     parts = net.contributions(model, batch)
     for name in ("score_fr", "score_pool4"):
@@ -103,7 +89,7 @@ def test_the_part_of_a_pool_is_a_network_that_scores_from_it_alone() -> None:
 
 
 def test_reading_out_at_its_own_stride_is_the_network_itself() -> None:
-    model = small(stride=16)
+    model = random_model(stride=16)
     batch = torch.rand(1, 3, 70, 81)
     assert torch.equal(net.read_out(model, 16, batch), model(batch)[0].argmax(0))
     assert net.read_out(model, 32, batch).shape == (70, 81)
@@ -145,31 +131,23 @@ def test_the_deconvnet_is_a_backward_pass_with_another_rule_for_relu(backbone: s
 
 def test_the_command_writes_every_topic_to_one_page(command, capsys, tiny_voc, tmp_path) -> None:
     run, model = tmp_path / "run", tmp_path / "model.safetensors"
-    checkpoint.write_safetensors(model, small(upsampling="learned"), {"classes": CLASSES})
+    learned = random_model(upsampling="learned", num_classes=3)
+    checkpoint.write_safetensors(model, learned, {"classes": CLASSES})
     command("explain", f"checkpoint={model}", f"hydra.run.dir={run}", *tiny_voc.overrides())
-    lines = capsys.readouterr().out.splitlines()
-    for number, (line, title) in enumerate(zip(lines, TOPICS.values(), strict=False), 1):
-        assert line.startswith(f"{number}. {title}")
-    assert lines[6].endswith(": 2 claims checked")
-    assert lines[8].endswith(TOPICS["deconvnet"])  # no claims, so no count
+    *topics, last = capsys.readouterr().out.splitlines()
+    assert topics == [f"{number}. {title}" for number, title in enumerate(TOPICS.values(), 1)]
+    assert last == f"25 claims checked: {run / 'explain.html'}"
     page = (run / "explain.html").read_text(encoding="utf-8")
-    assert [page.index(f'<h2 id="{key}">') for key in TOPICS] == sorted(
-        page.index(f'<h2 id="{key}">') for key in TOPICS
-    )
+    assert re.findall(r'<h2 id="(\w+)">', page) == list(TOPICS)
     assert page.count('<p class="claim">') == 25
-    assert page.count("<figure") == len(list(run.glob("*.png"))) == 24
+    assert page.count("<figure") == len(list(run.glob("*.png")))
 
 
 def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_path) -> None:
-    model = tmp_path / "model.safetensors"
-    checkpoint.write_safetensors(model, small(), {"classes": CLASSES})
-    arguments = [
-        "explain=network",
-        f"checkpoint={model}",
-        "image=nothing",
-        f"hydra.run.dir={tmp_path}",
-    ]
-    assert "v0" in error_line("explain", *arguments, *tiny_voc.overrides())
+    run, model = tmp_path / "run", tmp_path / "model.safetensors"
+    checkpoint.write_safetensors(model, small(num_classes=3), {"classes": CLASSES})
+    arguments = ["explain=network", f"checkpoint={model}", "image=nothing"]
+    assert "v0" in error_line("explain", *arguments, *tiny_voc.overrides(), f"hydra.run.dir={run}")
 
 
 @pytest.mark.slow

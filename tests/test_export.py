@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fcn import checkpoint, export
@@ -20,25 +20,10 @@ from fcn.export import SUFFIX, ExportError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.output import make_console
+from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]
 GRID = [(33, 47), (64, 64), (97, 131), (225, 300), (375, 500), (513, 401), (700, 900)]
-
-
-def network(**arguments: object) -> FCN:
-    """A small network in which every layer matters and every class is predicted."""
-    settings = {"width": 4, "head_width": 8, "num_classes": 5} | arguments
-    model = FCN(**settings).eval()  # type: ignore[arg-type]
-    for name, parameter in model.named_parameters():
-        if name.startswith(("score", "upscore")):
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.running_mean, std=0.1)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
-    with torch.no_grad():
-        model.score_fr.bias -= model(pictures(2, 128, 160)).mean((0, 2, 3))
-    return model
 
 
 def pictures(batch: int, height: int, width: int) -> Tensor:
@@ -70,7 +55,7 @@ def opened(path: Path) -> Callable[[Tensor], Tensor]:
 @torch.inference_mode()
 def check(folder: Path, kind: str, sizes: list[tuple[int, int]], **arguments: object) -> None:
     """An export agrees with its model within 1e-4 of the scores' range."""
-    model = network(**arguments)
+    model = random_model(**arguments)
     run, labels = opened(exported(folder, model, format=kind)), set()
     for height, width in sizes:
         for batch in (1, 3):
@@ -132,7 +117,7 @@ def about(path: Path) -> dict[str, Any]:
 def test_bytes_go_in_labels_come_out_and_the_file_describes_itself(
     tmp_path: Path, kind: str
 ) -> None:
-    model = network(stride=16, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    model = random_model(stride=16, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     graph = {} if kind == "safetensors" else {"input": "uint8", "argmax": True}
     path = exported(tmp_path, model, format=kind, **graph)
     pixels = (pictures(2, 70, 90) * 255).to(torch.uint8)
@@ -171,24 +156,14 @@ def not_a_number(score: Tensor) -> Tensor:
     return score
 
 
-def too_small(score: Tensor) -> Tensor:
-    return score[..., 1:]
-
-
-def size_guard(score: Tensor) -> Tensor:
-    raise RuntimeError("Guard failed: x.size()[3] == 131\nand more")
-
-
-@pytest.mark.parametrize("change", [nudge, not_a_number, too_small, size_guard])
+@pytest.mark.parametrize("change", [nudge, not_a_number])
 def test_a_file_that_computes_something_else_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]
 ) -> None:
     (output := tmp_path / "new" / "exported.safetensors").parent.mkdir()
     output.write_text("an older export")
-    model = network()
-    monkeypatch.setitem(
-        export.RUNTIMES, "safetensors", lambda *_: lambda image: change(model(image))
-    )
+    model = random_model()
+    monkeypatch.setattr(export, "open_exported", lambda *_: lambda image: change(model(image)))
     with pytest.raises(ExportError, match=r"exported\.safetensors"):
         exported(tmp_path, model, format="safetensors")
     assert output.read_text() == "an older export"
@@ -200,7 +175,6 @@ def test_a_file_that_computes_something_else_is_not_written(
     [
         ({"output": "a.pt2", "format": "onnx"}, r"\.onnx"),
         ({"output": "a.safetensors", "format": "safetensors", "argmax": True}, "argmax"),
-        ({"output": "m.safetensors", "format": "safetensors"}, "m.safetensors"),
     ],
 )
 def test_settings_that_do_not_fit_are_errors(settings: dict[str, Any], key: str) -> None:

@@ -59,11 +59,6 @@ def id_in_both_splits(d: TinyVOC) -> str:
     return r"t2\.jpg: t2 is in both train and val"
 
 
-def same_bytes(d: TinyVOC) -> str:
-    d.image("v1").write_bytes(d.image("t3").read_bytes())
-    return r"v1\.jpg: in val, has the same pixels as .*t3\.jpg in train"
-
-
 def same_pixels(d: TinyVOC) -> str:
     with Image.open(d.image("t3")) as image:
         image.save(d.image("v1"), format="PNG")  # other bytes
@@ -77,7 +72,7 @@ def no_list(d: TinyVOC) -> str:
 
 DAMAGES = [
     wrong_label, truncated_jpeg, missing_mask, another_size, duplicate, id_in_both_splits,
-    same_bytes, same_pixels, no_list,
+    same_pixels, no_list,
 ]  # fmt: skip
 
 
@@ -110,9 +105,9 @@ def masks_of(tiny_voc: TinyVOC, labels: list[int]) -> list[str]:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([0, 255], r"train\.txt.*only the labels 0 and 255, and 255 means ignored.*save it as 1"),
-        ([1], "only the label 1; .* at least two classes"),
-        ([255], "every pixel of every mask is ignored"),
+        ([0, 255], r"train\.txt.*only the labels 0 and 255, and 255 means ignored.*such as 1"),
+        ([1], "only the labels 1; .* at least two classes"),
+        ([255], "only the labels 255, and 255 means ignored"),
     ],
 )
 def test_masks_of_fewer_than_two_classes_cannot_be_trained_on(
@@ -124,9 +119,6 @@ def test_masks_of_fewer_than_two_classes_cannot_be_trained_on(
 
 def test_two_classes_are_enough_in_any_distribution(tiny_voc: TinyVOC) -> None:
     assert masks_of(tiny_voc, [0, 2, 255]) == []
-    masks_of(tiny_voc, [0])
-    Image.new("L", (64, 48), 1).save(tiny_voc.mask("t1"))
-    assert problems(tiny_voc.config()) == []
 
 
 def test_the_numbers_are_those_of_the_files(tiny_voc: TinyVOC, tmp_path: Path) -> None:
@@ -145,9 +137,7 @@ def test_the_numbers_are_those_of_the_files(tiny_voc: TinyVOC, tmp_path: Path) -
     for k, row in enumerate(train["classes"]):
         assert row["pixels"] == (every == k).sum()
         assert row["images"] == sum(bool((mask == k).any()) for mask in masks)
-    assert train["sizes"]["smallest"] == [40, 50]
-    assert train["sizes"]["largest"] == [64, 48]
-    assert train["sizes"]["commonest"] == [[40, 50, 2], [64, 48, 2]]
+    assert train["sizes"] == {"smallest": [40, 50], "largest": [64, 48]}
     assert train["ids_sha256"] == open_split(tiny_voc.config(), "train").fingerprint()
     assert content["problems"] == []
     assert content["warnings"] == [f"{tiny_voc.mask('t2')}: all pixels are ignored"]
@@ -164,9 +154,7 @@ def test_prepare_data_prints_and_writes_its_report(tiny_voc: TinyVOC, tmp_path: 
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width > 500
     missing_mask(tiny_voc)
-    with pytest.raises(
-        DataError, match=r"data=tiny cannot be trained on: 1 problem,.*report\.json"
-    ):
+    with pytest.raises(DataError, match=r"data=tiny cannot be trained on.*: 1,.*report\.json"):
         main(cfg, folder, console)
     assert "problem: " in console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -208,4 +196,4 @@ def test_the_command_exits_with_1_if_training_would_fail(
     command("prepare_data", *arguments)
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
     wrong_label(tiny_voc)
-    assert "cannot be trained on: 1 problem," in error_line("prepare_data", *arguments)
+    assert "cannot be trained on" in error_line("prepare_data", *arguments)

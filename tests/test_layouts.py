@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from fcn.config import ConfigError, DataConfig
 from fcn.data.dataset import DataError
-from fcn.data.layouts import LAYOUTS, VOC_CLASSES, open_split
+from fcn.data.layouts import VOC_CLASSES, open_split
 from tests.conftest import TinyVOC
 
 
@@ -18,19 +18,9 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path: Path) -> None:
         open_split(DataConfig("mine", layout="coco", root=str(tmp_path)), "train")
 
 
-def test_a_layout_of_ones_own_is_one_function(
-    tiny_voc: TinyVOC, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(LAYOUTS, "mine", lambda data, split, strict: LAYOUTS["voc"](data, "val"))
-    assert open_split(replace(tiny_voc.config(), layout="mine"), "x").ids == ["v0", "v1"]
-
-
 def test_the_classes_of_voc_are_in_its_order() -> None:
     assert len(VOC_CLASSES) == 21
     assert VOC_CLASSES[0] == "background"
-    assert [VOC_CLASSES[k] for k in (1, 8, 12, 15, 20)] == [
-        "aeroplane", "cat", "dog", "person", "tvmonitor"
-    ]  # fmt: skip
     assert VOC_CLASSES[1:] == sorted(VOC_CLASSES[1:])
 
 
@@ -160,8 +150,5 @@ def test_what_a_folder_lacks_is_named(own: DataConfig) -> None:
     with pytest.raises(DataError, match=r"val: no such folder; data=folder needs images/val"):
         open_split(own, "val")
     (root / "classes.txt").write_text("one\n")
-    with pytest.raises(DataError, match=r"classes\.txt: at least 2"):
-        open_split(own, "train", strict=False)
-    (root / "classes.txt").unlink()
-    with pytest.raises(DataError, match=r"classes\.txt: not found"):
+    with pytest.raises(DataError, match=r"classes\.txt: 1 class names"):
         open_split(own, "train", strict=False)

@@ -8,7 +8,6 @@ from fcn.metrics import (
     LEVEL,
     TRIMAP_WIDTHS,
     Trimap,
-    boundary_distance,
     confusion_matrix,
     estimate,
     image_confusions,
@@ -19,40 +18,40 @@ from fcn.metrics import (
 )
 
 
-def brute_force(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
+def brute_force(target: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
     """The four metrics by counting pixels one by one, as section 5 of the paper defines them."""
-    n = [[0] * classes for _ in range(classes)]
-    for t, p in zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+    n = np.zeros((classes, classes), int)
+    for t, p in zip(target.flat, predicted.flat, strict=True):
         if t != 255:
-            n[t][p] += 1
-    total = [sum(row) for row in n]
-    union = [total[i] + sum(n[j][i] for j in range(classes)) - n[i][i] for i in range(classes)]
-    present = [i for i in range(classes) if union[i]]
-    with_truth = [i for i in range(classes) if total[i]]
+            n[t, p] += 1
+    total = n.sum(1)
+    union = [total[i] + n[:, i].sum() - n[i, i] for i in range(classes)]
+    occurring = [i for i in range(classes) if union[i]]
+    labelled = [i for i in range(classes) if total[i]]
     return {
-        "pixel_accuracy": sum(n[i][i] for i in range(classes)) / sum(total),
-        "mean_accuracy": sum(n[i][i] / total[i] for i in with_truth) / len(with_truth),
-        "mean_iou": sum(n[i][i] / union[i] for i in present) / len(present),
-        "frequency_weighted_iou": sum(total[i] * n[i][i] / union[i] for i in present) / sum(total),
+        "pixel_accuracy": sum(n[i, i] for i in range(classes)) / sum(total),
+        "mean_accuracy": sum(n[i, i] / total[i] for i in labelled) / len(labelled),
+        "mean_iou": sum(n[i, i] / union[i] for i in occurring) / len(occurring),
+        "frequency_weighted_iou": sum(total[i] * n[i, i] / union[i] for i in occurring)
+        / sum(total),
     }
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_metrics_equal_a_brute_force_count(seed: int) -> None:
     """With ignored pixels, a class absent from the ground truth, and one absent altogether."""
     rng = np.random.default_rng(seed)
-    classes, absent, unseen = 7, 3, 5
-    truth = rng.choice([c for c in range(classes) if c not in (absent, unseen)] + [255], (3, 9, 8))
-    predicted = rng.choice([c for c in range(classes) if c != unseen], (3, 9, 8))
-    confusion = confusion_matrix(classes)
-    for t, p in zip(truth, predicted, strict=True):
+    target = rng.choice([0, 1, 2, 4, 6, 255], (3, 9, 8))
+    predicted = rng.choice([0, 1, 2, 3, 4, 6], (3, 9, 8))
+    confusion = confusion_matrix(7)
+    for t, p in zip(target, predicted, strict=True):
         confusion.update(torch.from_numpy(p)[None], torch.from_numpy(t)[None])
     result = scores(confusion.compute())
-    for name, value in brute_force(truth, predicted, classes).items():
+    for name, value in brute_force(target, predicted, 7).items():
         assert getattr(result, name) == pytest.approx(value, abs=1e-12)
-    assert math.isnan(result.iou[unseen])
-    assert result.iou[absent] == 0
-    assert math.isnan(result.accuracy[absent])
+    assert result.iou[3] == 0
+    assert math.isnan(result.iou[5])
+    assert math.isnan(result.accuracy[3])
 
 
 def test_all_background_by_hand() -> None:
@@ -72,56 +71,52 @@ def test_many_pixels_are_counted_exactly() -> None:
     assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_images_add_up_to_torchmetrics_confusion(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    truth = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)).astype(np.uint8))
-    truth[3] = 255
+def test_images_add_up_to_torchmetrics_confusion() -> None:
+    rng = np.random.default_rng(0)
+    target = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)).astype(np.uint8))
+    target[3] = 255
     predicted = torch.from_numpy(rng.choice([0, 1, 3, 4], (5, 6, 7)))
-    each = image_confusions(predicted, truth, 6)
+    each = image_confusions(predicted, target, 6)
     assert each.shape == (5, 6, 6)
     for images in (slice(None), *(slice(i, i + 1) for i in range(5))):
         expected = confusion_matrix(6)
-        expected.update(predicted[images], truth[images].long())
+        expected.update(predicted[images], target[images].long())
         assert torch.equal(each[images].sum(0), expected.compute())
     together = rates(tally(each))
     assert torch.isnan(together["mean_iou"][3])  # every pixel ignored
-    for i in (0, 1, 2, 4):
-        alone = scores(each[i])
-        for name, value in together.items():
-            assert np.array_equal(value[i], getattr(alone, name), equal_nan=True)
+    for name, value in together.items():
+        assert np.array_equal(value[1], getattr(scores(each[1]), name), equal_nan=True)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trimap_equals_a_search_for_the_nearest_other_label(seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes, shape = 4, (13, 17)
-    truth = rng.choice([0, 1, 3, 255], (2, 4, 4), p=[0.5, 0.2, 0.2, 0.1])
-    truth = truth.repeat(4, 1).repeat(5, 2)[:, : shape[0], : shape[1]]
-    predicted = rng.choice(classes, truth.shape)
+    target = rng.choice([0, 1, 3, 255], (2, 4, 4), p=[0.5, 0.2, 0.2, 0.1])
+    target = target.repeat(4, 1).repeat(5, 2)[:, : shape[0], : shape[1]]
+    predicted = rng.choice(classes, target.shape)
     trimap = Trimap(classes)
-    trimap.update(torch.from_numpy(predicted), torch.from_numpy(truth))
+    trimap.update(torch.from_numpy(predicted), torch.from_numpy(target))
     pixels = list(np.ndindex(shape))
-    for width, mean_iou in zip(TRIMAP_WIDTHS, trimap.mean_iou(), strict=True):
+    for width, mean_iou in zip(TRIMAP_WIDTHS[:5], trimap.mean_iou()[:5], strict=True):
         confusion = np.zeros((classes, classes), int)
-        for t, p in zip(truth, predicted, strict=True):
-            for y, x in pixels:
-                others = [math.dist((y, x), q) for q in pixels if t[q] != t[y, x]]
-                if t[y, x] != 255 and min(others) <= width:
-                    confusion[t[y, x], p[y, x]] += 1
+        for t, p in zip(target, predicted, strict=True):
+            for pixel in pixels:
+                others = [math.dist(pixel, q) for q in pixels if t[q] != t[pixel]]
+                if t[pixel] != 255 and min(others) <= width:
+                    confusion[t[pixel], p[pixel]] += 1
         assert mean_iou == pytest.approx(scores(torch.from_numpy(confusion)).mean_iou, abs=1e-12)
-        if width == 5:
-            break
 
 
 def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_boundary() -> None:
-    truth = torch.zeros(1, 9, 15, dtype=torch.uint8)
-    assert np.isinf(boundary_distance(truth[0].numpy())).all()
-    truth[:, :, 7:] = 1
-    prediction = torch.randint(0, 2, truth.shape)
+    target = torch.zeros(1, 9, 15, dtype=torch.uint8)
+    prediction = torch.randint(0, 2, target.shape)
     trimap, confusion = Trimap(2), confusion_matrix(2)
+    trimap.update(prediction, target)
+    assert np.isnan(trimap.mean_iou()).all()
+    target[:, :, 7:] = 1
     for accumulator in (trimap, confusion):
-        accumulator.update(prediction, truth)
+        accumulator.update(prediction, target)
     assert trimap.mean_iou()[-1] == scores(confusion.compute()).mean_iou
 
 

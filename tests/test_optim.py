@@ -1,16 +1,18 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fcn.config import RecipeConfig
+from fcn.config import ConfigError, RecipeConfig
 from fcn.models.fcn import FCN
 from fcn.training.optim import (
     make_optimizer,
     make_schedule,
+    optimizer_class,
     parameter_groups,
     rate_at,
-    segmentation_loss,
 )
 from tests.conftest import small, with_random_scores
 
@@ -20,7 +22,7 @@ HEAVY = RecipeConfig(
 
 
 def test_every_parameter_is_in_one_group_and_biases_learn_twice_as_fast() -> None:
-    model = small(stride=8, upsampling="learned", backbone="vgg11_bn")
+    model = small(upsampling="learned", backbone="vgg11_bn")
     groups = {group["name"]: group for group in parameter_groups(model, HEAVY, 1e-3)}
     grouped = [id(p) for group in groups.values() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
@@ -29,21 +31,10 @@ def test_every_parameter_is_in_one_group_and_biases_learn_twice_as_fast() -> Non
     assert groups["weights"]["weight_decay"] == 5e-4
     biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d)}
     assert {id(p) for p in groups["biases"]["params"]} == biases
-    upscore = model.get_submodule("upscore8")
-    assert any(p is upscore.weight for p in groups["plain"]["params"])
-
-
-def test_batch_norm_shared_between_processes_is_grouped_as_batch_norm() -> None:
-    model = small(stride=8, backbone="vgg11_bn")
-    sizes = [len(g["params"]) for g in parameter_groups(model, HEAVY, 1e-3)]
-    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    assert [len(g["params"]) for g in parameter_groups(shared, HEAVY, 1e-3)] == sizes
-
-
-def test_fixed_upsampling_has_nothing_to_learn() -> None:
-    fixed, learned = (small(upsampling=u) for u in ("fixed", "learned"))
-    count = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (fixed, learned)]
-    assert count[1] - count[0] == 5 * 5 * (4 * 4 + 4 * 4 + 16 * 16)
+    assert any(p is model.upscore8.weight for p in groups["plain"]["params"])
+    sizes = [len(group["params"]) for group in groups.values()]
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # with several processes
+    assert [len(group["params"]) for group in parameter_groups(shared, HEAVY, 1e-3)] == sizes
 
 
 def caffe_steps(model: FCN, batches: list, lr: float, recipe: RecipeConfig) -> list[torch.Tensor]:
@@ -52,12 +43,8 @@ def caffe_steps(model: FCN, batches: list, lr: float, recipe: RecipeConfig) -> l
     for image, target in batches:
         model.zero_grad()
         log_p = F.log_softmax(model(image), 1)
-        loss = torch.zeros(())
-        for b, y, x in (
-            (target != 255).nonzero().tolist()
-        ):  # ignored pixels do not count, others are summed
-            loss = loss - log_p[b, target[b, y, x], y, x]
-        loss.backward()
+        counted = (target != 255).nonzero().tolist()
+        torch.stack([-log_p[b, target[b, y, x], y, x] for b, y, x in counted]).sum().backward()
         with torch.no_grad():
             for (name, p), v in zip(model.named_parameters(), history, strict=True):
                 bias = name.endswith("bias")
@@ -70,10 +57,8 @@ def caffe_steps(model: FCN, batches: list, lr: float, recipe: RecipeConfig) -> l
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])
 def test_heavy_learning_is_caffes_update(upsampling: str) -> None:
     lr = 1e-6
-    arguments = {"stride": 8, "upsampling": upsampling, "dropout": 0.0}
-    ours, theirs = with_random_scores(small(**arguments)), small(**arguments)
-    theirs.load_state_dict(ours.state_dict())
-    ours.double(), theirs.double()
+    ours = with_random_scores(small(upsampling=upsampling, dropout=0.0)).double()
+    theirs = copy.deepcopy(ours)
     batches = []
     for _ in range(4):
         target = torch.randint(0, 5, (1, 12, 17))
@@ -84,30 +69,11 @@ def test_heavy_learning_is_caffes_update(upsampling: str) -> None:
     start = [p.detach().clone() for p in ours.parameters()]
     for image, target in batches:
         optimizer.zero_grad()
-        # The loss itself works in float32, as training does.
-        score = ours(image)
-        F.cross_entropy(score, target, ignore_index=255, reduction="sum").backward()
+        # `pixel_loss` works in float32.
+        F.cross_entropy(ours(image), target, ignore_index=255, reduction="sum").backward()
         optimizer.step()
     for p, e, s in zip(ours.parameters(), expected, start, strict=True):
         torch.testing.assert_close(p - s, e - s, atol=1e-15, rtol=1e-7)
-
-
-def test_the_loss_leaves_out_ignored_pixels() -> None:
-    score = torch.randn(2, 3, 4, 5, requires_grad=True)
-    target = torch.randint(0, 3, (2, 4, 5))
-    target[0, :2] = 255
-    counted = [
-        -float(F.log_softmax(score[b, :, y, x], 0)[target[b, y, x]].detach())
-        for b, y, x in (target != 255).nonzero().tolist()
-    ]
-    total = segmentation_loss(score, target, "sum")
-    assert float(total.detach()) == pytest.approx(sum(counted), rel=1e-5)
-    mean = segmentation_loss(score, target, "mean")
-    assert float(mean.detach()) == pytest.approx(sum(counted) / len(counted), rel=1e-5)
-    (gradient,) = torch.autograd.grad(total, score)
-    assert torch.equal(gradient[0, :, :2], torch.zeros(3, 2, 5))
-    void = segmentation_loss(score, torch.full_like(target, 255), "mean")
-    assert float(void.detach()) == 0
 
 
 def test_schedules_by_hand() -> None:
@@ -127,3 +93,20 @@ def test_schedules_by_hand() -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "adam", "NAdam", "Adagrad"])
+def test_any_optimiser_of_torch_goes_by_its_name(name: str) -> None:
+    recipe = RecipeConfig(name="x", optimizer=name, optimizer_arguments={"eps": 1e-4})
+    optimizer = make_optimizer(small(backbone="mini"), recipe, 1e-3)
+    assert type(optimizer).__name__.lower() == name.lower()
+    assert optimizer.defaults["eps"] == 1e-4
+    optimizer.step()
+
+
+def test_an_optimiser_that_does_not_exist_is_an_error_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="RMSprop"):
+        optimizer_class("rmspropp")
+    recipe = RecipeConfig(name="x", optimizer_arguments={"nesterovv": True})
+    with pytest.raises(ConfigError, match="nesterovv"):
+        make_optimizer(small(), recipe, 1e-3)

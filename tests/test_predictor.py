@@ -1,14 +1,12 @@
 """From an image to its mask: tiles, flips and scales against plain computations."""
 
-import math
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fcn.checkpoint import load, write_safetensors
@@ -16,33 +14,15 @@ from fcn.config import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.predictor import Predictor, interpolate, positions, resize, tiles, window
+from tests.conftest import random_model
 
 SIZES = [(1, 1203), (801, 37), (33, 832)]  # thin, because rows and columns are cut alike
 TILE = 704  # not much more than the surroundings of a tile
 
 
-def network(**arguments: object) -> FCN:
-    """A small network in which every layer matters and the predictions hold several classes."""
-    settings = {"width": 4, "head_width": 8, "num_classes": 5} | arguments
-    model = FCN(**settings).eval()  # type: ignore[arg-type]
-    for name, parameter in model.named_parameters():
-        if name.startswith(("score", "upscore")):
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.running_mean, std=0.1)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.normal_(layer.bias, std=0.1)  # so that padding differs from a black image
-    with torch.inference_mode():
-        score = model(torch.rand(1, 3, 96, 96))
-    model.score_fr.bias.data -= score.mean((0, 2, 3))
-    return model
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return saved(tmp_path, network())
+    return saved(tmp_path, random_model())
 
 
 def saved(folder: Path, model: FCN) -> Path:
@@ -90,7 +70,7 @@ ARCHITECTURES = [
 @pytest.mark.parametrize("arguments", ARCHITECTURES, ids=str)
 @torch.inference_mode()
 def test_tiles_score_as_the_whole_image(arguments: dict[str, object]) -> None:
-    model = network(**arguments).double()
+    model = random_model(**arguments).double()
     for size in SIZES if "stride" in arguments else SIZES[1:2]:
         image = torch.rand(1, 3, *size, dtype=torch.float64)
         expected = model(image)
@@ -102,7 +82,7 @@ def test_tiles_score_as_the_whole_image(arguments: dict[str, object]) -> None:
 
 @torch.inference_mode()
 def test_tiles_score_as_the_whole_image_in_both_directions() -> None:
-    model = network(backbone="mini").double()
+    model = random_model(backbone="mini").double()
     image = torch.rand(1, 3, 705, 721, dtype=torch.float64)
     score, count = score_in_tiles(model, image, TILE)
     assert count == 3 * 3
@@ -112,7 +92,7 @@ def test_tiles_score_as_the_whole_image_in_both_directions() -> None:
 @pytest.mark.parametrize("attribute", ["reach", "period"])
 @torch.inference_mode()
 def test_half_the_reach_or_period_leaves_seams(attribute: str) -> None:
-    model = network().double()
+    model = random_model().double()
     image = torch.rand(1, 3, 40, 1203, dtype=torch.float64)
     expected = model(image)
     setattr(model, attribute, getattr(model, attribute) // 2)
@@ -121,7 +101,7 @@ def test_half_the_reach_or_period_leaves_seams(attribute: str) -> None:
 
 
 def test_tiles_cover_a_length_once_and_evenly() -> None:
-    model = network()
+    model = random_model()
     for length in (577, 1000, 10_000, 12_345):
         for scale in (1.0, 1.5):
             cut = tiles(length, 1024, model, scale)
@@ -135,7 +115,7 @@ def test_tiles_cover_a_length_once_and_evenly() -> None:
 
 
 def test_a_tile_that_is_too_small_is_an_error_with_the_smallest_that_works() -> None:
-    model = network()
+    model = random_model()
     with pytest.raises(ConfigError, match="at least 555"):
         tiles(10_000, 554, model)
     assert tiles(10_000, 555, model)
@@ -154,7 +134,7 @@ def test_a_tile_that_is_too_small_is_an_error_with_the_smallest_that_works() -> 
 def test_tiles_predict_as_the_whole_image(
     tmp_path: Path, padding: int | str, options: dict[str, object], size: tuple[int, int]
 ) -> None:
-    path = saved(tmp_path, network(padding=padding))
+    path = saved(tmp_path, random_model(padding=padding))
     image = torch.from_numpy(photo(*size)).permute(2, 0, 1)
     predictors = [double(Predictor(path, tile=tile, **options)) for tile in (None, TILE)]  # type: ignore[arg-type]
     (mask, kept), (again, also) = (p.segment(image, probabilities=True) for p in predictors)
@@ -210,15 +190,7 @@ def test_scales_and_flips_are_averaged_as_probabilities(path: Path) -> None:
     np.testing.assert_allclose(predictor.probabilities(image), expected, atol=1e-3)
     assert (predictor(image) == expected.argmax(0)).mean() > 0.999
     assert not torch.allclose(views[0], views[2], atol=1e-2)
-
-
-def test_probabilities_are_the_softmax_of_the_scores(path: Path) -> None:
-    image = photo(33, 47)
-    found = Predictor(path).probabilities(image)
-    assert (found.shape, found.dtype) == ((5, 33, 47), np.float16)
-    with torch.inference_mode():
-        expected = load(path)(torch.from_numpy(image).permute(2, 0, 1)[None])[0].softmax(0)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
+    predictor(torch.ones(3, 45, 71))  # resizing must not make white brighter than 1
 
 
 def test_files_pictures_arrays_and_tensors_give_the_same_mask(path: Path, tmp_path: Path) -> None:
@@ -227,28 +199,26 @@ def test_files_pictures_arrays_and_tensors_give_the_same_mask(path: Path, tmp_pa
     Image.fromarray(array).save(file := tmp_path / "image.png")
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     with torch.inference_mode():
-        expected = load(path)(tensor[None])[0].argmax(0).numpy()
+        score = load(path)(tensor[None])[0]
+    expected = score.argmax(0).numpy()
     assert len(np.unique(expected)) > 2
     picture = Image.open(file)
-    for image in (file, str(file), picture, array, tensor, tensor / 255, tensor.double() / 255):
+    read_only = np.array(array)
+    read_only.flags.writeable = False
+    arrays = (array, read_only, array / 255, tensor, tensor / 255)
+    for image in (file, str(file), picture, *arrays):
         mask = predictor(image)
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, expected)
+    probabilities = predictor.probabilities(array)
+    assert probabilities.dtype == np.float16
+    np.testing.assert_allclose(probabilities, score.softmax(0), atol=1e-3)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     Image.fromarray(array).rotate(90, expand=True).save(file, exif=exif)
     turned = Image.open(file)
     np.testing.assert_array_equal(predictor(turned), expected)
     assert turned.size == (33, 47)  # the caller's own picture is unchanged
-
-
-def test_an_array_that_is_not_writable_gives_no_warning(path: Path) -> None:
-    array = photo(33, 47)
-    expected = Predictor(path)(array.copy())
-    array.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        np.testing.assert_array_equal(Predictor(path)(array), expected)
 
 
 def test_what_is_not_an_image_is_an_error(path: Path) -> None:
@@ -258,7 +228,7 @@ def test_what_is_not_an_image_is_an_error(path: Path) -> None:
             predictor(thing)  # type: ignore[arg-type]
     array = photo(8, 9)
     bright = torch.tensor([0.0, 255.0]).repeat(3, 2, 1)
-    for wrong in (array / 255, array[..., 0], torch.from_numpy(array), bright):
+    for wrong in (array[..., 0], torch.from_numpy(array), bright):
         with pytest.raises(ValueError, match="must be"):
             predictor(wrong)
 
@@ -266,7 +236,8 @@ def test_what_is_not_an_image_is_an_error(path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        *(({"scales": scales}, "scales") for scales in ([], [1, 0], [-1], [math.nan], [math.inf])),
+        ({"scales": []}, "scales"),
+        ({"scales": [1, 0]}, "scales"),
         ({"tile": "big"}, "tile"),
         ({"tile": 64}, "tile=64"),
         ({"device": "nowhere"}, "device"),

@@ -26,9 +26,11 @@ VALIDATE = """
 import json, sys
 from pathlib import Path
 import pytorch_lightning as pl
+import torch
 from fcn.checkpoint import load
-from fcn.config import DataConfig, RecipeConfig
+from fcn.config import DataConfig, LossConfig, RecipeConfig
 from fcn.data.datamodule import SegmentationData
+from fcn.training.loss import make_loss
 from fcn.training.module import SegmentationModule
 from fcn.training.run import hide_hints
 
@@ -45,8 +47,11 @@ if __name__ == "__main__":
     trainer = pl.Trainer(accelerator="cpu", devices=devices,
         strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    module = Validation(load("model.safetensors"), recipe, 1e-3, 0, {})
+    module = Validation(
+        load("model.safetensors"), recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
     trainer.validate(module, datamodule=SegmentationData(data, recipe, 0), verbose=False)
+    if devices > 1:
+        torch.distributed.destroy_process_group()
 """
 
 

@@ -16,7 +16,6 @@ from fcn.models.upsampling import (
     LearnedUpsampling,
     NearestConvUpsampling,
     NonlinearUpsampling,
-    Size,
     Upsampling,
     bilinear_kernel,
     kernel_size,
@@ -27,7 +26,6 @@ from fcn.models.upsampling import (
 def test_bilinear_kernel_of_4_by_hand() -> None:
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     assert torch.equal(bilinear_kernel(4) * 16, taps.outer(taps))
-    assert {float(v * 16) for v in bilinear_kernel(4).flatten()} == {1.0, 3.0, 9.0}
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 16, 32])
@@ -69,9 +67,8 @@ def test_learned_layers_start_as_bilinear(choice: str, factor: int) -> None:
     score = torch.randn(2, 3, 5, 4)
     learned, fixed = make_upsampling(choice, factor, 3, final=False), FixedUpsampling(factor)
     torch.testing.assert_close(learned(score), fixed(score), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        learned(score, 1, (6, 5)), fixed(score)[..., 1:7, 1:6], atol=1e-5, rtol=0
-    )
+    window = fixed(score)[..., 1:7, 1:6]
+    torch.testing.assert_close(learned(score, 1, (6, 5)), window, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("choice", UPSAMPLINGS)
@@ -104,11 +101,9 @@ def test_nearest_conv_is_nearest_neighbour_then_a_convolution(
     result, expected = layer(score, offset), expected[..., offset:, offset:]
     torch.testing.assert_close(result, expected)
     upstream = torch.randn_like(result)
-    for ours, theirs in zip(
-        *(torch.autograd.grad(y, (score, layer.weight), upstream) for y in (result, expected)),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    inputs = (score, layer.weight)
+    ours, theirs = (torch.autograd.grad(y, inputs, upstream) for y in (result, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_nearest_conv_cannot_produce_the_checkerboards_that_a_transposed_convolution_can() -> None:
@@ -159,21 +154,20 @@ def test_nonlinear_learns_from_scores_of_zero() -> None:
 
 
 def test_choices_train_and_store_what_they_say() -> None:
-    trainable = {
-        name: [
-            sum(p.numel() for p in make_upsampling(name, factor, 5, final=final).parameters())
-            for factor, final in ((2, False), (8, True))
-        ]
-        for name in UPSAMPLINGS
+    expected = {
+        "fixed": [0, 0],
+        "learned": [5 * 5 * 4 * 4, 5 * 5 * 16 * 16],
+        "learned_channelwise": [5 * 4 * 4, 5 * 16 * 16],
+        "cvpr15": [5 * 5 * 4 * 4, 0],
+        "nonlinear": [5 * 5 * 4 * 4, 3 * 5 * 5 * 4 * 4 + 2 * 5],
+        "nearest_conv": [5 * 5 * 3 * 3, 5 * 5 * 9 * 9],
+        "interpolate": [0, 0],
     }
-    assert trainable["fixed"] == [0, 0]
-    assert trainable["learned"] == [5 * 5 * 4 * 4, 5 * 5 * 16 * 16]
-    assert trainable["learned_channelwise"] == [5 * 4 * 4, 5 * 16 * 16]
-    assert trainable["cvpr15"] == [5 * 5 * 4 * 4, 0]
-    assert trainable["nonlinear"] == [5 * 5 * 4 * 4, 3 * 5 * 5 * 4 * 4 + 2 * 5]
-    assert trainable["nearest_conv"] == [5 * 5 * 3 * 3, 5 * 5 * 9 * 9]
-    assert trainable["interpolate"] == [0, 0]
-    assert not FixedUpsampling(8).state_dict()
+    for name in UPSAMPLINGS:
+        layers = [make_upsampling(name, 2, 5, final=False), make_upsampling(name, 8, 5, final=True)]
+        counts = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        assert counts == expected[name], name
+        assert bool(layers[1].state_dict()) == bool(counts[1])
 
 
 def test_drift_is_zero_at_the_start_and_relative_to_the_bilinear_kernels() -> None:
@@ -195,30 +189,17 @@ def test_unknown_choices_and_factors_are_errors() -> None:
 
 
 class Doubled(Upsampling):
-    """Breaks the contract: twice the size of the scores, whatever the window."""
+    """Breaks the contract: its result is twice the size of the scores."""
 
-    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
-        return F.interpolate(score, scale_factor=self.factor)
-
-
-class Displaced(FixedUpsampling):
-    """Breaks the contract: the right size from the wrong place."""
-
-    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
-        return super().forward(score, 0, size)
+    def full(self, score: Tensor) -> Tensor:
+        return F.interpolate(score, scale_factor=2)
 
 
-@pytest.mark.parametrize("layer", [Doubled, Displaced, torch.nn.Identity])
-def test_a_layer_that_breaks_the_contract_is_named_when_it_is_built(
-    layer: type[Upsampling], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(UPSAMPLINGS, "mine", lambda factor, classes, final: layer(factor))
-    with pytest.raises(ValueError, match=rf"{layer.__name__}\.forward.*must return the window"):
-        make_upsampling("mine", 2, 3, final=True)
-
-
-def test_a_registered_layer_that_keeps_the_contract_is_a_choice(
+def test_a_registered_layer_is_a_choice_if_it_keeps_the_contract(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(UPSAMPLINGS, "mine", lambda factor, classes, final: FixedUpsampling(factor))
     assert isinstance(make_upsampling("mine", 3, 4, final=False), FixedUpsampling)
+    monkeypatch.setitem(UPSAMPLINGS, "mine", lambda factor, classes, final: Doubled(factor))
+    with pytest.raises(ValueError, match=r"Doubled\.full"):
+        make_upsampling("mine", 2, 3, final=True)

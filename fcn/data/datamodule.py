@@ -8,34 +8,43 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fcn.config import VOID, DataConfig, RecipeConfig
-from fcn.data.dataset import SegmentationDataset, check_overlap
+from fcn.data.dataset import SegmentationDataset, check_overlap, read_mask
 from fcn.data.layouts import open_split
-from fcn.data.transforms import Paired, pad_collate, train_transform
+from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.device import usable_cores
+from fcn.output import progress
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Batch t of a run as (index, seed) pairs, which depend on the run's seed and t alone.
+    """Batch t of a run as pairs (index, seed of its transform), which depend on seed and t alone.
 
     Each epoch is a new permutation of the images. Batches may span two epochs, and ranks take
-    batches alternately, so that every image occurs once per epoch. The seed in a pair is that of
-    the sample's transform.
+    batches alternately, so that every image occurs once per epoch.
     """
 
     def __init__(
-        self, images: int, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        images: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
     ) -> None:
         self.images, self.batch_size, self.batches = images, batch_size, batches
         self.seed, self.rank, self.world = seed, rank, world
-        self.start = 0  # first batch to yield: where a resumed run continues
+        self.start = start  # first batch to yield: where a resumed run continues
 
     def __len__(self) -> int:
         return self.batches
@@ -57,7 +66,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
     """Samples of a split, each transformed under its own seed."""
 
-    def __init__(self, dataset: SegmentationDataset, transform: Paired) -> None:
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform) -> None:
         self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -71,9 +80,8 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
 class SameSizeBatches(Sampler[list[int]]):
     """Every image once, in batches of equal image size, distributed over ranks.
 
-    All ranks must yield the same number of batches, or a collective call would wait forever. Those
-    with fewer repeat the last batch with negative indices, for which `EvaluationSamples` returns
-    targets that are ignored everywhere.
+    All ranks yield the same number of batches, or a collective call would wait forever. Those with
+    fewer repeat the last batch with negative indices, which `EvaluationSamples` ignores.
     """
 
     def __init__(
@@ -110,15 +118,8 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
 
 
 def loading_processes(wanted: int | None, processes: int = 1) -> int:
-    """Return how many processes load images.
-
-    Args:
-        wanted: data.num_workers; None: one per core of this process's share, at most 8.
-        processes: number of training processes that share the machine.
-    """
-    if wanted is not None:
-        return wanted
-    return min(8, max(1, usable_cores() // processes))
+    """Return data.num_workers, or one per core of each of `processes`, at most 8."""
+    return min(8, max(1, usable_cores() // processes)) if wanted is None else wanted
 
 
 def evaluation_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
@@ -139,8 +140,8 @@ def evaluation_loader(
         dataset: the images, which are never resized.
         batch_size: largest number of images in a batch; all of a batch have the same size.
         num_workers: processes that load.
-        rank: of this process.
-        world: number of processes that evaluate together.
+        rank: of this process among those that evaluate together.
+        world: number of these.
     """
     return DataLoader(
         EvaluationSamples(dataset),
@@ -152,10 +153,9 @@ def evaluation_loader(
 
 
 def leave_process_group(worker: int) -> None:
-    """Keep signals that are sent to the whole process group away from a worker.
+    """Keep Ctrl-C and a scheduler's SIGTERM, sent to the process group, away from a worker.
 
-    Ctrl-C and a scheduler's SIGTERM reach the main process alone, which still needs its batches to
-    finish the step. It can end the worker by SIGTERM as usual.
+    The main process still needs its batches to finish the step.
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
@@ -173,12 +173,19 @@ class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
         pass
 
 
-class SegmentationData(pl.LightningDataModule):
-    """The training and validation split of a data set under a recipe.
+def class_pixels(dataset: SegmentationDataset, console: Console) -> list[int]:
+    """Count the pixels of each class in all masks of a split."""
+    k = len(dataset.classes)
+    total = np.zeros(256, np.int64)
+    with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
+        masks = pool.map(lambda pair: read_mask(pair.mask, k, dataset.ignore_index), dataset.pairs)
+        for mask in bar.track(masks, len(dataset), description="counting class pixels"):
+            total += np.bincount(mask.flatten().numpy(), minlength=256)
+    return total[:k].tolist()
 
-    Raises:
-        DataError: a split is missing, or the two overlap.
-    """
+
+class SegmentationData(pl.LightningDataModule):
+    """The training and validation split of a data set under a recipe; they must not overlap."""
 
     def __init__(self, data: DataConfig, recipe: RecipeConfig, seed: int) -> None:
         super().__init__()
@@ -199,26 +206,9 @@ class SegmentationData(pl.LightningDataModule):
 
     def training_ids(self, batch: int) -> list[str]:
         """Return the image ids of a batch of the run, by its index on this rank."""
-        order = self._training_batches()
-        order.start = batch
-        return [self.train.ids[index] for index, _ in next(iter(order))]
+        return [self.train.ids[index] for index, _ in next(iter(self._batches(batch)))]
 
-    def train_dataloader(self) -> TrainingLoader:
-        assert self.trainer is not None
-        recipe, trainer = self.recipe, self.trainer
-        batches = self._training_batches()
-        batches.start = trainer.global_step * trainer.accumulate_grad_batches
-        transform = train_transform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
-        return TrainingLoader(
-            TrainingSamples(self.train, transform),
-            batch_sampler=batches,
-            num_workers=loading_processes(self.data.num_workers, trainer.num_devices),
-            collate_fn=pad_collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_process_group,
-        )
-
-    def _training_batches(self) -> TrainingBatches:
+    def _batches(self, start: int) -> TrainingBatches:
         assert self.trainer is not None
         return TrainingBatches(
             len(self.train),
@@ -227,6 +217,20 @@ class SegmentationData(pl.LightningDataModule):
             self.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
+            start,
+        )
+
+    def train_dataloader(self) -> TrainingLoader:
+        assert self.trainer is not None
+        recipe, trainer = self.recipe, self.trainer
+        transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
+        return TrainingLoader(
+            TrainingSamples(self.train, transform),
+            batch_sampler=self._batches(trainer.global_step * trainer.accumulate_grad_batches),
+            num_workers=loading_processes(self.data.num_workers, trainer.num_devices),
+            collate_fn=pad_collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_process_group,
         )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -1,11 +1,10 @@
 """Images and their label masks: reading and checking the files, and the overlap of two splits."""
 
 import hashlib
-import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -58,7 +57,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         classes: the K class names, background first.
         ignore_index: label of ignored pixels in the mask files.
         name: data set and split, for messages.
-        problems: what is already known to be wrong with the split; more may be added here.
+        problems: known errors of the split; more may be added here.
         strict: raise an error if there are problems; prepare_data lists them all instead.
 
     Raises:
@@ -83,17 +82,22 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         if not pairs:
             self.problems.append(f"{name}: no images; list one id per line, or add image files")
         if strict and self.problems:
-            more = ", run prepare_data to see them all" * (len(self.problems) > 1)
-            raise DataError(self.problems[0] + _and_more(self.problems) + more)
+            more = len(self.problems) - 1
+            hint = f" (and {more} more; run prepare_data to see them all)" if more else ""
+            raise DataError(self.problems[0] + hint)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return read_pair(self.pairs[index], len(self.classes), self.ignore_index)
+        pair = self.pairs[index]
+        image = read_image(pair.image)
+        target = read_mask(pair.mask, len(self.classes), self.ignore_index)
+        check_same_size(pair, image, target)
+        return image, target
 
     def has_masks(self) -> bool:
-        """Return whether any mask is there; a test split may have none."""
+        """Return whether any mask exists; a test split may have none."""
         masks = (pair.mask for pair in self.pairs)
         return any(not isinstance(mask, Path) or mask.is_file() for mask in masks)
 
@@ -106,28 +110,18 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return hashlib.sha256("".join(f"{i}\n" for i in self.ids).encode()).hexdigest()
 
 
-def read_pair(pair: Pair, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Return image and target as `SegmentationDataset` does.
-
-    Raises:
-        DataError: a file cannot be used, or the two sizes differ.
-    """
-    image = read_image(pair.image)
-    target = read_mask(pair.mask, num_classes, ignore_index)
-    check_same_size(pair, image, target)
-    return image, target
-
-
 def check_same_size(pair: Pair, image: Tensor, target: Tensor) -> None:
     """Raise a DataError if image (3, H, W) and target (H, W) differ in size."""
     (height, width), (mask_height, mask_width) = image.shape[1:], target.shape
-    if (height, width) != (mask_height, mask_width):
-        turned = (height, width) == (mask_width, mask_height) and _orientation(pair.image) >= 5
-        hint = "its EXIF orientation rotates it, so rotate the mask too or save the image upright"
-        raise DataError(
-            f"{pair.mask}: mask is {mask_width} x {mask_height} but its image {pair.image} is "
-            f"{width} x {height}; {hint if turned else 'both must have the same size'}"
-        )
+    if (height, width) == (mask_height, mask_width):
+        return
+    hint = "both must have the same size"
+    if (height, width) == (mask_width, mask_height):
+        hint += "; if EXIF rotates the image, rotate the mask too or save the image upright"
+    raise DataError(
+        f"{pair.mask}: mask is {mask_width} x {mask_height} but its image {pair.image} is "
+        f"{width} x {height}; {hint}"
+    )
 
 
 def read_image(source: Source, *, large: bool = False) -> Tensor:
@@ -173,16 +167,13 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
 
 
 def image_size(source: Source) -> tuple[int, int]:
-    """Return (width, height) of an image as `read_image` returns it, from the file header alone.
-
-    Raises:
-        DataError: the file is missing or unreadable.
-    """
+    """Return (width, height) of an image as `read_image` returns it, from the file header alone."""
     with _image(source, "image") as file:
         width, height = file.size
         # Pillow returns the upright size of a TIFF, and would decode a PNG to look for EXIF.
-        without = file.format == "TIFF" or (file.format == "PNG" and "exif" not in file.info)
-        on_its_side = not without and file.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        if file.format == "TIFF" or (file.format == "PNG" and "exif" not in file.info):
+            return width, height
+        on_its_side = file.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (height, width) if on_its_side else (width, height)
 
 
@@ -205,22 +196,19 @@ def read_mask(source: Source, num_classes: int, ignore_index: int) -> Tensor:
     wrong = labels[(labels >= num_classes) & ~ignored]
     if wrong.size:
         label = int(wrong.min())
-        hint = f"is {label} your ignore label? set data.ignore_index={label}"
+        hint = "check data.classes and data.ignore_index"
+        if label == num_classes:
+            hint = f"is {label} your ignore label? set data.ignore_index={label}"
         raise DataError(
             f"{source}: label {label} is out of range for {num_classes} classes (0.."
-            f"{num_classes - 1}, ignore_index {ignore_index}); "
-            f"{hint if label == num_classes else 'check data.classes and data.ignore_index'}"
+            f"{num_classes - 1}, ignore_index {ignore_index}); {hint}"
         )
     labels[ignored] = VOID
     return torch.from_numpy(labels)
 
 
 def read_labels(source: Source) -> np.ndarray:
-    """Return the labels of a mask file as they are stored, uint8 (H, W).
-
-    Raises:
-        DataError: missing, unreadable, or not such a file.
-    """
+    """Return the labels of a mask file as they are stored, uint8 (H, W)."""
     if source.suffix == ".mat":
         with _errors(source, "mask"), source.open("rb") as stream:
             labels = loadmat(BytesIO(stream.read()))["GTcls"]["Segmentation"][0, 0]
@@ -252,66 +240,36 @@ def read_list(path: Path) -> list[str]:
 
 
 def check_overlap(train: SegmentationDataset, val: SegmentationDataset) -> None:
-    """Check that no image is in both splits, by its id or with the same bytes.
+    """Raise a DataError if an image is in both splits, by its id or with the same bytes.
 
-    Raises:
-        DataError: one is in both, or an image is missing.
+    Only files of the same size are read, and none in shards, which may be far away.
     """
+    remedy = "remove it from one; prepare_data lists all such images"
     if both := sorted(set(train.ids) & set(val.ids)):
-        raise DataError(
-            f"{both[0]}{_and_more(both)} is in both {train.name} and {val.name}; remove it from one"
-        )
-    if same := same_files(_paths(train), _paths(val)):
-        one, other = same[0]
-        raise DataError(
-            f"{other}{_and_more(same)} of {val.name} is the same file as {one} of {train.name}; "
-            "remove it from one"
-        )
-
-
-def same_files(some: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Return (one of some, one of others) for each of the others whose bytes are also in some.
-
-    Only files of the same size are read.
-    """
+        raise DataError(f"{both[0]} is in both {train.name} and {val.name}; {remedy}")
     by_size = defaultdict[int, list[Path]](list)
-    for path in some:
-        by_size[_file_size(path)].append(path)
-
-    @cache
-    def digest(path: Path) -> bytes:
-        with _errors(path, "image"), path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
-
-    found = []
-    for path in others:
-        alike = by_size.get(_file_size(path), ())
-        twins = [one for one in alike if digest(one) == digest(path)]
-        found += [(twin, path) for twin in twins[:1]]
-    return found
+    for path, size in _file_sizes(train):
+        by_size[size].append(path)
+    digest = cache(lambda path: hashlib.blake2b(read_bytes(path, "image")).digest())
+    for path, size in _file_sizes(val):
+        for twin in by_size.get(size, ()):
+            if digest(twin) == digest(path):
+                raise DataError(
+                    f"{path} of {val.name} is the same file as {twin} of {train.name}; {remedy}"
+                )
 
 
-def _and_more(found: Sequence[object]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-
-
-def _paths(dataset: SegmentationDataset) -> list[Path]:
-    """Images that are files of their own; those in shards may be far away."""
-    return [pair.image for pair in dataset.pairs if isinstance(pair.image, Path)]
-
-
-def _file_size(path: Path) -> int:
-    with _errors(path, "image"):
-        return path.stat().st_size
-
-
-def _orientation(source: Source) -> int:
-    with _image(source, "image") as file:
-        return file.getexif().get(EXIF_ORIENTATION, 1)
+def _file_sizes(dataset: SegmentationDataset) -> Iterator[tuple[Path, int]]:
+    """Yield each image that is a file of its own, and its size in bytes."""
+    for pair in dataset.pairs:
+        if isinstance(pair.image, Path):
+            with _errors(pair.image, "image"):
+                size = pair.image.stat().st_size
+            yield pair.image, size
 
 
 def _duplicates(pairs: Sequence[Pair], name: str) -> list[str]:
-    """One message for each id that occurs more than once."""
+    """Return one message for each id that occurs more than once."""
     by_id = defaultdict[str, list[Source]](list)
     for pair in pairs:
         by_id[pair.id].append(pair.image)
@@ -328,23 +286,21 @@ def _duplicates(pairs: Sequence[Pair], name: str) -> list[str]:
 def _image(source: Source, kind: str, large: bool = False) -> Iterator[Image.Image]:
     """Open an image to read its header or decode it."""
     with _errors(source, kind), source.open("rb") as stream:
-        with _no_pixel_limit(large) as limit:
+        with _no_pixel_limit() if large else nullcontext():
             image = Image.open(stream)
-        # Some decoders check the limit again; only images beyond it are decoded one at a time.
-        with image, _no_pixel_limit(large and image.width * image.height > limit):
+            if large and image.format == "TIFF":  # its decoder checks the size when it allocates
+                image.load_prepare()
+        with image:
             yield image
 
 
 @contextmanager
-def _no_pixel_limit(wanted: bool) -> Iterator[float]:
-    """Lift Pillow's limit on the size of images, if wanted; return it."""
-    if not wanted:
-        yield math.inf
-        return
+def _no_pixel_limit() -> Iterator[None]:
+    """Lift Pillow's limit on the size of images, which is checked when one is opened."""
     with _pixel_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            yield limit or math.inf
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

@@ -1,7 +1,8 @@
-"""Fetching the official archives: downloaded or found, verified, and unpacked below data.root."""
+"""Fetch the official archives: download or find them, verify them, unpack them in data.root."""
 
 import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,6 @@ from fcn.visualize import palette_image
 
 VOC2012 = Path("VOCdevkit/VOC2012")
 AUG_MASKS, AUG_SPLIT = "SegmentationClassAug", "trainaug"
-# Images of VOC2012 train and val, SBD train and val, and of trainaug, as published.
-OFFICIAL_LISTS, OFFICIAL_TRAINAUG = [1464, 1449, 8498, 2857], 10582
 
 
 @dataclass(frozen=True)
@@ -60,24 +59,24 @@ ARCHIVES = (
         SBD,
         (
             "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
-            "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
         ),
     ),
 )
 
 
 def fetch(data: DataConfig, console: Console) -> None:
-    """Download and unpack whatever of a data set is missing below data.root.
+    """Download and unpack what a data set lacks below data.root.
 
     An archive that was placed in data.root under its official name is used, and kept; a downloaded
     one is removed once it is unpacked. Several processes may call this at once.
 
     Args:
-        data: the data set; data.url replaces the addresses, data.checksum the checksum.
+        data: the data set; data.url (the archive, or the folder of several) replaces the
+            addresses, data.checksum the checksum.
         console: where progress is shown.
 
     Raises:
-        ConfigError: the data set cannot be downloaded, or data.url does not fit.
+        ConfigError: the data set cannot be downloaded.
         DataError: no address answers, or an archive is damaged; says where to put it by hand.
     """
     root, augmented = Path(data.root), data.masks == AUG_MASKS
@@ -95,31 +94,19 @@ def fetch(data: DataConfig, console: Console) -> None:
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".download.lock"):
-        missing = [archive for archive in archives if not (root / archive.folder).is_dir()]
-        for archive in missing:
-            _install(archive, root, _addresses(archive, data, len(missing)), data.checksum, console)
+        for archive in archives:
+            if not (root / archive.folder).is_dir():
+                _install(archive, data, console)
         if augmented and not masks.is_dir():
-            build_voc_aug(root / VOC2012, root / SBD, console)
+            _build_voc_aug(root / VOC2012, root / SBD, console)
 
 
-def _addresses(archive: Archive, data: DataConfig, missing: int) -> tuple[str, ...]:
-    """Return where to find an archive: at data.url, or at its own addresses."""
-    if data.url is None:
-        return archive.urls
-    is_folder = data.url.endswith("/") or Path(data.url).is_dir()
-    if missing > 1 and (data.checksum or not is_folder):
-        raise ConfigError(
-            f"data.url={data.url}: data={data.name} needs {missing} archives; set it to the folder "
-            "that holds them under their official names, ending in /, without data.checksum"
-        )
-    return (f"{data.url.rstrip('/')}/{archive.file}" if is_folder else data.url,)
-
-
-def _install(
-    archive: Archive, root: Path, urls: Sequence[str], checksum: str | None, console: Console
-) -> None:
+def _install(archive: Archive, data: DataConfig, console: Console) -> None:
     """Find or download one archive, verify it and unpack it."""
-    checksum = checksum or archive.checksum
+    root, checksum, urls = Path(data.root), data.checksum or archive.checksum, archive.urls
+    if data.url:
+        is_folder = data.url.endswith("/") or Path(data.url).is_dir()
+        urls = (f"{data.url.rstrip('/')}/{archive.file}" if is_folder else data.url,)
     file = root / archive.file
     download = not file.is_file() and "://" in urls[0]
     if download:
@@ -127,7 +114,7 @@ def _install(
     else:
         if not file.is_file():
             file = Path(urls[0]).expanduser()
-        _verify(file, checksum)
+        _verify(file, checksum, str(file))
     console.print(f"{file}: verified, {checksum}")
     with console.status(f"unpacking {file.name}"):
         _unpack(file, root, archive.folder)
@@ -154,48 +141,37 @@ def _download(urls: Sequence[str], checksum: str, file: Path, console: Console) 
     )
 
 
-def _verify(file: Path, checksum: str, place: str = "") -> None:
+def _verify(file: Path, checksum: str, origin: str) -> None:
     if not file.is_file():
         raise DataError(f"{file}: not found; check data.url")
     algorithm = checksum.partition(":")[0]
     if (found := f"{algorithm}:{pooch.file_hash(str(file), algorithm)}") != checksum:
         raise DataError(
-            f"{place or file}: the checksum is {found} instead of {checksum}; replace the file, or "
-            f"set data.checksum={found} if it is the right one"
+            f"{origin}: the checksum is {found} instead of {checksum}; replace the file, or set "
+            f"data.checksum={found} if it is the right one"
         )
 
 
 def _unpack(file: Path, root: Path, folder: Path) -> None:
     """Unpack an archive next to root/folder, and rename that folder of it into place."""
-    scratch = root / f".unpacking-{file.name}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with tarfile.open(file) as archive:
-            archive.extractall(scratch, filter="data")
-        found = [path for path in (scratch / folder, *scratch.glob(f"*/{folder}")) if path.is_dir()]
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
+        try:
+            with tarfile.open(file) as archive:
+                archive.extractall(scratch, filter="data")
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{file}: cannot be unpacked ({error}); replace it") from None
+        found = [*Path(scratch).glob(str(folder)), *Path(scratch).glob(f"*/{folder}")]
         if not found:
             raise DataError(f"{file}: does not hold {folder}; use the official archive")
         (root / folder).parent.mkdir(parents=True, exist_ok=True)
         found[0].rename(root / folder)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be unpacked ({error}); replace it") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
+def _build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
     """Build the 10,582-image convention: VOC2012's masks, and SBD's for all other images.
 
     Writes SegmentationClassAug/ and ImageSets/Segmentation/trainaug.txt into VOC2012's folder.
     trainaug is VOC2012 train and all of SBD, without VOC2012 val. An existing list is kept.
-
-    Args:
-        voc2012: VOCdevkit/VOC2012.
-        sbd: benchmark_RELEASE/dataset.
-        console: where progress is shown.
-
-    Raises:
-        DataError: a list or mask is missing, or official lists do not give the official number.
     """
     lists = voc2012 / "ImageSets" / "Segmentation"
     paths = [lists / "train.txt", lists / "val.txt", sbd / "train.txt", sbd / "val.txt"]
@@ -203,24 +179,17 @@ def build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
         raise DataError(f"{gone[0]}: no such list; unpack the archive again")
     train, val, sbd_train, sbd_val = map(read_list, paths)
     ids = sorted({*train, *sbd_train, *sbd_val} - set(val))
-    counts = [len(names) for names in (train, val, sbd_train, sbd_val)]
-    if counts == OFFICIAL_LISTS and len(ids) != OFFICIAL_TRAINAUG:
-        raise DataError(
-            f"{voc2012}, {sbd}: the lists give {len(ids)} images for {AUG_SPLIT} instead of "
-            f"{OFFICIAL_TRAINAUG}; unpack both archives again"
-        )
-    scratch = voc2012 / f".{AUG_MASKS}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
     official = {*train, *val}
-    with progress(console) as bar:
+    with tempfile.TemporaryDirectory(dir=voc2012) as scratch, progress(console) as bar:
+        masks = Path(scratch) / AUG_MASKS
+        masks.mkdir()
         for name in bar.track(sorted(official.union(ids)), description="building voc_aug"):
-            mask = scratch / f"{name}.png"
+            mask = masks / f"{name}.png"
             if name in official:
                 shutil.copyfile(voc2012 / "SegmentationClass" / mask.name, mask)
             else:
                 labels = read_mask(sbd / "cls" / f"{name}.mat", len(VOC_CLASSES), VOID)
                 palette_image(labels.numpy()).save(mask)
-    if not (lists / f"{AUG_SPLIT}.txt").is_file():
-        (lists / f"{AUG_SPLIT}.txt").write_text("".join(f"{name}\n" for name in ids))
-    scratch.rename(voc2012 / AUG_MASKS)  # at last: the masks say that all is there
+        if not (lists / f"{AUG_SPLIT}.txt").is_file():
+            (lists / f"{AUG_SPLIT}.txt").write_text("".join(f"{name}\n" for name in ids))
+        masks.rename(voc2012 / AUG_MASKS)  # last: where the masks are, all is there

@@ -1,22 +1,21 @@
-"""Inspecting a data set before training: what is in it, and everything that is wrong with it.
+"""Inspect a data set before training: what is in it, and everything that is wrong with it.
 
 Files are read by the functions that training reads them with, in several processes.
 """
 
 import hashlib
+import math
 import multiprocessing
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fcn import visualize
 from fcn.config import VOID, DataConfig, PrepareDataConfig
@@ -41,25 +40,25 @@ ON_SCREEN = 100  # problems printed; report.json has all
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image and its mask hold; without problems, nothing is None."""
+    """The content of an image and its mask, or the problem that makes them unusable."""
 
-    problems: list[str]
+    problem: str = ""
     digest: bytes = b""  # of the image's pixels
-    size: tuple[int, int] | None = None  # width, height
+    size: tuple[int, int] = (0, 0)  # width, height
     moments: np.ndarray | None = None  # float64 (2, 3): sums of RGB in [0, 1], and of its squares
     labels: np.ndarray | None = None  # int64 (256,): pixels of each label, 255 = ignored
 
 
-@dataclass
+@dataclass(frozen=True)
 class Split:
-    """A split and one reading per pair; only the usable pairs have no problems."""
+    """A split and one reading per pair."""
 
     name: str
     dataset: SegmentationDataset
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[Reading]
 
     def usable(self) -> list[int]:
-        return [index for index, reading in enumerate(self.readings) if not reading.problems]
+        return [index for index, reading in enumerate(self.readings) if not reading.problem]
 
     def labels(self) -> np.ndarray:
         """Return the pixels of each label in each usable mask, int64 (images, 256)."""
@@ -87,35 +86,32 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
         fetch(data, console)
     splits, problems = inspect(data, console, cfg.processes)
     notes = [note for split in splits for note in _notes(split)]
+    summaries = {split.name: _summary(split) for split in splits}
     report = {
         "data": data.name,
         "root": data.root,
         "ignore_index": data.ignore_index,
-        "splits": {split.name: _summary(split) for split in splits},
+        "splits": summaries,
         "problems": problems,
         "warnings": notes,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    shown = [split for split in splits if split.usable()]
-    if shown:
+    if shown := [split for split in splits if split.usable()]:
         _contact_sheet(shown, folder / "contact_sheet.png")
-        _print_tables({split.name: _summary(split) for split in shown}, console)
+        _print_tables({split.name: summaries[split.name] for split in shown}, console)
     for kind, texts in (("note", notes), ("problem", problems)):
         for text in texts[:ON_SCREEN]:
             console.print(f"{kind}: {text}")
     if problems:
         raise DataError(
-            f"data={data.name} cannot be trained on: {len(problems)} problem"
-            f"{'s' * (len(problems) > 1)}, listed in {folder / 'report.json'}"
+            f"data={data.name} cannot be trained on; problems: {len(problems)}, listed in "
+            f"{folder / 'report.json'}"
         )
     console.print(f"data={data.name} can be trained on; report and contact sheet in {folder}")
     if shards:
         for split in splits:
-            with progress(console) as bar:
-                task = bar.add_task(f"writing {split.name}", total=len(split.dataset))
-                advance = partial(bar.advance, task)
-                write_shards(split.dataset, shards, split.name, progress=advance)
+            write_shards(split.dataset, shards, split.name, console)
         console.print(f"shards in {shards}; train on them with data=shards data.root={shards}")
     return report
 
@@ -131,101 +127,97 @@ def inspect(
         processes: that read; None: one per core, fewer for few images.
 
     Returns:
-        The splits that could be opened, and all problems. An image that occurs in two splits is
-        one, even if only its pixels are the same.
+        The splits that could be opened, and all problems; one is an image that occurs in two
+        splits, even if only its pixels are the same.
     """
-    splits: list[Split] = []
+    datasets: dict[str, SegmentationDataset] = {}
     problems: list[str] = []
-    names = [data.train_split, data.val_split]
-    names += [data.split] if data.split and data.split not in names else []
-    for name in names:
+    for name in dict.fromkeys((data.train_split, data.val_split, data.split or data.val_split)):
         try:
-            splits.append(Split(name, open_split(data, name, strict=False)))
-            problems += splits[-1].dataset.problems
+            datasets[name] = open_split(data, name, strict=False)
         except DataError as error:
             problems.append(str(error))
-    pairs = [pair for split in splits for pair in split.dataset.pairs]
-    if pairs:
-        processes = processes or min(usable_cores(), -(-len(pairs) // IMAGES_PER_PROCESS))
-        about = splits[0].dataset  # all splits have the same classes
-        read = partial(_read, num_classes=len(about.classes), ignore_index=about.ignore_index)
-        with progress(console) as bar:
-            results = _map(read, pairs, processes)
-            readings = list(bar.track(results, len(pairs), description=f"reading {data.name}"))
-        for split in splits:
-            count = len(split.dataset)
-            split.readings, readings = readings[:count], readings[count:]
-            problems += [problem for reading in split.readings for problem in reading.problems]
-    problems += [p for split in splits if split.name == data.train_split for p in _too_few(split)]
-    problems += [p for one, other in combinations(splits, 2) for p in _shared(one, other)]
+    readings = iter(_read_all(list(datasets.values()), data, console, processes))
+    splits = [
+        Split(name, dataset, list(islice(readings, len(dataset))))
+        for name, dataset in datasets.items()
+    ]
+    for split in splits:
+        problems += split.dataset.problems
+        problems += [reading.problem for reading in split.readings if reading.problem]
+        if split.name == data.train_split:
+            problems += _too_few_classes(split)
+    for one, other in combinations(splits, 2):
+        problems += _shared(one, other)
     return splits, list(dict.fromkeys(problems))
 
 
-def _map(read: Any, pairs: Sequence[Pair], processes: int) -> Iterator[Reading]:
-    if processes == 1:
-        yield from map(read, pairs)
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(read, pairs, chunksize=8)
+def _read_all(
+    datasets: list[SegmentationDataset], data: DataConfig, console: Console, processes: int | None
+) -> list[Reading]:
+    """Return a reading of every pair, one data set after the other."""
+    tasks = [
+        (pair, len(dataset.classes), dataset.ignore_index)
+        for dataset in datasets
+        for pair in dataset.pairs
+    ]
+    processes = processes or min(usable_cores(), 1 + len(tasks) // IMAGES_PER_PROCESS)
+    spawn = multiprocessing.get_context("spawn")
+    with progress(console) as bar, ProcessPoolExecutor(processes, spawn) as pool:
+        results = pool.map(_read, tasks, chunksize=8) if processes > 1 else map(_read, tasks)
+        return list(bar.track(results, len(tasks), description=f"reading {data.name}"))
 
 
-def _read(pair: Pair, num_classes: int, ignore_index: int) -> Reading:
-    """Read one pair as training does, but collect its problems."""
-    problems: list[str] = []
-    image = target = None
+def _read(task: tuple[Pair, int, int]) -> Reading:
+    """Read one pair as training does; a task is (pair, number of classes, ignore_index)."""
+    pair, num_classes, ignore_index = task
     try:
         image = read_image(pair.image)
     except DataError as error:
-        problems.append(str(error))
-    try:
-        target = read_mask(pair.mask, num_classes, ignore_index)
-        if image is not None:
-            check_same_size(pair, image, target)
-    except DataError as error:
-        problems.append(str(error))
-    if image is None:
-        return Reading(problems)
+        return Reading(str(error))
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # H,W,3
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-    if problems or target is None:
-        return Reading(problems, digest)
+    try:
+        target = read_mask(pair.mask, num_classes, ignore_index)
+        check_same_size(pair, image, target)
+    except DataError as error:
+        return Reading(str(error), digest)
     levels = np.arange(256) / 255
     counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)], 1)
     moments = np.stack([levels @ counts, levels**2 @ counts])
     labels = np.bincount(target.numpy().ravel(), minlength=256)
-    return Reading(problems, digest, (pixels.shape[1], pixels.shape[0]), moments, labels)
+    return Reading("", digest, (pixels.shape[1], pixels.shape[0]), moments, labels)
 
 
-def _too_few(train: Split) -> list[str]:
+def _too_few_classes(train: Split) -> list[str]:
     """Return a problem if the training masks show fewer than two classes."""
     total = train.labels().sum(0)
     shown = np.flatnonzero(total[:VOID])
     if len(shown) > 1 or not train.usable():
         return []
-    if not len(shown):
-        what = "every pixel of every mask is ignored; check data.ignore_index"
-    elif total[VOID] and train.dataset.ignore_index == VOID:
-        what = (
-            f"the masks hold only the labels {shown[0]} and 255, and 255 means ignored; if it is a "
-            "class, save it as 1 in the masks"
-        )
-    else:
-        what = f"the masks hold only the label {shown[0]}; training needs at least two classes"
-    return [f"{train.dataset.name}: {what}"]
+    labels, ignored, hint = [str(label) for label in shown], train.dataset.ignore_index, ""
+    if total[VOID]:
+        labels.append(f"{ignored}, and {ignored} means ignored")
+        hint = f": if {ignored} is a class, save it as another label in the masks, such as 1"
+    return [
+        f"{train.dataset.name}: the masks hold only the labels {' and '.join(labels)}; training "
+        f"needs at least two classes{hint}"
+    ]
 
 
 def _shared(one: Split, other: Split) -> list[str]:
     """Return a problem for each image that is in both splits, by its id or by its pixels."""
     ids = set(one.dataset.ids)
-    twins: dict[bytes, Pair] = {}
-    for pair, reading in zip(one.dataset.pairs, one.readings, strict=True):
-        twins.setdefault(reading.digest, pair)
+    twins = {
+        reading.digest: pair.image
+        for pair, reading in zip(one.dataset.pairs, one.readings, strict=True)
+        if reading.digest
+    }
     problems = []
     for pair, reading in zip(other.dataset.pairs, other.readings, strict=True):
         if pair.id in ids:
             how = f"{pair.id} is in both {one.name} and {other.name}"
-        elif reading.digest and reading.digest in twins:
-            twin = twins[reading.digest].image
+        elif twin := twins.get(reading.digest):
             how = f"in {other.name}, has the same pixels as {twin} in {one.name}"
         else:
             continue
@@ -253,19 +245,13 @@ def _summary(split: Split) -> dict[str, Any]:
     }
     if not found:
         return about
-    sizes = Counter(reading.size for reading in found if reading.size)
-    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    by_area = sorted((reading.size for reading in found), key=math.prod)
     labels = split.labels()
     total, pixels = labels.sum(0), int(labels.sum())
     mean, square = np.array([reading.moments for reading in found]).sum(0) / pixels
     return about | {
         "pixels": pixels,
-        "sizes": {
-            "different": len(sizes),
-            "smallest": by_area[0],
-            "largest": by_area[-1],
-            "commonest": [[*size, count] for size, count in sizes.most_common(5)],
-        },
+        "sizes": {"smallest": by_area[0], "largest": by_area[-1]},
         "mean": mean.tolist(),
         "std": np.sqrt(np.maximum(square - mean**2, 0)).tolist(),
         "ignored_share": total[VOID] / pixels,
@@ -278,17 +264,16 @@ def _summary(split: Split) -> dict[str, Any]:
 
 def _print_tables(splits: dict[str, dict[str, Any]], console: Console) -> None:
     """Print the numbers of each split, then those of each class."""
-    numbers, classes = Table("split", box=None), Table("class", box=None)
     titles = ("images", "usable", "smallest", "largest", "mean of RGB", "std of RGB", "ignored (%)")
-    for title in titles:
-        numbers.add_column(title, justify="right")
+    numbers = Table("split", *(Column(title, justify="right") for title in titles), box=None)
+    classes = Table("class", box=None)
     for name, split in splits.items():
-        small, large = ("{} x {}".format(*split["sizes"][k]) for k in ("smallest", "largest"))
+        small, large = ("{} x {}".format(*split["sizes"][key]) for key in ("smallest", "largest"))
         mean, std = (" ".join(f"{value:.3f}" for value in split[key]) for key in ("mean", "std"))
         counts = (f"{split[key]:,}" for key in ("images", "usable"))
         numbers.add_row(name, *counts, small, large, mean, std, percent(split["ignored_share"]))
-        classes.add_column(f"{name} images", justify="right")
-        classes.add_column("pixels (%)", justify="right")
+        for title in (f"{name} images", "pixels (%)"):
+            classes.add_column(title, justify="right")
     for rows in zip(*(split["classes"] for split in splits.values()), strict=True):
         cells = []
         for row, split in zip(rows, splits.values(), strict=True):
@@ -299,7 +284,7 @@ def _print_tables(splits: dict[str, dict[str, Any]], console: Console) -> None:
 
 
 def _contact_sheet(splits: Sequence[Split], path: Path) -> None:
-    """Save usable images of every split, evenly spaced, each next to its mask."""
+    """Save usable images of every split, evenly spaced, each with its mask."""
     samples, captions = [], []
     for split in splits:
         usable = split.usable()

@@ -31,14 +31,14 @@ def open_split(data: DataConfig, split: str, *, strict: bool = True) -> Segmenta
 
     Raises:
         ConfigError: unknown data.layout.
-        DataError: something is missing; says what to do.
+        DataError: a file or folder is missing; says what to do.
     """
     if data.layout not in LAYOUTS:
         raise ConfigError(f"data.layout={data.layout} is unknown; choose from {', '.join(LAYOUTS)}")
     return LAYOUTS[data.layout](data, split, strict)
 
 
-def voc(data: DataConfig, split: str, strict: bool = True) -> SegmentationDataset:
+def voc(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     """Open a split in Pascal VOC's layout.
 
     root/folder holds JPEGImages/ID.jpg, SegmentationClass/ID.png (or another data.masks) and
@@ -53,9 +53,8 @@ def voc(data: DataConfig, split: str, strict: bool = True) -> SegmentationDatase
             f"{folder}: no such data set; add data.download=true, or set data.root to the folder "
             "that holds VOCdevkit"
         )
-    for part in (images,) if split == "test" else (images, masks):
-        if not part.is_dir():
-            raise DataError(f"{part}: no such folder; data={data.name} needs it")
+    if split != "test" and not masks.is_dir():
+        raise DataError(f"{masks}: no such folder; data={data.name} needs it")
     if not ids.is_file():
         known = ", ".join(sorted(path.stem for path in ids.parent.glob("*.txt"))) or "none"
         raise DataError(f"{ids}: no such list; available splits: {known}")
@@ -68,14 +67,11 @@ def voc(data: DataConfig, split: str, strict: bool = True) -> SegmentationDatase
     )
 
 
-def sbd(data: DataConfig, split: str, strict: bool = True) -> SegmentationDataset:
+def sbd(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     """Open a split of the paper's data: SBD's "train", or "seg11valid".
 
     Hariharan et al. 2011 label 8,498 training images, some of which are in VOC2011's segmentation
     val. Long et al. validate on the rest of VOC2011 val, seg11valid: 736 images, computed here.
-
-    Raises:
-        DataError: a part is missing, or official lists do not give the official number.
     """
     root = Path(data.root)
     ids = root / SBD / "train.txt"
@@ -85,16 +81,22 @@ def sbd(data: DataConfig, split: str, strict: bool = True) -> SegmentationDatase
             f"data.root holds {SBD} (and VOC2011 as {VOC2011})"
         )
     train = read_list(ids)
-    images, masks = root / SBD / "img", root / SBD / "cls"
+    problems = []
     if split == "train":
+        images, masks = root / SBD / "img", root / SBD / "cls"
         pairs = [Pair(i, images / f"{i}.jpg", masks / f"{i}.mat") for i in train]
-        problems = []
     elif split == "seg11valid":
-        voc2011 = replace(data, folder=str(VOC2011), masks="SegmentationClass")
-        val = voc(voc2011, "val", strict)
+        val = voc(replace(data, folder=str(VOC2011)), "val", strict)
         seen = set(train)
         pairs = [pair for pair in val.pairs if pair.id not in seen]
-        problems = _seg11valid_problems(root, len(seen), len(val), len(pairs))
+        # Lists of official length must leave the official number; those of subsets need not.
+        official = len(train) == SBD_TRAIN or len(val) == VOC2011_VAL
+        if official and len(pairs) != SEG11VALID:
+            problems.append(
+                f"{root}: VOC2011 val ({len(val)} images, officially {VOC2011_VAL}) minus SBD "
+                f"train ({len(train)}, officially {SBD_TRAIN}) leaves {len(pairs)} images, but "
+                f"seg11valid has {SEG11VALID}; unpack the archives again"
+            )
     else:
         raise DataError(f"data.split={split}: data=sbd has the splits train and seg11valid")
     name = f"sbd {split} ({root})"
@@ -103,18 +105,7 @@ def sbd(data: DataConfig, split: str, strict: bool = True) -> SegmentationDatase
     )
 
 
-def _seg11valid_problems(root: Path, train: int, val: int, left: int) -> list[str]:
-    """If one list has the official length, seg11valid must have it too; subsets are not checked."""
-    if (train != SBD_TRAIN and val != VOC2011_VAL) or left == SEG11VALID:
-        return []
-    return [
-        f"{root}: VOC2011 val ({val} images, officially {VOC2011_VAL}) minus SBD train ({train}, "
-        f"officially {SBD_TRAIN}) leaves {left} images, but seg11valid has {SEG11VALID}; unpack "
-        "the archives again"
-    ]
-
-
-def folder(data: DataConfig, split: str, strict: bool = True) -> SegmentationDataset:
+def folder(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     """Open a split of a folder of images and masks, paired by name.
 
     data.root holds images/SPLIT/NAME.* (any format of Pillow), annotations/SPLIT/NAME.png, and
@@ -141,31 +132,26 @@ def folder(data: DataConfig, split: str, strict: bool = True) -> SegmentationDat
             f"{bare[0].image}: no mask at {bare[0].mask} ({len(bare)} of {len(pairs)} images have "
             f"none, {masks} holds {min(there).name if there else 'nothing'}); add or rename masks"
         )
-    classes = data.classes or _class_names(root / "classes.txt")
+    classes, listed = data.classes, root / "classes.txt"
+    if not classes:
+        classes = read_list(listed) if listed.is_file() else []
+        if len(classes) < 2:
+            raise DataError(
+                f"{listed}: {len(classes)} class names; list them there, one per line, background "
+                "first, or set data.classes=[background,...]"
+            )
     name = f"folder {split} ({images})"
     return SegmentationDataset(pairs, classes, data.ignore_index, name, strict=strict)
 
 
-def _class_names(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(
-            f"{path}: not found; list the class names there, one per line, background first, or "
-            "set data.classes=[background,...]"
-        )
-    names = read_list(path)
-    if len(names) < 2:
-        raise DataError(f"{path}: at least 2 class names are needed, got {len(names)}")
-    return names
-
-
-def sample(data: DataConfig, split: str, strict: bool = True) -> SegmentationDataset:
+def sample(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     """Open a split of the sample data set, drawn into data.root/shapes on first use."""
     drawn = shapes.prepare(Path(data.root))
     classes = data.classes or list(shapes.CLASSES)
     return voc(replace(data, folder=drawn.name, classes=classes), split, strict)
 
 
-def shards(data: DataConfig, split: str, strict: bool = True) -> SegmentationDataset:
+def shards(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     """Open a split of a set that `prepare_data shards=FOLDER` has written."""
     return open_shards(data.root, split, classes=data.classes, ignore_index=data.ignore_index)
 

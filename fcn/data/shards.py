@@ -1,16 +1,14 @@
 """Large data sets as WebDataset shards, in a folder or behind any address that fsspec reads.
 
-SPLIT-000000.tar and so on hold KEY.jpg, the unchanged image file, then KEY.png, its mask: any
-WebDataset reader can stream them. SPLIT.json tells where in which tar each file starts, so that
-samples are read at random, by the byte. Everything else is as with files: the order of training,
-resuming, the shares of ranks and workers, evaluation.
+SPLIT-000000.tar, ... hold KEY.jpg, the unchanged image file, then KEY.png, its mask. SPLIT.json
+tells where in which tar each file starts, so that samples are read in any order.
 """
 
 import json
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,12 +17,14 @@ from typing import BinaryIO, Literal
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
+from rich.console import Console
 
 from fcn.config import VOID
 from fcn.data.dataset import DataError, Pair, SegmentationDataset, read_bytes, read_labels
-from fcn.output import write_json
+from fcn.output import progress, write_json
 
 FORMAT = "fcn-shards-1"
+SHARD_BYTES = 250_000_000  # a tar of this size takes no further sample
 TRIES, BACKOFF = 5, 0.5  # of one request, and the first pause in seconds, which doubles each time
 
 
@@ -67,11 +67,12 @@ def open_shards(
         DataError: the index is missing, damaged or does not fit the settings.
     """
     place = f"{root.rstrip('/')}/{split}.json"
+    content = _read(place)
     try:
-        index = json.loads(_read(place))
+        index = json.loads(content)
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r} instead of {FORMAT!r}")
-        own, void = index["classes"], index["ignore_index"]
+        own, ignored = index["classes"], index["ignore_index"]
         pairs = []
         for shard in index["shards"]:
             tar = f"{root.rstrip('/')}/{shard['tar']}"
@@ -79,66 +80,54 @@ def open_shards(
                 image, mask = (Member(tar, *entry[part]) for part in ("image", "mask"))
                 width, height = entry["size"]
                 pairs.append(Pair(entry["id"], image, mask, (width, height)))
-    except DataError:
-        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place}: not an index of shards, or damaged ({error!r})") from None
     if len(classes or own) != len(own):
         raise DataError(f"data.classes has {len(classes)} names, but {place} has {len(own)}")
-    if ignore_index not in (VOID, void):
-        raise DataError(f"data.ignore_index={ignore_index}: {place} has {void}; leave it out")
-    return SegmentationDataset(pairs, classes or own, void, f"shards {split} ({place})")
+    if ignore_index not in (VOID, ignored):
+        raise DataError(f"data.ignore_index={ignore_index}: {place} has {ignored}; leave it out")
+    return SegmentationDataset(pairs, classes or own, ignored, f"shards {split} ({place})")
 
 
-def write_shards(
-    dataset: SegmentationDataset,
-    folder: Path,
-    split: str,
-    *,
-    shard_bytes: int = 250_000_000,
-    progress: Callable[[], None] = lambda: None,
-) -> SegmentationDataset:
-    """Write a split as folder/SPLIT-000000.tar, ..., and at last folder/SPLIT.json.
+def write_shards(dataset: SegmentationDataset, folder: Path, split: str, console: Console) -> None:
+    """Write a split as folder/SPLIT-000000.tar, ..., and finally folder/SPLIT.json.
 
-    Files go in unchanged, once they are known to be usable; only SBD's .mat masks become PNG.
+    Files are copied unchanged, once they have been read; only SBD's .mat masks become PNG.
 
     Args:
         dataset: the split.
         folder: created if missing; must hold no shards of this split.
         split: name of the split.
-        shard_bytes: a tar of this size takes no further sample.
-        progress: called after each sample.
-
-    Returns:
-        The split, opened from where it was written.
+        console: where progress is shown.
 
     Raises:
         DataError: a file cannot be used, or the folder holds shards of this split.
     """
-    index = folder / f"{split}.json"
-    if index.exists() or any(folder.glob(f"{split}-*.tar")):
+    if any(folder.glob(f"{split}-*.tar")):
         raise DataError(f"{folder}: holds shards of {split}; choose a new folder, or remove them")
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict] = []
-    done = 0
-    while done < len(dataset):
-        tar, samples = folder / f"{split}-{len(shards):06d}.tar", list[dict]()
-        with tar.open("wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
-            while done < len(dataset) and (not samples or stream.tell() < shard_bytes):
-                pair, (image, _) = dataset.pairs[done], dataset[done]  # an error if unusable
-                size = [image.shape[2], image.shape[1]]
-                files = [_append(archive, *file) for file in _files(pair)]
-                samples.append({"id": pair.id, "size": size, "image": files[0], "mask": files[1]})
-                done += 1
-                progress()
-        shards.append({"tar": tar.name, "bytes": tar.stat().st_size, "samples": samples})
+    left = list(enumerate(dataset.pairs))
+    with progress(console) as bar:
+        task = bar.add_task(f"writing {split}", total=len(left))
+        while left:
+            tar, samples = folder / f"{split}-{len(shards):06d}.tar", list[dict]()
+            with tarfile.open(tar, "w") as archive:
+                while left and (not samples or archive.offset < SHARD_BYTES):
+                    index, pair = left.pop(0)
+                    image, _ = dataset[index]  # raises an error if the pair is unusable
+                    size = [image.shape[2], image.shape[1]]
+                    files = [_append(archive, *file) for file in _files(pair)]
+                    entry = {"id": pair.id, "size": size, "image": files[0], "mask": files[1]}
+                    samples.append(entry)
+                    bar.advance(task)
+            shards.append({"tar": tar.name, "bytes": tar.stat().st_size, "samples": samples})
     about = {"format": FORMAT, "classes": dataset.classes, "ignore_index": dataset.ignore_index}
-    write_json(index, about | {"shards": shards})
-    return open_shards(str(folder), split)
+    write_json(folder / f"{split}.json", about | {"shards": shards})
 
 
 def _files(pair: Pair) -> list[tuple[str, bytes]]:
-    """Name and content of a sample's two files: KEY.jpg (of PNG images KEY.image.png), KEY.png."""
+    """Return name and content of image (KEY.jpg, or KEY.image.png) and mask (KEY.png)."""
     key = pair.id.replace("%", "%25").replace(".", "%2E")  # a dot would end WebDataset's key
     ending = pair.image.suffix.lower()
     if pair.mask.suffix == ".mat":
@@ -161,7 +150,7 @@ def _append(archive: tarfile.TarFile, name: str, content: bytes) -> list:
 
 
 def _read(address: str, start: int = 0, length: int | None = None) -> bytes:
-    """Read a file wherever it lies, or a part of it; try again if a server is busy."""
+    """Return a file, or a part of it, wherever it lies; try again if a server is busy."""
     try:
         filesystem, path = url_to_fs(address)
     except (ValueError, ImportError) as error:  # an unknown protocol, or one without its package

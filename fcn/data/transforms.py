@@ -4,8 +4,8 @@ Images are interpolated, masks never: a mask holds only labels that were there b
 ignored pixels. Every random draw comes from torch's global generator, which is seeded per sample.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,45 +14,29 @@ from torchvision.transforms.v2 import functional as F
 
 from fcn.config import VOID
 
-Paired = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, RGB: pads images that are smaller than the crop
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G and B in a grey value, as in torchvision
 TRIES = 10  # draws of a crop before one that holds only ignored pixels is accepted
 
 
-def train_transform(crop: int | None, scale: Sequence[float], flip: bool, jitter: float) -> Paired:
-    """Return the augmentation of a recipe.
+@dataclass(frozen=True)
+class TrainTransform:
+    """The augmentation of a recipe, from and to (image uint8 (3, H, W), target uint8 (H, W))."""
 
-    Args:
-        crop: side of the square crop in pixels; None: the image stays whole.
-        scale: range of the random resize before the crop.
-        flip: mirror half of the images.
-        jitter: brightness, contrast and saturation vary by factors in 1 - jitter..1 + jitter.
+    crop: int | None  # side of the square crop in pixels; None: the image stays whole
+    scale: Sequence[float]  # range of the random resize before the crop
+    flip: bool  # mirror half of the images
+    jitter: float  # brightness, contrast and saturation vary by factors in 1 - jitter..1 + jitter
 
-    Returns:
-        A function of (image uint8 (3, H, W), target uint8 (H, W)) that returns the same kinds,
-        crop x crop if given.
-    """
-    # A partial of a module-level function, because workers that are spawned receive it pickled.
-    return partial(_augment, crop=crop, scale=scale, flip=flip, jitter=jitter)
-
-
-def _augment(
-    image: Tensor,
-    target: Tensor,
-    *,
-    crop: int | None,
-    scale: Sequence[float],
-    flip: bool,
-    jitter: float,
-) -> tuple[Tensor, Tensor]:
-    if crop is not None:
-        image, target = random_scaled_crop(image, target, crop, scale)
-    if flip and torch.rand(()) < 0.5:
-        image, target = F.horizontal_flip(image), F.horizontal_flip(target)
-    if jitter:
-        image = adjust_colours(image, *(1 - jitter + 2 * jitter * torch.rand(3)).tolist())
-    return image, target
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self.crop is not None:
+            image, target = random_scaled_crop(image, target, self.crop, self.scale)
+        if self.flip and torch.rand(()) < 0.5:
+            image, target = F.horizontal_flip(image), F.horizontal_flip(target)
+        if self.jitter:
+            factors = 1 - self.jitter + 2 * self.jitter * torch.rand(3)
+            image = adjust_colours(image, *factors.tolist())
+        return image, target
 
 
 def adjust_colours(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
@@ -101,7 +85,7 @@ def random_scaled_crop(
         reach = max(round(side / factor), 1)  # side of the crop in the image's own pixels
         top, left = (_place(length, reach) for length in target.shape)
         part = target[max(top, 0) : top + reach, max(left, 0) : left + reach]
-        if part[0, 0] != VOID or not bool((part == VOID).all()):
+        if not bool((part == VOID).all()):
             break
     seen = image[:, max(top, 0) : top + reach, max(left, 0) : left + reach]
     # Size of the visible part in the crop's pixels, at least 1, and the padding before it.
@@ -112,18 +96,24 @@ def random_scaled_crop(
     )
     seen = F.resize(seen, [height, width], InterpolationMode.BILINEAR, antialias=True)
     part = F.resize(part[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]
-    if (height, width) == (side, side):
-        return seen, part
-    return pad(seen, part, side, side, before_y, before_x)
+    return _pad(seen, part, side, side, before_y, before_x)
 
 
-def pad(
+def _place(length: int, reach: int) -> int:
+    """Draw where a window of `reach` pixels starts on an axis: inside it, or around all of it."""
+    low, high = min(0, length - reach), max(0, length - reach)
+    return int(torch.randint(low, high + 1, ()))
+
+
+def _pad(
     image: Tensor, target: Tensor, height: int, width: int, top: int = 0, left: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Place image (3, h, w) and target (h, w) at (top, left) of a padded height x width."""
+    h, w = target.shape
+    if (h, w) == (height, width):
+        return image, target
     wide = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).repeat(1, height, width)
     ignored = torch.full((height, width), VOID, dtype=torch.uint8)
-    h, w = target.shape
     wide[:, top : top + h, left : left + w] = image
     ignored[top : top + h, left : left + w] = target
     return wide, ignored
@@ -139,13 +129,6 @@ def pad_collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         image (B, 3, H, W) and target (B, H, W), where H and W are the largest h and w.
     """
     height, width = (max(target.shape[axis] for _, target in samples) for axis in (0, 1))
-    if any(target.shape != (height, width) for _, target in samples):
-        samples = [pad(image, target, height, width) for image, target in samples]
-    images, targets = zip(*samples, strict=True)
+    padded = [_pad(image, target, height, width) for image, target in samples]
+    images, targets = zip(*padded, strict=True)
     return torch.stack(images), torch.stack(targets)
-
-
-def _place(length: int, reach: int) -> int:
-    """Draw where a window of `reach` pixels starts on an axis: inside it, or around all of it."""
-    low, high = min(0, length - reach), max(0, length - reach)
-    return int(torch.randint(low, high + 1, ()))

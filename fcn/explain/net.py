@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn import plots
 from fcn.config import VOID
-from fcn.explain.operators import Floats
 from fcn.explain.section import Section
 from fcn.metrics import confusion_matrix, scores
 from fcn.models.alignment import coordinate_map
@@ -37,8 +38,10 @@ class Subject:
 @torch.no_grad()
 def network(s: Section, subject: Subject) -> None:
     model, target, batch = subject.model, subject.target, subject.image[None]
-    final, passed = watch(model, batch)
-    coarse, shown = passed[0][1], largest_object(target)
+    final, passed = _watch(model, batch)
+    coarse = passed[0][1]
+    counts = torch.bincount(target.flatten().long(), minlength=VOID)
+    shown = int(counts[1:VOID].argmax()) + 1  # the largest object's class
     s.text(f"""The backbone of an FCN halves the image five times. After that, for this image of
         {_size(target)} pixels, a 1 × 1 convolution gives every class a score on a grid of only
         {_size(coarse)}: a number that is larger the more the place looks like the class; each pixel
@@ -63,11 +66,11 @@ def network(s: Section, subject: Subject) -> None:
         panels["their sum: the score"] = final[shown].numpy()
         limit = max(float(np.abs(array).max()) for array in panels.values())
         s.panels("The final score and its parts, on one scale.", panels, 1.9, limit=limit)
-        total, scale = sum(parts.values()), final.abs().max()
-        s.claim("The parts sum to the network's score.", total / scale, final / scale, 1e-4)
+        rounding = 1e-4 * float(final.abs().max())
+        s.claim("The parts sum to the network's score.", sum(parts.values()), final, rounding)
     panels = {"image": subject.image.permute(1, 2, 0).numpy()}
     panels["ground truth"] = colorize(target.numpy())
-    for stride in (stride for stride in SKIPS if stride >= model.stride):
+    for stride in filter(lambda stride: stride >= model.stride, SKIPS):
         prediction = read_out(model, stride, batch)
         confusion = confusion_matrix(len(subject.classes))(prediction[None], target[None].long())
         title = f"at stride {stride}\nmean IoU {percent(scores(confusion).mean_iou)} %"
@@ -76,15 +79,14 @@ def network(s: Section, subject: Subject) -> None:
         trained its coarser scores to be right on their own: to see what FCN-32s and FCN-16s can do,
         train them (model=fcn32s, model=fcn16s)."""
     s.panels(caption, panels, 1.9)
-    s.text("""For the sums to make sense, scores that are added must belong to the same pixels.
-        Every layer moves the grid by a known amount: the first output of a convolution or pooling
-        of *k* taps without padding lies (*k* − 1)/2 pixels inside its input, that of a transposed
-        convolution as far outside. Composed along the network, these moves say how many rows and
-        columns to crop before a sum and at the end. The authors, who pad the image by 100 pixels,
-        typed the crops into their files; this project derives them from the layers, for that
-        padding and for its own. "score_pool4 5" means that the skip from pool4 loses its first 5
-        rows and columns; where the number is negative, the upsampled scores lose them instead;
-        "score" is the crop at the end.""")
+    s.text("""Scores that are added must belong to the same pixels. Every layer moves the grid by a
+        known amount: the first output of a convolution or pooling of *k* taps without padding lies
+        (*k* − 1)/2 pixels inside its input, that of a transposed convolution as far outside.
+        Composed along the network, these moves say how many rows and columns to crop before a sum
+        and at the end ("score"). The authors, who pad the image by 100 pixels, typed the crops into
+        their files; this project derives them from the layers. "score_pool4 5" means that the skip
+        from pool4 loses its first 5 rows and columns; where the number is negative, the upsampled
+        scores lose them instead.""")
     rows, derived = [], list[int]()
     for stride in SKIPS:
         small = {p: _small(stride, p).crops for p in (100, "aligned")}
@@ -102,55 +104,45 @@ def network(s: Section, subject: Subject) -> None:
         columns are cropped, and output 0 lies on pixel 0.""")
 
 
+@torch.no_grad()
 def learning(s: Section, subject: Subject) -> None:
     model, classes = subject.model, subject.classes
     layers = {n: m for n, m in model.named_modules() if isinstance(m, TransposedConvolution)}
     if not layers:
         s.text("""The upsampling of this network is fixed: it has no weights, so training changes
-            nothing in it. To see what learning does, take a network that was trained with
-            `upsampling=learned`.""")
+            nothing in it. Take a network that was trained with `upsampling=learned`.""")
         return
     s.text("""At the start every kernel from a class to itself is bilinear, and those that would mix
         classes are zero. The loss then changes them like any other weight. The pictures show each
         class's kernel onto itself; the last row is the change alone.""")
-    score, target = model(subject.image[None]), subject.target[None].long()
-    weights = [next(layer.parameters()) for layer in layers.values()]
-    loss = F.cross_entropy(score, target, ignore_index=VOID)
-    gradients = torch.autograd.grad(loss, weights)
     rows, lengths = [], {}
-    for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
+    for name, layer in layers.items():
         start = bilinear_kernel(layer.kernel).double()
-        own, every = layer.diagonal().detach().double(), layer.kernels().detach().double()
-        caption = f"{name}: kernels of the first classes at the start, as trained, and the change."
+        own, every = layer.diagonal().double(), layer.kernels().double()
         title = f"{name}, ×{layer.factor}"
         drawn = plots.kernels(own[:SHOWN].numpy(), start.numpy(), classes[:SHOWN], title)
-        s.picture(caption, drawn)
-        change = (own - start).flatten(1).norm(dim=1) / start.norm()
-        within = float((own - start).square().sum())
-        between = max(float(every.square().sum() - own.square().sum()), 0)
-        values = (layer.drift(), change.min(), change.max(), between / max(within + between, 1e-12))
-        rows.append((name, *(percent(float(value)) for value in values), f"{gradient.norm():.1e}"))
-        norms = every.flatten(2).norm(dim=2) / start.norm()
-        lengths[name] = (norms[:, 0].diag() if layer.groups > 1 else norms).numpy()
-    head = ("drift from bilinear", "least changed class", "most changed", "between classes")
-    s.table(("layer", *(f"{words}, %" for words in head), "gradient now"), rows)
+        s.picture(f"{name}: kernels at the start, as trained, and the change.", drawn)
+        norms = every.flatten(2).norm(dim=2)
+        norms = norms[:, 0].diag() if layer.groups > 1 else norms
+        between = (norms - norms.diag().diag()).square().sum()
+        share = between / (between + (own - start).square().sum())
+        rows.append((name, percent(layer.drift()), percent(float(share))))
+        lengths[name] = (norms / start.norm()).numpy()
+    s.table(("layer", "drift from bilinear, %", "between classes, %"), rows)
     s.text("""Drift is the length of the change, with all weights of a layer as one vector, relative
         to the length at the start. *Between classes* is the share of its square that lies in
-        kernels from one class to another, which interpolation does not have. The last column is
-        the length of the gradient on this one image; it reaches a layer through the transposes of
-        the later ones, which are convolutions. Where it is not zero, training would continue to
-        change the kernels. The next picture shows the length of every kernel: off the diagonal lies
-        what the layer adds to one class's scores from another's.""")
-    caption = "The length of every kernel, from a class (row) to a class (column), over bilinear's."
-    s.panels(caption, lengths, 2.4, numbers=False)
+        kernels from one class to another, which interpolation does not have.""")
+    caption = """The length of every kernel, from a class (row) to a class (column), relative to
+        bilinear's; 10 % has the strongest colour. Off the diagonal lies what a layer adds to one
+        class's scores from another's."""
+    s.panels(caption, lengths, 2.4, limit=0.1, numbers=False)
     name, layer = max(layers.items(), key=lambda item: item[1].drift())
     inside = slice(4 * layer.factor, 6 * layer.factor)
-    flat = layer(torch.ones(1, len(classes), 9, 9)).detach()[0, :SHOWN, inside, inside].numpy()
+    flat = layer(torch.ones(1, len(classes), 9, 9))[0, :SHOWN, inside, inside].numpy()
     ripple = flat / flat.mean((1, 2), keepdims=True) - 1
     caption = f"""What {name} makes of scores that are 1 everywhere, relative to the mean: a pattern
-        that repeats with every score. Bilinear would be flat. The strongest colour is 10 %."""
-    panels = dict(zip(classes, ripple, strict=False))
-    s.panels(caption, panels, 1.1, limit=0.1, numbers=False)
+        that repeats with every score. Bilinear would be flat. 10 % has the strongest colour."""
+    s.panels(caption, dict(zip(classes, ripple, strict=False)), 1.1, limit=0.1, numbers=False)
     s.text("""Does it help? To answer, train several networks for each choice, from different seeds,
         and compare them: the README shows how, and what came out.""")
 
@@ -165,23 +157,20 @@ def deconvnet(s: Section, subject: Subject) -> None:
         has learned for its forward pass. Nothing is trained for it.""")
     pixels = subject.image.permute(1, 2, 0).numpy()
     normalised = subject.model.normalise(subject.image[None])
+    panels = {}
     for pool in ("pool3", "pool4", "pool5"):
-        panels = {}
-        for channel, value, pattern in strongest(
-            subject.model.backbone.until(pool), normalised, UNITS
-        ):
-            box = tuple(
-                slice(int(i.min()), int(i.max()) + 1) if len(i) else slice(None)
-                for i in (pattern != 0).any(0).nonzero(as_tuple=True)
-            )
+        responses = strongest(subject.model.backbone.until(pool), normalised, UNITS)
+        for channel, value, pattern in responses:
+            seen = ndimage.find_objects((pattern != 0).any(0).int().numpy())
+            box = seen[0] if seen else ...  # where nothing comes back, the image
             signal = pattern.permute(1, 2, 0).numpy()[box]
             limit = max(float(np.quantile(np.abs(signal), 0.998)), 1e-9)  # few values stand out
             grey = (255 * (0.5 + 0.5 * signal / limit).clip(0, 1)).astype(np.uint8)
-            panels[f"channel {channel}: {value:.1f}"] = pixels[box]
-            panels[f"back from {channel}"] = grey
-        caption = f"""{pool}: the {UNITS} channels that respond most, with their values, each at its
-            strongest place: the image there, and what the way back shows of it."""
-        s.panels(caption, panels, 1.15)
+            panels[f"{pool}, {channel}: {value:.1f}"] = pixels[box]
+            panels[f"{pool}, {channel}: back"] = grey
+    caption = """The channels of each pool that respond most, with their values, each at its
+        strongest place: the image there, and what the way back shows of it."""
+    s.panels(caption, panels, 1.15, columns=2 * UNITS)
     s.text("""Deeper units see more of the image. How much the way back shows depends on the
         network: Zeiler and Fergus, whose network was trained on a million photographs, see eyes,
         wheels and letters; a small network trained for a minute shows little more than edges.""")
@@ -199,12 +188,11 @@ def strongest(
         units: number of channels.
 
     Returns:
-        For each, its index, its largest value, and the pattern (3, H, W) that led to it.
+        For each, its index, its largest value, and the projected pattern (3, H, W).
 
     Source: Zeiler & Fergus 2014 (arXiv 1311.2901), sec. 2.
     """
-    ways: list[Callable[[Tensor], Tensor]] = []  # back through each layer
-    x = image
+    x, ways = image, []
     for layer in backbone:
         x, back = _step(layer, x)
         ways.append(back)
@@ -222,24 +210,20 @@ def strongest(
 def _step(layer: nn.Module, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return a layer's output, and the function that takes a signal back through it."""
     if isinstance(layer, nn.MaxPool2d):
-        k, stride, up = layer.kernel_size, layer.stride, layer.ceil_mode
-        y, switch = F.max_pool2d(x, k, stride, ceil_mode=up, return_indices=True)
-        empty, places = torch.zeros_like(x).flatten(2), switch.flatten(2)  # windows do not overlap
-        return y, lambda signal: empty.scatter(2, places, signal.flatten(2)).view(x.shape)
+        y, switches = F.max_pool2d(x, 2, ceil_mode=layer.ceil_mode, return_indices=True)
+        return y, lambda signal: F.max_unpool2d(signal, switches, (2, 2), output_size=x.shape[-2:])
     if isinstance(layer, nn.ReLU):
         return layer(x), F.relu
     if isinstance(layer, nn.BatchNorm2d):
         assert layer.running_var is not None
         gain = (layer.weight / (layer.running_var + layer.eps).sqrt()).view(-1, 1, 1)
         return layer(x), lambda signal: signal * gain
-    if isinstance(layer, nn.Conv2d):
-        assert isinstance(layer.padding, tuple)
-        weight, padding = layer.weight, layer.padding
-        return layer(x), lambda signal: F.conv_transpose2d(signal, weight, padding=padding)
-    raise TypeError(f"no way back through {type(layer).__name__}")
+    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(layer.padding, tuple)
+    return layer(x), partial(F.conv_transpose2d, weight=layer.weight, padding=layer.padding)
 
 
-def watch(model: FCN, batch: Tensor) -> tuple[Tensor, list[tuple[str, Tensor, Tensor]]]:
+def _watch(model: FCN, batch: Tensor) -> tuple[Tensor, list[tuple[str, Tensor, Tensor]]]:
     """Return the scores, and (name, before, after) of each upsampling; float (K, h, w) all."""
     passed: list[tuple[str, Tensor, Tensor]] = []
     names = {layer: name for name, layer in model.named_children()}
@@ -274,21 +258,6 @@ def read_out(model: FCN, stride: int, batch: Tensor) -> Tensor:
     coarser = FCN(**model.arguments | {"stride": stride, "skip_scales": scales})
     transplant(coarser, model.state_dict())
     return coarser.eval()(batch)[0].argmax(0)
-
-
-def largest_object(target: Tensor) -> int:
-    """Return the label with most pixels, except background and ignored pixels."""
-    counts = torch.bincount(target.flatten().long(), minlength=256)
-    counts[0] = counts[VOID] = 0
-    return int(counts.argmax())
-
-
-def learned_kernel(subject: Subject) -> Floats | None:
-    """Return the last class's kernel (k, k) of the last upsampling, if that is learned."""
-    layer = subject.model.upscore_final
-    if not isinstance(layer, TransposedConvolution):
-        return None
-    return layer.diagonal()[-1].detach().double().numpy()
 
 
 def _small(stride: int, padding: int | str) -> FCN:

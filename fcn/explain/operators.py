@@ -10,9 +10,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-def output_size(n: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
+def output_size(n: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
     """Return the number of outputs of a convolution over n inputs, along one axis."""
-    return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    return (n + 2 * padding - kernel) // stride + 1
 
 
 def transposed_size(n: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
@@ -20,9 +20,7 @@ def transposed_size(n: int, kernel: int, stride: int = 1, padding: int = 0) -> i
     return (n - 1) * stride + kernel - 2 * padding
 
 
-def convolution_matrix(
-    kernel: Floats, size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1
-) -> Floats:
+def convolution_matrix(kernel: Floats, size: tuple[int, int]) -> Floats:
     """Return the matrix C with C x = convolution of x, both as columns in reading order.
 
     Args:
@@ -31,26 +29,18 @@ def convolution_matrix(
 
     Returns:
         (outputs, h * w); row o holds the kernel's weights at the inputs that output o sees.
-
-    Raises:
-        ValueError: the kernel does not fit into the input.
     """
     (k, m), (h, w) = kernel.shape, size
-    rows = output_size(h, k, stride, padding, dilation)
-    columns = output_size(w, m, stride, padding, dilation)
-    if rows < 1 or columns < 1:
-        raise ValueError(f"a {k} x {m} kernel does not fit into {h} x {w}")
+    rows, columns = output_size(h, k), output_size(w, m)
     matrix = np.zeros((rows, columns, h, w))
-    for i, j, dy, dx in np.ndindex(rows, columns, k, m):
-        y, x = i * stride - padding + dy * dilation, j * stride - padding + dx * dilation
-        if 0 <= y < h and 0 <= x < w:  # elsewhere lies padding, which is zero
-            matrix[i, j, y, x] = kernel[dy, dx]
+    for i, j in np.ndindex(rows, columns):
+        matrix[i, j, i : i + k, j : j + m] = kernel
     return matrix.reshape(rows * columns, h * w)
 
 
-def downsampling_matrix(n: int, step: int, size: int | None = None) -> Floats:
-    """Return D, which keeps n of `size` values, every step-th; its transpose inserts zeros."""
-    matrix = np.zeros((n, (n - 1) * step + 1 if size is None else size))
+def downsampling_matrix(n: int, step: int) -> Floats:
+    """Return D (n, (n - 1) step + 1), which keeps every step-th value; D^T inserts zeros."""
+    matrix = np.zeros((n, (n - 1) * step + 1))
     matrix[np.arange(n), np.arange(n) * step] = 1
     return matrix
 
@@ -58,12 +48,10 @@ def downsampling_matrix(n: int, step: int, size: int | None = None) -> Floats:
 def insert_zeros(x: Floats, stride: int) -> Floats:
     """Return x with stride - 1 zeros between neighbours: ((h-1) stride + 1, (w-1) stride + 1)."""
     h, w = x.shape
-    result = np.zeros(((h - 1) * stride + 1, (w - 1) * stride + 1))
-    result[::stride, ::stride] = x
-    return result
+    return downsampling_matrix(h, stride).T @ x @ downsampling_matrix(w, stride)
 
 
-def transposed_by_insertion(x: Floats, kernel: Floats, stride: int, padding: int = 0) -> Floats:
+def transposed_by_insertion(x: Floats, kernel: Floats, stride: int) -> Floats:
     """Return a transposed convolution, computed as an ordinary one.
 
     Zeros are inserted between the inputs and around them, and the kernel is turned by 180 degrees.
@@ -72,12 +60,10 @@ def transposed_by_insertion(x: Floats, kernel: Floats, stride: int, padding: int
     spread = np.pad(insert_zeros(x, stride), ((k - 1, k - 1), (m - 1, m - 1)))
     h, w = spread.shape
     matrix = convolution_matrix(kernel[::-1, ::-1], (h, w))
-    return _trim((matrix @ spread.ravel()).reshape(h - k + 1, w - m + 1), padding)
+    return (matrix @ spread.ravel()).reshape(output_size(h, k), output_size(w, m))
 
 
-def transposed_by_stamping(
-    x: Floats, kernel: Floats, stride: int, padding: int = 0
-) -> tuple[Floats, list[Floats]]:
+def transposed_by_stamping(x: Floats, kernel: Floats, stride: int) -> tuple[Floats, list[Floats]]:
     """Return a transposed convolution, and what each input adds to it, in reading order.
 
     Each input stamps the kernel, times its own value, onto the output.
@@ -87,7 +73,7 @@ def transposed_by_stamping(
     for i, j in np.ndindex(h, w):
         stamp = np.zeros((transposed_size(h, k, stride), transposed_size(w, m, stride)))
         stamp[i * stride : i * stride + k, j * stride : j * stride + m] = x[i, j] * kernel
-        stamps.append(_trim(stamp, padding))
+        stamps.append(stamp)
     return np.sum(stamps, axis=0), stamps
 
 
@@ -96,6 +82,7 @@ def repeat_then_convolve(q: Floats, factor: int) -> Floats:
 
     Args:
         q: (n,), the weights as a network uses them, not flipped.
+        factor: how often each value is repeated.
 
     Returns:
         (n + factor - 1,); for factor 2 and three weights q2, q2 + q1, q1 + q0, q0.
@@ -119,9 +106,3 @@ def phase_sums(taps: Floats, stride: int) -> Floats:
 def frequency_response(taps: Floats, frequencies: Floats) -> Floats:
     """Return |H| of a filter at frequencies in cycles per pixel, 0 to 1/2."""
     return np.abs(np.exp(-2j * np.pi * np.outer(frequencies, np.arange(len(taps)))) @ taps)
-
-
-def _trim(x: Floats, padding: int) -> Floats:
-    """Remove `padding` rows and columns on every side."""
-    h, w = x.shape
-    return x[padding : h - padding, padding : w - padding]

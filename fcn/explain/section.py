@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fcn.config import UserError
 from fcn.page import figure
-from fcn.plots import FAINT, INK, LINES, axes_row, render
+from fcn.plots import FAINT, GRID, INK, LINES, axes_row, render
 
 TOPICS = {  # in the order of the page
     "matrix": "A convolution is a matrix, and a matrix has a transpose",
@@ -26,9 +26,9 @@ TOPICS = {  # in the order of the page
     "learning": "What training changes",
     "deconvnet": "Back to the pixels: the deconvnet",
 }
-CELL, TITLE, GAP = 0.34, 0.46, 0.3  # inches: a cell with a number, room for a title, between
-SCROLLS = 700  # pixels; on a phone a wider picture scrolls instead of shrinking
-Values = npt.NDArray[Any] | Sequence[int] | Tensor | float
+CELL, TITLE, LETTER, GAP = 0.34, 0.45, 0.075, 0.3  # inches
+Array = npt.NDArray[Any]
+Values = Array | Sequence[int] | Tensor | float
 
 
 class ClaimError(UserError, AssertionError):
@@ -72,105 +72,78 @@ class Section:
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Add a table; the first column holds words, the others numbers."""
         html = Markup("")
-        for tag, (words, *numbers) in (("th", head), *(("td", row) for row in rows)):
-            cells = [Markup('<{0} class="number">{1}</{0}>').format(tag, n) for n in numbers]
-            html += Markup("<tr><{0}>{1}</{0}>{2}</tr>").format(tag, words, Markup("").join(cells))
+        for tag, row in [("th", head), *(("td", row) for row in rows)]:
+            cells = [Markup("<{0}>{1}</{0}>").format(tag, cell) for cell in row]
+            html += Markup("<tr>{}</tr>").format(Markup("").join(cells))
         self.blocks.append(Markup('<div class="scroll"><table>{}</table></div>').format(html))
 
     def picture(self, caption: str, image: Image.Image, *, plot: bool = True) -> None:
         """Add a picture; its caption is its alternative text too."""
         self.pictures[f"{self.number:02d}_{len(self.pictures) + 1}_{self.key}.png"] = image
-        kind = "wide" if image.width > SCROLLS else ""
         caption = " ".join(caption.split())
-        html = figure(image, caption, caption, plot=plot)
-        self.blocks.append(Markup('<div class="{}">{}</div>').format(kind, html))
+        self.blocks.append(figure(image, caption, caption, plot=plot))
 
     def panels(
         self,
         caption: str,
-        panels: Mapping[str, npt.NDArray[Any]],
+        panels: Mapping[str, Array],
         largest: float,
         *,
-        columns: int | None = None,
+        columns: int = 8,
         limit: float | None = None,
         numbers: bool = True,
     ) -> None:
-        """Add a picture of arrays.
+        """Add a picture of arrays; cells of small arrays have one size.
 
         Args:
-            caption: see `picture`.
+            caption: also the alternative text.
             panels: title -> numbers (H, W), red above zero, blue below; or colours (H, W, 3) uint8.
             largest: width and height of a panel in inches, at most.
-            columns: panels in a row; all of them if None.
-            limit: the number with the strongest colour; each array's largest if None.
+            columns: panels in a row.
+            limit: the number with the strongest colour; None: each array's largest.
             numbers: write the numbers into the cells of small arrays.
         """
-        columns = columns or len(panels)
-        sizes = [_size(array, largest) for array in panels.values()]
-        room = [  # widths: of the panel or its title
-            max(width, 0.075 * max(map(len, title.split("\n"))))
-            for title, (width, _) in zip(panels, sizes, strict=True)
-        ]
-        widths = [max(room[i::columns]) + GAP for i in range(min(columns, len(panels)))]
-        rows = [sizes[i : i + columns] for i in range(0, len(panels), columns)]
-        heights = [max(height for _, height in row) + TITLE for row in rows]
-        whole = Figure((sum(widths), sum(heights)))
-        for i, ((title, array), (w, h)) in enumerate(zip(panels.items(), sizes, strict=True)):
-            row, column = divmod(i, columns)
-            x = sum(widths[:column]) + (widths[column] - w) / 2
-            y = sum(heights[row:]) - TITLE - h  # from the bottom
-            place = np.array([x, y, w, h]) / (2 * [sum(widths), sum(heights)])
-            axes = whole.add_axes(tuple(place), xticks=[], yticks=[])
+        whole = Figure((1, 1))  # its coordinates are inches; `render` cuts out what is drawn
+        left = top = bottom = 0.0
+        for i, (title, array) in enumerate(panels.items()):
+            if i % columns == 0:
+                left, top = 0.0, bottom - TITLE
+            rows, across = array.shape[:2]
+            cell = min(CELL, largest / max(rows, across))
+            axes = whole.add_axes((left, top - rows * cell, across * cell, rows * cell))
+            axes.set(xticks=[], yticks=[])
             axes.spines[:].set(color=FAINT, linewidth=0.6)
-            axes.set_title(title, fontsize=9, color=INK, pad=4, parse_math=False)
+            axes.set_title(title, fontsize=9, color=INK, pad=4, loc="left", parse_math=False)
             most = limit or float(np.abs(array).max()) or 1.0
             if numbers and array.size <= 81:
                 most *= 2  # pale enough for dark numbers
-                points = min(9.0, 72 * w / array.shape[1] * 0.36)
                 for v, u in np.argwhere(array):
                     label = axes.text(u, v, f"{array[v, u]:.3g}", ha="center", va="center")
-                    label.set(fontsize=points, color=INK)
+                    label.set(fontsize=26 * cell, color=INK)
             axes.imshow(array, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-        plot = all(array.ndim == 2 for array in panels.values())
-        self.picture(caption, render(whole.axes[0]), plot=plot)
+            bottom = min(bottom, top - rows * cell)
+            left += GAP + max(across * cell, LETTER * max(map(len, title.split("\n"))))
+        self.picture(caption, render(axes), plot=array.ndim == 2)
 
-    def lines(
-        self,
-        caption: str,
-        plots: Mapping[str, Mapping[str, Any]],
-        xlabel: str,
-        ylabel: str,
-        **style: Any,
-    ) -> None:
-        """Add line plots side by side: title -> label -> (x, y)."""
-        every = axes_row(3.4, 2.5, len(plots))
-        for axes, (title, series) in zip(every, plots.items(), strict=True):
-            for (label, (x, y)), colour in zip(series.items(), LINES, strict=False):
-                axes.plot(x, y, label=label, color=colour, lw=1.5, **style)
-            axes.set_title(title, fontsize=11, color=INK)
-            axes.set_xlabel(xlabel)
-            axes.set_ylim(bottom=0)
-            axes.grid(color="#e6e6e6", linewidth=0.8)
-            if len(series) > 1:
-                axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-        every[0].set_ylabel(ylabel)
-        self.picture(caption, render(every[0]))
+    def lines(self, caption: str, curves: Mapping[str, tuple[Array, Array]], xlabel: str) -> None:
+        """Add a line plot: label -> (x, y)."""
+        (axes,) = axes_row(5, 2.8)
+        for (label, (x, y)), colour in zip(curves.items(), LINES, strict=False):
+            axes.plot(x, y, ".-", label=label, color=colour, linewidth=1, markersize=4)
+        axes.set_xlabel(xlabel)
+        axes.set_ylim(bottom=0)
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+        self.picture(caption, render(axes))
 
 
-def _size(array: npt.NDArray[Any], largest: float) -> tuple[float, float]:
-    """Return the width and height of a panel in inches; cells of small arrays have one size."""
-    height, width = array.shape[:2]
-    cell = largest / max(height, width)
-    if array.ndim == 2 and max(height, width) <= 40:
-        cell = min(cell, CELL)
-    return max(width * cell, 0.3), max(height * cell, 0.06)
-
-
-def _array(values: Values) -> npt.NDArray[Any]:
+def _array(values: Values) -> Array:
     return np.ravel(values.detach().numpy() if isinstance(values, Tensor) else values)
 
 
 def _markdown(words: str) -> Markup:
-    """Convert plain text with `code` and *italics* to HTML."""
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(" ".join(words.split()))))
+    """Convert plain text with `code` and *italics* to HTML; sizes and percentages do not break."""
+    text = str(escape(" ".join(words.split())))
+    text = re.sub(" ([×−]) ", "\u00a0\\1\u00a0", text.replace(" %", "\u00a0%"))
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
     return Markup(re.sub(r"\*(.+?)\*", r"<i>\1</i>", text))

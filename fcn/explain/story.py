@@ -26,17 +26,14 @@ ABOUT_NETWORK = {"network": net.network, "learning": net.learning, "deconvnet": 
 def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     """Write explain.html and its pictures to `folder`."""
     chosen = list(TOPICS) if cfg.explain == "all" else [cfg.explain]
-    subject = None
-    if cfg.checkpoint or ABOUT_NETWORK.keys() & set(chosen):
-        subject = open_subject(cfg, folder, console)
+    subject = _subject(cfg, folder, console) if ABOUT_NETWORK.keys() & set(chosen) else None
     sections = []
     for key in chosen:
         section = explain(key, subject)
-        checked = f": {section.claims} claims checked" if section.claims else ""
-        console.print(f"{section.number}. {section.title}{checked}")
+        console.print(f"{section.number}. {section.title}")
         sections.append(section)
-    path = write(sections, folder)
-    console.print(f"{sum(len(section.pictures) for section in sections)} pictures and {path}")
+    claims = sum(section.claims for section in sections)
+    console.print(f"{claims} claims checked: {write(sections, folder)}")
 
 
 def explain(key: str, subject: Subject | None = None) -> Section:
@@ -45,8 +42,6 @@ def explain(key: str, subject: Subject | None = None) -> Section:
     if key in ABOUT_NETWORK:
         assert subject is not None
         ABOUT_NETWORK[key](section, subject)
-    elif key == "checkerboards" and subject and (kernel := net.learned_kernel(subject)) is not None:
-        topics.checkerboards(section, kernel)
     else:
         getattr(topics, key)(section)
     return section
@@ -56,8 +51,7 @@ def write(sections: Sequence[Section], folder: Path) -> Path:
     """Write the pictures and explain.html; return its path."""
     for section in sections:
         for name, image in section.pictures.items():
-            with atomic_write(folder / name) as temporary:
-                image.save(temporary, "PNG")
+            image.save(folder / name)
     path = folder / "explain.html"
     body = templates().get_template("explain/story.html").render(sections=sections)
     with atomic_write(path) as temporary:
@@ -65,23 +59,19 @@ def write(sections: Sequence[Section], folder: Path) -> Path:
     return path
 
 
-def open_subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
+def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
     """Return the network of cfg.checkpoint, or one trained for a moment, and the image."""
     if cfg.data.download:
         fetch(cfg.data, console)
     dataset = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
-    image, target = choose(dataset, cfg.image)
-    trained = checkpoint.read(cfg.checkpoint or train(cfg, folder / "train", console))
+    image, target = _choose(dataset, cfg.image)
+    trained = checkpoint.read(cfg.checkpoint or _train(cfg, folder / "train", console))
     trained.check_classes(dataset.classes, cfg.data.name)
     return Subject(trained.model(), trained.classes, image, target)
 
 
-def choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:
-    """Return an image by its id, or the one of the first 30 that shows most classes.
-
-    Raises:
-        ConfigError: no such id.
-    """
+def _choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:
+    """Return an image by its id, or the one of the first 30 that shows most classes."""
     if image is None:
         first = (dataset[i] for i in range(min(30, len(dataset))))
         return max(first, key=lambda pair: len(pair[1].unique()))
@@ -93,17 +83,18 @@ def choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Ten
     return dataset[dataset.ids.index(image)]
 
 
-def train(cfg: ExplainConfig, folder: Path, console: Console) -> Path:
-    """Train a network with learned upsampling on the embedded sample; return its folder.
-
-    Raises:
-        UserError: the training failed.
-    """
+def _train(cfg: ExplainConfig, folder: Path, console: Console) -> Path:
+    """Train a network with learned upsampling on the embedded sample; return its folder."""
     console.print(f"Training a network with upsampling=learned for {cfg.steps} steps in {folder}:")
-    command = [sys.executable, "-m", "fcn.cli", "train", "upsampling=learned", f"seed={cfg.seed}"]
-    command += [f"trainer.max_steps={cfg.steps}", f"trainer.val_check_interval={cfg.steps}"]
-    command += [f"data.root={quoted(Path(cfg.data.root).resolve())}"]
-    command += [f"hydra.run.dir={quoted(folder.resolve())}"]
+    settings = [
+        f"seed={cfg.seed}",
+        "upsampling=learned",
+        f"trainer.max_steps={cfg.steps}",
+        f"trainer.val_check_interval={cfg.steps}",
+        f"data.root={quoted(Path(cfg.data.root).resolve())}",
+        f"hydra.run.dir={quoted(folder.resolve())}",
+    ]
+    command = [sys.executable, "-m", "fcn.cli", "train", *settings]
     if subprocess.run(command, check=False).returncode:
         raise UserError("the training failed, see above; or give a trained model: checkpoint=RUN")
     return folder

@@ -1,9 +1,7 @@
 """Where the output of a layer lies on its input: coordinate maps, and the crops that follow.
 
-Output index i of a layer (or a chain) sits at input coordinate scale * i + offset. Composed along
-two branches of a network, the maps say by how much one must be cropped to lie on the other, so no
-crop offset is ever typed in. The idea is the authors' own (Caffe's coord_map.py). Half the
-receptive field of an output is composed along with them.
+Composed along two branches of a network, the maps say by how much one must be cropped to lie on the
+other. The idea is the authors' own (Caffe's coord_map.py).
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ class CoordinateMap:
     """Output index i sits at input coordinate scale * i + offset (exact fractions).
 
     It depends on inputs up to `reach` (half the receptive field) away from there, and on none
-    beyond. Two maps are equal if they put outputs at the same places.
+    beyond. Maps that differ in reach alone are equal.
     """
 
     scale: Fraction = Fraction(1)
@@ -46,20 +44,6 @@ class CoordinateMap:
         return int(steps)
 
 
-def window(kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> CoordinateMap:
-    """Return the map of a convolution or a pooling: each output sits at its window's centre."""
-    reach = Fraction(dilation * (kernel - 1), 2)
-    return CoordinateMap(Fraction(stride), reach - padding, reach)
-
-
-def transposed(kernel: int, stride: int, padding: int = 0) -> CoordinateMap:
-    """Return the map of a transposed convolution: the inverse of its convolution's."""
-    forward = window(kernel, stride, padding)
-    return CoordinateMap(
-        1 / forward.scale, -forward.offset / forward.scale, forward.reach / forward.scale
-    )
-
-
 def coordinate_map(layer: nn.Module) -> CoordinateMap:
     """Return the map of a layer or a chain of layers, read from its own settings.
 
@@ -74,15 +58,17 @@ def coordinate_map(layer: nn.Module) -> CoordinateMap:
         for part in layer:
             total = total.then(coordinate_map(part))
         return total
-    if isinstance(layer, Upsampling):
-        return transposed(layer.kernel, layer.factor)
-    if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+    if isinstance(layer, Upsampling):  # the inverse of the convolution that it transposes
+        centre = Fraction(layer.kernel - 1, 2) / layer.factor
+        return CoordinateMap(Fraction(1, layer.factor), -centre, centre)
+    if isinstance(layer, nn.Conv2d | nn.MaxPool2d):  # each output sits at its window's centre
         kernel, stride, padding, dilation = (
             # Convolutions hold a setting per axis, poolings one number; both are square here.
             setting[0] if isinstance(setting, tuple) else int(setting)
             for setting in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         )
-        return window(kernel, stride, padding, dilation)
+        reach = Fraction(dilation * (kernel - 1), 2)
+        return CoordinateMap(Fraction(stride), reach - padding, reach)
     if isinstance(layer, nn.ReLU | nn.BatchNorm2d | nn.Dropout):
         return CoordinateMap()
     raise TypeError(f"no coordinate map is known for {type(layer).__name__}")

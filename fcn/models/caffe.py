@@ -20,7 +20,7 @@ from torch import Tensor
 from fcn.config import MEAN_BGR, UserError
 from fcn.models.fcn import FCN, FINAL, SKIPS, UPSCORE
 from fcn.models.surgery import Fate, Report
-from fcn.models.upsampling import LearnedUpsampling, kernel_size
+from fcn.models.upsampling import LearnedUpsampling
 
 # Their networks -> stride, and whether the skips are scaled ("at once").
 MODELS = {
@@ -31,17 +31,6 @@ MODELS = {
 }
 VGG16 = [f"conv{stage}_{i + 1}" for stage, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(n)]
 VGG16 += ["fc6", "fc7"]
-# Names in the authors' first releases (fcn-8s-pascal, fcn-8s-pascalcontext) -> names since 2016;
-# "upsample" was the last upsampling of all strides.
-OLD_NAMES = {
-    "score-fr": "score_fr",
-    "score59": "score_fr",
-    "score2": "upscore2",
-    "score-pool4": "score_pool4",
-    "score4": "upscore_pool4",
-    "upsample-fused-16": "upscore_pool4",
-    "score-pool3": "score_pool3",
-}
 PARTS = ("weight", "bias")  # a layer's blobs
 
 # BVLC/caffe's src/caffe/proto/caffe.proto. NetParameter's fields that hold layers (LayerParameter
@@ -65,8 +54,7 @@ def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
         path: a .caffemodel file.
 
     Returns:
-        Layer name -> float32 tensors in their own shapes (four dimensions in files of before 2015),
-        in the file's order.
+        Layer name -> float32 tensors, in four dimensions in files of before 2015.
 
     Raises:
         CaffeError: the file is missing, cut short, damaged or not a caffemodel.
@@ -76,12 +64,9 @@ def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
         network = _fields(memoryview(np.memmap(path, np.uint8, mode="r")))  # type: ignore[arg-type]
         for number, (names, messages) in LAYERS.items():
             for layer in map(_fields, network[number]):
-                if not layer[messages]:
-                    continue
-                name = str(layer[names][0], "utf-8", "replace")
-                if name in blobs:
-                    raise ValueError(f"two layers with weights are called {name}")
-                blobs[name] = [_blob(_fields(blob), name) for blob in layer[messages]]
+                if layer[messages]:
+                    name = str(layer[names][0], "utf-8", "replace")
+                    blobs[name] = [_blob(_fields(blob)) for blob in layer[messages]]
     except OSError as error:
         raise CaffeError(f"{path}: {error.strerror}") from error
     except (IndexError, TypeError, ValueError) as error:
@@ -118,7 +103,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     return value | message[at] << shift, at + 1
 
 
-def _blob(fields: dict[int, list[Any]], layer: str) -> Tensor:
+def _blob(fields: dict[int, list[Any]]) -> Tensor:
     """Return a blob as float32 in its own shape."""
     shape = [size for number in LEGACY_SHAPE for size in fields[number]]
     if fields[SHAPE]:
@@ -126,10 +111,7 @@ def _blob(fields: dict[int, list[Any]], layer: str) -> Tensor:
         while packed and at < len(packed[0]):
             size, at = _varint(packed[0], at)
             shape.append(size)
-    data = np.frombuffer(fields[DATA][0], "<f4").astype(np.float32)
-    if data.size != math.prod(shape):
-        raise ValueError(f"layer {layer}: a blob of shape {tuple(shape)} holds {data.size} values")
-    return torch.from_numpy(data).view(shape)
+    return torch.from_numpy(np.frombuffer(fields[DATA][0], "<f4").astype(np.float32).reshape(shape))
 
 
 def import_fcn(
@@ -142,8 +124,7 @@ def import_fcn(
     """Build the FCN that gives an authors' network's own scores, for RGB in [0, 1].
 
     Widths and the number of classes come from the blobs. Upsampling kernels that are bilinear to
-    the last bit become `fixed` and are not stored; otherwise all are kept, as `learned` or, with
-    one kernel per class, `learned_channelwise`.
+    the last bit become `fixed` and are not stored; otherwise all are kept, as `learned`.
 
     Args:
         blobs: from `read_caffemodel`; the model shares their memory.
@@ -156,37 +137,20 @@ def import_fcn(
         The model in evaluation mode, and every blob's fate.
 
     Raises:
-        CaffeError: a layer or blob is missing, unknown, of the wrong shape, not finite, or has no
-            counterpart in an FCN here.
-        ValueError: an unknown model.
+        CaffeError: a layer or blob is missing, unknown or of the wrong size.
     """
-    if model not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     stride, at_once = MODELS[model]
-    pools, final = SKIPS[stride], FINAL[stride]
-    renamed = [(OLD_NAMES | {"upsample": final}).get(layer, layer) for layer in blobs]
-    if twice := {layer for layer in renamed if renamed.count(layer) > 1}:
-        raise CaffeError(f"{name}: layer {twice.pop()} appears by its old and its present name")
-    source = _Source(name, dict(zip(renamed, blobs.values(), strict=True)))
+    source = _Source(name, blobs)
     source.check_layers(model)
-    classes = source.blobs["score_fr"][1].numel()
-    scales = {pool: source.scale(f"scale_{pool}") for pool in pools if at_once}
-    upsampling = source.upsampling({UPSCORE[pool]: 2 for pool in pools} | {final: stride}, classes)
+    classes = blobs["score_fr"][1].numel()
+    scales = {pool: source.scale(f"scale_{pool}") for pool in SKIPS[stride] if at_once}
+    upsampling = source.upsampling(
+        {UPSCORE[pool]: 2 for pool in SKIPS[stride]} | {FINAL[stride]: stride}, classes
+    )
     network = source.empty_model(
         stride=stride, num_classes=classes, upsampling=upsampling, skip_scales=scales
     )
-    state = source.state(network.state_dict(), mean_bgr)
-    for layer, target in (*((UPSCORE[p], f"score_{p}.bias") for p in pools), (final, "")):
-        if len(source.blobs[layer]) == 1:
-            continue
-        # Only the first releases have biases here. Those added to a skip's scores become theirs.
-        bias = source.take(layer, 1, (classes,))
-        if target:
-            state[target] = state[target] + bias
-        elif bias.any():
-            raise source.error(layer, "it has a bias, which the last upsampling here cannot have")
-        source.tell(f"{layer}.bias", "folded", bias, f"into {target}" if target else "zero")
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(source.state(network.state_dict(), mean_bgr), assign=True)
     return network.eval(), source.report
 
 
@@ -216,26 +180,27 @@ def import_vgg(
     every = source.empty_model(stride=32, num_classes=2).state_dict()
     wanted = {key: tensor for key, tensor in every.items() if not key.startswith("score")}
     state = source.state(wanted, mean_bgr)
-    for part, blob in zip(PARTS, source.blobs["fc8"], strict=True):
+    for part, blob in zip(PARTS, blobs["fc8"], strict=True):
         source.tell(f"fc8.{part}", "left over", blob)
     return state, source.report
 
 
-def _layers(model: str) -> dict[str, tuple[int, ...]]:
-    """Return the layers of a published network that have blobs -> how many each may have."""
+def _layers(model: str) -> dict[str, int]:
+    """Return the layers of a published network that have blobs -> how many each has."""
     if model == "vgg16":
-        return dict.fromkeys([*VGG16, "fc8"], (2,))
+        return dict.fromkeys([*VGG16, "fc8"], 2)
     stride, at_once = MODELS[model]
-    layers: dict[str, tuple[int, ...]] = dict.fromkeys([*VGG16, "score_fr"], (2,))
+    layers = dict.fromkeys([*VGG16, "score_fr"], 2) | {FINAL[stride]: 1}
     for pool in SKIPS[stride]:
-        layers |= {f"score_{pool}": (2,), UPSCORE[pool]: (1, 2)}
-        layers |= {f"scale_{pool}": (1,)} if at_once else {}
-    return layers | {FINAL[stride]: (1, 2)}
+        layers |= {f"score_{pool}": 2, UPSCORE[pool]: 1}
+        if at_once:
+            layers[f"scale_{pool}"] = 1
+    return layers
 
 
 @dataclass
 class _Source:
-    """A caffemodel's blobs, under the authors' present names, and what becomes of each."""
+    """A caffemodel's blobs, and what becomes of each."""
 
     name: str
     blobs: Mapping[str, Sequence[Tensor]]
@@ -257,56 +222,43 @@ class _Source:
         unknown = [layer for layer in self.blobs if layer not in layers]
         if missing or unknown:
             fitting = [m for m in (*MODELS, "vgg16") if _layers(m).keys() == self.blobs.keys()]
-            hint = (
-                f"its layers are those of model={fitting[0]}"
-                if fitting
-                else ("networks with two heads, depth or HHA (SIFT Flow, NYUD) cannot be imported")
-            )
             raise CaffeError(
                 f"{self.name}: not the layers of {model}; missing: {', '.join(missing) or 'none'}; "
-                f"unknown: {', '.join(unknown) or 'none'}; {hint}"
+                f"unknown: {', '.join(unknown) or 'none'}"
+                + "".join(f"; its layers are those of model={m}" for m in fitting)
             )
-        for layer, counts in layers.items():
-            if (count := len(self.blobs[layer])) not in counts:
-                raise self.error(layer, f"it has {count} blobs, but should have {counts[-1]}")
+        for layer, count in layers.items():
+            if len(self.blobs[layer]) != count:
+                found = len(self.blobs[layer])
+                raise self.error(layer, f"it has {found} blobs, but should have {count}")
 
     def take(self, layer: str, index: int, shape: Sequence[int]) -> Tensor:
-        """Return one blob in `shape`, finite."""
+        """Return one blob in `shape`; old files have four dimensions, VGG's fc6 and fc7 two."""
         blob = self.blobs[layer][index]
-        fits = [_significant(shape)]
-        if layer in ("fc6", "fc7"):  # a VGG's are fully connected: (outputs, inputs)
-            fits.append(_significant((shape[0], math.prod(shape[1:]))))
-        if _significant(blob.shape) not in fits:
+        if blob.numel() != math.prod(shape):
             given, wanted = tuple(blob.shape), tuple(shape)
             raise self.error(layer, f"its {PARTS[index]} is {given}, but should be {wanted}")
-        if not all(math.isfinite(extreme) for extreme in blob.aminmax()):
-            raise self.error(layer, f"its {PARTS[index]} holds values that are not finite")
         return blob.reshape(tuple(shape))
 
     def scale(self, layer: str) -> float:
-        """Return the one factor of a Scale layer, which stores it once, or once per channel."""
-        blob = self.take(layer, 0, self.blobs[layer][0].shape)
+        """Return the factor of a Scale layer, which stores it once per channel."""
+        (blob,) = self.blobs[layer]
         factor = np.float32(blob.flatten()[0].item())
-        channels = self.blobs[f"conv{layer[-1]}_3"][1].numel()
-        if blob.numel() not in (1, channels) or (blob != factor.item()).any():
-            raise self.error(layer, "it has more than one factor, but a skip here has one")
+        if (blob != factor.item()).any():
+            raise self.error(layer, "its channels have different factors, but a skip here has one")
         self.tell(layer, "recognised", blob, f"the skip's factor: {factor}")
         return float(str(factor))  # 0.01 rather than 0.009999999776: the same as float32
 
     def upsampling(self, factors: Mapping[str, int], classes: int) -> str:
         """Return which of our upsamplings the network has, from its layers and their factors."""
-        grouped = all(
-            self.blobs[layer][0].numel() == classes * kernel_size(factor) ** 2
-            for layer, factor in factors.items()
-        )
         kernels, bilinear = {}, True
         for layer, factor in factors.items():
             # Bilinear values are fractions that float32 holds exactly: no tolerance is needed.
-            ideal = LearnedUpsampling(factor, classes, channelwise=grouped).weight
+            ideal = LearnedUpsampling(factor, classes).weight
             kernels[layer] = self.take(layer, 0, ideal.shape)
             bilinear &= torch.equal(kernels[layer], ideal)
         if not bilinear:
-            return "learned_channelwise" if grouped else "learned"
+            return "learned"
         for layer, kernel in kernels.items():
             self.tell(f"{layer}.weight", "recognised", kernel, "bilinear: fixed, not stored")
         return "fixed"
@@ -335,9 +287,3 @@ class _Source:
             state[name] = value
             self.tell(name, fate, value, note)
         return state
-
-
-def _significant(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape without leading ones, with which files of before 2015 fill four dimensions."""
-    leading = next((i for i, size in enumerate(shape) if size != 1), len(shape))
-    return tuple(shape[leading:])

@@ -15,17 +15,10 @@ from fcn.models.fcn import FCN
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of one tensor.
+    """The fate of one tensor."""
 
-    Args:
-        name: in the model; of a tensor left over, in the source.
-        fate: copied, reshaped, initialised or left over.
-        shape: of the tensor.
-        note: why, or how.
-    """
-
-    name: str
-    fate: str
+    name: str  # in the model; of a tensor left over, in the source
+    fate: str  # copied, reshaped, initialised or left over
     shape: tuple[int, ...]
     note: str = ""
 
@@ -50,26 +43,7 @@ class SurgeryError(ValueError):
     """Weights that do not fit the model they are meant for."""
 
 
-def convolutionalize(weight: Tensor, kernel: int) -> Tensor:
-    """Return a fully connected layer's weight as that of a convolution.
-
-    Args:
-        weight: (outputs, C * kernel * kernel), over features (C, kernel, kernel).
-        kernel: side of the convolution.
-
-    Returns:
-        (outputs, C, kernel, kernel), the same numbers: one output on a kernel x kernel input.
-
-    Raises:
-        SurgeryError: the inputs are not C * kernel * kernel for any C.
-    """
-    outputs, inputs = weight.shape
-    if inputs % kernel**2:
-        raise SurgeryError(f"a layer of {inputs} inputs is no {kernel} x {kernel} convolution")
-    return weight.view(outputs, inputs // kernel**2, kernel, kernel)
-
-
-def torchvision_names(model: FCN) -> dict[str, str]:
+def _torchvision_names(model: FCN) -> dict[str, str]:
     """Return our name of each backbone and head tensor -> its name in torchvision's VGG."""
     names = {}
     for index, (name, layer) in enumerate(model.backbone.named_children()):
@@ -92,9 +66,10 @@ def transplant(
 ) -> Report:
     """Copy weights into a model: from an FCN by name, or from torchvision's VGG by position.
 
-    Fully connected weights are reshaped to convolutions. Score and upscore layers are copied class
-    by class where both lists of names are known; classes that the source lacks keep their
-    initialisation (scores zero, upsampling bilinear). The model changes only if everything fits.
+    Fully connected weights are reshaped to convolutions: the same numbers. Score and upscore layers
+    are copied class by class where both lists of names are known; classes that the source lacks
+    keep their initialisation (scores zero, upsampling bilinear). The model changes only if
+    everything fits.
 
     Args:
         model: changed in place.
@@ -107,10 +82,11 @@ def transplant(
         SurgeryError: a tensor of the backbone or head has no source of its size, or one with
             values that are not finite.
     """
-    theirs = torchvision_names(model) if any(k.startswith("features.") for k in source) else {}
-    names = (list(classes or []), list(source_classes or []))
-    by_class = all(names) and names[0] != names[1]
-    report, taken, copies = Report(name), set[str](), list[tuple[Tensor, Tensor]]()
+    theirs = _torchvision_names(model) if any(k.startswith("features.") for k in source) else {}
+    names, source_names = list(classes or []), list(source_classes or [])
+    by_class = names and source_names and names != source_names
+    report, copies = Report(name), list[tuple[Tensor, Tensor]]()
+    left_over = dict(source)
     for own, tensor in model.state_dict().items():
         key, shape = theirs.get(own, own), tuple(tensor.shape)
         needed = own.startswith(("backbone.", "head."))
@@ -119,16 +95,14 @@ def transplant(
                 raise SurgeryError(f"{name}: no {key} in it, which {own} {shape} needs")
             report.fates.append(Fate(own, "initialised", shape, "not in the source"))
             continue
-        taken.add(key)
-        given, note = source[key], ""
-        if given.ndim == 2 and tensor.ndim == 4:
-            note = f"{tuple(given.shape)} before"
-            given = convolutionalize(given, tensor.shape[-1])
-        if not bool(torch.isfinite(given).all()):
+        given, fate, note = left_over.pop(key), "copied", ""
+        if not given.isfinite().all():
             raise SurgeryError(f"{name}: {key} holds values that are not finite")
-        fate = "reshaped" if note else "copied"
+        if given.ndim == 2 and tensor.ndim == 4 and given.numel() == tensor.numel():
+            fate, note = "reshaped", f"{tuple(given.shape)} before"
+            given = given.reshape(shape)
         if by_class and own.startswith(("score", "upscore")):
-            given, note = match_classes(tensor, given, *names)
+            given, note = _match_classes(tensor, given, names, source_names)
             fate = "initialised" if given is tensor else "copied"
         elif given.shape != tensor.shape and needed:
             raise SurgeryError(f"{name}: {key} is {tuple(given.shape)}, but {own} is {shape}")
@@ -138,37 +112,31 @@ def transplant(
         report.fates.append(Fate(own, fate, shape, note))
     for tensor, given in copies:
         tensor.copy_(given)
-    report.fates += [
-        Fate(key, "left over", tuple(source[key].shape)) for key in source if key not in taken
-    ]
+    report.fates += [Fate(key, "left over", tuple(t.shape)) for key, t in left_over.items()]
     return report
 
 
-def match_classes(
-    initial: Tensor, given: Tensor, classes: Sequence[str], source_classes: Sequence[str]
+def _match_classes(
+    initial: Tensor, given: Tensor, classes: list[str], source_classes: list[str]
 ) -> tuple[Tensor, str]:
-    """Return a score or upscore tensor with the rows of the classes that the source knows.
+    """Return `initial` (K, ...) with the rows of `given` for the classes both know, and a note.
 
-    Args:
-        initial: (K, ...), kept for classes that the source lacks.
-        given: (K', ...), the source's.
-        classes: K names.
-        source_classes: K' names.
-
-    Returns:
-        The tensor, `initial` itself where nothing fits, and a note for the report.
+    Where nothing fits, the tensor is `initial` itself.
     """
     known = [k for k in classes if k in source_classes]
-    new = torch.tensor([list(classes).index(k) for k in known], dtype=torch.long)
-    old = torch.tensor([list(source_classes).index(k) for k in known], dtype=torch.long)
-    by_pair = len(classes) == initial.shape[1:2].numel() and initial.shape[2:] != (1, 1)
-    rest = (given.shape[2:], initial.shape[2:]) if by_pair else (given.shape[1:], initial.shape[1:])
-    if not known or len(initial) != len(classes) or rest[0] != rest[1]:
+    new = torch.tensor([classes.index(k) for k in known], dtype=torch.long)
+    old = torch.tensor([source_classes.index(k) for k in known], dtype=torch.long)
+    # Kernels from each class to each class, (K, K, k, k), unlike scores, (K, C, 1, 1).
+    by_pair = initial.shape[1:2] == (len(classes),) and initial.shape[2:] != (1, 1)
+    start = (len(source_classes),) * (2 if by_pair else 1)
+    if not known or given.shape != (*start, *initial.shape[len(start) :]):
         return initial, f"the source has the classes {', '.join(source_classes)}"
     result = initial.clone()
-    if by_pair:  # kernels from each class to each class
+    if by_pair:
         result[new[:, None], new] = given[old[:, None], old]
     else:
         result[new] = given[old]
-    lacking = [k for k in classes if k not in known]
-    return result, f"{len(known)} classes by name" + f"; new: {', '.join(lacking)}" * bool(lacking)
+    note = f"{len(known)} classes by name"
+    if lacking := [k for k in classes if k not in known]:
+        note += f"; new: {', '.join(lacking)}"
+    return result, note

@@ -12,7 +12,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 @dataclass(frozen=True)
 class Variant:
-    """One of torchvision's configurations (A, B, D, E), and its default widths."""
+    """A backbone: one of torchvision's layouts (A, B, D, E), and its default widths."""
 
     layout: str
     batch_norm: bool
@@ -31,11 +31,7 @@ VARIANTS["mini"] = Variant("A", batch_norm=True, width=16, head_width=256)
 
 
 def variant(name: str) -> Variant:
-    """Return the variant called `name`.
-
-    Raises:
-        ValueError: an unknown backbone.
-    """
+    """Return the variant called `name`; raise a ValueError for an unknown one."""
     if name not in VARIANTS:
         raise ValueError(f"backbone must be one of {', '.join(VARIANTS)}, got {name!r}")
     return VARIANTS[name]
@@ -50,8 +46,6 @@ class VGG(nn.Sequential):
         name: a name in `VARIANTS`.
         padding: of conv1_1, in pixels.
         width: channels of the first stage.
-
-    forward: float (B, 3, H, W), normalised -> pool3, pool4, pool5 at strides 8, 16 and 32.
     """
 
     def __init__(self, name: str, *, padding: int, width: int) -> None:
@@ -63,9 +57,10 @@ class VGG(nn.Sequential):
         conv1_1.padding = (padding, padding)
         pooled = [int(c) for c, following in pairwise(layout) if following == "M"]
         self.channels = {f"pool{stage}": c for stage, c in enumerate(pooled, start=1)}
-        initialise(self)
+        _initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pool3, pool4 and pool5, at strides 8, 16 and 32, of a normalised (B, 3, H, W)."""
         pools = {}
         for name, layer in self.named_children():
             image = layer(image)
@@ -88,9 +83,6 @@ def head(name: str, channels: int, *, padding: int, width: int, dropout: float) 
         padding: of fc6.
         width: channels of fc6 and fc7.
         dropout: probability, after each.
-
-    Returns:
-        float (B, channels, h, w) -> float (B, width, h + 2 padding - 6, w + 2 padding - 6).
     """
     layers = OrderedDict[str, nn.Module]()
     for index, kernel, inputs, pad in ((6, 7, channels, padding), (7, 1, width, 0)):
@@ -100,7 +92,7 @@ def head(name: str, channels: int, *, padding: int, width: int, dropout: float) 
         layers[f"relu{index}"] = nn.ReLU()
         layers[f"drop{index}"] = nn.Dropout(dropout)  # elementwise, as Caffe's
     result = nn.Sequential(layers)
-    initialise(result)
+    _initialise(result)
     return result
 
 
@@ -126,7 +118,7 @@ class WideConv2d(nn.Conv2d):
         return score.view(-1, len(image), height, width).transpose(0, 1)  # C,B,h,w -> B,C,h,w
 
 
-def initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module) -> None:
     """Draw random weights as torchvision's VGG does (He et al. 2015, fan out)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -2,13 +2,16 @@
 
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
@@ -19,6 +22,9 @@ from fcn.output import percent
 
 RECORD_EVERY = 10  # steps between points of the loss curve
 CHECK_EVERY = 10  # batches between looks at a GPU's loss, which has to be waited for
+REPORT_EVERY = 60  # seconds between lines where there is no progress bar
+WARN_AFTER = 3  # steps, after which a run's length is estimated
+DAY = 24 * 3600  # seconds
 SAME = 3  # validations with one class alone predicted before a warning
 
 
@@ -51,6 +57,7 @@ class History(Callback):
         self.loss: list[tuple[int, float]] = []
         self.mean_iou: list[tuple[int, float]] = []
         self.started = time.monotonic()
+        self.warned = False
 
     def on_train_batch_end(
         self,
@@ -67,6 +74,34 @@ class History(Callback):
             self.loss.append((step, float(trainer.callback_metrics["train/loss"])))
         if step >= trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate, whatever the interval
+        self._report_progress(trainer, len(batch[0]) * trainer.world_size)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of the run's steps."""
+        self.first, self.batches = trainer.global_step, 0
+        self.reported = self.begin = time.monotonic()
+
+    def _report_progress(self, trainer: pl.Trainer, images: int) -> None:
+        """Warn early of a run of more than a day; without a terminal print a line each minute."""
+        now, step = time.monotonic(), trainer.global_step
+        self.batches += 1
+        pace = (now - self.begin) / max(step - self.first, 1)
+        left = pace * (trainer.max_steps - step)
+        if step == self.first + WARN_AFTER and left > DAY and not self.warned:
+            self.warned = True
+            self.console.print(
+                f"warning: at {pace:.3g} s per step this run will take {left / DAY:.1f} days on "
+                "this device; see trainer.max_steps, recipe.crop, recipe.batch_size",
+                style="yellow",
+            )
+        if now - self.reported >= REPORT_EVERY and not self.console.is_terminal:
+            self.reported = now
+            rate = self.batches * images / (now - self.begin)
+            self.console.print(
+                f"step {step}/{trainer.max_steps}  "
+                f"loss of this step {float(trainer.callback_metrics['train/loss']):.4g}  "
+                f"{rate:.3g} images/s  {timedelta(seconds=round(left))} left"
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record and print the mean IoU."""
@@ -160,7 +195,7 @@ class Watch(Callback):
 
 
 class Pictures(Callback):
-    """Logs pictures to TensorBoard at every validation: predictions, upsampling kernels.
+    """Logs pictures at every validation, to loggers that take them: predictions, kernels.
 
     Args:
         classes: their names.
@@ -192,17 +227,17 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the pictures, and the kernels' distance from bilinear."""
         rows, self.rows = self.rows, []
-        if trainer.logger is None or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        board, step = trainer.logger.experiment, trainer.global_step  # type: ignore[attr-defined]
+        step = trainer.global_step
         if rows:
-            panel = visualize.panel(rows, self.classes)
-            board.add_image("predictions", np.asarray(panel), step, dataformats="HWC")
+            _log_picture(trainer, "predictions", visualize.panel(rows, self.classes))
         for name, layer in pl_module.model.named_modules():  # type: ignore[union-attr]
             if not isinstance(layer, TransposedConvolution):
                 continue
             drift = layer.drift()
-            board.add_scalar(f"drift from bilinear/{name}", drift, step)
+            for logger in trainer.loggers:
+                logger.log_metrics({f"drift from bilinear/{name}": drift}, step)
             shown = self.classes[: self.kernels]
             picture = plots.kernels(
                 layer.diagonal().detach()[: len(shown)].double().cpu().numpy(),
@@ -210,4 +245,17 @@ class Pictures(Callback):
                 shown,
                 f"{name} at step {step}: drift {100 * drift:.1f} %",
             )
-            board.add_image(f"kernels/{name}", np.asarray(picture), step, dataformats="HWC")
+            _log_picture(trainer, f"kernels/{name}", picture)
+
+
+def _log_picture(trainer: pl.Trainer, name: str, picture: Image.Image) -> None:
+    """Log a picture to every logger that takes pictures."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(picture)
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, MLFlowLogger):
+            file = f"{name}/{trainer.global_step:06d}.png"
+            logger.experiment.log_image(logger.run_id, picture, file)
+        elif hasattr(logger, "log_image"):  # Weights & Biases and others like it
+            logger.log_image(name, [picture], trainer.global_step)

@@ -1,5 +1,6 @@
 """Training as Lightning sees it: steps, validation, optimiser. No files, no pictures."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from fcn.config import RecipeConfig
+from fcn.config import VOID, RecipeConfig
 from fcn.device import set_memory_layout
 from fcn.metrics import confusion_matrix, scores
 from fcn.models.fcn import FCN
-from fcn.training.optim import make_optimizer, make_schedule, rate_at, segmentation_loss
+from fcn.training.loss import Loss
+from fcn.training.optim import make_optimizer, make_schedule, rate_at
 
 Batch = tuple[Tensor, Tensor]  # image uint8 (B, 3, H, W), target uint8 (B, H, W)
 
@@ -24,6 +26,7 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the network.
         recipe: how it learns.
+        loss: of (score, target).
         lr: its learning rate.
         seed: of dropout.
         about: plain values kept in every checkpoint, from which `fcn.load` builds the model:
@@ -35,6 +38,7 @@ class SegmentationModule(pl.LightningModule):
         self,
         model: FCN,
         recipe: RecipeConfig,
+        loss: Loss,
         lr: float,
         seed: int,
         about: dict[str, Any],
@@ -45,8 +49,9 @@ class SegmentationModule(pl.LightningModule):
         self.save_hyperparameters({"about": about})
         self.model = model
         # Not for validation, whose images differ in size; a function, so it stores no weights.
+        self.classes = about.get("classes", range(model.arguments["num_classes"]))
         self.training_forward = torch.compile(model.forward) if compile else model.forward
-        self.recipe, self.lr, self.seed = recipe, lr, seed
+        self.recipe, self.loss, self.lr, self.seed = recipe, loss, lr, seed
         self.confusion = confusion_matrix(model.arguments["num_classes"], over_ranks=True)
 
     def setup(self, stage: str) -> None:
@@ -77,16 +82,19 @@ class SegmentationModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         image, target = batch
-        score = self.training_forward(image)
-        loss = segmentation_loss(score, target.long(), self.recipe.loss_reduction)
+        loss = self.loss(self.training_forward(image), target.long())
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Count a batch in the confusion matrix; return its labels, for pictures."""
         image, target = batch
-        prediction = self(image).max(1).indices
+        score = self(image)
+        prediction = score.max(1).indices
         self.confusion.update(prediction, target.long())
+        # The mean over images; those that only fill up a rank's batches are ignored altogether.
+        images = int((target != VOID).flatten(1).any(1).sum())
+        self.log("val/loss", self.loss(score, target.long()), batch_size=images, sync_dist=True)
         return {"prediction": prediction}
 
     def on_validation_epoch_end(self) -> None:
@@ -98,6 +106,9 @@ class SegmentationModule(pl.LightningModule):
         self.log("val/pixel_accuracy", result.pixel_accuracy)
         self.log("val/mean_accuracy", result.mean_accuracy)
         self.log("val/frequency_weighted_iou", result.frequency_weighted_iou)
+        for name, iou in zip(self.classes, result.iou.tolist(), strict=True):
+            if not math.isnan(iou):
+                self.log(f"val/iou/{name}", iou)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the recipe's optimiser and its schedule over the run's steps."""

@@ -1,37 +1,19 @@
-"""What a recipe means: loss, parameter groups, update rule and schedule."""
+"""What a recipe means: parameter groups, update rule and schedule."""
 
+import inspect
 import math
+from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from fcn.config import VOID, RecipeConfig
+from fcn.config import ConfigError, RecipeConfig
 from fcn.models.upsampling import Upsampling
 
 POLY_POWER = 0.9  # Liu et al. 2015 (ParseNet); DeepLab's since
-
-
-def segmentation_loss(score: Tensor, target: Tensor, reduction: str) -> Tensor:
-    """Return the softmax cross entropy over the pixels that are not ignored.
-
-    Args:
-        score: float (B, K, H, W).
-        target: int64 (B, H, W), 0..K-1, 255 = ignored.
-        reduction: "sum" (Caffe's SoftmaxWithLoss with normalize: false) or "mean".
-
-    Returns:
-        float scalar, in nats; 0 with zero gradients where every pixel is ignored.
-    """
-    # A GPU's own sum adds in any order, and raises where results must be deterministic.
-    kind = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
-    total = F.cross_entropy(score.float(), target, ignore_index=VOID, reduction=kind).sum()
-    if reduction == "sum":
-        return total
-    return total / (target != VOID).sum().clamp(min=1)
 
 
 def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[dict[str, Any]]:
@@ -68,21 +50,48 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
 def make_optimizer(
     model: nn.Module, recipe: RecipeConfig, lr: float, *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over the paper's parameter groups.
+    """Return an optimiser over the paper's parameter groups.
 
     PyTorch's SGD keeps v <- m v + g and steps by lr v; Caffe keeps v <- m v + lr g and steps by v.
     At a constant rate, which `heavy` and `accumulated` use, the two are the same.
 
     Args:
         model: its trainable parameters.
-        recipe: optimizer, momentum, weight_decay, bias_lr_factor.
+        recipe: optimizer and its arguments, momentum, weight_decay, bias_lr_factor.
         lr: the learning rate of weights.
         fused: update in one pass over weights, gradients and momenta instead of four.
     """
-    groups = parameter_groups(model, recipe, lr)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=lr, betas=(recipe.momentum, 0.999), fused=fused)
+    groups, kind = parameter_groups(model, recipe, lr), optimizer_class(recipe.optimizer)
+    accepted = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = {"lr": lr}
+    if "momentum" in accepted:
+        arguments["momentum"] = recipe.momentum
+    if "betas" in accepted:
+        arguments["betas"] = (recipe.momentum, 0.999)
+    if "fused" in accepted and fused:
+        arguments["fused"] = True
+    try:
+        return kind(groups, **arguments | recipe.optimizer_arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"recipe.optimizer={recipe.optimizer}: {error}") from error
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """Return an optimiser of torch.optim by its name, in any case.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    known = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+    }
+    if name.lower() not in known or known[name.lower()] is torch.optim.Optimizer:
+        near = get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {known[near[0]].__name__}?" if near else "see torch.optim"
+        raise ConfigError(f"recipe.optimizer={name}: no such optimiser; {hint}")
+    return known[name.lower()]
 
 
 def rate_at(step: int, recipe: RecipeConfig, max_steps: int) -> float:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
@@ -32,29 +34,32 @@ from fcn.config import (
     ModelConfig,
     TrainConfig,
     check_training,
-    learning_rate,
-    unknown_key,
+    flat_keys,
 )
-from fcn.data.datamodule import SegmentationData
+from fcn.data.datamodule import SegmentationData, class_pixels
 from fcn.data.download import fetch
-from fcn.device import InferenceModel, computes_bf16, describe_machine, pick_device
+from fcn.device import InferenceModel, describe_machine
 from fcn.evaluate import evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report
 from fcn.output import percent, write_json
 from fcn.training.callbacks import History, Pictures, ProgressBar, Watch, checkpoints
 from fcn.training.interruption import AtomicCheckpoints, Interruption
+from fcn.training.loss import Loss, make_loss
 from fcn.training.module import SegmentationModule
+from fcn.training.plan import Plan, resolve, set_length
 
-# Arguments of Lightning's Trainer that a run sets itself.
-OWN_ARGUMENTS = ("callbacks", "logger", "plugins", "default_root_dir", "use_distributed_sampler")
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
             "torchmetrics", "torchvision")  # fmt: skip
 
 
 def main(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     """Train one model, or one after the other with `stages`; return the mean IoU, in 0..1."""
-    return (train_stages if cfg.stages else train)(cfg, folder, console)
+    try:
+        return (train_stages if cfg.stages else train)(cfg, folder, console)
+    finally:
+        if torch.distributed.is_initialized():  # its threads may abort a process that exits
+            torch.distributed.destroy_process_group()
 
 
 def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
@@ -73,97 +78,35 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     """
     started = time.monotonic()
     plan = resolve(cfg, folder)
-    data = open_data(cfg, console)
+    data = _open_data(cfg, console)
     set_length(plan, data, cfg.recipe.batch_size)
-    model, surgery = build_model(cfg, data.classes)
-    about = describe(cfg, plan, model, data)
+    model, surgery = _build_model(cfg, data.classes)
+    about = _describe(cfg, plan, model, data)
     if plan.resume is not None:
-        check_resumed(plan.resume, about)
-    module = SegmentationModule(model, cfg.recipe, plan.lr, cfg.seed, about, compile=cfg.compile)
-    trainer, history, interruption = make_trainer(cfg, plan, data, console)
-    print_start(cfg, plan, trainer, model, surgery, data, console)
+        _check_resumed(plan.resume, about)
+    loss = _make_loss(cfg, data, plan.device, console)
+    module = SegmentationModule(
+        model, cfg.recipe, loss, plan.lr, cfg.seed, about, compile=cfg.compile
+    )
+    trainer, history, interruption = _make_trainer(cfg, plan, data, console)
+    _print_start(cfg, plan, trainer, model, surgery, data, console)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", record(cfg, plan, data))
+        write_json(folder / "run.json", _record(cfg, plan, data))
     with interruption:
         trainer.fit(module, datamodule=data, ckpt_path=plan.resume, weights_only=True)
-    best = best_checkpoint(trainer, plan, console)
+    best = _best_checkpoint(trainer, plan, console)
     if best is None:
         return None
-    metrics = evaluate_best(cfg, plan, best, about, history, data, console)
+    metrics = _evaluate_best(cfg, plan, best, about, history, data, console)
+    for logger in trainer.loggers:
+        _log_settings(logger, cfg, metrics["mean_iou"])
     seconds = time.monotonic() - started
     print_last_line(console, metrics, f"after {seconds:.0f} s", folder)
     return metrics["mean_iou"]
 
 
-@dataclass
-class Plan:
-    """The settings of a run that follow from others, resolved once.
-
-    Args:
-        folder: of the run.
-        lr: the learning rate.
-        device: where it computes.
-        precision: as Lightning names it.
-        trainer: arguments of Lightning's Trainer.
-        resume: the checkpoint to continue from.
-    """
-
-    folder: Path
-    lr: float
-    device: torch.device
-    precision: str
-    trainer: dict[str, Any]
-    resume: Path | None
-
-
-def resolve(cfg: TrainConfig, folder: Path) -> Plan:
-    """Resolve the settings of a run; whatever is invalid fails here.
-
-    Raises:
-        ConfigError: settings that do not fit together, an unknown argument of the Trainer, a device
-            that is not there, a folder that holds a run already.
-    """
-    check_training(cfg)
-    given = dict(cfg.trainer)
-    known = [name for name in inspect.signature(pl.Trainer).parameters if name not in OWN_ARGUMENTS]
-    for name in given:
-        if name in OWN_ARGUMENTS:
-            raise ConfigError(f"trainer.{name} is set by the run itself")
-        if name not in known:
-            raise ConfigError(unknown_key(f"trainer.{name}", [f"trainer.{k}" for k in known]))
-    accelerator = given.get("accelerator", "auto")
-    device = pick_device("auto" if accelerator == "gpu" else accelerator, "trainer.accelerator")
-    if accelerator == "gpu" and device.type == "cpu":
-        raise ConfigError("trainer.accelerator=gpu is not available on this machine; use auto")
-    precision = given.get("precision") or "auto"
-    if precision == "auto":
-        precision = "bf16-mixed" if computes_bf16(device) else "32-true"
-    if "16-mixed" in str(precision) and "bf16" not in str(precision) and device.type == "cpu":
-        raise ConfigError(f"trainer.precision={precision} needs a GPU; use bf16-mixed or 32-true")
-    if device.type != "cuda":
-        given["sync_batchnorm"] = False  # torch has it for CUDA alone
-    resume = None
-    if cfg.resume == "last":
-        found = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
-        there = sorted((p for p in found if p.is_file()), key=lambda p: p.stat().st_mtime_ns)
-        if not there:
-            raise ConfigError(f"resume=last: no checkpoint in {folder / 'checkpoints'}")
-        resume = there[-1]
-    elif cfg.resume is not None:
-        resume = Path(cfg.resume)
-        if resume.suffix != ".ckpt" or not resume.is_file():
-            raise ConfigError(f"resume={resume}: no such .ckpt; name RUN/checkpoints/last.ckpt")
-    elif rank() == 0 and any((folder / "checkpoints").glob("*.ckpt")):
-        raise ConfigError(
-            f"{folder} holds a run already: resume=last continues it, another hydra.run.dir starts "
-            "a new one"
-        )
-    lr = learning_rate(cfg.recipe, cfg.model.name)
-    return Plan(folder, lr, device, str(precision), given | {"precision": precision}, resume)
-
-
-def open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
+def _open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
     """Fetch what is missing, if wanted, and open both splits."""
     if cfg.data.download:
         fetch(cfg.data, console)
@@ -171,48 +114,8 @@ def open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
     return SegmentationData(cfg.data, cfg.recipe, cfg.seed)
 
 
-def set_length(plan: Plan, data: SegmentationData, batch_size: int) -> None:
-    """Resolve epochs, and shares of one, to batches: to Lightning the whole run is one epoch.
-
-    Args:
-        plan: its Trainer arguments change in place.
-        data: overfit_batches leaves it the images of those batches.
-        batch_size: images of one process.
-    """
-    given = plan.trainer
-    devices, accumulate = given.get("devices", "auto"), given.get("accumulate_grad_batches", 1)
-    if devices in ("auto", -1, "-1"):
-        devices = torch.cuda.device_count() if plan.device.type == "cuda" else 1
-    processes = len(devices) if isinstance(devices, list) else int(devices)
-    processes *= given.get("num_nodes", 1)
-    epoch = -(-len(data.train) // (batch_size * processes))  # batches of one process
-    if overfit := given.pop("overfit_batches", 0):
-        epoch = max(1, int(overfit * epoch)) if isinstance(overfit, float) else overfit
-        data.keep_first(epoch * batch_size * processes)
-        given["limit_val_batches"] = given.get("limit_val_batches", epoch)
-    limit = given.get("limit_train_batches")
-    if isinstance(limit, float):
-        given["limit_train_batches"] = limit = max(1, int(limit * epoch))
-    epoch = min(epoch, limit or epoch)
-    if (epochs := given.pop("max_epochs", None)) is not None:
-        given["max_steps"] = -(-int(epochs) * epoch // accumulate)
-    if given.get("max_steps") is None:
-        raise ConfigError("set trainer.max_steps or trainer.max_epochs")
-    interval = given.get("val_check_interval") or 1.0
-    if isinstance(interval, float):
-        interval = max(1, int(interval * epoch))
-    given["val_check_interval"] = min(interval, given["max_steps"] * accumulate)
-    given.setdefault("log_every_n_steps", min(10, given["max_steps"], limit or 10))
-    given["check_val_every_n_epoch"] = None  # the interval counts over the whole run
-
-
-def build_model(cfg: TrainConfig, classes: list[str]) -> tuple[FCN, Report | None]:
-    """Build the model with its first weights; a resumed run's come with its checkpoint.
-
-    Raises:
-        ConfigError: an argument outside its choices.
-        CheckpointError: weights that do not fit.
-    """
+def _build_model(cfg: TrainConfig, classes: list[str]) -> tuple[FCN, Report | None]:
+    """Build the model with its first weights; a resumed run's come with its checkpoint."""
     try:
         model = FCN(
             stride=cfg.model.stride,
@@ -233,7 +136,27 @@ def build_model(cfg: TrainConfig, classes: list[str]) -> tuple[FCN, Report | Non
     return model, surgery
 
 
-def describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) -> dict[str, Any]:
+def _make_loss(
+    cfg: TrainConfig, data: SegmentationData, device: torch.device, console: Console
+) -> Loss:
+    """Return the loss, with class weights as given or in balance with the training masks."""
+    weights = cfg.loss.class_weights
+    if weights is None:
+        return make_loss(cfg.loss, cfg.recipe.loss_reduction)
+    if weights == "balanced":
+        counts = class_pixels(data.train, console)
+        weights = [sum(counts) / (len(counts) * max(n, 1)) for n in counts]
+        shown = (f"{k} {w:.3g}" for k, w in zip(data.classes, weights, strict=True))
+        console.print(f"class weights: {', '.join(shown)}")
+    if not isinstance(weights, list) or len(weights) != len(data.classes):
+        raise ConfigError(
+            f"loss.class_weights={weights}: must be balanced, or one number for each of "
+            f"{', '.join(data.classes)}"
+        )
+    return make_loss(cfg.loss, cfg.recipe.loss_reduction, torch.tensor(weights, device=device))
+
+
+def _describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) -> dict[str, Any]:
     """Return what every checkpoint keeps: how to build its model, and how it was trained."""
     training = asdict(cfg.recipe) | {
         "lr": plan.lr,
@@ -251,12 +174,8 @@ def describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) -
     }
 
 
-def check_resumed(path: Path, about: dict[str, Any]) -> None:
-    """Check that a checkpoint is of the run that is to be resumed.
-
-    Raises:
-        ConfigError: its model, classes or optimiser are others.
-    """
+def _check_resumed(path: Path, about: dict[str, Any]) -> None:
+    """Check that a checkpoint is of the run that is to be resumed."""
     theirs = checkpoint.read(path).about
     pairs = {f"model.{k}": (theirs["model"].get(k), v) for k, v in about["model"].items()}
     pairs["data.classes"] = (theirs["classes"], about["classes"])
@@ -269,24 +188,26 @@ def check_resumed(path: Path, about: dict[str, Any]) -> None:
             )
 
 
-def make_trainer(
+def _make_trainer(
     cfg: TrainConfig, plan: Plan, data: SegmentationData, console: Console
 ) -> tuple[pl.Trainer, History, Interruption]:
-    """Return Lightning's Trainer, and the callbacks that the run itself looks at.
-
-    Raises:
-        ConfigError: Lightning does not accept an argument.
-    """
+    """Return Lightning's Trainer, and the callbacks that the run itself looks at."""
     hide_hints()
     history = History(console)
     interruption = Interruption(plan.folder / "checkpoints" / "last.ckpt", console)
-    callbacks = [
+    log = plan.folder / "metrics.csv"
+    if log.is_file() and rank() == 0:  # of a resumed run; Lightning's logger would delete it
+        log.rename(log.with_suffix(f".{len(list(plan.folder.glob('metrics*.csv')))}.csv"))
+    loggers = [_instantiate(entry, "logger", save_dir=plan.folder) for entry in cfg.logger.values()]
+    callbacks = [_instantiate(entry, "callbacks") for entry in cfg.callbacks.values()]
+    callbacks += [
         history,
         Watch(data.classes, console),
         interruption,
         Pictures(data.classes),
-        LearningRateMonitor("step"),
     ]
+    if loggers:
+        callbacks.append(LearningRateMonitor("step"))
     if cfg.recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema_decay))
     given = plan.trainer | {"callbacks": callbacks}
@@ -295,13 +216,13 @@ def make_trainer(
         callbacks.append(ProgressBar(leave=False))
     if not given.get("fast_dev_run") and given.get("enable_checkpointing", True):
         callbacks += checkpoints(plan.folder / "checkpoints")
-    defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+    defaults: dict[str, Any] = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     try:
         trainer = pl.Trainer(
             **defaults | given,
             plugins=[AtomicCheckpoints()],
             default_root_dir=plan.folder,
-            logger=TensorBoardLogger(plan.folder, name=None, version=""),
+            logger=loggers,
             use_distributed_sampler=False,  # the samplers of fcn.data share out by rank themselves
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
@@ -314,6 +235,31 @@ def make_trainer(
     return trainer, history, interruption
 
 
+def _instantiate(entry: dict[str, Any], group: str, **defaults: Any) -> Any:
+    """Return what a `_target_` names; `defaults` fill the arguments that it knows and lacks."""
+    try:
+        target = get_class(entry["_target_"])
+        known = inspect.signature(target).parameters
+        own = {key: value for key, value in defaults.items() if key in known and key not in entry}
+        if entry.get("tracking_uri", "") is None:  # MLflow's
+            own = {"tracking_uri": str(defaults["save_dir"] / "mlruns")}
+        return instantiate(entry, **own)
+    except (ImportError, ValueError, HydraException, KeyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
+
+
+def _log_settings(logger: Logger, cfg: TrainConfig, mean_iou: float) -> None:
+    """Log the settings, and the final mean IoU as what runs are ranked by."""
+    settings = {key: str(value) for key, value in flat_keys(asdict(cfg)).items()}
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(settings, {"hp_metric": mean_iou})
+    else:
+        logger.log_hyperparams(settings)
+        logger.log_metrics({"hp_metric": mean_iou})
+    logger.finalize("success")
+
+
 def hide_hints() -> None:
     """Hide Lightning's hints that do not concern a user of this project."""
     for name in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
@@ -321,13 +267,14 @@ def hide_hints() -> None:
     for message in (
         r".*does not have many workers.*",  # their number is a setting with a sensible default
         r".*Checkpoint directory .* exists and is not empty.*",  # as it is in a resumed run
+        r".*Experiment logs directory .* exists and is not empty.*",  # it is the run's folder
         r".*It is recommended to use `self.log.*sync_dist=True.*",  # the same on every rank
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-def print_start(
+def _print_start(
     cfg: TrainConfig,
     plan: Plan,
     trainer: pl.Trainer,
@@ -359,21 +306,21 @@ def print_start(
         console.print(checkpoint.surgery_table(surgery))
 
 
-def origin() -> dict[str, Any]:
+def _origin() -> dict[str, Any]:
     """Return how a run was started, with which versions."""
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return {
         "command": shlex.join(sys.argv),
         "overrides": overrides,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": _commit(),
         "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def record(cfg: TrainConfig, plan: Plan, data: SegmentationData) -> dict[str, Any]:
+def _record(cfg: TrainConfig, plan: Plan, data: SegmentationData) -> dict[str, Any]:
     """Return the contents of run.json: what the run's numbers depend on."""
-    return origin() | {
+    return _origin() | {
         "data": {
             files.name: {"images": len(files), "ids_sha256": files.fingerprint()}
             for files in (data.train, data.val)
@@ -383,7 +330,7 @@ def record(cfg: TrainConfig, plan: Plan, data: SegmentationData) -> dict[str, An
     }
 
 
-def commit() -> str | None:
+def _commit() -> str | None:
     """Return this checkout's git commit, with `+changes` if files differ; None without git."""
     if not (REPOSITORY / ".git").exists():
         return None
@@ -396,7 +343,7 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
-def best_checkpoint(trainer: pl.Trainer, plan: Plan, console: Console) -> Path | None:
+def _best_checkpoint(trainer: pl.Trainer, plan: Plan, console: Console) -> Path | None:
     """Return the checkpoint to evaluate; None where there is none, and in later processes."""
     if plan.trainer.get("fast_dev_run") or not trainer.checkpoint_callbacks:
         console.print("without checkpoints there is nothing to evaluate; no model was saved")
@@ -411,7 +358,7 @@ def best_checkpoint(trainer: pl.Trainer, plan: Plan, console: Console) -> Path |
     return best if best.is_file() else last
 
 
-def evaluate_best(
+def _evaluate_best(
     cfg: TrainConfig,
     plan: Plan,
     best: Path,
@@ -443,8 +390,7 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> float | No
     """Train each model of `cfg.stages` from the best checkpoint of the one before.
 
     FCN-32s, then 16s from it, then 8s (PAMI 2016, sec. 4.3). Each stage is a run of its own in
-    folder/NAME. With resume=last finished stages are kept and the interrupted one continues. Ends
-    with a table, also in folder/stages.json.
+    folder/NAME. With resume=last finished stages are kept and the interrupted one continues.
 
     Returns:
         The mean IoU of the last stage, in 0..1.
@@ -452,7 +398,7 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> float | No
     Raises:
         UserError: as `train`; the stages are not in order.
     """
-    models = [stage_model(cfg.model, name) for name in cfg.stages]
+    models = [_stage_model(cfg.model, name) for name in cfg.stages]
     strides = [model.stride for model in models]
     if cfg.resume not in (None, "last"):
         raise ConfigError(f"resume={cfg.resume}: stages are resumed with resume=last")
@@ -460,15 +406,13 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> float | No
         raise ConfigError(
             f"stages={cfg.stages}: must go from coarse to fine, such as [fcn32s,fcn16s,fcn8s]"
         )
-    for index, model in enumerate(models):  # every stage is checked before the first one trains
-        source = "the stage before" if index and not cfg.resume else model.init_from
-        own = folder / model.name
-        resolve(replace(cfg, model=replace(model, init_from=source), resume=None), own) if (
-            cfg.resume is None
-        ) else check_training(replace(cfg, model=model))
+    for model in models:  # every stage is checked before the first one trains
+        previous = "the stage before" if model is not models[0] else model.init_from
+        staged = replace(cfg, model=replace(model, init_from=previous), resume=None)
+        resolve(staged, folder / model.name) if cfg.resume is None else check_training(staged)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", origin())
+        write_json(folder / "run.json", _origin())
     results: dict[str, dict[str, Any]] = {}
     for index, model in enumerate(models):
         own = folder / model.name
@@ -497,12 +441,8 @@ def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> float | No
     return results[models[-1].name]["mean_iou"]
 
 
-def stage_model(base: ModelConfig, name: str) -> ModelConfig:
-    """Return the model choice `name`, with the settings that all stages share.
-
-    Raises:
-        ConfigError: there is no such choice.
-    """
+def _stage_model(base: ModelConfig, name: str) -> ModelConfig:
+    """Return the model choice `name`, with the settings that all stages share."""
     paths = {path.stem: path for path in sorted((CONFIGS / "model").glob("*.yaml"))}
     if name not in paths:
         raise ConfigError(f"stages: no model {name}; choices: {', '.join(paths)}")
