@@ -69,7 +69,15 @@ class Checkpoint:
 
 
 def find(path: str | Path) -> Path:
-    """Return the file of a checkpoint: the path itself, or the best model of a run's folder."""
+    """Return the file of a checkpoint.
+
+    Args:
+        path: the file itself; a run's folder, whose best model is meant; or hf://USER/NAME.
+    """
+    if str(path).startswith("hf://"):
+        from fcn import hub  # builds on this module
+
+        path = hub.download(str(path))
     path = Path(path)
     for file in (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt"):
         if file.is_file():
@@ -80,7 +88,7 @@ def find(path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read a .ckpt or .safetensors file of this project, or a run's folder.
+    """Read a .ckpt or .safetensors file of this project, a run's folder, or hf://USER/NAME.
 
     Raises:
         CheckpointError: no such file, damaged, or not of this project.

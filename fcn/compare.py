@@ -26,19 +26,13 @@ from fcn.config import CompareConfig, ConfigError, DataConfig, UserError, flat_k
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel, computes_bf16, pick_device
-from fcn.evaluate import predicted_rows, read_metrics, read_per_image
+from fcn.evaluate import METRICS, predicted_rows, read_metrics, read_per_image
 from fcn.metrics import LEVEL, RESAMPLES, Estimate, Resampled, estimate, rates, resample
 from fcn.output import atomic_write, percent, write_json
 
 TRIMAP = 3  # pixels: width of the band near boundaries that the table shows
 SHOWN = 4  # groups whose confusion matrices and predictions are on the page
 SIDE = 400  # pixels of a gallery picture's longer side
-METRICS = {
-    "mean_iou": "mean IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "mean_accuracy": "mean accuracy",
-    "frequency_weighted_iou": "frequency-weighted IoU",
-}
 HEADINGS = (
     "run",
     "seeds",

@@ -65,7 +65,7 @@ PRECISION = one_of(
     "32-true",
     "bf16-mixed",
 )
-Seed = Annotated[int, about("of every random draw", ge=0, lt=2**32)]
+Seed = Annotated[int, about("seed of every random draw", ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -89,7 +89,7 @@ class ModelConfig(Schema):
 
 @dataclass
 class BackboneConfig(Schema):
-    name: Annotated[str, about("vgg11, vgg13, vgg16, vgg19, each also with _bn; mini")] = "vgg16"
+    name: Annotated[str, about("name of the choice")] = "vgg16"
     width: Annotated[
         int | None, about("channels of the first stage; null: the backbone's own", ge=1)
     ] = None
@@ -109,10 +109,10 @@ class UpsamplingConfig(Schema):
 @dataclass
 class DataConfig(Schema):
     name: Annotated[str, about("name in metrics.json and on the screen")] = MISSING
-    layout: Annotated[str, about("how the files lie: voc, sbd, shapes, folder, shards")] = "voc"
+    layout: Annotated[str, about("how the files are arranged, see fcn/data/layouts.py")] = "voc"
     root: Annotated[str, about("folder of the data sets; for shards also an address")] = DATA_ROOT
     folder: Annotated[str, about("of this data set, below root")] = "."
-    masks: Annotated[str, about("folder of the masks, below folder")] = "SegmentationClass"
+    masks: Annotated[str, about("folder of the masks, below data.folder")] = "SegmentationClass"
     train_split: Annotated[str, about("split to train on")] = "train"
     val_split: Annotated[str, about("split to validate on")] = "val"
     split: Annotated[str | None, about("split to evaluate; null: val_split")] = None
@@ -176,10 +176,7 @@ class RecipeConfig(Schema):
 
 @dataclass
 class LossConfig(Schema):
-    name: Annotated[
-        str,
-        one_of("cross_entropy, dice, focal or ohem", "cross_entropy", "dice", "focal", "ohem"),
-    ] = "cross_entropy"
+    name: Annotated[str, about("name of the choice")] = "cross_entropy"
     class_weights: Annotated[
         Any, about("one number per class, balanced (by pixels of the training masks), or null")
     ] = None
@@ -219,8 +216,10 @@ class EvaluateConfig(Schema):
     checkpoint: Annotated[str, CHECKPOINT] = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: Annotated[int, about("does not change the numbers", ge=1)] = 8
-    device: Annotated[str, DEVICE] = "auto"
-    precision: Annotated[str, PRECISION] = "auto"
+    trainer: Annotated[
+        dict[str, Any],
+        about("accelerator, devices, num_nodes, strategy, precision, as in training"),
+    ] = field(default_factory=dict)
     submission: Annotated[bool, about("also write VOC's results.tar.gz")] = False
 
 
@@ -242,20 +241,28 @@ class PredictConfig(Schema):
         list[Annotated[float, Field(gt=0)]],
         about("average over the image at these sizes", min_length=1),
     ] = field(default_factory=lambda: [1.0])
-    device: Annotated[str, DEVICE] = "auto"
-    precision: Annotated[str, PRECISION] = "auto"
+    trainer: Annotated[
+        dict[str, Any],
+        about("accelerator, devices, num_nodes, strategy, precision, as in training"),
+    ] = field(default_factory=dict)
 
 
 @dataclass
 class ExportConfig(Schema):
     checkpoint: Annotated[str, CHECKPOINT] = MISSING
-    output: Annotated[str, about("the file to write: .onnx, .pt2, .safetensors")] = MISSING
+    output: Annotated[str, about("the file to write: .onnx, .pt2, .safetensors; hub: a folder")] = (
+        MISSING
+    )
     format: Annotated[
-        str, one_of("onnx, torch_export or safetensors", "onnx", "torch_export", "safetensors")
+        str,
+        one_of(
+            "onnx, torch_export, safetensors or hub", "onnx", "torch_export", "safetensors", "hub"
+        ),
     ] = "onnx"
     input: Annotated[str, one_of("RGB images: float in [0, 1], or uint8", "float", "uint8")] = (
         "float"
     )
+    push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
     argmax: Annotated[bool, about("labels instead of scores")] = False
 
 
@@ -275,7 +282,9 @@ class ImportCaffeConfig(Schema):
 @dataclass
 class PrepareDataConfig(Schema):
     data: DataConfig = field(default_factory=DataConfig)
-    processes: Annotated[int | None, about("that read files; null: one per core", ge=1)] = None
+    processes: Annotated[
+        int | None, about("processes that read files; null: one per core", ge=1)
+    ] = None
     shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
 
 
@@ -373,16 +382,11 @@ def _message(error: ErrorDetails, schema: type) -> str:
     return f"{key}=" + str(error["input"]) + f": {rule}"
 
 
-# What people type -> the key they mean.
+# What people type -> the key they mean, where spelling does not tell.
 SYNONYMS = {
     "learning_rate": "recipe.lr",
-    "lr": "recipe.lr",
     "batch": "recipe.batch_size",
-    "batch_size": "recipe.batch_size",
     "wd": "recipe.weight_decay",
-    "weight_decay": "recipe.weight_decay",
-    "optimizer": "recipe.optimizer",
-    "crop": "recipe.crop",
     "epochs": "trainer.max_epochs",
     "max_epochs": "trainer.max_epochs",
     "steps": "trainer.max_steps",
@@ -391,12 +395,11 @@ SYNONYMS = {
     "accumulate": "trainer.accumulate_grad_batches",
     "val_every": "trainer.val_check_interval",
     "devices": "trainer.devices",
+    "device": "trainer.accelerator",
     "gpus": "trainer.devices",
-    "root": "data.root",
-    "num_workers": "data.num_workers",
     "workers": "data.num_workers",
-    "classes": "data.classes",
-    "init_from": "model.init_from",
+    "class_weights": "loss.class_weights",
+    "early_stopping": "callbacks=early_stopping",
     "weights": "backbone.weights",
     "pretrained": "backbone.weights",
     "output_dir": "hydra.run.dir",

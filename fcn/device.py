@@ -4,7 +4,9 @@ import copy
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from fcn.config import ConfigError
 from fcn.models.fcn import FCN
+from fcn.models.upsampling import Upsampling
 
 
 def pick_device(name: str = "auto", key: str = "device") -> torch.device:
@@ -58,6 +61,63 @@ def uses_bf16(precision: str, about: Mapping[str, Any], device: torch.device) ->
     return precision == "bf16-mixed"
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one command, as Lightning's Fabric or torchrun started them."""
+
+    rank: int
+    world: int
+    device: torch.device  # of this one
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """Return integer counts summed over the processes, on the CPU."""
+        if self.world == 1:
+            return counts
+        counts = counts.to(self.device)
+        torch.distributed.all_reduce(counts)
+        return counts.cpu()
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+
+@contextmanager
+def launch(trainer: Mapping[str, Any]) -> Iterator[Processes]:
+    """Start the processes that `trainer.devices` asks for, and end their connection afterwards.
+
+    Args:
+        trainer: accelerator, devices, num_nodes, strategy; by default one device.
+
+    Raises:
+        ConfigError: another argument, or no such devices on this machine.
+    """
+    from lightning_fabric import Fabric  # slow to import
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    known: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+    }
+    if unknown := trainer.keys() - known.keys() - {"precision"}:
+        raise ConfigError(
+            f"trainer.{min(unknown)} is for training; here: {', '.join(known)}, precision"
+        )
+    try:
+        fabric = Fabric(**known | {key: trainer[key] for key in known if key in trainer})
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"trainer: {error}") from error
+    fabric.launch()
+    try:
+        yield Processes(fabric.global_rank, fabric.world_size, fabric.device)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def set_memory_layout(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device, in place, with its weights in the layout that is fastest there.
 
@@ -83,8 +143,10 @@ class InferenceModel:
         self.precision = "bf16-mixed" if bf16 else "32-true"
         self.model = copy.deepcopy(model).eval() if bf16 else model.eval()
         set_memory_layout(self.model, device)
+        upsampling = (u for u in self.model.modules() if isinstance(u, Upsampling))
+        kept = {id(layer) for u in upsampling for layer in u.modules()}  # these stay float32
         for layer in self.model.modules() if bf16 else ():
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and id(layer) not in kept:
                 layer.to(torch.bfloat16)
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ from fcn.data.datamodule import evaluation_loader, evaluation_processes
 from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
 from fcn.data.layouts import open_split
-from fcn.device import InferenceModel, pick_device, uses_bf16
+from fcn.device import InferenceModel, Processes, launch, uses_bf16
 from fcn.metrics import Scores, Trimap, image_confusions, rates, scores, tally
 from fcn.output import atomic_write, percent, progress, write_json
 
@@ -42,8 +42,14 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
     Returns:
         The contents of metrics.json; None for a split without masks.
     """
+    with launch(cfg.trainer) as processes:
+        return _evaluate_checkpoint(cfg, folder, console, processes)
+
+
+def _evaluate_checkpoint(
+    cfg: EvaluateConfig, folder: Path, console: Console, processes: Processes
+) -> dict[str, Any] | None:
     trained = checkpoint.read(cfg.checkpoint)
-    device = pick_device(cfg.device)
     year = Path(cfg.data.folder).name
     if cfg.submission and not re.fullmatch(r"VOC\d{4}", year):
         raise ConfigError(
@@ -60,9 +66,9 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
             "split, or submission=true to write the predictions"
         )
     trained.check_classes(dataset.classes, cfg.data.name)
-    bf16 = uses_bf16(cfg.precision, trained.about, device)
-    model = InferenceModel(trained.model(), device, bf16)
-    if cfg.submission:
+    bf16 = uses_bf16(cfg.trainer.get("precision", "auto"), trained.about, processes.device)
+    model = InferenceModel(trained.model(), processes.device, bf16)
+    if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)
         console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")
     if not has_masks:
@@ -76,8 +82,10 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
         split=split,
         batch_size=cfg.batch_size,
         num_workers=cfg.data.num_workers,
+        processes=processes,
     )
-    print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
+    if metrics is not None:
+        print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
     return metrics
 
 
@@ -98,6 +106,7 @@ def evaluate(
     title: str = "",
     batch_size: int = 8,
     num_workers: int | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Evaluate a model over one confusion matrix.
 
@@ -108,10 +117,12 @@ def evaluate(
         title: of the progress bar.
         batch_size: images of one size that go through together; the numbers do not depend on it.
         num_workers: processes that load images; None chooses for the device.
+        processes: those that share the images; each must call this.
     """
+    processes = processes or Processes(0, 1, model.device)
     num_classes = len(dataset.classes)
-    workers = evaluation_processes(num_workers, model.device)
-    loader = evaluation_loader(dataset, batch_size, workers)
+    workers = evaluation_processes(num_workers, model.device, processes.world)
+    loader = evaluation_loader(dataset, batch_size, workers, processes.rank, processes.world)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     trimap, tallies = Trimap(num_classes), []
     with progress(console) as bar:
@@ -122,8 +133,13 @@ def evaluate(
             tallies.append(tally(confusions))
             trimap.update(prediction, target)
     assert loader.batch_sampler is not None
-    order = torch.tensor([index for batch in loader.batch_sampler for index in batch])
-    per_image = torch.cat(tallies)[order.argsort()]  # the loader groups images by size
+    per_image = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64)
+    indices = (index for batch in loader.batch_sampler for index in batch)
+    for index, row in zip(indices, torch.cat(tallies), strict=True):
+        if index >= 0:  # others only fill up a process's batches, with ignored pixels
+            per_image[index] = row
+    trimap.rings = processes.sum(torch.from_numpy(trimap.rings)).numpy()
+    confusion, per_image = processes.sum(confusion), processes.sum(per_image)
     return Evaluation(scores(confusion), trimap.mean_iou(), per_image)
 
 
@@ -137,7 +153,8 @@ def evaluate_and_write(
     split: str,
     batch_size: int = 8,
     num_workers: int | None = None,
-) -> dict[str, Any]:
+    processes: Processes | None = None,
+) -> dict[str, Any] | None:
     """Evaluate a model, print the table, write metrics.json, per_image.npz and pictures.
 
     Args:
@@ -147,9 +164,12 @@ def evaluate_and_write(
         others: see `evaluate`.
 
     Returns:
-        The contents of metrics.json.
+        The contents of metrics.json; None in processes other than the first.
     """
-    found = evaluate(model, dataset, console, f"{data} {split}", batch_size, num_workers)
+    title = f"{data} {split}"
+    found = evaluate(model, dataset, console, title, batch_size, num_workers, processes)
+    if processes is not None and processes.rank > 0:
+        return None
     metrics = metrics_json(found, model, dataset, data, split)
     with atomic_write(folder / "per_image.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, ids=np.array(dataset.ids), per_image=found.per_image.numpy())

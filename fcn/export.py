@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from fcn import checkpoint
+from fcn import checkpoint, hub
 from fcn.config import ConfigError, ExportConfig, UserError
 from fcn.models.fcn import FCN
 from fcn.output import atomic_write
@@ -47,6 +47,9 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         CheckpointError: the checkpoint holds no model.
         ExportError: the exported file computes something else; an older file stays as it was.
     """
+    if cfg.format == "hub":
+        _write_hub_folder(cfg, console)
+        return
     check(cfg)
     source, output = checkpoint.find(cfg.checkpoint), Path(cfg.output)
     trained = checkpoint.read(source)
@@ -66,6 +69,17 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         f"{len(sizes)} sizes its scores differ from the model's by at most "
         f"{100 * difference:.1e} % of their range"
     )
+
+
+def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
+    """Write config.json, model.safetensors and a model card; upload them if asked to."""
+    trained, output = checkpoint.read(cfg.checkpoint), Path(cfg.output)
+    if output.suffix:
+        raise ConfigError(f"output={output}: format=hub writes a folder; name one")
+    hub.write_folder(output, trained.model(), trained.about)
+    console.print(f"config.json, model.safetensors and README.md in {output}")
+    if cfg.push is not None:
+        console.print(f"uploaded to {hub.push(output, cfg.push)}")
 
 
 def check(cfg: ExportConfig) -> None:
@@ -151,7 +165,14 @@ def _difference(model: FCN, run: Callable[[Tensor], Tensor], image: Tensor, outp
     Raises:
         ExportError: more than `TOLERANCE`.
     """
-    score, result = model(image), run(image)
+    try:
+        score, result = model(image), run(image)
+    except (RuntimeError, AssertionError) as error:
+        raise ExportError(
+            f"{output}: not written, as the exported model fails on images {tuple(image.shape)} "
+            f"({str(error).splitlines()[0][:100]}); some versions of torch between 2.9 and 2.13 "
+            f"export .pt2 files so, this is {torch.__version__}: use another, or format=onnx"
+        ) from error
     if result.ndim == 3:
         off = score.max(1).values - score.gather(1, result.long()[:, None])[:, 0]
     else:

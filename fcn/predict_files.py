@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from fcn import checkpoint, visualize
 from fcn.config import ConfigError, PredictConfig
 from fcn.data.dataset import DataError, read_image
-from fcn.device import usable_cores
+from fcn.device import Processes, launch, usable_cores
 from fcn.output import atomic_write, progress, write_json
 from fcn.predictor import Predictor
 
@@ -31,13 +32,18 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
         ConfigError: no images, outputs that collide, or an output folder with other settings.
         DataError: at the end, if images could not be read.
     """
+    with launch(cfg.trainer) as processes:
+        _predict_images(cfg, console, processes)
+
+
+def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) -> None:
     output = Path(cfg.output)
     images = find_images(cfg.input, output, sys.stdin)
     jobs = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
     predictor = Predictor(
         cfg.checkpoint,
-        cfg.device,
-        precision=cfg.precision,
+        str(processes.device),
+        precision=cfg.trainer.get("precision", "auto"),
         tile=cfg.tile,
         flip=cfg.flip,
         scales=cfg.scales,
@@ -49,19 +55,24 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
         "scales": cfg.scales,
     }
     record = output / "predict.json"
-    _claim_folder(record, settings, jobs, cfg.overwrite)
+    if processes.rank == 0:
+        _claim_folder(record, settings, jobs, cfg.overwrite)
+    processes.wait()
     since = record.stat().st_mtime  # older outputs were made with other settings
     todo = [job for job in jobs if not job.is_done(since)]
-    failed = 0
+    processes.wait()  # all have seen what there is to do
+    skipped, failed = len(jobs) - len(todo), 0
+    todo = todo[processes.rank :: processes.world]
     with progress(console) as bar:
         for error in bar.track(_predict(predictor, todo), len(todo), description="images"):
             if error is not None:
                 failed += 1
-                console.print(str(error))
-    made, skipped = len(todo) - failed, len(jobs) - len(todo)
+                print(error, flush=True)  # of whichever process
+    failed = int(processes.sum(torch.tensor(failed)))
+    made = len(jobs) - skipped - failed
     before = f", {skipped} were done before" if skipped else ""
     console.print(f"{made} images predicted{before}; masks in {output}")
-    if failed:
+    if failed and processes.rank == 0:
         raise DataError(f"{failed} of {len(jobs)} images could not be read; they are listed above")
 
 

@@ -166,6 +166,52 @@ def test_a_multirun_trains_every_combination(
     assert len(json.loads(Path("page/compare.json").read_text())["groups"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("logger", "files"),
+    [("csv", {"metrics.csv"}), ("[tensorboard,csv]", {"metrics.csv", "events"}), ("none", set())],
+)
+def test_loggers_are_a_choice(
+    tiny_voc: TinyVOC,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    logger: str,
+    files: set[str],
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    command("train", *tiny_voc.overrides(), *QUICK, f"logger={logger}", "hydra.run.dir=run")
+    found = {path.name.split(".out.")[0] for path in Path("run").iterdir()}
+    assert found & {"metrics.csv", "events"} == files
+    if "metrics.csv" in files:
+        header = Path("run/metrics.csv").read_text().splitlines()[0].split(",")
+        assert {"train/loss", "val/loss", "val/mean_iou", "val/iou/background"} <= set(header)
+
+
+def test_early_stopping_is_a_choice_of_callbacks(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    stop = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2", "recipe.lr=1e-9"]
+    stop += ["trainer.max_steps=20", "trainer.val_check_interval=1", "hydra.run.dir=run"]
+    command("train", *tiny_voc.overrides(), *QUICK, *stop)
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3  # the first validation and two without a better one
+
+
+def test_balanced_weights_follow_the_pixels_of_the_masks(
+    tiny_voc: TinyVOC,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two masks of 50 x 40 and two of 48 x 64; each has 380 pixels of an object, 20 ignored."""
+    monkeypatch.chdir(tiny_voc.root)
+    command("train", *tiny_voc.overrides(), *QUICK, "loss.class_weights=balanced")
+    background = 2 * (50 * 40 - 400) + 2 * (48 * 64 - 400)
+    total = background + 4 * 380
+    expected = f"background {total / 3 / background:.3g}, cat {total / 3 / 760:.3g}"
+    assert f"class weights: {expected}" in capsys.readouterr().out
+
+
 def test_a_split_without_masks_is_predicted_for_vocs_server(
     tiny_voc: TinyVOC,
     command: Callable[..., Any],
@@ -216,6 +262,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("recipe.lr=fast", "recipe.lr: Value 'fast'"),
         ("recipe.lr=-1", "recipe.lr=-1.0: must be greater than 0"),
         ("recipe.optimizer=adagradd", "did you mean Adagrad?"),
+        ("loss.name=hinge", "must be one of cross_entropy, dice"),
         ("loss.class_weights=[1,2]", "one number for each of background, cat, dog"),
         ("recipe=heavy model=fcn32s loss=dice", "loss=dice does not fit"),
         ("logger=wandb", "wandb"),
@@ -242,7 +289,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("checkpoint=???", "checkpoint is missing"),
         ("checkpoint=notes.ckpt", "notes.ckpt: damaged"),
         ("data.classes=[a,b,c]", "has the classes background, cat, dog"),
-        ("device=quantum", "device=quantum"),
+        ("trainer.accelerator=quantum", "trainer: "),
+        ("trainer.max_steps=3", "is for training"),
     ],
     "predict": [
         ("input=nowhere", "nowhere"),

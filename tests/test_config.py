@@ -123,7 +123,6 @@ INVALID: dict[str, list[Any]] = {
     "model.dropout": [-0.1, 1.0, float("nan")],
     "backbone.width": [0],
     "recipe.lr": [0.0, -1.0, float("inf")],
-    "loss.name": ["hinge"],
     "recipe.schedule": ["step"],
     "recipe.loss_reduction": ["none"],
     "recipe.momentum": [-0.1, 1.0],

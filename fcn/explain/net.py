@@ -109,8 +109,8 @@ def learning(s: Section, subject: Subject) -> None:
     model, classes = subject.model, subject.classes
     layers = {n: m for n, m in model.named_modules() if isinstance(m, TransposedConvolution)}
     if not layers:
-        s.text("""The upsampling of this network is fixed: it has no weights, so training changes
-            nothing in it. Take a network that was trained with `upsampling=learned`.""")
+        s.text("""This network has no transposed convolution with weights of its own, so there is
+            nothing to see here. Take a network that was trained with `upsampling=learned`.""")
         return
     s.text("""At the start every kernel from a class to itself is bilinear, and those that would mix
         classes are zero. The loss then changes them like any other weight. The pictures show each

@@ -45,7 +45,8 @@ class Upsampling(nn.Module):
     """Upsample scores like a transposed convolution of stride `factor` without padding.
 
     A subclass implements `full(score)`: float (B, K, h, w) -> (B, K, (h-1)f + k, (w-1)f + k), with
-    f = `factor` and k = `kernel`.
+    f = `factor` and k = `kernel`: the rows and columns that one score reaches, by default those of
+    the bilinear kernel. Its weights learn without decay, and stay float32 at inference.
     """
 
     def __init__(self, factor: int) -> None:
@@ -231,7 +232,7 @@ class NonlinearUpsampling(Upsampling):
 # (to the image's size) or one between skips.
 # cvpr15: "the final layer deconvolutional filters are fixed [...], while intermediate upsampling
 # layers are initialized to bilinear upsampling, and then learned" (Long et al. 2015, sec. 4.3).
-# A sub-pixel convolution (Shi et al. 2016) is `learned` in another memory order: not a choice.
+# A sub-pixel convolution (Shi et al. 2016) is `learned` in another memory order, so it is not offered.
 UPSAMPLINGS: dict[str, Callable[[int, int, bool], Upsampling]] = {
     "fixed": lambda f, k, final: FixedUpsampling(f),
     "learned": lambda f, k, final: LearnedUpsampling(f, k),

@@ -10,35 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcn.config import VOID, LossConfig
+from fcn.config import VOID, ConfigError, LossConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def make_loss(cfg: LossConfig, reduction: str, class_weights: Tensor | None = None) -> Loss:
+def make_loss(cfg: LossConfig, reduction: str, weight: Tensor | None = None) -> Loss:
     """Return a loss of (score, target).
 
     Args:
         cfg: the choice and its arguments.
-        reduction: sum or mean over pixels; every choice but cross_entropy needs mean.
-        class_weights: float (K,), or None.
+        reduction: sum or mean over pixels; every choice but cross_entropy is a mean.
+        weight: float (K,), of the classes, or None.
+
+    Raises:
+        ConfigError: an unknown choice.
     """
-
-    def cross_entropy(score: Tensor, target: Tensor) -> Tensor:
-        return pixel_loss(
-            score, target, reduction, weight=class_weights, smoothing=cfg.label_smoothing
-        )
-
-    def dice(score: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(score, target) + cfg.dice_weight * dice_loss(score, target)
-
-    def focal(score: Tensor, target: Tensor) -> Tensor:
-        return focal_loss(score, target, cfg.gamma, class_weights)
-
-    def ohem(score: Tensor, target: Tensor) -> Tensor:
-        return hard_example_loss(score, target, cfg.hardest, class_weights)
-
-    return {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "ohem": ohem}[cfg.name]
+    if cfg.name not in LOSSES:
+        raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
+    choice = LOSSES[cfg.name]
+    return lambda score, target: choice(score, target, cfg, reduction, weight)
 
 
 def pixel_loss(
@@ -127,3 +118,23 @@ def _pixel_losses(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return each pixel's cross entropy (B, H, W), 0 where ignored, and which are not ignored."""
     loss = F.cross_entropy(score.float(), target, ignore_index=VOID, reduction="none")
     return loss, target != VOID
+
+
+def _cross_entropy(
+    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
+) -> Tensor:
+    return pixel_loss(score, target, reduction, weight=weight, smoothing=cfg.label_smoothing)
+
+
+# Choice -> the loss, a scalar, of (score, target, its arguments, reduction, weight of classes).
+LOSSES: dict[str, Callable[[Tensor, Tensor, LossConfig, str, Tensor | None], Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "dice": lambda score, target, cfg, reduction, weight: (
+        _cross_entropy(score, target, cfg, reduction, weight)
+        + cfg.dice_weight * dice_loss(score, target)
+    ),
+    "focal": lambda score, target, cfg, _, weight: focal_loss(score, target, cfg.gamma, weight),
+    "ohem": lambda score, target, cfg, _, weight: hard_example_loss(
+        score, target, cfg.hardest, weight
+    ),
+}

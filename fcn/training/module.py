@@ -48,8 +48,9 @@ class SegmentationModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters({"about": about})
         self.model = model
-        # Not for validation, whose images differ in size; a function, so it stores no weights.
         self.classes = about.get("classes", range(model.arguments["num_classes"]))
+        # Compiled for training alone, as images of validation differ in size; a function, not a
+        # module, so that its weights are not stored twice.
         self.training_forward = torch.compile(model.forward) if compile else model.forward
         self.recipe, self.loss, self.lr, self.seed = recipe, loss, lr, seed
         self.confusion = confusion_matrix(model.arguments["num_classes"], over_ranks=True)

@@ -30,11 +30,13 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    upsampling = [layer for layer in model.modules() if isinstance(layer, Upsampling)]
+    in_upsampling = {id(p) for layer in upsampling for p in layer.parameters()}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, _BatchNorm | Upsampling):
+            if isinstance(module, _BatchNorm) or id(parameter) in in_upsampling:
                 plain.append(parameter)
             else:
                 (biases if name == "bias" else weights).append(parameter)

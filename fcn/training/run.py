@@ -293,8 +293,8 @@ def _print_start(
         "model": f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}",
         "upsampling": f"{cfg.upsampling.name}, {kernels:,} trainable parameters",
         "parameters": f"{parameters:,}",
-        "data": f"{cfg.data.name}: {len(data.train)} training images, {len(data.val)} validation "
-        f"images, {len(data.classes)} classes",
+        "data": f"{cfg.data.name} in {cfg.data.root}: {len(data.train)} training images, "
+        f"{len(data.val)} validation images, {len(data.classes)} classes",
         "recipe": f"{cfg.recipe.name}: {trainer.max_steps} steps of {images} images, "
         f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
         "device": f"{plan.device}, precision {plan.precision}",
@@ -381,6 +381,7 @@ def _evaluate_best(
         split=cfg.data.val_split,
         num_workers=cfg.data.num_workers,
     )
+    assert metrics is not None
     about = about | {"metrics": metrics}
     checkpoint.write_safetensors(plan.folder / "model.safetensors", model.cpu(), about)
     return metrics

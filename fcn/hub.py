@@ -1,0 +1,97 @@
+"""Models in the Hugging Face layout: config.json, model.safetensors and a model card."""
+
+from pathlib import Path
+from typing import Any
+
+from fcn import checkpoint
+from fcn.config import ConfigError, UserError
+from fcn.models.fcn import FCN
+from fcn.output import percent, write_json
+
+PREFIX = "hf://"
+METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+
+
+def write_folder(folder: Path, model: FCN, about: dict[str, Any]) -> None:
+    """Write a model's folder, ready to be uploaded.
+
+    Args:
+        folder: made if missing.
+        model: the network.
+        about: what its checkpoint says about it; "metrics" go into the model card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", checkpoint.describe(model, about))
+    checkpoint.write_safetensors(folder / "model.safetensors", model, about)
+    (folder / "README.md").write_text(model_card(about), encoding="utf-8")
+
+
+def model_card(about: dict[str, Any]) -> str:
+    """Return a model card: what the model is, its numbers with their protocol, how to load it."""
+    model, metrics = about["model"], about.get("metrics")
+    lines = [
+        "---",
+        "library_name: fcn-segmentation",
+        "pipeline_tag: image-segmentation",
+        "license: mit",
+        "---",
+        f"# FCN-{model['stride']}s on {about.get('data', {}).get('name', 'unknown data')}",
+        "",
+        f"Backbone {model['backbone']}, upsampling {model['upsampling']}, padding "
+        f"{model['padding']}. Long, Shelhamer & Darrell, CVPR 2015.",
+        "",
+        "```python",
+        "import fcn",
+        'model = fcn.load("hf://USER/NAME")  # image (B, 3, H, W), uint8 or float in [0, 1]',
+        "```",
+        "",
+        f"Classes: {', '.join(about['classes'])}.",
+    ]
+    if metrics:
+        protocol = metrics["protocol"]
+        lines += [
+            "",
+            f"Measured on {protocol['data']} {protocol['split']} ({protocol['images']} images) at "
+            f"{protocol['size']} size, {protocol['precision']}:",
+            "",
+            "| metric | % |",
+            "|---|---|",
+            *(f"| {name.replace('_', ' ')} | {percent(metrics[name])} |" for name in METRICS),
+        ]
+    return "\n".join([*lines, ""])
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a model's folder to the Hub; return its address.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        UserError: the Hub does not accept it.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise ConfigError('push needs: pip install "fcn-segmentation[hub]"') from None
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # of the network, or of the Hub
+        raise UserError(f"push={repository}: {' '.join(str(error).split())[:200]}") from error
+    return str(address)
+
+
+def download(address: str) -> Path:
+    """Return the folder of a model on the Hub, fetched if it is not in the cache.
+
+    Args:
+        address: hf://USER/NAME.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ConfigError(f'{address} needs: pip install "fcn-segmentation[hub]"') from None
+    try:
+        return Path(snapshot_download(address.removeprefix(PREFIX)))
+    except Exception as error:  # of the network, or of the Hub
+        raise UserError(f"{address}: {' '.join(str(error).split())[:200]}") from error
