@@ -282,9 +282,7 @@ class ImportCaffeConfig(Schema):
 @dataclass
 class PrepareDataConfig(Schema):
     data: DataConfig = field(default_factory=DataConfig)
-    processes: Annotated[
-        int | None, about("processes that read files; null: one per core", ge=1)
-    ] = None
+    processes: Annotated[int | None, about("readers; null: one per core", ge=1)] = None
     shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
 
 

@@ -131,7 +131,7 @@ def test_predicted_masks_score_as_evaluation_says(
     """The confusion matrix of the masks that predict writes, counted with NumPy."""
     (tmp_path / "run").mkdir()
     trained(tmp_path / "run" / "model.safetensors")
-    run = {"checkpoint": str(tmp_path / "run"), "precision": precision}
+    run = {"checkpoint": str(tmp_path / "run"), "trainer": {"precision": precision}}
     metrics = module.main(EvaluateConfig(data=tiny_voc.config(), **run), tmp_path, QUIET)  # type: ignore[arg-type]
     assert metrics is not None
     assert metrics["protocol"]["precision"] == precision

@@ -232,7 +232,7 @@ class NonlinearUpsampling(Upsampling):
 # (to the image's size) or one between skips.
 # cvpr15: "the final layer deconvolutional filters are fixed [...], while intermediate upsampling
 # layers are initialized to bilinear upsampling, and then learned" (Long et al. 2015, sec. 4.3).
-# A sub-pixel convolution (Shi et al. 2016) is `learned` in another memory order, so it is not offered.
+# A sub-pixel convolution (Shi et al. 2016) is `learned` in another memory order: not offered.
 UPSAMPLINGS: dict[str, Callable[[int, int, bool], Upsampling]] = {
     "fixed": lambda f, k, final: FixedUpsampling(f),
     "learned": lambda f, k, final: LearnedUpsampling(f, k),

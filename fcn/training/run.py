@@ -16,7 +16,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
@@ -244,7 +243,7 @@ def _instantiate(entry: dict[str, Any], group: str, **defaults: Any) -> Any:
         if entry.get("tracking_uri", "") is None:  # MLflow's
             own = {"tracking_uri": str(defaults["save_dir"] / "mlruns")}
         return instantiate(entry, **own)
-    except (ImportError, ValueError, HydraException, KeyError) as error:
+    except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
 
