@@ -207,7 +207,10 @@ def render(axes: Axes) -> Image.Image:
     buffer = io.BytesIO()
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
+    fast = {"compress_level": 0}  # it is unpacked at once
+    figure.savefig(
+        buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2, pil_kwargs=fast
+    )
     return Image.open(buffer).convert("RGB")
 
 

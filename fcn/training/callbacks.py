@@ -227,7 +227,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the pictures, and the kernels' distance from bilinear."""
         rows, self.rows = self.rows, []
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not (trainer.is_global_zero and trainer.loggers):
             return
         step = trainer.global_step
         if rows:
