@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
+from fcn import hub
 from fcn.config import ConfigError, UserError
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, SurgeryError, transplant
@@ -74,9 +75,7 @@ def find(path: str | Path) -> Path:
     Args:
         path: the file itself; a run's folder, whose best model is meant; or hf://USER/NAME.
     """
-    if str(path).startswith("hf://"):
-        from fcn import hub  # builds on this module
-
+    if str(path).startswith(hub.PREFIX):
         path = hub.download(str(path))
     path = Path(path)
     for file in (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt"):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fcn import checkpoint, hub
 from fcn.config import ConfigError, ExportConfig, UserError
 from fcn.models.fcn import FCN
-from fcn.output import atomic_write
+from fcn.output import atomic_write, write_json
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 # The smallest side that torch.export takes: it treats a size of 1 specially, here that of pool5.
@@ -76,7 +76,11 @@ def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
     trained, output = checkpoint.read(cfg.checkpoint), Path(cfg.output)
     if output.suffix:
         raise ConfigError(f"output={output}: format=hub writes a folder; name one")
-    hub.write_folder(output, trained.model(), trained.about)
+    model = trained.model()
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "config.json", checkpoint.describe(model, trained.about))
+    checkpoint.write_safetensors(output / "model.safetensors", model, trained.about)
+    (output / "README.md").write_text(hub.model_card(trained.about), encoding="utf-8")
     console.print(f"config.json, model.safetensors and README.md in {output}")
     if cfg.push is not None:
         console.print(f"uploaded to {hub.push(output, cfg.push)}")

@@ -1,29 +1,13 @@
-"""Models in the Hugging Face layout: config.json, model.safetensors and a model card."""
+"""The Hugging Face Hub: model cards, upload and download."""
 
 from pathlib import Path
 from typing import Any
 
-from fcn import checkpoint
 from fcn.config import ConfigError, UserError
-from fcn.models.fcn import FCN
-from fcn.output import percent, write_json
+from fcn.output import percent
 
 PREFIX = "hf://"
 METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
-
-
-def write_folder(folder: Path, model: FCN, about: dict[str, Any]) -> None:
-    """Write a model's folder, ready to be uploaded.
-
-    Args:
-        folder: made if missing.
-        model: the network.
-        about: what its checkpoint says about it; "metrics" go into the model card.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", checkpoint.describe(model, about))
-    checkpoint.write_safetensors(folder / "model.safetensors", model, about)
-    (folder / "README.md").write_text(model_card(about), encoding="utf-8")
 
 
 def model_card(about: dict[str, Any]) -> str:
