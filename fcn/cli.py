@@ -45,6 +45,11 @@ COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "compare": "fcn.compare",
     "explain": "fcn.explain.story",
 }
+# Keys with entries of any name, which Hydra would want a + for: Lightning's Trainer has many.
+OPEN_KEYS = (
+    r"^\+*((?:trainer\.|logger\.|callbacks\.|model\.skip_scales|recipe\.lr_by_model"
+    r"|recipe\.optimizer_arguments).*)"
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -106,8 +111,7 @@ def run(name: str, main: Callable[..., Any] | None = None) -> Any:
 
 def arguments(name: str, given: list[str]) -> list[str]:
     """Return the command line as Hydra is to see it."""
-    # Any argument of Lightning's Trainer may be set, in the defaults or not.
-    given = [re.sub(r"^\+*trainer\.", "++trainer.", argument) for argument in given]
+    given = [re.sub(OPEN_KEYS, r"++\1", argument) for argument in given]
     if name == "train":
         given = _resumed(given)
     if rank() > 0 and not any(a.startswith("hydra.output_subdir=") for a in given):

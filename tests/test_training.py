@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,14 @@ STEPS = 8  # of TinyVOC.training, which validates after steps 3, 6 and 8
 
 def quiet() -> Console:
     return Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _listening() -> Iterator[None]:
+    """SIGINT acts as in a terminal: a shell's background jobs are started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

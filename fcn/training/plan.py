@@ -41,7 +41,8 @@ def resolve(cfg: TrainConfig, folder: Path) -> Plan:
     known = [name for name in inspect.signature(pl.Trainer).parameters if name not in OWN_ARGUMENTS]
     for name in trainer:
         if name in OWN_ARGUMENTS:
-            raise ConfigError(f"trainer.{name} is set by the run itself")
+            hint = f"; use {name}=CHOICE" if name in ("callbacks", "logger") else ""
+            raise ConfigError(f"trainer.{name} is set by the run itself{hint}")
         if name not in known:
             raise ConfigError(unknown_key(f"trainer.{name}", [f"trainer.{k}" for k in known]))
     accelerator = trainer.get("accelerator", "auto")
