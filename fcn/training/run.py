@@ -241,7 +241,9 @@ def _instantiate(entry: dict[str, Any], group: str, **defaults: Any) -> Any:
         known = inspect.signature(target).parameters
         own = {key: value for key, value in defaults.items() if key in known and key not in entry}
         if entry.get("tracking_uri", "") is None:  # MLflow's
-            own = {"tracking_uri": f"sqlite:///{defaults['save_dir'].absolute()}/mlflow.db"}
+            folder = defaults["save_dir"].absolute()
+            own = {"tracking_uri": f"sqlite:///{folder}/mlflow.db"}
+            own["artifact_location"] = str(folder / "mlruns")
         return instantiate(entry, **own)
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
