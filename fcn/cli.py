@@ -81,8 +81,10 @@ def run(name: str, main: Callable[..., Any] | None = None) -> Any:
             command = main or import_module(COMMANDS[name]).main
             results.append(command(settings, folder, make_console(quiet=rank() > 0)))
             return results[-1]
-        except Interrupted:  # ends a multirun too
-            raise
+        except Interrupted as error:  # ends a multirun too
+            if rank() == 0:
+                print(error, file=sys.stderr)
+            sys.exit(error.code)  # past Hydra, which would print more around it
         except (UserError, OSError) as error:
             if show_traceback:
                 raise
@@ -95,10 +97,6 @@ def run(name: str, main: Callable[..., Any] | None = None) -> Any:
             print(f"error: {_one_line(error)}", file=sys.stderr)
         if failures:
             sys.exit(1)
-    except Interrupted as error:
-        if rank() == 0:
-            print(error, file=sys.stderr)
-        sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except (UserError, HydraException, OmegaConfBaseException) as error:
