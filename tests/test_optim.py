@@ -110,3 +110,12 @@ def test_an_optimiser_that_does_not_exist_is_an_error_with_the_nearest() -> None
     recipe = RecipeConfig(name="x", optimizer_arguments={"nesterovv": True})
     with pytest.raises(ConfigError, match="nesterovv"):
         make_optimizer(small(), recipe, 1e-3)
+
+
+def test_every_weight_of_an_upsampling_layer_learns_without_decay() -> None:
+    """Those of `nonlinear` lie in layers and lists of its own."""
+    model = small(upsampling="nonlinear")
+    groups = {group["name"]: group for group in parameter_groups(model, HEAVY, 1e-3)}
+    assert groups["plain"]["weight_decay"] == 0
+    upscore = {id(p) for name, p in model.named_parameters() if name.startswith("upscore")}
+    assert {id(p) for p in groups["plain"]["params"]} == upscore

@@ -5,9 +5,10 @@ import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcn.device import InferenceModel
 from fcn.models.alignment import coordinate_map
 from fcn.models.upsampling import (
     UPSAMPLINGS,
@@ -21,6 +22,7 @@ from fcn.models.upsampling import (
     kernel_size,
     make_upsampling,
 )
+from tests.conftest import small
 
 
 def test_bilinear_kernel_of_4_by_hand() -> None:
@@ -203,3 +205,24 @@ def test_a_registered_layer_is_a_choice_if_it_keeps_the_contract(
     monkeypatch.setitem(UPSAMPLINGS, "mine", lambda factor, classes, final: Doubled(factor))
     with pytest.raises(ValueError, match=r"Doubled\.full"):
         make_upsampling("mine", 2, 3, final=True)
+
+
+class Smoothed(LearnedUpsampling):
+    """A learned layer with a convolution after it, as a user may write one."""
+
+    def __init__(self, factor: int, num_classes: int) -> None:
+        super().__init__(factor, num_classes)
+        self.smooth = nn.Conv2d(num_classes, num_classes, 1)
+
+    def full(self, score: Tensor) -> Tensor:
+        return self.smooth(super().full(score))
+
+
+def test_a_convolution_inside_a_layer_stays_float32_at_bf16_inference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(UPSAMPLINGS, "smoothed", lambda f, k, final: Smoothed(f, k))
+    model = InferenceModel(small(upsampling="smoothed"), torch.device("cpu"), bf16=True)
+    assert model.model.backbone.get_submodule("conv1_1").weight.dtype == torch.bfloat16
+    assert model.model.upscore8.smooth.weight.dtype == torch.float32
+    assert model.score(torch.rand(1, 3, 33, 40)).shape == (1, 5, 33, 40)
