@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from fcn import hub
-from fcn.config import ConfigError, UserError
+from fcn.config import FACTS, ConfigError, Facts, UserError, starts_with_background
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, SurgeryError, transplant
+from fcn.models.vgg import for_channels
 from fcn.output import atomic_write
-from fcn.visualize import voc_palette
+from fcn.visualize import palette
 
 PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
 WEIGHTS_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -46,6 +47,13 @@ class Checkpoint:
     def classes(self) -> list[str]:
         """The names of the labels 0..K-1."""
         return list(self.about["classes"])
+
+    @property
+    def facts(self) -> Facts:
+        """What is known about the data it was trained on; of an old file, that is the classes."""
+        about = {"background": starts_with_background(self.classes)} | self.about
+        about["colours"] = about.get("palette", [])
+        return Facts(**{key: about[key] for key in FACTS if key in about})
 
     def check_classes(self, classes: Sequence[str], data: str) -> None:
         """Raise a CheckpointError if a data set has other classes than the model."""
@@ -123,14 +131,21 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
     """Return `about` with the model's architecture, colours and normalisation."""
-    return about | {
+    colours = palette(Facts())[: model.arguments["num_classes"]].tolist()  # unless it has its own
+    return {"palette": colours, **about} | {
         "model": model.arguments,
-        "palette": voc_palette(model.arguments["num_classes"]).tolist(),  # RGB by label
-        "normalisation": {  # happens inside the model; images are RGB in [0, 1]
+        "normalisation": {  # happens inside the model; images are in [0, 1]
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
         },
     }
+
+
+def about_facts(facts: Facts) -> dict[str, Any]:
+    """Return the facts of a data set as `about` holds them, see `Checkpoint.facts`."""
+    about = asdict(facts)
+    about["palette"] = about.pop("colours")
+    return about
 
 
 def metadata(about: dict[str, Any]) -> dict[str, str]:
@@ -227,8 +242,8 @@ def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
             f"{cache}, give a local file, or set backbone.weights=null to start at random"
         ) from error
     transforms = weights.transforms()
-    model.mean.copy_(torch.tensor(transforms.mean).view(3, 1, 1))
-    model.std.copy_(torch.tensor(transforms.std).view(3, 1, 1))
+    for own, values in ((model.mean, transforms.mean), (model.std, transforms.std)):
+        own.copy_(for_channels(torch.tensor(values), len(own), 0).view(-1, 1, 1))
     return state
 
 

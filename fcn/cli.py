@@ -78,6 +78,7 @@ def run(name: str, main: Callable[..., Any] | None = None) -> Any:
             settings: Any = validate(cfg, SCHEMAS[name])
             keep_memory()
             folder = Path(HydraConfig.get().runtime.output_dir)
+            os.chdir(HydraConfig.get().runtime.cwd)  # paths start there, for hydra.job.chdir too
             command = main or import_module(COMMANDS[name]).main
             results.append(command(settings, folder, make_console(quiet=rank() > 0)))
             return results[-1]

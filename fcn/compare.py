@@ -43,7 +43,15 @@ HEADINGS = (
     f"{LEVEL:.0%} interval",
 )
 # Settings that say where a run works, not what it learns.
-IRRELEVANT = {"seed", "resume", "device", "data.root", "data.num_workers", "data.download"}
+IRRELEVANT = {
+    "seed",
+    "resume",
+    "device",
+    "data.root",
+    "data.num_workers",
+    "data.download",
+    "data.scan",
+}
 
 
 @dataclass
@@ -71,6 +79,12 @@ class Run:
     @property
     def classes(self) -> list[str]:
         return [entry["name"] for entry in self.metrics["classes"]]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the model lies that was evaluated: a run of train.py has its own."""
+        evaluated = self.config.get("checkpoint")
+        return self.folder if evaluated is None else self.cwd / evaluated
 
     @cached_property
     def resampled(self) -> Resampled:
@@ -302,7 +316,6 @@ def report(groups: Sequence[Group], plot: Image.Image, examples: Mapping[str, An
         ],
         "confusions": [_confusion(group) for group in groups[:SHOWN]],
         "examples": examples,
-        "errors": visualize.ERROR_COLOURS,
     }
     body = page.templates().get_template("compare.html").render(context)
     return page.page(context["title"], body)
@@ -341,10 +354,12 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     """Predict example images with the first run of each of the first groups.
 
     Returns:
-        "cards", image id -> its pictures with their captions; "legend", class name -> colour.
+        "cards", image id -> its pictures with their captions; "legend", class name -> colour;
+        "errors", likewise.
     """
     first = groups[0].runs[0]
     dataset = _open_recorded(first, cfg.data_root)
+    facts = dataset.facts
     chosen = _spread(rates(first.per_image)["mean_iou"], cfg.images)
     cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
     masks = []
@@ -356,19 +371,22 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
             pictures = cards[first.ids[index]]
             if not pictures:
                 pictures.append(("image", _uri(image, "jpeg")))
-                pictures.append(("ground truth", _uri(visualize.outlined(ground_truth))))
+                pictures.append(("ground truth", _uri(visualize.outlined(ground_truth, facts))))
             iou = percent(float(rates(run.per_image[index])["mean_iou"]))
-            prediction, errors = visualize.outlined(mask), visualize.errors(ground_truth, mask)
+            prediction = visualize.outlined(mask, facts)
+            errors = visualize.errors(ground_truth, mask, facts)
             pictures.append((f"{group.name}: mean IoU {iou} %", _uri(prediction)))
             pictures.append((f"{group.name}: errors", _uri(errors)))
-    return {"cards": cards, "legend": visualize.legend_of(masks, first.classes)}
+    legend = visualize.legend_of(masks, facts)
+    return {"cards": cards, "legend": legend, "errors": visualize.error_colours(facts)}
 
 
 def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
     """Open the split that a run was evaluated on, where it lay then or below `data_root`."""
     data = DataConfig(**run.config["data"])
     data.root = data_root or str(run.cwd / data.root)
-    dataset = open_split(data, run.metrics["protocol"]["split"])
+    known = checkpoint.read(run.checkpoint).facts
+    dataset = open_split(data, run.metrics["protocol"]["split"], known=known)
     if dataset.ids != run.ids:
         raise UserError(f"{dataset.name} has other images now than when {run.folder} was evaluated")
     return dataset
@@ -376,8 +394,7 @@ def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
 
 def _load(run: Run, device: torch.device) -> InferenceModel:
     """Load the model of a run as it was evaluated."""
-    evaluated = run.config.get("checkpoint")  # None: the run trained its own model
-    model = checkpoint.load(run.folder if evaluated is None else run.cwd / evaluated)
+    model = checkpoint.load(run.checkpoint)
     bf16 = run.metrics["protocol"]["precision"] == "bf16-mixed" and computes_bf16(device)
     return InferenceModel(model, device, bf16)
 

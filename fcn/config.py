@@ -5,6 +5,7 @@ command line; pydantic checks the ranges; `--help` prints the descriptions.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -67,6 +68,7 @@ PRECISION = one_of(
 )
 Seed = Annotated[int, about("seed of every random draw", ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
+Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
 
 class Schema:
@@ -79,6 +81,9 @@ class Schema:
 class ModelConfig(Schema):
     name: Annotated[str, about("name of the choice")] = "fcn8s"
     stride: Annotated[int, about("of the finest scores fused: 32, 16 or 8")] = 8
+    in_channels: Annotated[
+        int | None, about("channels of an image; null: those of data.bands, or 3", ge=1)
+    ] = None
     padding: Annotated[int | str, about("aligned, or 100 as in the authors' networks")] = "aligned"
     skip_scales: Annotated[dict[str, float], about("factor on a skip's features, by pool")] = field(
         default_factory=dict
@@ -116,12 +121,27 @@ class DataConfig(Schema):
     train_split: Annotated[str, about("split to train on")] = "train"
     val_split: Annotated[str, about("split to validate on")] = "val"
     split: Annotated[str | None, about("split to evaluate; null: val_split")] = None
-    classes: Annotated[list[str], about("class names, background first", max_length=255)] = field(
+    # These six may also stand in dataset.yaml beside the data; the command line wins over the file.
+    classes: Annotated[list[str], about("names of the labels 0, 1, ...", max_length=255)] = field(
+        default_factory=list
+    )
+    colours: Annotated[list[Colour], about("RGB of each class, [[0,0,0],...]; []: VOC's")] = field(
         default_factory=list
     )
     ignore_index: Annotated[
-        int, about("label of pixels to ignore in loss and metrics", ge=0, le=255)
-    ] = VOID
+        int | None, about("label of pixels to ignore in loss and metrics; null: 255", ge=0, le=255)
+    ] = None
+    background: Annotated[
+        bool | None, about("whether class 0 is background; null: if its name says so")
+    ] = None
+    value_range: Annotated[
+        Annotated[list[float], Field(min_length=2, max_length=2)] | None,
+        about("pixel values that become black and white; null: all of 8 or 16 bits"),
+    ] = None
+    bands: Annotated[
+        list[int | str], about("channels to use of each image, by number from 0 or name; []: RGB")
+    ] = field(default_factory=list)
+    scan: Annotated[bool, about("read all masks before training or evaluation, for errors")] = True
     num_workers: Annotated[
         int | None, about("processes that load images; null: one per core", ge=0)
     ] = None
@@ -134,6 +154,36 @@ class DataConfig(Schema):
             pattern=r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about the labels and the pixels of a data set; checkpoints keep it.
+
+    Args:
+        classes: names of the labels 0..K-1.
+        colours: RGB of the labels 0..K-1; a label without one has Pascal VOC's.
+        ignore_index: label of ignored pixels in the mask files.
+        background: whether label 0 is background, which pictures leave without colour.
+        value_range: pixel values that become black and white; None: all of 8 or 16 bits.
+        bands: channels of the image files, by number from 0 or by name; empty: RGB.
+    """
+
+    classes: list[str] = field(default_factory=list)
+    colours: list[list[int]] = field(default_factory=list)
+    ignore_index: int = VOID
+    background: bool = True
+    value_range: list[float] | None = None
+    bands: list[int | str] = field(default_factory=list)
+
+
+FACTS = tuple(Facts.__dataclass_fields__)  # the keys of dataset.yaml, and of DataConfig
+BACKGROUND = ("background", "bg", "_background_", "unlabelled", "unlabeled", "void", "other")
+
+
+def starts_with_background(classes: Sequence[str]) -> bool:
+    """Return whether the name of class 0 says that it is background."""
+    return bool(classes) and classes[0].lower() in BACKGROUND
 
 
 @dataclass
@@ -230,6 +280,7 @@ class PredictConfig(Schema):
         str, about("a file, a folder, a pattern, or - for paths on standard input")
     ] = MISSING
     output: Annotated[str, about("the folder to write to")] = MISSING
+    raw: Annotated[bool, about("write masks as plain grey labels, without colours")] = False
     overlays: Annotated[bool, about("also write overlays/NAME.png")] = True
     probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
     overwrite: Annotated[bool, about("predict again what is there already")] = False
@@ -259,9 +310,16 @@ class ExportConfig(Schema):
             "onnx, torch_export, safetensors or hub", "onnx", "torch_export", "safetensors", "hub"
         ),
     ] = "onnx"
-    input: Annotated[str, one_of("RGB images: float in [0, 1], or uint8", "float", "uint8")] = (
-        "float"
-    )
+    size: Annotated[
+        list[Positive] | None,
+        about(
+            "onnx, torch_export: images of this [height, width] alone, one at a time, as OpenCV's "
+            "DNN module needs it; null: any",
+            min_length=2,
+            max_length=2,
+        ),
+    ] = None
+    input: Annotated[str, one_of("images: float in [0, 1], or uint8", "float", "uint8")] = "float"
     push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
     argmax: Annotated[bool, about("labels instead of scores")] = False
 
@@ -284,6 +342,23 @@ class PrepareDataConfig(Schema):
     data: DataConfig = field(default_factory=DataConfig)
     processes: Annotated[int | None, about("readers; null: one per core", ge=1)] = None
     shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
+    convert: Annotated[
+        str | None, about("first convert an annotation tool's export in this folder")
+    ] = None
+    to: Annotated[str | None, about("convert: the new folder to write, for data=folder")] = None
+    images: Annotated[str | None, about("convert: where the images are, if it is not clear")] = None
+    masks: Annotated[str | None, about("convert: where the masks are, likewise")] = None
+    labels: Annotated[
+        Any, about("convert: {7: road, 11: building}, the rest ignored; or a YAML file of it")
+    ] = None
+    merge: Annotated[
+        Any, about("convert: {truck: car, sky: null}, renames, merges and drops classes")
+    ] = None
+    val_share: Annotated[
+        float, about("convert: images drawn for val where there is no such split", gt=0, lt=1)
+    ] = 0.2
+    seed: Seed = 0
+    link: Annotated[bool, about("convert: link the images; false: copy them")] = True
 
 
 @dataclass
@@ -361,9 +436,15 @@ def validate(cfg: DictConfig, schema: type[T]) -> T:
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return TypeAdapter(schema).validate_python(values)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing: give {error.full_key}=VALUE") from None
+    return check(values, schema)
+
+
+def check(values: Any, schema: type[T]) -> T:
+    """Return plain values as an instance of a schema, or raise a ConfigError; see `validate`."""
+    try:
+        return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_message(e, schema) for e in error.errors())) from None
 
@@ -453,8 +534,6 @@ def check_training(cfg: TrainConfig) -> None:
         raise ConfigError(f"recipe.scale={recipe.scale}: must be [from, to] with from <= to")
     if recipe.crop is None and recipe.scale != [1, 1]:
         raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]")
-    if len(set(cfg.data.classes)) < len(cfg.data.classes):
-        raise ConfigError(f"data.classes={cfg.data.classes}: every name must occur once")
     if cfg.resume and model.init_from and not cfg.stages:
         raise ConfigError("resume continues with the run's own weights: leave out model.init_from")
     if reduction == "mean" and lr < 1e-8:

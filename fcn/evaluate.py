@@ -22,12 +22,18 @@ from fcn.config import ConfigError, EvaluateConfig, UserError
 from fcn.data.datamodule import evaluation_loader, evaluation_processes
 from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
+from fcn.data.labels import scan
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel, Processes, launch, uses_bf16
 from fcn.metrics import Scores, Trimap, image_confusions, rates, scores, tally
 from fcn.output import atomic_write, percent, progress, write_json
 
 SHOWN = 6  # images in predictions.png and in worst.png
+ONE_CLASS_CAUSES = (
+    "Likely causes: too few steps, a learning rate far too high or too low, no pretrained weights, "
+    "imbalance, where loss.class_weights=balanced helps, or wrong labels (scripts/prepare_data.py "
+    "shows them)"
+)
 METRICS = {  # the paper's
     "mean_iou": "mean IoU",
     "pixel_accuracy": "pixel accuracy",
@@ -58,7 +64,7 @@ def _evaluate_checkpoint(
     if cfg.data.download:
         fetch(cfg.data, console)
     split = cfg.data.split or cfg.data.val_split
-    dataset = open_split(cfg.data, split)
+    dataset = open_split(cfg.data, split, known=trained.facts)
     has_masks = dataset.has_masks()
     if not has_masks and not cfg.submission:
         raise ConfigError(
@@ -66,6 +72,8 @@ def _evaluate_checkpoint(
             "split, or submission=true to write the predictions"
         )
     trained.check_classes(dataset.classes, cfg.data.name)
+    if has_masks and cfg.data.scan and processes.rank == 0:
+        scan([dataset], console, training=False)
     bf16 = uses_bf16(cfg.trainer.get("precision", "auto"), trained.about, processes.device)
     model = InferenceModel(trained.model(), processes.device, bf16)
     if cfg.submission and processes.rank == 0:
@@ -176,6 +184,8 @@ def evaluate_and_write(
     write_json(folder / "metrics.json", metrics)
     _write_pictures(folder, model, dataset, found)
     _print_scores(console, metrics)
+    if remark := one_class(found.scores.confusion, dataset.classes):
+        console.print(f"warning: {remark}", style="yellow")
     return metrics
 
 
@@ -200,7 +210,7 @@ def metrics_json(
             "ids_sha256": dataset.fingerprint(),
             "size": "original",
             "precision": model.precision,
-            "ignore_index": dataset.ignore_index,
+            "ignore_index": dataset.facts.ignore_index,
             "model": arguments,
             "upsampling": arguments["upsampling"],
         },
@@ -241,6 +251,19 @@ def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
     console.print("  ".join(shown))
 
 
+def one_class(confusion: Tensor, classes: Sequence[str]) -> str | None:
+    """Return a warning if the numbers rest on one class, for either side of a confusion matrix."""
+    true, predicted = (confusion.sum(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    if len(true) == 1:
+        return (
+            f"the masks hold {classes[true[0]]} alone, so the mean IoU says nothing about the "
+            "other classes; scripts/prepare_data.py shows what the masks hold"
+        )
+    if len(predicted) == 1:
+        return f"the predictions hold {classes[predicted[0]]} alone. {ONE_CLASS_CAUSES}"
+    return None
+
+
 def print_last_line(console: Console, metrics: dict[str, Any], when: str, folder: Path) -> None:
     """Print in one line how good the model is, and where the files are."""
     protocol = metrics["protocol"]
@@ -254,17 +277,18 @@ def _write_pictures(
     folder: Path, model: InferenceModel, dataset: SegmentationDataset, found: Evaluation
 ) -> None:
     """Write predictions.png (images evenly spaced in the split), worst.png, and plots."""
-    classes, mean_iou = dataset.classes, rates(found.per_image)["mean_iou"].numpy()
+    facts, mean_iou = dataset.facts, rates(found.per_image)["mean_iou"].numpy()
     shown = min(SHOWN, len(dataset))
     even = np.linspace(0, len(dataset) - 1, shown).round().astype(int)
     worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, ignored pixels alone, comes last
     for name, indices in (("predictions", even.tolist()), ("worst", worst.tolist())):
         captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
         rows = list(predicted_rows(model, dataset, indices))
-        visualize.panel(rows, classes, captions).save(folder / f"{name}.png")
+        visualize.panel(rows, facts, captions).save(folder / f"{name}.png")
     iou = [_number(value) for value in found.scores.iou]
-    plots.iou_bars(iou, classes).save(folder / "iou.png")
-    plots.confusion_plot(found.scores.confusion.numpy(), classes).save(folder / "confusion.png")
+    plots.iou_bars(iou, facts.classes).save(folder / "iou.png")
+    confusion = found.scores.confusion.numpy()
+    plots.confusion_plot(confusion, facts.classes).save(folder / "confusion.png")
     plots.trimap_plot({"mean IoU": found.trimap}).save(folder / "trimap.png")
 
 
@@ -274,7 +298,7 @@ def predicted_rows(
     """Yield image (H, W, 3), ground truth (H, W) and prediction (H, W) of some images, uint8."""
     for index in indices:
         image, target = dataset[index]
-        yield image.permute(1, 2, 0).numpy(), target.numpy(), _predicted_mask(model, image)
+        yield visualize.as_rgb(image), target.numpy(), _predicted_mask(model, image)
 
 
 def _predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
@@ -301,6 +325,6 @@ def write_submission(
     (folder / results).mkdir(parents=True, exist_ok=True)
     with progress(console) as bar:
         for pair in bar.track(dataset.pairs, description=f"{year} {split}"):
-            mask = _predicted_mask(model, read_image(pair.image))
+            mask = _predicted_mask(model, read_image(pair.image, dataset.facts))
             visualize.palette_image(mask).save(folder / results / f"{pair.id}.png")
     return Path(shutil.make_archive(str(folder / "results"), "gztar", folder, results))

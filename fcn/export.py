@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fcn import checkpoint, hub
 from fcn.config import ConfigError, ExportConfig, UserError
 from fcn.models.fcn import FCN
+from fcn.models.upsampling import LearnedUpsampling, NearestConvUpsampling
 from fcn.output import atomic_write, write_json
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
@@ -58,15 +59,19 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
     about = checkpoint.describe(model, trained.about | {"checkpoint": origin})
     uint8 = cfg.input == "uint8"
     sizes = SIZES if cfg.format == "torch_export" else [(1, 1), *SIZES]
+    batches: tuple[int, ...] = (1, 2)
+    if cfg.size is not None:
+        sizes, batches = [(cfg.size[0], cfg.size[1])], (1,)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as temporary:
-        _write(temporary, cfg.format, model, about, uint8=uint8, argmax=cfg.argmax)
+        _write(temporary, cfg, trained.model().requires_grad_(False), about)
         run = open_exported(temporary, cfg.format, about)
-        images = [_blobs(batch, *size, uint8=uint8) for size in sizes for batch in (1, 2)]
+        shapes = [(batch, model.in_channels, *size) for size in sizes for batch in batches]
+        images = [_blobs(*shape, uint8=uint8) for shape in shapes]
         difference = max(_difference(model, run, image, output) for image in images)
     console.print(
         f"{cfg.format} in {output}: {output.stat().st_size / 1e6:.1f} MB; on images of "
-        f"{len(sizes)} sizes its scores differ from the model's by at most "
+        f"{len(sizes)} size{'s' * (len(sizes) > 1)} its scores differ from the model's by at most "
         f"{100 * difference:.1e} % of their range"
     )
 
@@ -92,10 +97,10 @@ def check(cfg: ExportConfig) -> None:
         raise ConfigError(
             f"output={cfg.output} must end in {SUFFIX[cfg.format]} for format={cfg.format}"
         )
-    if cfg.format == "safetensors" and (cfg.argmax or cfg.input != "float"):
+    if cfg.format == "safetensors" and (cfg.argmax or cfg.size or cfg.input != "float"):
         raise ConfigError(
-            "format=safetensors holds weights, not a graph: input= and argmax= are for onnx and "
-            "torch_export"
+            "format=safetensors holds weights, not a graph: size=, input= and argmax= are for onnx "
+            "and torch_export"
         )
     packages = ("onnx", "onnxruntime", "onnxscript")
     if cfg.format == "onnx" and (missing := [name for name in packages if not find_spec(name)]):
@@ -104,23 +109,21 @@ def check(cfg: ExportConfig) -> None:
         )
 
 
-def _write(
-    path: Path, kind: str, model: FCN, about: dict[str, Any], *, uint8: bool, argmax: bool
-) -> None:
+def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> None:
     """Write the model in one of the formats, with `about` inside, see `checkpoint.describe`."""
-    if kind == "safetensors":
+    if cfg.format == "safetensors":
         checkpoint.write_safetensors(path, model, about)
         return
-    program = _trace(_Labels(model) if argmax else model, uint8=uint8)
-    if kind == "torch_export":
+    program = _trace(model, cfg)
+    if cfg.format == "torch_export":
         with path.open("wb") as file:
             torch.export.save(program, file, extra_files=checkpoint.metadata(about))
         return
     exported = torch.onnx.export(
         program,
         input_names=["image"],
-        output_names=["labels" if argmax else "score"],
-        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
+        output_names=["labels" if cfg.argmax else "score"],
+        dynamic_shapes=None if cfg.size else {"image": {0: "batch", 2: "height", 3: "width"}},
         verbose=False,
     )
     assert exported is not None
@@ -128,15 +131,28 @@ def _write(
     exported.save(path, external_data=False)
 
 
-def _trace(model: nn.Module, *, uint8: bool) -> ExportedProgram:
-    """Return the model's graph, for any batch and any image from SMALLEST x SMALLEST up."""
+def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
+    """Return the model's graph, for one image of cfg.size, or for any from SMALLEST up."""
     side = Dim.DYNAMIC(min=SMALLEST)
-    shapes = {"image": {0: Dim.DYNAMIC, 2: side, 3: side}}
-    program = torch.export.export(model, (_blobs(2, 97, 131, uint8=uint8),), dynamic_shapes=shapes)
+    shapes = None if cfg.size else {"image": {0: Dim.DYNAMIC, 2: side, 3: side}}
+    batch, height, width = (1, *cfg.size) if cfg.size else (2, 97, 131)
+    example = _blobs(batch, model.in_channels, height, width, uint8=cfg.input == "uint8")
+    _hold_kernels(model)
+    whole = _Labels(model) if cfg.argmax else model
+    program = torch.export.export(whole, (example,), dynamic_shapes=shapes)
     for part in program.graph_module.modules():
         for node in part.graph.nodes:
             node.meta.pop("stack_trace", None)  # names this machine's folders
     return program
+
+
+def _hold_kernels(model: FCN) -> None:
+    """Let layers hold the kernels that they compute otherwise, which OpenCV cannot."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, NearestConvUpsampling):
+            held = LearnedUpsampling(layer.factor, len(layer.weight))
+            held.weight = nn.Parameter(layer.kernels(), requires_grad=False)
+            model.set_submodule(name, held)
 
 
 def open_exported(path: Path, kind: str, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -152,10 +168,10 @@ def open_exported(path: Path, kind: str, about: dict[str, Any]) -> Callable[[Ten
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-def _blobs(batch: int, height: int, width: int, *, uint8: bool) -> Tensor:
+def _blobs(batch: int, channels: int, height: int, width: int, *, uint8: bool) -> Tensor:
     """Return images of coloured blobs, always the same: most models see one class in noise."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(batch, 3, 4, 5, generator=generator)
+    coarse = torch.rand(batch, channels, 4, 5, generator=generator)
     image = F.interpolate(coarse, (height, width), mode="bilinear")
     return (image * 255).to(torch.uint8) if uint8 else image
 

@@ -13,6 +13,7 @@ METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_io
 def model_card(about: dict[str, Any]) -> str:
     """Return a model card: what the model is, its numbers with their protocol, how to load it."""
     model, metrics = about["model"], about.get("metrics")
+    channels = model.get("in_channels", 3)
     lines = [
         "---",
         "library_name: fcn-segmentation",
@@ -26,7 +27,8 @@ def model_card(about: dict[str, Any]) -> str:
         "",
         "```python",
         "import fcn",
-        'model = fcn.load("hf://USER/NAME")  # image (B, 3, H, W), uint8 or float in [0, 1]',
+        f'model = fcn.load("hf://USER/NAME")  # image (B, {channels}, H, W), uint8 or in [0, 1]',
+        'predict = fcn.Predictor("hf://USER/NAME")  # a file, or its pixels -> mask (H, W)',
         "```",
         "",
         f"Classes: {', '.join(about['classes'])}.",

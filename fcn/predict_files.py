@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fcn import checkpoint, visualize
-from fcn.config import ConfigError, PredictConfig
+from fcn.config import ConfigError, Facts, PredictConfig
 from fcn.data.dataset import DataError, read_image
 from fcn.device import Processes, launch, usable_cores
 from fcn.output import atomic_write, progress, write_json
@@ -53,6 +53,7 @@ def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) 
         "precision": predictor.model.precision,
         "flip": cfg.flip,
         "scales": cfg.scales,
+        **({"raw": True} if cfg.raw else {}),
     }
     record = output / "predict.json"
     if processes.rank == 0:
@@ -64,7 +65,7 @@ def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) 
     skipped, failed = len(jobs) - len(todo), 0
     todo = todo[processes.rank :: processes.world]
     with progress(console) as bar:
-        for error in bar.track(_predict(predictor, todo), len(todo), description="images"):
+        for error in bar.track(_predict(predictor, todo, cfg.raw), len(todo), description="images"):
             if error is not None:
                 failed += 1
                 print(error, flush=True)  # of whichever process
@@ -156,7 +157,7 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
     """Record the settings, unless they are there; masks of others are an error, and other files."""
     if not overwrite and record.is_file():
         recorded = json.loads(record.read_text(encoding="utf-8"))
-        different = [key for key in settings if recorded.get(key) != settings[key]]
+        different = [k for k in recorded | settings if recorded.get(k) != settings.get(k)]
         if not different:
             return
         raise ConfigError(
@@ -173,18 +174,18 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
     write_json(record, settings)
 
 
-def _predict(predictor: Predictor, jobs: list[Job]) -> Iterator[DataError | None]:
+def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
-    writing = deque[Future[None]]()
+    writing, facts = deque[Future[None]](), predictor.facts
     with ThreadPoolExecutor() as pool:
-        for job, reading in _read_ahead(pool, jobs):
+        for job, reading in _read_ahead(pool, jobs, facts):
             try:
                 image = reading.result()
             except DataError as error:
                 yield error
                 continue
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            writing.append(pool.submit(write, job.outputs, image, mask, kept, predictor.classes))
+            writing.append(pool.submit(write, job.outputs, image, mask, kept, facts, raw))
             if len(writing) > usable_cores():  # bounds the memory
                 writing.popleft().result()
             yield None
@@ -193,12 +194,12 @@ def _predict(predictor: Predictor, jobs: list[Job]) -> Iterator[DataError | None
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: Iterable[Job]
+    pool: ThreadPoolExecutor, jobs: Iterable[Job], facts: Facts
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
     """Yield each job with its image, while the next ones are read: one per core."""
     waiting = deque[tuple[Job, Future[Tensor]]]()
     for job in jobs:
-        waiting.append((job, pool.submit(read_image, job.image, large=True)))
+        waiting.append((job, pool.submit(read_image, job.image, facts, large=True)))
         if len(waiting) > usable_cores():
             yield waiting.popleft()
     yield from waiting
@@ -209,16 +210,20 @@ def write(
     image: Tensor,
     mask: np.ndarray,
     probabilities: np.ndarray | None,
-    classes: list[str],
+    facts: Facts,
+    raw: bool,
 ) -> None:
-    """Write the outputs of one image, each of them atomically."""
+    """Write the outputs of one image, each of them atomically; a raw mask is in grey."""
     for kind, path in outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             if kind == "mask":
-                visualize.palette_image(mask).save(file, "PNG")
+                picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, facts)
+                picture.save(file, "PNG")
             elif kind == "overlay":
-                tinted = visualize.overlay(image.permute(1, 2, 0).numpy(), mask)
+                tinted = visualize.overlay(visualize.as_rgb(image), mask, facts=facts)
                 Image.fromarray(tinted).save(file, "PNG", compress_level=1)  # three times as fast
             elif probabilities is not None:
-                np.savez_compressed(file, probabilities=probabilities, classes=np.array(classes))
+                np.savez_compressed(
+                    file, probabilities=probabilities, classes=np.array(facts.classes)
+                )

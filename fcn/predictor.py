@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fcn import checkpoint
 from fcn.config import ConfigError
-from fcn.data.dataset import read_image, upright_rgb
+from fcn.data.images import as_tensor, from_pillow, read_image, to_uint8
 from fcn.device import InferenceModel, pick_device, uses_bf16
 from fcn.models.fcn import FCN
 
@@ -44,6 +44,7 @@ class Predictor:
     Attributes:
         model: the `InferenceModel`.
         classes: the names of the labels.
+        facts: their colours, and what else is known about the data, see `fcn.config.Facts`.
 
     Raises:
         CheckpointError: the path holds no model.
@@ -65,7 +66,7 @@ class Predictor:
         if isinstance(tile, str) and tile != "auto":
             raise ConfigError(f"tile must be auto, null or a number of pixels, got {tile}")
         trained = checkpoint.read(path)
-        self.classes = trained.classes
+        self.facts, self.classes = trained.facts, trained.classes
         chosen = pick_device(device)
         bf16 = uses_bf16(precision, trained.about, chosen)
         self.model = InferenceModel(trained.model(), chosen, bf16)
@@ -77,22 +78,23 @@ class Predictor:
         """Return the label of every pixel of one image.
 
         Args:
-            image: a file; a PIL image; an array (H, W, 3) or a tensor (3, H, W), RGB, uint8 or
-                float in [0, 1].
+            image: a file; a PIL image; an array (H, W, C) or a tensor (C, H, W) of the model's
+                channels, RGB if C = 3. Deeper pixels than 8 bits are scaled by the value_range of
+                the model's data; without one, uint16 counts to 65535, and floats are in [0, 1].
 
         Returns:
             uint8 (H, W), 0..K-1.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, or lacks the bands that the model takes.
             ValueError: an invalid shape or range.
             TypeError: any other type.
         """
-        return self.segment(_as_tensor(image))[0]
+        return self.segment(self._as_tensor(image))[0]
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
         """Return every class's probability at every pixel, float16 (K, H, W); see `__call__`."""
-        kept = self.segment(_as_tensor(image), probabilities=True)[1]
+        kept = self.segment(self._as_tensor(image), probabilities=True)[1]
         assert kept is not None
         return kept
 
@@ -103,7 +105,7 @@ class Predictor:
         """Return labels, uint8 (H, W), and if asked for probabilities, float16 (K, H, W).
 
         Args:
-            image: (3, H, W) on the CPU, RGB, uint8 or float in [0, 1].
+            image: (C, H, W) on the CPU, uint8 or float in [0, 1].
             probabilities: return them; otherwise None.
         """
         height, width = image.shape[-2:]
@@ -124,6 +126,32 @@ class Predictor:
                     score = score if averaged else score.softmax(1)
                     kept[:, rows, columns] = score[0].to("cpu", torch.float16)
         return mask.numpy(), kept.numpy() if probabilities else None
+
+    def _as_tensor(self, image: ImageLike) -> Tensor:
+        """Return any image that `__call__` takes as (C, H, W) on the CPU, uint8 or float32."""
+        channels, value_range = self.model.model.in_channels, self.facts.value_range
+        if isinstance(image, str | Path):
+            return read_image(Path(image), self.facts, large=True)
+        if isinstance(image, Image.Image):
+            return as_tensor(from_pillow(image.copy()), self.facts)
+        if isinstance(image, np.ndarray):
+            # A copy, as PyTorch takes neither read-only arrays nor negative strides.
+            image = torch.from_numpy(image.copy()).movedim(-1, 0)
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                "image must be a path, a PIL image, an array (H, W, C) or a tensor (C, H, W), "
+                f"got {type(image).__name__}; call the predictor once for each image"
+            )
+        if image.ndim != 3 or len(image) != channels:
+            raise ValueError(
+                f"image must be an array (H, W, {channels}) or a tensor ({channels}, H, W); "
+                f"channels first, this is {tuple(image.shape)}"
+            )
+        if image.is_floating_point():
+            image = image.cpu().float()
+            if value_range is None:
+                return image
+        return torch.from_numpy(to_uint8(image.cpu().numpy(), value_range))
 
     def _tiles(self, length: int) -> list[slice]:
         return tiles(length, self.tile, self.model.model, max(self.scales))
@@ -206,32 +234,10 @@ def interpolate(score: Tensor, at: Tensor, dim: int) -> Tensor:
 
 
 def resize(images: Tensor, scale: float) -> Tensor:
-    """Resize images (B, 3, H, W), bilinear with antialiasing, in their own dtype."""
+    """Resize images (B, C, H, W), bilinear with antialiasing, in their own dtype."""
     height, width = images.shape[-2:]
     size = max(1, round(height * scale)), max(1, round(width * scale))
     if size == (height, width):
         return images
     resized = F.interpolate(images, size, mode="bilinear", antialias=True)
     return resized.clamp(max=1) if resized.is_floating_point() else resized  # white is rounded up
-
-
-def _as_tensor(image: ImageLike) -> Tensor:
-    """Return any image that `Predictor` takes as (3, H, W) on the CPU, uint8 or float32."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image), large=True)
-    if isinstance(image, Image.Image):
-        image = upright_rgb(image.copy())
-    if isinstance(image, np.ndarray):
-        # A copy, as PyTorch takes neither read-only arrays nor negative strides.
-        image = torch.from_numpy(image.copy()).movedim(-1, 0)
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            "image must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
-            f"got {type(image).__name__}; call the predictor once for each image"
-        )
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            "image must be an array (H, W, 3) or a tensor (3, H, W); "
-            f"channels first, this is {tuple(image.shape)}"
-        )
-    return image.cpu() if image.dtype == torch.uint8 else image.cpu().float()

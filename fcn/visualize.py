@@ -1,7 +1,7 @@
 """Masks as pictures: VOC colours, overlays, error maps, and grids of examples.
 
 Nothing here reads or writes a file: masks become uint8 arrays, finished pictures PIL images.
-Class 0 is the background and 255 marks ignored pixels, as in VOC.
+255 marks ignored pixels. Colours, and whether class 0 is background, are a data set's `Facts`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
 
-from fcn.config import VOID
+from fcn.config import VOID, Facts
 from fcn.plots import FAINT, INK, render
 
 UInt8 = npt.NDArray[np.uint8]
@@ -25,6 +26,7 @@ ERROR_COLOURS = {
     "wrong class": (240, 228, 66),
     "ignored": (128, 128, 128),
 }
+PLAIN = Facts()  # VOC's colours, and label 0 is background
 COLUMNS, CELL, GAP = 4, 2.5, 0.34  # of a grid of pictures; inches a picture, and between rows
 
 
@@ -43,25 +45,40 @@ def voc_palette(n: int = 256) -> UInt8:
     return palette
 
 
-def palette_image(mask: Labels) -> Image.Image:
-    """Return a mode "P" image: its pixel values are the labels, its palette VOC's."""
+def as_rgb(image: Tensor) -> UInt8:
+    """Return an image (C, H, W) as a picture (H, W, 3): its first three channels, or first one."""
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return shown.permute(1, 2, 0).cpu().numpy()
+
+
+def palette(facts: Facts) -> UInt8:
+    """Return the colours of the labels 0..255, uint8 (256, 3): VOC's where there is no other."""
+    colours = voc_palette()
+    if facts.colours:
+        colours[: len(facts.colours)] = facts.colours
+    return colours
+
+
+def palette_image(mask: Labels, facts: Facts = PLAIN) -> Image.Image:
+    """Return a mode "P" image: its pixel values are the labels, its palette their colours."""
     image = Image.fromarray(np.asarray(mask).astype(np.uint8))
-    image.putpalette(voc_palette().tobytes())  # turns mode "L" into "P" and keeps pixel values
+    image.putpalette(palette(facts).tobytes())  # turns mode "L" into "P" and keeps pixel values
     return image
 
 
-def colorize(mask: Labels) -> UInt8:
-    """Return the VOC colours of a mask, uint8 (H, W, 3)."""
-    return voc_palette()[mask]
+def colorize(mask: Labels, facts: Facts = PLAIN) -> UInt8:
+    """Return the colours of a mask, uint8 (H, W, 3)."""
+    return palette(facts)[mask]
 
 
-def overlay(image: UInt8, mask: Labels, alpha: float = 0.55) -> UInt8:
+def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, facts: Facts = PLAIN) -> UInt8:
     """Blend the colours of a mask over its image, with a white line along the inside of objects.
 
     Args:
         image: uint8 (H, W, 3).
         mask: integers (H, W) in 0..255.
         alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
+        facts: colours of the labels, and whether 0 is background; `Predictor` has them.
 
     Returns:
         uint8 (H, W, 3).
@@ -75,83 +92,94 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55) -> UInt8:
             f"got {image.dtype} {image.shape}"
         )
     weight = np.full((256, 1), alpha)
-    weight[0], weight[VOID] = 0, alpha / 3
-    tint = voc_palette() * weight
+    weight[VOID] = alpha / 3
+    if facts.background:
+        weight[0] = 0
+    tint = palette(facts) * weight
     result = (image * (1 - weight)[mask] + tint[mask]).round().astype(np.uint8)
-    result[_outline(mask)] = 255
+    result[_outline(mask, facts)] = 255
     return result
 
 
-def errors(ground_truth: Labels, prediction: Labels) -> UInt8:
-    """Return where and how a prediction is wrong, uint8 (H, W, 3) in `ERROR_COLOURS`."""
+def error_colours(facts: Facts) -> dict[str, tuple[int, ...]]:
+    """Return name -> colour of the errors that occur: without background there are no objects."""
+    objects = {} if facts.background else {"false object", "missed object"}
+    return {name: colour for name, colour in ERROR_COLOURS.items() if name not in objects}
+
+
+def errors(ground_truth: Labels, prediction: Labels, facts: Facts = PLAIN) -> UInt8:
+    """Return where and how a prediction is wrong, uint8 (H, W, 3) in `error_colours`."""
     result: UInt8 = np.empty((*ground_truth.shape, 3), np.uint8)
     result[...] = ERROR_COLOURS["wrong class"]
-    result[ground_truth == 0] = ERROR_COLOURS["false object"]
-    result[prediction == 0] = ERROR_COLOURS["missed object"]
+    if facts.background:
+        result[ground_truth == 0] = ERROR_COLOURS["false object"]
+        result[prediction == 0] = ERROR_COLOURS["missed object"]
     result[ground_truth == prediction] = ERROR_COLOURS["correct"]
     result[ground_truth == VOID] = ERROR_COLOURS["ignored"]
     return result
 
 
-def outlined(mask: Labels) -> UInt8:
+def outlined(mask: Labels, facts: Facts = PLAIN) -> UInt8:
     """Return the colours of a mask with objects outlined: VOC's dark colours are lost on black.
 
     A small mask is enlarged first, by an integer factor, so that the line is thin.
     """
     scale = max(1, 320 // max(mask.shape))
     mask = mask.repeat(scale, 0).repeat(scale, 1)
-    colours = colorize(mask)
-    colours[_outline(mask)] = 255
+    colours = colorize(mask, facts)
+    colours[_outline(mask, facts)] = 255
     return colours
 
 
-def legend_of(masks: Iterable[Labels], classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def legend_of(masks: Iterable[Labels], facts: Facts) -> dict[str, tuple[int, ...]]:
     """Return name -> colour of the labels that occur in masks; 255 is named "ignored"."""
     labels = sorted({int(label) for mask in masks for label in np.unique(mask)})
-    colours = voc_palette().tolist()
-    return {"ignored" if k == VOID else classes[k]: tuple(colours[k]) for k in labels}
+    colours = palette(facts).tolist()
+    return {"ignored" if k == VOID else facts.classes[k]: tuple(colours[k]) for k in labels}
 
 
 def panel(
     rows: Sequence[tuple[UInt8, Labels, Labels]],
-    classes: Sequence[str],
+    facts: Facts,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draw rows of image | ground truth | prediction | errors, with legends of their colours.
 
     Args:
         rows: (image, ground truth, prediction); each row may have its own size.
-        classes: name of each label.
+        facts: names and colours of the labels.
         captions: a line of text below each row.
     """
     cells: list[tuple[UInt8, str]] = []
     for (image, ground_truth, prediction), caption in zip(
         rows, captions or [""] * len(rows), strict=True
     ):
-        masks = outlined(ground_truth), outlined(prediction), errors(ground_truth, prediction)
+        masks = [outlined(mask, facts) for mask in (ground_truth, prediction)]
+        masks.append(errors(ground_truth, prediction, facts))
         cells += [(image, caption), *((mask, "") for mask in masks)]
-    shown = legend_of((mask for _, *masks in rows for mask in masks), classes)
-    return _grid(cells, ("image", "ground truth", "prediction", "errors"), [ERROR_COLOURS, shown])
+    shown = legend_of((mask for _, *masks in rows for mask in masks), facts)
+    headings = ("image", "ground truth", "prediction", "errors")
+    return _grid(cells, headings, [error_colours(facts), shown])
 
 
 def contact_sheet(
-    samples: Sequence[tuple[UInt8, Labels]], classes: Sequence[str], captions: Sequence[str]
+    samples: Sequence[tuple[UInt8, Labels]], facts: Facts, captions: Sequence[str]
 ) -> Image.Image:
     """Draw images with their masks, two a row, each with its caption, and a legend of classes.
 
     Args:
         samples: (image, mask).
-        classes: name of each label.
+        facts: names and colours of the labels.
         captions: a line of text for each sample.
     """
     cells: list[tuple[UInt8, str]] = []
     for (image, mask), caption in zip(samples, captions, strict=True):
-        cells += [(image, caption), (outlined(mask), "")]
-    shown = legend_of((mask for _, mask in samples), classes)
+        cells += [(image, caption), (outlined(mask, facts), "")]
+    shown = legend_of((mask for _, mask in samples), facts)
     return _grid(cells, ("image", "mask") * 2, [shown])
 
 
-def _outline(mask: Labels) -> npt.NDArray[np.bool_]:
+def _outline(mask: Labels, facts: Facts) -> npt.NDArray[np.bool_]:
     """Mark the pixels of objects that have another label close to them, in their row or column."""
     near: npt.NDArray[np.bool_] = np.zeros(mask.shape, bool)
     for d in range(1, max(1, round(max(mask.shape) / 500)) + 1):  # thicker in larger images
@@ -159,7 +187,7 @@ def _outline(mask: Labels) -> npt.NDArray[np.bool_]:
             differs = mask[ahead] != mask[behind]
             near[ahead] |= differs
             near[behind] |= differs
-    return near & (mask != 0) & (mask != VOID)
+    return near & (mask != VOID) & ((mask != 0) | (not facts.background))
 
 
 def _grid(

@@ -40,6 +40,14 @@ def voc_root() -> Path:
     return Path(os.environ["FCN_VOC_ROOT"])
 
 
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """The folder of small data sets as people and annotation tools leave them."""
+    if "FCN_CASES_ROOT" not in os.environ:
+        pytest.skip("FCN_CASES_ROOT is unset: the folder of the cases binary255, roboflow, ...")
+    return Path(os.environ["FCN_CASES_ROOT"])
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a command in this process: command("train", "key=value", ...) -> what main returned."""
@@ -181,6 +189,6 @@ def random_model(**arguments: Any) -> FCN:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.normal_(layer.bias, std=0.1)  # so that padding differs from a black image
     with torch.inference_mode():
-        score = model(torch.rand(1, 3, 96, 96))
+        score = model(torch.rand(1, model.in_channels, 96, 96))
     model.score_fr.bias.data -= score.mean((0, 2, 3))
     return model

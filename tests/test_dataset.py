@@ -1,6 +1,4 @@
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +7,12 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from fcn.data import dataset
+from fcn.config import Facts
 from fcn.data.dataset import (
     DataError,
     Pair,
     SegmentationDataset,
     check_overlap,
-    image_size,
-    read_image,
     read_list,
     read_mask,
 )
@@ -61,80 +57,6 @@ def test_the_masks_of_sbd_are_read_from_matlab_files(tmp_path: Path) -> None:
             read_mask(path, 21, 255)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_images_are_upright_by_their_exif_orientation(tmp_path: Path, suffix: str) -> None:
-    pixels = np.zeros((16, 24, 3), np.uint8)
-    pixels[:8, :8] = 255  # top left; a quarter clockwise: top right
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(path := tmp_path / f"turned.{suffix}", exif=exif)
-    image = read_image(path)
-    assert tuple(image.shape) == (3, 24, 16)
-    assert image[0, :8, 8:].float().mean() > 200 > 50 > image[0, :8, :8].float().mean()
-    assert image_size(path) == (16, 24)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1"])
-def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
-    grey = Image.fromarray(np.full((4, 6), 255, np.uint8)).convert("RGB").convert(mode)
-    grey.save(path := tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}")
-    assert tuple(read_image(path).shape) == (3, 4, 6)
-    assert (read_image(path) == 255).all()
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_grey_is_scaled_to_8_bits(tmp_path: Path, suffix: str) -> None:
-    deep = [[0, 128, 129, 256, 32768, 65407, 65535]]
-    image = read_image(save(tmp_path / f"deep.{suffix}", deep, np.uint16))
-    assert image[0].tolist() == [[0, 0, 1, 1, 128, 255, 255]]  # v / 257, rounded
-    assert torch.equal(image, image[:1].expand(3, 1, 7))
-
-
-@pytest.mark.parametrize(
-    ("value", "dtype"), [(0.5, np.float32), (70_000, np.int32), (-1, np.int32)]
-)
-def test_pixels_of_unknown_range_are_an_error(tmp_path: Path, value: float, dtype: type) -> None:
-    with pytest.raises(DataError, match=r"odd\.tif: unreadable image .*16 bits"):
-        read_image(save(tmp_path / "odd.tif", [[value]], dtype))
-
-
-def test_transparency_changes_no_colour(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
-    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    image.save(path := tmp_path / "clear.png", transparency=b"\x00\x80\xff")
-    expected = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
-    assert read_image(path)[:, 0].T.tolist() == expected
-
-
-def test_large_images_are_read_only_if_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for suffix in ("png", "tif"):
-        path = save(tmp_path / f"large.{suffix}", np.arange(300).reshape(15, 20) % 251)
-        with pytest.raises(DataError, match=rf"large\.{suffix}: unreadable image"):
-            read_image(path)
-        assert read_image(path, large=True)[0, 14, 19] == 299 % 251
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda path: read_image(path, large=True), [path] * 16))
-        assert Image.MAX_IMAGE_PIXELS == 100
-
-
-def test_threads_decode_large_images_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, both = save(tmp_path / "large.png", np.zeros((15, 20))), threading.Barrier(2)
-
-    def decode(_: object) -> np.ndarray:
-        both.wait(10)  # until the other thread decodes too
-        return np.zeros((1, 1, 3), np.uint8)
-
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(dataset, "upright_rgb", decode)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda path: read_image(path, large=True), [path] * 2))
-
-
 def truncated_jpeg(d: TinyVOC) -> str:
     d.image("t1").write_bytes(d.image("t1").read_bytes()[:-400])
     return r"t1\.jpg: unreadable image"
@@ -160,14 +82,6 @@ def mask_of_another_size(d: TinyVOC) -> str:
     return r"t1\.png: mask is 5 x 6 but its image .*t1\.jpg is 64 x 48; both must"
 
 
-def mask_of_the_unrotated_image(d: TinyVOC) -> str:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    with Image.open(d.image("t1")) as image:
-        image.save(d.image("t1"), exif=exif)
-    return r"t1\.png: mask is 64 x 48 but its image .*t1\.jpg is 48 x 64; .*EXIF"
-
-
 def label_out_of_range(d: TinyVOC) -> str:
     Image.new("L", (64, 48), 37).save(d.mask("t1"))
     return r"t1\.png: label 37 is out of range for 3 classes \(0\.\.2.*check data\.classes"
@@ -185,7 +99,7 @@ def missing_mask(d: TinyVOC) -> str:
 
 DAMAGES = [
     truncated_jpeg, empty_mask, text_for_image, rgb_mask, mask_of_another_size,
-    mask_of_the_unrotated_image, label_out_of_range, label_of_the_number_of_classes, missing_mask,
+    label_out_of_range, label_of_the_number_of_classes, missing_mask,
 ]  # fmt: skip
 
 
@@ -238,7 +152,7 @@ def splits(root: Path, train: list[bytes], val: list[bytes]) -> list[Segmentatio
             path = root / f"{name}{index}.jpg"
             path.write_bytes(content)
             pairs.append(Pair(path.stem, path, path))
-        made.append(SegmentationDataset(pairs, ["a", "b"], 255, f"split {name}"))
+        made.append(SegmentationDataset(pairs, Facts(["a", "b"]), f"split {name}"))
     return made
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fcn import checkpoint
+from fcn.config import Facts
 from fcn.explain import net
 from fcn.explain.section import TOPICS, ClaimError, Section
 from fcn.explain.story import explain, write
@@ -24,7 +25,7 @@ def subject(model: FCN) -> net.Subject:
     target = torch.zeros(75, 90, dtype=torch.uint8)
     target[20:50, 30:70], target[0] = 2, 255
     image = torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8)
-    return net.Subject(model, CLASSES, image, target)
+    return net.Subject(model, Facts(CLASSES), image, target)
 
 
 def test_a_false_claim_raises_and_is_not_counted() -> None:

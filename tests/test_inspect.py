@@ -105,9 +105,9 @@ def masks_of(tiny_voc: TinyVOC, labels: list[int]) -> list[str]:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([0, 255], r"train\.txt.*only the labels 0 and 255, and 255 means ignored.*such as 1"),
-        ([1], "only the labels 1; .* at least two classes"),
-        ([255], "only the labels 255, and 255 means ignored"),
+        ([0, 255], r"train\.txt.*hold only 0 and 255; 255 is ignored.*to read 255 as class 1"),
+        ([1], "only the label 1; .* at least two classes"),
+        ([255], "only the label 255"),
     ],
 )
 def test_masks_of_fewer_than_two_classes_cannot_be_trained_on(
@@ -117,8 +117,13 @@ def test_masks_of_fewer_than_two_classes_cannot_be_trained_on(
     assert re.search(words, problem), problem
 
 
-def test_two_classes_are_enough_in_any_distribution(tiny_voc: TinyVOC) -> None:
+def test_two_classes_are_enough_but_the_third_is_named(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     assert masks_of(tiny_voc, [0, 2, 255]) == []
+    with (console := Console(width=400)).capture() as output:
+        main(PrepareDataConfig(data=tiny_voc.config(), processes=1), tmp_path / "out", console)
+    assert "note: train: no pixel of cat" in output.get()
+    assert "data=tiny cannot teach cat" in output.get()
+    assert "can be trained on" not in output.get()
 
 
 def test_the_numbers_are_those_of_the_files(tiny_voc: TinyVOC, tmp_path: Path) -> None:
@@ -181,7 +186,8 @@ def test_a_folder_without_some_masks_is_inspected_too(tmp_path: Path) -> None:
             Image.fromarray(mask).save(tmp_path / f"annotations/{split}/{Path(name).stem}.png")
     (tmp_path / "annotations/train/a.png").unlink()
     data = DataConfig("folder", layout="folder", root=str(tmp_path), classes=["none", "some"])
-    same_name, missing = problems(data)
+    bare, same_name, missing = problems(data)
+    assert re.search(r"a\.png: no mask at .*1 of 4 images have none", bare)
     assert re.search(r"b\.png: has the same name as .*b\.jpg", same_name)
     assert re.search(r"annotations/train/a\.png: mask not found", missing)
 

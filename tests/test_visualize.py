@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from fcn import visualize
+from fcn.config import Facts
 
 # The colours of labels 0..20 as VOCdevkit's documentation lists them.
 VOC_COLOURS = """0 0 0, 128 0 0, 0 128 0, 128 128 0, 0 0 128, 128 0 128, 0 128 128, 128 128 128,
     64 0 0, 192 0 0, 64 128 0, 192 128 0, 64 0 128, 192 0 128, 64 128 128, 192 128 128,
     0 64 0, 128 64 0, 0 192 0, 128 192 0, 0 64 128"""
-NAMES = ["background", "a", "b", "c"]
+FACTS = Facts(["background", "a", "b", "c"])
 
 
 def square(label: int = 3, size: int = 40) -> np.ndarray:
@@ -94,12 +95,12 @@ def test_panel_draws_four_pictures_a_row_and_legends_of_what_occurs(
 ) -> None:
     wide, upright = square(3)[:20], square(2)[:, :20]
     rows = [(noise(20, 40), wide, wide), (noise(40, 20), upright, np.zeros_like(upright))]
-    seen = colours_of(visualize.panel(rows, NAMES))
+    seen = colours_of(visualize.panel(rows, FACTS))
     assert {(128, 128, 0), (0, 128, 0), (255, 255, 255)} <= seen
     assert set(visualize.ERROR_COLOURS.values()) <= seen
     assert (128, 0, 0) not in seen  # class a does not occur
     monkeypatch.setattr(visualize, "render", lambda axes: axes.figure)
-    figure: Any = visualize.panel(rows, NAMES, ["v0", "v1"])
+    figure: Any = visualize.panel(rows, FACTS, ["v0", "v1"])
     assert [len(axes.images) for axes in figure.axes] == [1] * 8
     headings = [axes.get_title() for axes in figure.axes[:4]]
     assert headings == ["image", "ground truth", "prediction", "errors"]
@@ -112,12 +113,12 @@ def test_panel_draws_four_pictures_a_row_and_legends_of_what_occurs(
 def test_panel_survives_one_pixel_and_sixty_classes() -> None:
     mask, dot = np.arange(60).reshape(6, 10), square(0, 1)
     rows = [(noise(6, 10), mask, mask), (noise(1, 1), dot, dot)]
-    seen = colours_of(visualize.panel(rows, [f"class {i}" for i in range(60)]))
+    seen = colours_of(visualize.panel(rows, Facts([f"class {i}" for i in range(60)])))
     assert {tuple(colour) for colour in visualize.voc_palette(60).tolist()} <= seen
 
 
 def test_contact_sheet_shows_two_samples_a_row() -> None:
     sample = (noise(20, 40), square(1)[:20])
-    sheets = [visualize.contact_sheet([sample] * n, NAMES, ["t0"] * n) for n in (1, 2, 3)]
+    sheets = [visualize.contact_sheet([sample] * n, FACTS, ["t0"] * n) for n in (1, 2, 3)]
     assert sheets[0].height == sheets[1].height < sheets[2].height
     assert (128, 0, 0) in colours_of(sheets[0])

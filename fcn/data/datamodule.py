@@ -8,21 +8,18 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fcn.config import VOID, DataConfig, RecipeConfig
-from fcn.data.dataset import SegmentationDataset, check_overlap, read_mask
+from fcn.data.dataset import SegmentationDataset, check_overlap
 from fcn.data.layouts import open_split
 from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.device import usable_cores
-from fcn.output import progress
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -134,7 +131,7 @@ def evaluation_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return a loader of batches (image uint8 (B, 3, H, W), target uint8 (B, H, W)).
+    """Return a loader of batches (image uint8 (B, C, H, W), target uint8 (B, H, W)).
 
     Args:
         dataset: the images, which are never resized.
@@ -173,17 +170,6 @@ class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
         pass
 
 
-def class_pixels(dataset: SegmentationDataset, console: Console) -> list[int]:
-    """Count the pixels of each class in all masks of a split."""
-    k = len(dataset.classes)
-    total = np.zeros(256, np.int64)
-    with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
-        masks = pool.map(lambda pair: read_mask(pair.mask, k, dataset.ignore_index), dataset.pairs)
-        for mask in bar.track(masks, len(dataset), description="counting class pixels"):
-            total += np.bincount(mask.flatten().numpy(), minlength=256)
-    return total[:k].tolist()
-
-
 class SegmentationData(pl.LightningDataModule):
     """The training and validation split of a data set under a recipe; they must not overlap."""
 
@@ -201,7 +187,7 @@ class SegmentationData(pl.LightningDataModule):
     def keep_first(self, images: int) -> None:
         """Train on the first images alone (Lightning's overfit_batches)."""
         self.train = SegmentationDataset(
-            self.train.pairs[:images], self.classes, self.train.ignore_index, self.train.name
+            self.train.pairs[:images], self.train.facts, self.train.name
         )
 
     def training_ids(self, batch: int) -> list[str]:

@@ -18,16 +18,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fcn import visualize
-from fcn.config import VOID, DataConfig, PrepareDataConfig
-from fcn.data.dataset import (
-    DataError,
-    Pair,
-    SegmentationDataset,
-    check_same_size,
-    read_image,
-    read_mask,
-)
+from fcn.config import VOID, DataConfig, Facts, PrepareDataConfig
+from fcn.data.convert import convert
+from fcn.data.dataset import DataError, Pair, SegmentationDataset, fit_mask, read_mask
 from fcn.data.download import fetch
+from fcn.data.images import orientation, range_note, read_image
+from fcn.data.labels import absent_classes, count_pixels, too_few_classes
 from fcn.data.layouts import open_split
 from fcn.data.shards import write_shards
 from fcn.device import usable_cores
@@ -35,6 +31,11 @@ from fcn.output import percent, progress, write_json
 
 IMAGES_PER_PROCESS = 100  # at least; starting a process takes about as long
 ON_SHEET = 6  # images of each split on the contact sheet
+EXIF_NOTES = {
+    "turned": "are turned by their EXIF orientation; their masks, which are not, are turned alike",
+    "unclear": "are turned by their EXIF orientation, and their size does not tell whether their "
+    "masks are too; they are used as they are: look at the contact sheet",
+}
 ON_SCREEN = 100  # problems printed; report.json has all
 
 
@@ -44,8 +45,9 @@ class Reading:
 
     problem: str = ""
     digest: bytes = b""  # of the image's pixels
+    exif: str = ""  # "turned": the mask with its image; "unclear": it has the image's size anyway
     size: tuple[int, int] = (0, 0)  # width, height
-    moments: np.ndarray | None = None  # float64 (2, 3): sums of RGB in [0, 1], and of its squares
+    moments: np.ndarray | None = None  # float64 (2, C): sums of pixels in [0, 1], of their squares
     labels: np.ndarray | None = None  # int64 (256,): pixels of each label, 255 = ignored
 
 
@@ -64,6 +66,10 @@ class Split:
         """Return the pixels of each label in each usable mask, int64 (images, 256)."""
         return np.array([self.readings[i].labels for i in self.usable()]).reshape(-1, 256)
 
+    def absent_classes(self) -> list[str]:
+        """Return the classes that no usable mask shows."""
+        return absent_classes(self.dataset.facts, self.labels().sum(0))
+
 
 def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Run prepare_data: fetch a data set if asked to, inspect it, and write shards if asked to.
@@ -80,6 +86,8 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
         DataError: training on the data set would fail, or the folder of the shards is not empty.
     """
     data, shards = cfg.data, Path(cfg.shards) if cfg.shards else None
+    if cfg.convert or cfg.to:
+        data = convert(cfg, console)
     if shards and shards.is_dir() and any(shards.iterdir()):
         raise DataError(f"shards={shards}: the folder is not empty; choose a new one")
     if data.download:
@@ -90,7 +98,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     report = {
         "data": data.name,
         "root": data.root,
-        "ignore_index": data.ignore_index,
+        "ignore_index": splits[0].dataset.facts.ignore_index if splits else None,
         "splits": summaries,
         "problems": problems,
         "warnings": notes,
@@ -108,7 +116,13 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
             f"data={data.name} cannot be trained on; problems: {len(problems)}, listed in "
             f"{folder / 'report.json'}"
         )
-    console.print(f"data={data.name} can be trained on; report and contact sheet in {folder}")
+    absent = next(split for split in splits if split.name == data.train_split).absent_classes()
+    verdict = "can be trained on"
+    if absent:
+        verdict = (
+            f"cannot teach {', '.join(absent)}, which is in no training mask; the rest is fine"
+        )
+    console.print(f"data={data.name} {verdict}; report and contact sheet in {folder}")
     if shards:
         for split in splits:
             write_shards(split.dataset, shards, split.name, console)
@@ -146,7 +160,7 @@ def inspect(
         problems += split.dataset.problems
         problems += [reading.problem for reading in split.readings if reading.problem]
         if split.name == data.train_split:
-            problems += _too_few_classes(split)
+            problems += too_few_classes(split.dataset, split.labels().sum(0))
     for one, other in combinations(splits, 2):
         problems += _shared(one, other)
     return splits, list(dict.fromkeys(problems))
@@ -156,11 +170,7 @@ def _read_all(
     datasets: list[SegmentationDataset], data: DataConfig, console: Console, processes: int | None
 ) -> list[Reading]:
     """Return a reading of every pair, one data set after the other."""
-    tasks = [
-        (pair, len(dataset.classes), dataset.ignore_index)
-        for dataset in datasets
-        for pair in dataset.pairs
-    ]
+    tasks = [(pair, dataset.facts) for dataset in datasets for pair in dataset.pairs]
     processes = processes or min(usable_cores(), 1 + len(tasks) // IMAGES_PER_PROCESS)
     spawn = multiprocessing.get_context("spawn")
     with progress(console) as bar, ProcessPoolExecutor(processes, spawn) as pool:
@@ -168,41 +178,29 @@ def _read_all(
         return list(bar.track(results, len(tasks), description=f"reading {data.name}"))
 
 
-def _read(task: tuple[Pair, int, int]) -> Reading:
-    """Read one pair as training does; a task is (pair, number of classes, ignore_index)."""
-    pair, num_classes, ignore_index = task
+def _read(task: tuple[Pair, Facts]) -> Reading:
+    """Read one pair as training does."""
+    pair, facts = task
     try:
-        image = read_image(pair.image)
+        image = read_image(pair.image, facts)
     except DataError as error:
         return Reading(str(error))
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # H,W,3
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # H,W,C
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
     try:
-        target = read_mask(pair.mask, num_classes, ignore_index)
-        check_same_size(pair, image, target)
+        target = read_mask(pair.mask, len(facts.classes), facts.ignore_index)
+        fitted = fit_mask(pair, image, target)
     except DataError as error:
         return Reading(str(error), digest)
     levels = np.arange(256) / 255
-    counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)], 1)
+    counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in image.numpy()], 1)
     moments = np.stack([levels @ counts, levels**2 @ counts])
-    labels = np.bincount(target.numpy().ravel(), minlength=256)
-    return Reading("", digest, (pixels.shape[1], pixels.shape[0]), moments, labels)
-
-
-def _too_few_classes(train: Split) -> list[str]:
-    """Return a problem if the training masks show fewer than two classes."""
-    total = train.labels().sum(0)
-    shown = np.flatnonzero(total[:VOID])
-    if len(shown) > 1 or not train.usable():
-        return []
-    labels, ignored, hint = [str(label) for label in shown], train.dataset.ignore_index, ""
-    if total[VOID]:
-        labels.append(f"{ignored}, and {ignored} means ignored")
-        hint = f": if {ignored} is a class, save it as another label in the masks, such as 1"
-    return [
-        f"{train.dataset.name}: the masks hold only the labels {' and '.join(labels)}; training "
-        f"needs at least two classes{hint}"
-    ]
+    labels = count_pixels(target.numpy())
+    (height, width), exif = target.shape, ""
+    if (turned := orientation(pair.image)) > 1:
+        turns_unseen = turned < 5 or height == width  # the size does not tell
+        exif = "turned" if fitted is not target else "unclear" if turns_unseen else ""
+    return Reading("", digest, exif, (pixels.shape[1], pixels.shape[0]), moments, labels)
 
 
 def _shared(one: Split, other: Split) -> list[str]:
@@ -227,9 +225,16 @@ def _shared(one: Split, other: Split) -> list[str]:
 
 def _notes(split: Split) -> list[str]:
     """Return what training accepts, but the user may want to know."""
-    labels, classes = split.labels(), split.dataset.classes
-    absent = [name for k, name in enumerate(classes) if not labels[:, k].any()]
+    labels = split.labels()
+    absent = split.absent_classes()
     notes = [f"{split.name}: no pixel of {', '.join(absent)}"] if absent else []
+    sources = [split.dataset.pairs[index].image for index in split.usable()]
+    if note := range_note(sources, split.dataset.facts):
+        notes.append(f"{split.name}: {note}")
+    for kind, text in EXIF_NOTES.items():
+        if found := [index for index in split.usable() if split.readings[index].exif == kind]:
+            example = split.dataset.pairs[found[0]].image
+            notes.append(f"{split.name}: {len(found)} images such as {example} {text}")
     ignored = [i for i, row in zip(split.usable(), labels, strict=True) if row[VOID] == row.sum()]
     return notes + [f"{split.dataset.pairs[i].mask}: all pixels are ignored" for i in ignored]
 
@@ -264,7 +269,7 @@ def _summary(split: Split) -> dict[str, Any]:
 
 def _print_tables(splits: dict[str, dict[str, Any]], console: Console) -> None:
     """Print the numbers of each split, then those of each class."""
-    titles = ("images", "usable", "smallest", "largest", "mean of RGB", "std of RGB", "ignored (%)")
+    titles = ("images", "usable", "smallest", "largest", "mean", "std", "ignored (%)")
     numbers = Table("split", *(Column(title, justify="right") for title in titles), box=None)
     classes = Table("class", box=None)
     for name, split in splits.items():
@@ -291,6 +296,6 @@ def _contact_sheet(splits: Sequence[Split], path: Path) -> None:
         places = np.linspace(0, len(usable) - 1, min(ON_SHEET, len(usable))).round().astype(int)
         for index in (usable[place] for place in places):
             image, target = split.dataset[index]
-            samples.append((image.permute(1, 2, 0).numpy(), target.numpy()))
+            samples.append((visualize.as_rgb(image), target.numpy()))
             captions.append(f"{split.name}: {split.dataset.ids[index]}")
-    visualize.contact_sheet(samples, splits[0].dataset.classes, captions).save(path)
+    visualize.contact_sheet(samples, splits[0].dataset.facts, captions).save(path)

@@ -1,16 +1,31 @@
-"""How the files of a data set lie: one function per layout, named by `data.layout`."""
+"""How the files of a data set lie: one function per layout, named by `data.layout`.
 
-from collections.abc import Callable
-from dataclasses import replace
+Beside the data, dataset.yaml may say what is known about it: the keys of `fcn.config.Facts`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from yaml import YAMLError, safe_load
 
-from fcn.config import ConfigError, DataConfig
+from fcn.config import (
+    FACTS,
+    ConfigError,
+    DataConfig,
+    Facts,
+    check,
+    starts_with_background,
+    unknown_key,
+)
 from fcn.data import shapes
-from fcn.data.dataset import DataError, Pair, SegmentationDataset, read_list
+from fcn.data.dataset import CONVERT, DataError, Pair, SegmentationDataset, read_list
 from fcn.data.shards import open_shards
+from fcn.visualize import voc_palette
 
+DESCRIPTION = "dataset.yaml"  # beside the data
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -21,13 +36,16 @@ VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # b
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
 
 
-def open_split(data: DataConfig, split: str, *, strict: bool = True) -> SegmentationDataset:
+def open_split(
+    data: DataConfig, split: str, *, strict: bool = True, known: Facts | None = None
+) -> SegmentationDataset:
     """Open one split of a data set.
 
     Args:
         data: the data set.
         split: name of the split.
         strict: raise an error if its list has problems; see `SegmentationDataset`.
+        known: what a checkpoint knows, for all that neither `data` nor the data set says.
 
     Raises:
         ConfigError: unknown data.layout.
@@ -35,10 +53,66 @@ def open_split(data: DataConfig, split: str, *, strict: bool = True) -> Segmenta
     """
     if data.layout not in LAYOUTS:
         raise ConfigError(f"data.layout={data.layout} is unknown; choose from {', '.join(LAYOUTS)}")
-    return LAYOUTS[data.layout](data, split, strict)
+    return LAYOUTS[data.layout](data, split, strict, known)
 
 
-def voc(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
+def complete(data: DataConfig, own: Mapping[str, Any], known: Facts | None = None) -> Facts:
+    """Return all that is known about a data set.
+
+    Args:
+        data: the settings, which win.
+        own: what the data set says of itself, by the keys of `Facts`.
+        known: what a checkpoint knows, for all that neither of them says; what its model takes,
+            value_range and bands, counts more than what the data set says.
+
+    Raises:
+        ConfigError: the values do not fit together.
+    """
+    given = {key: getattr(data, key) for key in FACTS}
+    given = {key: value for key, value in given.items() if value not in (None, [])}
+    says = {**own, **given}
+    if known is not None:
+        kept = asdict(known)
+        if says.get("classes", known.classes) != known.classes:
+            del kept["colours"], kept["background"]  # of other classes
+        takes = {key: kept[key] for key in ("value_range", "bands") if kept[key]}
+        says = kept | says | takes | given
+    classes = says.setdefault("classes", [])
+    says.setdefault("background", starts_with_background(classes))
+    facts = Facts(**says | {"colours": says.get("colours") or voc_palette(len(classes)).tolist()})
+    if len(set(classes)) < len(classes):
+        raise ConfigError(f"data.classes={classes}: every name must occur once")
+    if len(facts.colours) != len(classes):
+        raise ConfigError(
+            f"data.colours has {len(facts.colours)} colours for {len(classes)} classes"
+        )
+    if facts.value_range and facts.value_range[0] >= facts.value_range[1]:
+        raise ConfigError(f"data.value_range={facts.value_range}: must be [from, to], from < to")
+    return facts
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """Return the content of folder/dataset.yaml; nothing if there is no such file.
+
+    Raises:
+        DataError: it is no such file: names the key and the rule.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return {}
+    try:
+        content = safe_load(path.read_text(encoding="utf-8-sig")) or {}
+        if not isinstance(content, dict):
+            raise ConfigError("must be keys with values, such as classes: [background, road]")
+        if unknown := [key for key in content if key not in FACTS]:
+            raise ConfigError(unknown_key(str(unknown[0]), list(FACTS)))
+        checked = check({"name": DESCRIPTION, **content}, DataConfig)
+    except (OSError, UnicodeDecodeError, YAMLError, ConfigError) as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+    return {key: getattr(checked, key) for key in content}
+
+
+def voc(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
     """Open a split in Pascal VOC's layout.
 
     root/folder holds JPEGImages/ID.jpg, SegmentationClass/ID.png (or another data.masks) and
@@ -56,18 +130,17 @@ def voc(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     if split != "test" and not masks.is_dir():
         raise DataError(f"{masks}: no such folder; data={data.name} needs it")
     if not ids.is_file():
-        known = ", ".join(sorted(path.stem for path in ids.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{ids}: no such list; available splits: {known}")
+        there = ", ".join(sorted(path.stem for path in ids.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{ids}: no such list; available splits: {there}")
     return SegmentationDataset(
         [Pair(i, images / f"{i}.jpg", masks / f"{i}.png") for i in read_list(ids)],
-        data.classes or VOC_CLASSES,
-        data.ignore_index,
+        complete(data, {"classes": VOC_CLASSES} | described(folder), known),
         f"{data.name} {split} ({ids})",
         strict=strict,
     )
 
 
-def sbd(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
+def sbd(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
     """Open a split of the paper's data: SBD's "train", or "seg11valid".
 
     Hariharan et al. 2011 label 8,498 training images, some of which are in VOC2011's segmentation
@@ -86,7 +159,7 @@ def sbd(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
         images, masks = root / SBD / "img", root / SBD / "cls"
         pairs = [Pair(i, images / f"{i}.jpg", masks / f"{i}.mat") for i in train]
     elif split == "seg11valid":
-        val = voc(replace(data, folder=str(VOC2011)), "val", strict)
+        val = voc(replace(data, folder=str(VOC2011)), "val", strict, known)
         seen = set(train)
         pairs = [pair for pair in val.pairs if pair.id not in seen]
         # Lists of official length must leave the official number; those of subsets need not.
@@ -100,63 +173,83 @@ def sbd(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
     else:
         raise DataError(f"data.split={split}: data=sbd has the splits train and seg11valid")
     name = f"sbd {split} ({root})"
-    return SegmentationDataset(
-        pairs, VOC_CLASSES, data.ignore_index, name, problems=problems, strict=strict
-    )
+    facts = complete(replace(data, classes=VOC_CLASSES), {}, known)
+    return SegmentationDataset(pairs, facts, name, problems=problems, strict=strict)
 
 
-def folder(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
+def folder(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
     """Open a split of a folder of images and masks, paired by name.
 
     data.root holds images/SPLIT/NAME.* (any format of Pillow), annotations/SPLIT/NAME.png, and
-    classes.txt with one name per line, background first, unless data.classes is given. Ids are
+    dataset.yaml, or classes.txt with one name per line, unless data.classes is given. Ids are
     SPLIT/NAME, since the same name in two splits is usually another image.
     """
     root = Path(data.root)
     images, masks = root / "images" / split, root / "annotations" / split
+    convert = CONVERT.replace("FOLDER", str(root))
     for part in (images, masks):
         if not part.is_dir():
+            fix = f"for files that lie otherwise, run {convert}"
+            if split == data.val_split and (root / "images" / data.train_split).is_dir():
+                fix = f"to draw a validation split from {data.train_split}, run {convert}"
             raise DataError(
                 f"{part}: no such folder; data=folder needs images/{split}/NAME.jpg (or .png) and "
-                f"annotations/{split}/NAME.png in data.root"
+                f"annotations/{split}/NAME.png in data.root; {fix}"
             )
-    known = Image.registered_extensions()
+    suffixes = Image.registered_extensions()
     pairs = [
         Pair(f"{split}/{path.stem}", path, masks / f"{path.stem}.png")
         for path in sorted(images.iterdir())
-        if path.suffix.lower() in known and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     ]
-    there = set(masks.iterdir())
-    if strict and (bare := [pair for pair in pairs if pair.mask not in there]):
-        raise DataError(
+    there, problems = set(masks.iterdir()), []
+    if bare := [pair for pair in pairs if pair.mask not in there]:
+        problems.append(
             f"{bare[0].image}: no mask at {bare[0].mask} ({len(bare)} of {len(pairs)} images have "
-            f"none, {masks} holds {min(there).name if there else 'nothing'}); add or rename masks"
+            f"none, {masks} holds {min(there).name if there else 'nothing'}); add or rename masks, "
+            f"or run {convert}"
         )
-    classes, listed = data.classes, root / "classes.txt"
-    if not classes:
-        classes = read_list(listed) if listed.is_file() else []
-        if len(classes) < 2:
-            raise DataError(
-                f"{listed}: {len(classes)} class names; list them there, one per line, background "
-                "first, or set data.classes=[background,...]"
-            )
+    if not pairs and (inner := sorted(path.name for path in images.iterdir() if path.is_dir())):
+        problems.append(f"{images}: images lie in folders such as {inner[0]}; run {convert}")
+    own, listed = described(root), root / "classes.txt"
+    if listed.is_file():
+        own = {"classes": read_list(listed)} | own
+    facts = complete(data, own, known)
+    if len(facts.classes) < 2:
+        raise DataError(
+            f"{listed}: {len(facts.classes)} class names; list them there, one per line, or in "
+            f"{DESCRIPTION}, or set data.classes=[background,...]"
+        )
     name = f"folder {split} ({images})"
-    return SegmentationDataset(pairs, classes, data.ignore_index, name, strict=strict)
+    return SegmentationDataset(pairs, facts, name, problems=problems, strict=strict)
 
 
-def sample(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
+def sample(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
     """Open a split of the sample data set, drawn into data.root/shapes on first use."""
     drawn = shapes.prepare(Path(data.root))
     classes = data.classes or list(shapes.CLASSES)
-    return voc(replace(data, folder=drawn.name, classes=classes), split, strict)
+    return voc(replace(data, folder=drawn.name, classes=classes), split, strict, known)
 
 
-def shards(data: DataConfig, split: str, strict: bool) -> SegmentationDataset:
+def shards(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
     """Open a split of a set that `prepare_data shards=FOLDER` has written."""
-    return open_shards(data.root, split, classes=data.classes, ignore_index=data.ignore_index)
+    dataset = open_shards(data.root, split)
+    own = dataset.facts
+    if data.classes and len(data.classes) != len(own.classes):
+        raise DataError(
+            f"data.classes has {len(data.classes)} names, but {dataset.name} has {len(own.classes)}"
+        )
+    if data.ignore_index not in (None, own.ignore_index):
+        raise DataError(
+            f"data.ignore_index={data.ignore_index}: {dataset.name} has {own.ignore_index}; leave "
+            "it out"
+        )
+    says = {key: value for key, value in asdict(own).items() if value not in (None, [])}
+    dataset.facts = complete(data, says, known)
+    return dataset
 
 
-LAYOUTS: dict[str, Callable[[DataConfig, str, bool], SegmentationDataset]] = {
+LAYOUTS: dict[str, Callable[[DataConfig, str, bool, Facts | None], SegmentationDataset]] = {
     "voc": voc,
     "sbd": sbd,
     "folder": folder,

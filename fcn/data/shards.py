@@ -8,8 +8,7 @@ import json
 import tarfile
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
@@ -19,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from rich.console import Console
 
-from fcn.config import VOID
+from fcn.config import FACTS, Facts, starts_with_background
 from fcn.data.dataset import DataError, Pair, SegmentationDataset, read_bytes, read_labels
 from fcn.output import progress, write_json
 
@@ -52,19 +51,15 @@ class Member:
         return BytesIO(content)
 
 
-def open_shards(
-    root: str, split: str, *, classes: Sequence[str] = (), ignore_index: int = VOID
-) -> SegmentationDataset:
+def open_shards(root: str, split: str) -> SegmentationDataset:
     """Open a split of shards, in the order in which it was written.
 
     Args:
         root: a folder, or an address of fsspec: https://..., s3://..., ...
         split: name of the split; its index is root/SPLIT.json.
-        classes: names to use in place of the index's.
-        ignore_index: VOID, or that of the index.
 
     Raises:
-        DataError: the index is missing, damaged or does not fit the settings.
+        DataError: the index is missing or damaged.
     """
     place = f"{root.rstrip('/')}/{split}.json"
     content = _read(place)
@@ -72,7 +67,8 @@ def open_shards(
         index = json.loads(content)
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r} instead of {FORMAT!r}")
-        own, ignored = index["classes"], index["ignore_index"]
+        known = {key: index[key] for key in FACTS if key in index}  # older ones have only two
+        facts = Facts(**{"background": starts_with_background(index["classes"])} | known)
         pairs = []
         for shard in index["shards"]:
             tar = f"{root.rstrip('/')}/{shard['tar']}"
@@ -82,11 +78,7 @@ def open_shards(
                 pairs.append(Pair(entry["id"], image, mask, (width, height)))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place}: not an index of shards, or damaged ({error!r})") from None
-    if len(classes or own) != len(own):
-        raise DataError(f"data.classes has {len(classes)} names, but {place} has {len(own)}")
-    if ignore_index not in (VOID, ignored):
-        raise DataError(f"data.ignore_index={ignore_index}: {place} has {ignored}; leave it out")
-    return SegmentationDataset(pairs, classes or own, ignored, f"shards {split} ({place})")
+    return SegmentationDataset(pairs, facts, f"shards {split} ({place})")
 
 
 def write_shards(dataset: SegmentationDataset, folder: Path, split: str, console: Console) -> None:
@@ -122,7 +114,7 @@ def write_shards(dataset: SegmentationDataset, folder: Path, split: str, console
                     samples.append(entry)
                     bar.advance(task)
             shards.append({"tar": tar.name, "bytes": tar.stat().st_size, "samples": samples})
-    about = {"format": FORMAT, "classes": dataset.classes, "ignore_index": dataset.ignore_index}
+    about = {"format": FORMAT, **asdict(dataset.facts)}
     write_json(folder / f"{split}.json", about | {"shards": shards})
 
 

@@ -16,12 +16,13 @@ from fcn.config import VOID
 
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, RGB: pads images that are smaller than the crop
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G and B in a grey value, as in torchvision
+# Images of other channels than RGB are padded with 115, and all their channels weigh the same.
 TRIES = 10  # draws of a crop before one that holds only ignored pixels is accepted
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The augmentation of a recipe, from and to (image uint8 (3, H, W), target uint8 (H, W))."""
+    """The augmentation of a recipe, from and to (image uint8 (C, H, W), target uint8 (H, W))."""
 
     crop: int | None  # side of the square crop in pixels; None: the image stays whole
     scale: Sequence[float]  # range of the random resize before the crop
@@ -45,19 +46,19 @@ def adjust_colours(image: Tensor, brightness: float, contrast: float, saturation
     The result is rounded and clamped once, at the end; this takes a fifth of the time of the three.
 
     Args:
-        image: uint8 (3, H, W), RGB.
+        image: uint8 (C, H, W).
         brightness: factor; 1 changes nothing.
         contrast: factor; 1 changes nothing.
         saturation: factor; 1 changes nothing.
 
     Returns:
-        uint8 (3, H, W).
+        uint8 (C, H, W).
     """
-    pixels = image.flatten(1).float()  # 3,N
-    grey = torch.tensor(GREY)
+    pixels, c = image.flatten(1).float(), len(image)  # C,N
+    grey = torch.tensor(GREY) if c == 3 else torch.full((c,), 1 / c)
     mean = float(grey @ pixels.mean(1))  # saturation does not change it
-    mixed = saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3)
-    shift = torch.full((3, 1), brightness * (1 - contrast) * mean + 0.5)  # + 0.5: to round below
+    mixed = saturation * torch.eye(c) + (1 - saturation) * grey.expand(c, c)
+    shift = torch.full((c, 1), brightness * (1 - contrast) * mean + 0.5)  # + 0.5: to round below
     result = torch.addmm(shift, brightness * contrast * mixed, pixels)
     return result.clamp_(0, 255).to(torch.uint8).view_as(image)
 
@@ -72,13 +73,13 @@ def random_scaled_crop(
     pixels only is drawn again.
 
     Args:
-        image: uint8 (3, H, W).
+        image: uint8 (C, H, W).
         target: uint8 (H, W).
         side: of the crop, in pixels.
         scale: (smallest, largest) factor; its logarithm is uniform.
 
     Returns:
-        uint8 (3, side, side) and uint8 (side, side).
+        uint8 (C, side, side) and uint8 (side, side).
     """
     for _ in range(TRIES):
         factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))
@@ -108,11 +109,12 @@ def _place(length: int, reach: int) -> int:
 def _pad(
     image: Tensor, target: Tensor, height: int, width: int, top: int = 0, left: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Place image (3, h, w) and target (h, w) at (top, left) of a padded height x width."""
+    """Place image (C, h, w) and target (h, w) at (top, left) of a padded height x width."""
     h, w = target.shape
     if (h, w) == (height, width):
         return image, target
-    wide = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).repeat(1, height, width)
+    colour = MEAN_COLOUR if len(image) == 3 else (115,) * len(image)
+    wide = torch.tensor(colour, dtype=torch.uint8).view(-1, 1, 1).repeat(1, height, width)
     ignored = torch.full((height, width), VOID, dtype=torch.uint8)
     wide[:, top : top + h, left : left + w] = image
     ignored[top : top + h, left : left + w] = target
@@ -123,10 +125,10 @@ def pad_collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
     """Stack images of any sizes, each padded below and to the right to the largest.
 
     Args:
-        samples: (image uint8 (3, h, w), target uint8 (h, w)).
+        samples: (image uint8 (C, h, w), target uint8 (h, w)).
 
     Returns:
-        image (B, 3, H, W) and target (B, H, W), where H and W are the largest h and w.
+        image (B, C, H, W) and target (B, H, W), where H and W are the largest h and w.
     """
     height, width = (max(target.shape[axis] for _, target in samples) for axis in (0, 1))
     padded = [_pad(image, target, height, width) for image, target in samples]

@@ -1,6 +1,6 @@
 """Topics 7 to 9, about a trained network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn import plots
-from fcn.config import VOID
+from fcn.config import VOID, Facts
 from fcn.explain.section import Section
 from fcn.metrics import confusion_matrix, scores
 from fcn.models.alignment import coordinate_map
@@ -19,7 +19,7 @@ from fcn.models.fcn import FCN, SKIPS
 from fcn.models.surgery import transplant
 from fcn.models.upsampling import TransposedConvolution, Upsampling, bilinear_kernel
 from fcn.output import percent
-from fcn.visualize import colorize
+from fcn.visualize import as_rgb, colorize
 
 CROPS = {32: (19,), 16: (5, 27), 8: (5, 9, 31)}  # in the authors' prototxt files
 SHOWN, UNITS = 8, 4  # classes whose kernels are drawn; channels of each pool
@@ -27,12 +27,16 @@ SHOWN, UNITS = 8, 4  # classes whose kernels are drawn; channels of each pool
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in evaluation mode, its classes, and an image to look at."""
+    """A trained network in evaluation mode, the facts of its data, and an image to look at."""
 
     model: FCN
-    classes: Sequence[str]
-    image: Tensor  # uint8 (3, H, W)
+    facts: Facts
+    image: Tensor  # uint8 (C, H, W)
     target: Tensor  # uint8 (H, W), VOID = ignored
+
+    @property
+    def classes(self) -> list[str]:
+        return self.facts.classes
 
 
 @torch.no_grad()
@@ -41,7 +45,8 @@ def network(s: Section, subject: Subject) -> None:
     final, passed = _watch(model, batch)
     coarse = passed[0][1]
     counts = torch.bincount(target.flatten().long(), minlength=VOID)
-    shown = int(counts[1:VOID].argmax()) + 1  # the largest object's class
+    first = int(subject.facts.background)
+    shown = int(counts[first:VOID].argmax()) + first  # the largest object's class
     s.text(f"""The backbone of an FCN halves the image five times. After that, for this image of
         {_size(target)} pixels, a 1 × 1 convolution gives every class a score on a grid of only
         {_size(coarse)}: a number that is larger the more the place looks like the class; each pixel
@@ -68,13 +73,13 @@ def network(s: Section, subject: Subject) -> None:
         s.panels("The final score and its parts, on one scale.", panels, 1.9, limit=limit)
         rounding = 1e-4 * float(final.abs().max())
         s.claim("The parts sum to the network's score.", sum(parts.values()), final, rounding)
-    panels = {"image": subject.image.permute(1, 2, 0).numpy()}
-    panels["ground truth"] = colorize(target.numpy())
+    panels = {"image": as_rgb(subject.image)}
+    panels["ground truth"] = colorize(target.numpy(), subject.facts)
     for stride in filter(lambda stride: stride >= model.stride, SKIPS):
         prediction = read_out(model, stride, batch)
         confusion = confusion_matrix(len(subject.classes))(prediction[None], target[None].long())
         title = f"at stride {stride}\nmean IoU {percent(scores(confusion).mean_iou)} %"
-        panels[title] = colorize(prediction.numpy())
+        panels[title] = colorize(prediction.numpy(), subject.facts)
     caption = """One network, read out before its skips, after the first, and complete. Nothing
         trained its coarser scores to be right on their own: to see what FCN-32s and FCN-16s can do,
         train them (model=fcn32s, model=fcn16s)."""
@@ -155,7 +160,7 @@ def deconvnet(s: Section, subject: Subject) -> None:
         reversed by putting each value where it was found (its "switch"), each ReLU by a ReLU, and
         each convolution by its transpose: the *Cᵀ* of topic 1, with the weights that the network
         has learned for its forward pass. Nothing is trained for it.""")
-    pixels = subject.image.permute(1, 2, 0).numpy()
+    pixels = as_rgb(subject.image)
     normalised = subject.model.normalise(subject.image[None])
     panels = {}
     for pool in ("pool3", "pool4", "pool5"):
@@ -163,7 +168,7 @@ def deconvnet(s: Section, subject: Subject) -> None:
         for channel, value, pattern in responses:
             seen = ndimage.find_objects((pattern != 0).any(0).int().numpy())
             box = seen[0] if seen else ...  # where nothing comes back, the image
-            signal = pattern.permute(1, 2, 0).numpy()[box]
+            signal = as_rgb(pattern)[box]
             limit = max(float(np.quantile(np.abs(signal), 0.998)), 1e-9)  # few values stand out
             grey = (255 * (0.5 + 0.5 * signal / limit).clip(0, 1)).astype(np.uint8)
             panels[f"{pool}, {channel}: {value:.1f}"] = pixels[box]
@@ -188,7 +193,7 @@ def strongest(
         units: number of channels.
 
     Returns:
-        For each, its index, its largest value, and the projected pattern (3, H, W).
+        For each, its index, its largest value, and the projected pattern (C, H, W).
 
     Source: Zeiler & Fergus 2014 (arXiv 1311.2901), sec. 2.
     """

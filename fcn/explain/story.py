@@ -63,11 +63,12 @@ def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
     """Return the network of cfg.checkpoint, or one trained for a moment, and the image."""
     if cfg.data.download:
         fetch(cfg.data, console)
-    dataset = open_split(cfg.data, cfg.data.split or cfg.data.val_split)
-    image, target = _choose(dataset, cfg.image)
     trained = checkpoint.read(cfg.checkpoint or _train(cfg, folder / "train", console))
+    split = cfg.data.split or cfg.data.val_split
+    dataset = open_split(cfg.data, split, known=trained.facts)
+    image, target = _choose(dataset, cfg.image)
     trained.check_classes(dataset.classes, cfg.data.name)
-    return Subject(trained.model(), trained.classes, image, target)
+    return Subject(trained.model(), dataset.facts, image, target)
 
 
 def _choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:

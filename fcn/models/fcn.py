@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcn.models.alignment import CoordinateMap, coordinate_map
 from fcn.models.upsampling import Upsampling, make_upsampling
-from fcn.models.vgg import VGG, WideConv2d, head, variant
+from fcn.models.vgg import VGG, WideConv2d, for_channels, head, variant
 
 # torchvision's normalisation of ImageNet images, RGB in [0, 1].
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,6 +31,7 @@ class FCN(nn.Module):
     Args:
         stride: 32, 16 or 8, of the finest scores fused.
         num_classes: K, background included.
+        in_channels: C, of the images; 3 is RGB.
         backbone: a name in `fcn.models.vgg.VARIANTS`.
         upsampling: a name in `fcn.models.upsampling.UPSAMPLINGS`.
         padding: "aligned" pads conv1_1 by 1 and fc6 by 3; 100 pads conv1_1 by 100 and fc6 by 0, as
@@ -40,11 +41,13 @@ class FCN(nn.Module):
         width: channels of the first stage; None: the backbone's own.
         head_width: channels of fc6 and fc7; None: the backbone's own.
         dropout: probability after fc6 and fc7.
-        mean: three values, RGB in [0, 1]; a buffer, stored with the weights.
+        mean: C values, or those of RGB, which `for_channels` extends; of images in [0, 1]; a
+            buffer, stored with the weights.
         std: likewise.
 
     Attributes:
         arguments: what builds this architecture again.
+        in_channels: C.
         crops: the paper's crop offsets, by what is cropped; derived from the layers.
         offset: of them, the last one: the score's row and column of the image's first pixel.
         reach: a pixel's score depends on pixels up to this many rows and columns away.
@@ -69,6 +72,7 @@ class FCN(nn.Module):
         *,
         stride: int = 8,
         num_classes: int = 21,
+        in_channels: int = 3,
         backbone: str = "vgg16",
         upsampling: str = "fixed",
         padding: int | str = "aligned",
@@ -94,6 +98,7 @@ class FCN(nn.Module):
         self.arguments: dict[str, Any] = {
             "stride": stride,
             "num_classes": num_classes,
+            "in_channels": in_channels,
             "backbone": backbone,
             "upsampling": upsampling,
             "padding": padding,
@@ -102,12 +107,13 @@ class FCN(nn.Module):
             "head_width": head_width,
             "dropout": dropout,
         }
-        self.stride = stride
+        self.stride, self.in_channels = stride, in_channels
         self.scale_pool4, self.scale_pool3 = scales.get("pool4", 1.0), scales.get("pool3", 1.0)
         conv1_padding, fc6_padding = (100, 0) if padding == 100 else (1, 3)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        self.backbone = VGG(backbone, padding=conv1_padding, width=width)
+        for name, values in (("mean", mean), ("std", std)):
+            own = for_channels(torch.tensor(values), in_channels, 0)
+            self.register_buffer(name, own.view(-1, 1, 1))
+        self.backbone = VGG(backbone, padding=conv1_padding, width=width, in_channels=in_channels)
         channels = self.backbone.channels
         self.head = head(
             backbone, channels["pool5"], padding=fc6_padding, width=head_width, dropout=dropout
@@ -125,13 +131,13 @@ class FCN(nn.Module):
         """Return the scores of images.
 
         Args:
-            image: uint8, or float in [0, 1], (B, 3, H, W), RGB, for every H, W >= 1.
+            image: uint8, or float in [0, 1], (B, C, H, W), for every H, W >= 1; C = 3 is RGB.
 
         Returns:
             float (B, K, H, W).
 
         Raises:
-            ValueError: a float image has values above 1.
+            ValueError: another number of channels; a float image has values above 1.
         """
         size = image.shape[-2:]
         pool3, pool4, pool5 = self.backbone(self.normalise(image))
@@ -151,6 +157,10 @@ class FCN(nn.Module):
 
         channels_last is the layout in which convolutions are fastest.
         """
+        if image.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"image must be (B, {self.in_channels}, H, W), got {tuple(image.shape)}"
+            )
         if image.dtype == torch.uint8:
             image = image.to(self.mean.dtype, memory_format=torch.channels_last) / 255
         elif not torch.compiler.is_compiling() and image.numel() and image.max() > 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcn.models.fcn import FCN
+from fcn.models.vgg import for_channels
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Fate:
     """The fate of one tensor."""
 
     name: str  # in the model; of a tensor left over, in the source
-    fate: str  # copied, reshaped, initialised or left over
+    fate: str  # copied, reshaped, adapted, initialised or left over
     shape: tuple[int, ...]
     note: str = ""
 
@@ -68,8 +69,8 @@ def transplant(
 
     Fully connected weights are reshaped to convolutions: the same numbers. Score and upscore layers
     are copied class by class where both lists of names are known; classes that the source lacks
-    keep their initialisation (scores zero, upsampling bilinear). The model changes only if
-    everything fits.
+    keep their initialisation (scores zero, upsampling bilinear). RGB's first convolution is adapted
+    to other images, see `first_convolution`. The model changes only if everything fits.
 
     Args:
         model: changed in place.
@@ -101,6 +102,11 @@ def transplant(
         if given.ndim == 2 and tensor.ndim == 4 and given.numel() == tensor.numel():
             fate, note = "reshaped", f"{tuple(given.shape)} before"
             given = given.reshape(shape)
+        if given.shape != tensor.shape and own == "backbone.conv1_1.weight" and given.shape[1] == 3:
+            fate, note = "adapted", f"from RGB to {shape[1]} channels"
+            given = first_convolution(given, shape[1])
+        elif own in ("mean", "std"):
+            given = for_channels(given, len(tensor), 0)
         if by_class and own.startswith(("score", "upscore")):
             given, note = _match_classes(tensor, given, names, source_names)
             fate = "initialised" if given is tensor else "copied"
@@ -114,6 +120,19 @@ def transplant(
         tensor.copy_(given)
     report.fates += [Fate(key, "left over", tuple(t.shape)) for key, t in left_over.items()]
     return report
+
+
+def first_convolution(rgb: Tensor, channels: int) -> Tensor:
+    """Return the kernels of an RGB image's first convolution for images of other channels.
+
+    See `for_channels`. One or two channels are also weighted by 3 / C, so that the response to a
+    grey image stays what it was in RGB.
+
+    Args:
+        rgb: (out, 3, k, k).
+        channels: C.
+    """
+    return for_channels(rgb, channels, 1) * max(1, 3 / channels)
 
 
 def _match_classes(

@@ -46,21 +46,25 @@ class VGG(nn.Sequential):
         name: a name in `VARIANTS`.
         padding: of conv1_1, in pixels.
         width: channels of the first stage.
+        in_channels: C, of the images.
     """
 
-    def __init__(self, name: str, *, padding: int, width: int) -> None:
+    def __init__(self, name: str, *, padding: int, width: int, in_channels: int = 3) -> None:
         spec = variant(name)
         layout = [c if isinstance(c, str) else c * width // 64 for c in cfgs[spec.layout]]
         super().__init__(_named(make_layers(layout, spec.batch_norm)))
         conv1_1 = self.get_submodule("conv1_1")
         assert isinstance(conv1_1, nn.Conv2d)
         conv1_1.padding = (padding, padding)
+        if in_channels != 3:
+            first = nn.Conv2d(in_channels, conv1_1.out_channels, 3, padding=padding)
+            self.add_module("conv1_1", first)  # in the place of torchvision's, for RGB
         pooled = [int(c) for c, following in pairwise(layout) if following == "M"]
         self.channels = {f"pool{stage}": c for stage, c in enumerate(pooled, start=1)}
         _initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pool3, pool4 and pool5, at strides 8, 16 and 32, of a normalised (B, 3, H, W)."""
+        """Return pool3, pool4 and pool5, at strides 8, 16 and 32, of a normalised (B, C, H, W)."""
         pools = {}
         for name, layer in self.named_children():
             image = layer(image)
@@ -116,6 +120,24 @@ class WideConv2d(nn.Conv2d):
         patches = patches.transpose(0, 1).flatten(1)  # B,ckk,hw -> ckk,Bhw
         score = torch.addmm(self.bias[:, None], self.weight.flatten(1), patches)
         return score.view(-1, len(image), height, width).transpose(0, 1)  # C,B,h,w -> B,C,h,w
+
+
+def for_channels(rgb: Tensor, channels: int, dim: int) -> Tensor:
+    """Return values for images of another number of channels than RGB's.
+
+    The first three channels keep their values, and further ones get their mean. Images of one or
+    two channels have nothing of RGB: each channel gets the mean.
+
+    Args:
+        rgb: has 3 entries along `dim`; others are returned unchanged.
+        channels: C.
+        dim: of the channels.
+    """
+    if rgb.shape[dim] != 3 or channels == 3:
+        return rgb
+    mean = rgb.mean(dim, keepdim=True)
+    kept = [rgb] if channels > 3 else []
+    return torch.cat([*kept, *[mean] * (channels - 3 * len(kept))], dim)
 
 
 def _initialise(module: nn.Module) -> None:

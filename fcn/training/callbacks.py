@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from fcn import plots, visualize
-from fcn.config import UserError
+from fcn.config import Facts, UserError
+from fcn.evaluate import ONE_CLASS_CAUSES
 from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
 from fcn.output import percent
 
@@ -174,9 +175,7 @@ class Watch(Callback):
         if self.same == SAME and not trainer.sanity_checking:
             self.console.print(
                 f"warning: every pixel was predicted {self.classes[int(predicted)]} in the last "
-                f"{SAME} validations. Likely causes: too few steps, a learning rate far too high "
-                "or too low, no pretrained weights, a class that is rare, or wrong labels "
-                "(scripts/prepare_data.py shows them)",
+                f"{SAME} validations. {ONE_CLASS_CAUSES}",
                 style="yellow",
             )
 
@@ -198,13 +197,13 @@ class Pictures(Callback):
     """Logs pictures at every validation, to loggers that take them: predictions, kernels.
 
     Args:
-        classes: their names.
+        facts: names and colours of the classes.
         images: of the validation split, to show.
         kernels: of how many classes.
     """
 
-    def __init__(self, classes: list[str], images: int = 4, kernels: int = 24) -> None:
-        self.classes, self.images, self.kernels = classes, images, kernels
+    def __init__(self, facts: Facts, images: int = 4, kernels: int = 24) -> None:
+        self.facts, self.images, self.kernels = facts, images, kernels
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def on_validation_batch_end(
@@ -221,8 +220,8 @@ class Pictures(Callback):
             return
         for image, target, prediction in zip(*batch, outputs["prediction"], strict=True):
             if len(self.rows) < self.images:
-                parts = (image.permute(1, 2, 0), target, prediction.byte())
-                self.rows.append(tuple(part.cpu().numpy() for part in parts))
+                masks = (target.cpu().numpy(), prediction.byte().cpu().numpy())
+                self.rows.append((visualize.as_rgb(image), *masks))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the pictures, and the kernels' distance from bilinear."""
@@ -231,14 +230,14 @@ class Pictures(Callback):
             return
         step = trainer.global_step
         if rows:
-            _log_picture(trainer, "predictions", visualize.panel(rows, self.classes))
+            _log_picture(trainer, "predictions", visualize.panel(rows, self.facts))
         for name, layer in pl_module.model.named_modules():  # type: ignore[union-attr]
             if not isinstance(layer, TransposedConvolution):
                 continue
             drift = layer.drift()
             for logger in trainer.loggers:
                 logger.log_metrics({f"drift from bilinear/{name}": drift}, step)
-            shown = self.classes[: self.kernels]
+            shown = self.facts.classes[: self.kernels]
             picture = plots.kernels(
                 layer.diagonal().detach()[: len(shown)].double().cpu().numpy(),
                 bilinear_kernel(layer.kernel).double().numpy(),

@@ -17,7 +17,7 @@ from fcn.models.fcn import FCN
 from fcn.training.loss import Loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
 
-Batch = tuple[Tensor, Tensor]  # image uint8 (B, 3, H, W), target uint8 (B, H, W)
+Batch = tuple[Tensor, Tensor]  # image uint8 (B, C, H, W), target uint8 (B, H, W)
 
 
 class SegmentationModule(pl.LightningModule):

@@ -30,13 +30,16 @@ from fcn.config import (
     CONFIGS,
     REPOSITORY,
     ConfigError,
+    Facts,
     ModelConfig,
     TrainConfig,
     check_training,
     flat_keys,
 )
-from fcn.data.datamodule import SegmentationData, class_pixels
+from fcn.data.datamodule import SegmentationData
 from fcn.data.download import fetch
+from fcn.data.images import range_note
+from fcn.data.labels import class_pixels, scan
 from fcn.device import InferenceModel, describe_machine
 from fcn.evaluate import evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN
@@ -79,7 +82,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     plan = resolve(cfg, folder)
     data = _open_data(cfg, console)
     set_length(plan, data, cfg.recipe.batch_size)
-    model, surgery = _build_model(cfg, data.classes)
+    model, surgery = _build_model(cfg, data.train.facts)
     about = _describe(cfg, plan, model, data)
     if plan.resume is not None:
         _check_resumed(plan.resume, about)
@@ -106,19 +109,35 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
 
 
 def _open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
-    """Fetch what is missing, if wanted, and open both splits."""
+    """Fetch what is missing, if wanted, open both splits, and look through their masks."""
     if cfg.data.download:
         fetch(cfg.data, console)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return SegmentationData(cfg.data, cfg.recipe, cfg.seed)
+    data, channels = SegmentationData(cfg.data, cfg.recipe, cfg.seed), cfg.model.in_channels
+    for split in (data.train, data.val):
+        if channels not in (None, 3) and not split.facts.bands:
+            split.facts = replace(split.facts, bands=list(range(channels)))
+    _ = data.train[0]  # an image that does not fit the settings stops the run before it starts
+    if note := range_note([pair.image for pair in data.train.pairs], data.train.facts):
+        console.print(f"warning: {note}", style="yellow")
+    if cfg.data.scan and rank() == 0:
+        scan([data.train, data.val], console, training=True)
+    return data
 
 
-def _build_model(cfg: TrainConfig, classes: list[str]) -> tuple[FCN, Report | None]:
+def _build_model(cfg: TrainConfig, facts: Facts) -> tuple[FCN, Report | None]:
     """Build the model with its first weights; a resumed run's come with its checkpoint."""
+    channels, classes = len(facts.bands) or 3, facts.classes
+    if cfg.model.in_channels not in (None, channels):
+        raise ConfigError(
+            f"model.in_channels={cfg.model.in_channels}: data.bands={facts.bands} are {channels} "
+            "channels; leave it out"
+        )
     try:
         model = FCN(
             stride=cfg.model.stride,
             num_classes=len(classes),
+            in_channels=channels,
             backbone=cfg.backbone.name,
             upsampling=cfg.upsampling.name,
             padding=cfg.model.padding,
@@ -164,7 +183,7 @@ def _describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) 
     }
     return {
         "model": model.arguments,
-        "classes": data.classes,
+        **checkpoint.about_facts(data.train.facts),
         "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
         "recipe": cfg.recipe.name,
         "training": training,
@@ -176,7 +195,7 @@ def _describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) 
 def _check_resumed(path: Path, about: dict[str, Any]) -> None:
     """Check that a checkpoint is of the run that is to be resumed."""
     theirs = checkpoint.read(path).about
-    pairs = {f"model.{k}": (theirs["model"].get(k), v) for k, v in about["model"].items()}
+    pairs = {f"model.{k}": (theirs["model"].get(k, v), v) for k, v in about["model"].items()}
     pairs["data.classes"] = (theirs["classes"], about["classes"])
     pairs["recipe.optimizer"] = tuple(a["training"]["optimizer"] for a in (theirs, about))
     for key, (before, now) in pairs.items():
@@ -203,7 +222,7 @@ def _make_trainer(
         history,
         Watch(data.classes, console),
         interruption,
-        Pictures(data.classes),
+        Pictures(data.train.facts),
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
@@ -295,7 +314,8 @@ def _print_start(
         "upsampling": f"{cfg.upsampling.name}, {kernels:,} trainable parameters",
         "parameters": f"{parameters:,}",
         "data": f"{cfg.data.name} in {cfg.data.root}: {len(data.train)} training images, "
-        f"{len(data.val)} validation images, {len(data.classes)} classes",
+        f"{len(data.val)} validation images, {len(data.classes)} classes"
+        + (f", bands {', '.join(map(str, bands))}" if (bands := data.train.facts.bands) else ""),
         "recipe": f"{cfg.recipe.name}: {trainer.max_steps} steps of {images} images, "
         f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
         "device": f"{plan.device}, precision {plan.precision}",

@@ -1,0 +1,189 @@
+"""Which labels the masks of a data set hold: counted before a run, so that a bad one stops it.
+
+Reading all masks of a large data set takes a while, so the counts are kept in the user's cache
+folder, by the path, size and time stamp of each mask.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from fcn.config import VOID, Facts
+from fcn.data.dataset import (
+    CONVERT,
+    DataError,
+    SegmentationDataset,
+    Source,
+    read_labels,
+    wrong_label,
+)
+from fcn.device import usable_cores
+from fcn.output import progress, write_json
+
+KEPT = 200  # masks of a split from which on their counts are kept
+Counts = NDArray[np.int64]  # (images, 256): pixels of each label in each mask
+
+
+def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: bool) -> None:
+    """Read every mask of some splits, before a run that would fail at a bad one much later.
+
+    Masks in shards are left out: they were read when the shards were written.
+
+    Args:
+        splits: of one data set; for training, the split to train on comes first.
+        console: for progress, and for what is odd but no error.
+        training: whether the first split is to be trained on.
+
+    Raises:
+        DataError: a mask is unreadable or holds a label that is no class; the training masks hold
+            fewer than two classes.
+    """
+    for split in splits:
+        if not all(isinstance(pair.mask, Path) for pair in split.pairs):
+            continue
+        counts = count_labels(split, console)
+        train = training and split is splits[0]
+        problems = label_problems(split, counts)
+        totals = as_targets(counts, split.facts).sum(0)
+        if train and not problems:
+            problems = too_few_classes(split, totals)
+        if problems:
+            more = f" (and {len(problems) - 1} more masks)" if len(problems) > 1 else ""
+            raise DataError(problems[0] + more)
+        if absent := absent_classes(split.facts, totals):
+            kind, style = ("warning", "yellow") if train else ("note", None)
+            text = f"{kind}: {split.name}: no pixel of {', '.join(absent)}"
+            console.print(text, style=style)
+
+
+def count_labels(split: SegmentationDataset, console: Console) -> Counts:
+    """Count the pixels of each label, as it is stored, in every mask of a split.
+
+    Raises:
+        DataError: a mask is missing or unreadable.
+    """
+    keep = len(split) >= KEPT
+    cache = _cache_file(split) if keep else None
+    known = _read_cache(cache) if cache else {}
+    stamps = [_stamp(pair.mask) for pair in split.pairs]
+    counts = np.zeros((len(split), 256), np.int64)
+    todo = []
+    for index, (pair, stamp) in enumerate(zip(split.pairs, stamps, strict=True)):
+        entry = known.get(str(pair.mask))
+        if entry and entry[0] == stamp:
+            counts[index, entry[1]] = entry[2]
+        else:
+            todo.append(index)
+    with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
+        rows = pool.map(lambda index: count_pixels(read_labels(split.pairs[index].mask)), todo)
+        for index, row in bar.track(
+            zip(todo, rows, strict=True), len(todo), description="reading masks"
+        ):
+            counts[index] = row
+    if cache and todo:
+        for index in todo:
+            labels = np.flatnonzero(counts[index])
+            entry = [stamps[index], labels.tolist(), counts[index, labels].tolist()]
+            known[str(split.pairs[index].mask)] = entry
+        _write_cache(cache, known)
+    return counts
+
+
+def class_pixels(split: SegmentationDataset, console: Console) -> list[int]:
+    """Count the pixels of each class in all masks of a split."""
+    totals = as_targets(count_labels(split, console), split.facts).sum(0)
+    return totals[: len(split.classes)].tolist()
+
+
+def count_pixels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Count the pixels of each label of a mask (H, W), int64 (256,)."""
+    return np.bincount(labels.ravel(), minlength=256)
+
+
+def as_targets(counts: Counts, facts: Facts) -> Counts:
+    """Return counts with the ignored pixels at 255, wherever the mask files have them."""
+    result = counts.copy()
+    result[:, facts.ignore_index] = 0
+    result[:, VOID] = counts[:, facts.ignore_index]
+    return result
+
+
+def label_problems(split: SegmentationDataset, counts: Counts) -> list[str]:
+    """Return a message for each mask with a label that is neither a class nor ignored."""
+    k, ignored = len(split.classes), split.facts.ignore_index
+    wrong = [label for label in range(k, 256) if label != ignored]
+    return [
+        wrong_label(pair.mask, wrong[int(row[wrong].argmax())], k, ignored)
+        for pair, row in zip(split.pairs, counts > 0, strict=True)
+        if row[wrong].any()
+    ]
+
+
+def too_few_classes(split: SegmentationDataset, totals: NDArray[np.int64]) -> list[str]:
+    """Return a problem if the masks of a split to train on show fewer than two classes.
+
+    Args:
+        split: the split.
+        totals: int64 (256,), the pixels of each label; 255 is ignored.
+    """
+    shown = np.flatnonzero(totals[: len(split.classes)])
+    if len(shown) > 1 or not totals.any():
+        return []
+    name, ignored = split.name, split.facts.ignore_index
+    if len(shown) == 1 and totals[VOID]:
+        return [
+            f"{name}: masks hold only {shown[0]} and {ignored}; {ignored} is ignored, so there is "
+            f"one class to learn; to read {ignored} as class 1, run {CONVERT}"
+        ]
+    labels = str(shown[0]) if len(shown) else str(ignored)
+    return [f"{name}: masks hold only the label {labels}; training needs at least two classes"]
+
+
+def absent_classes(facts: Facts, totals: NDArray[np.int64]) -> list[str]:
+    """Return the classes without a pixel, except one whose label means ignored."""
+    return [
+        name
+        for label, name in enumerate(facts.classes)
+        if not totals[label] and label != facts.ignore_index
+    ]
+
+
+def _stamp(mask: Source) -> list[int]:
+    """Return what tells whether a mask has changed: size and time, or a shard's checksum."""
+    if isinstance(mask, Path):
+        try:
+            stat = mask.stat()
+        except OSError:
+            return []  # reading it will say what is wrong
+        return [stat.st_size, stat.st_mtime_ns]
+    return [getattr(mask, "length", 0), getattr(mask, "crc32", 0)]
+
+
+def _cache_file(split: SegmentationDataset) -> Path:
+    """Return where the counts of a data set are kept: one file for each folder of masks."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folders = sorted({str(Path(str(pair.mask)).parent.absolute()) for pair in split.pairs})
+    name = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16]
+    return base / "fcn-segmentation" / "labels" / f"{name}.json"
+
+
+def _read_cache(cache: Path) -> dict[str, list]:
+    try:
+        return json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(cache: Path, counts: dict[str, list]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, counts)
+    except OSError:
+        pass  # such as a home folder that cannot be written to: the next run reads the masks again

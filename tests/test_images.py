@@ -1,0 +1,417 @@
+"""Images as people have them: depth, sign, bands, pages, EXIF, and networks of other channels."""
+
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageOps
+
+import fcn
+from fcn import checkpoint, export
+from fcn.config import ExportConfig, Facts
+from fcn.data import images
+from fcn.data.dataset import DataError, Pair, SegmentationDataset
+from fcn.data.images import Pixels, image_size, range_note, read_image, to_uint8, upright
+from fcn.data.transforms import TrainTransform, pad_collate
+from fcn.models.surgery import transplant
+from fcn.output import make_console
+from tests.conftest import TinyVOC, random_model, small
+
+CLASSES = ["background", "cat", "dog", "horse", "cow"]
+BANDS = np.arange(6 * 5 * 7).reshape(5, 7, 6)  # H, W, bands, as rasters have them
+
+
+def save(path: Path, array: object, dtype: type = np.uint8) -> Path:
+    Image.fromarray(np.array(array, dtype)).save(path)
+    return path
+
+
+def raster(path: Path, array: np.ndarray, **settings: Any) -> Path:
+    settings = {"photometric": "minisblack", "planarconfig": "contig"} | settings
+    tifffile.imwrite(path, array, **settings)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_images_are_upright_by_their_exif_orientation(tmp_path: Path, suffix: str) -> None:
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8] = 255  # top left; a quarter clockwise: top right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path := tmp_path / f"turned.{suffix}", exif=exif)
+    image = read_image(path)
+    assert tuple(image.shape) == (3, 24, 16)
+    assert image[0, :8, 8:].float().mean() > 200 > 50 > image[0, :8, :8].float().mean()
+    assert image_size(path) == (16, 24)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1"])
+def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.full((4, 6), 255, np.uint8)).convert("RGB").convert(mode)
+    grey.save(path := tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}")
+    assert tuple(read_image(path).shape) == (3, 4, 6)
+    assert (read_image(path) == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path: Path, suffix: str) -> None:
+    deep = [[0, 128, 129, 256, 32768, 65407, 65535]]
+    image = read_image(save(tmp_path / f"deep.{suffix}", deep, np.uint16))
+    assert image[0].tolist() == [[0, 0, 1, 1, 128, 255, 255]]  # v / 257, rounded
+    assert torch.equal(image, image[:1].expand(3, 1, 7))
+
+
+def test_transparency_changes_no_colour(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(path := tmp_path / "clear.png", transparency=b"\x00\x80\xff")
+    expected = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+    assert read_image(path)[:, 0].T.tolist() == expected
+
+
+def test_large_images_are_read_only_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for suffix in ("png", "tif"):
+        path = save(tmp_path / f"large.{suffix}", np.arange(300).reshape(15, 20) % 251)
+        with pytest.raises(DataError, match=rf"large\.{suffix}: unreadable image"):
+            read_image(path)
+        assert read_image(path, large=True)[0, 14, 19] == 299 % 251
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda path: read_image(path, large=True), [path] * 16))
+        assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_threads_decode_large_images_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, both = save(tmp_path / "large.png", np.zeros((15, 20))), threading.Barrier(2)
+
+    def decode(_: object) -> Pixels:
+        both.wait(10)  # until the other thread decodes too
+        return Pixels(np.zeros((1, 1, 1), np.uint8), ["grey"])
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(images, "from_pillow", decode)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda path: read_image(path, large=True), [path] * 2))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_keep_all_their_bits(tmp_path: Path, channels: int) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 7, channels)).astype(np.uint16)
+    bgr = deep[..., [2, 1, 0, 3][:channels]]
+    for suffix in ("png", "tif")[: 5 - channels]:  # OpenCV's TIFF does not say what alpha is
+        cv2.imwrite(str(path := tmp_path / f"deep.{suffix}"), bgr)
+        low = read_image(path, Facts(value_range=[1000, 1255]))
+        expected = (deep[..., :3].astype(int) - 1000).clip(0, 255)
+        assert np.array_equal(low.permute(1, 2, 0), expected)
+
+
+def test_a_range_maps_its_ends_to_black_and_white() -> None:
+    values = np.array([-1100, -1000, -998, -996, 0, 1000, 4000], np.int16)
+    assert to_uint8(values, [-1000, 1000]).tolist() == [0, 0, 0, 1, 128, 255, 255]
+    assert to_uint8(np.array([0.1, 0.5, 1]), [0, 1]).tolist() == [26, 128, 255]
+    grey = np.arange(256).astype(np.uint8)
+    assert to_uint8(grey, [0, 4095]) is grey  # 8 bits are finished pictures beside 12 bits
+    assert to_uint8(grey, [0, 15])[:17].tolist() == [*range(0, 256, 17), 255]
+    assert to_uint8(np.array([1, 70_000], np.uint32), [0, 2**32 - 1]).tolist() == [0, 0]
+    assert to_uint8(np.array([2**32 - 1], np.uint32), [0, 2**32 - 1]).tolist() == [255]
+
+
+LAYOUTS = {
+    "contig": lambda path, array: raster(path, array),
+    "separate": lambda path, array: raster(
+        path, array.transpose(2, 0, 1), planarconfig="separate", metadata=None
+    ),
+    "pages": lambda path, array: raster(path, array.transpose(2, 0, 1), planarconfig=None),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float64])
+def test_bands_of_any_tiff_are_chosen_by_number(tmp_path: Path, layout: str, dtype: type) -> None:
+    array = (BANDS % 100).astype(dtype)
+    path = LAYOUTS[layout](tmp_path / "six.tif", array)
+    image = read_image(path, Facts(bands=[3, 0, 5, 5], value_range=[0, 255]))
+    assert np.array_equal(image.permute(1, 2, 0), array[..., [3, 0, 5, 5]])
+    assert image_size(path) == (7, 5)
+
+
+def test_bands_are_chosen_by_name(tmp_path: Path) -> None:
+    items = "".join(
+        f'<Item name="DESCRIPTION" sample="{n}" role="description">{name}</Item>'
+        for n, name in enumerate(["coastal", "blue", "green", "red", "nir", "swir"])
+    )
+    tag = (42112, "s", None, f"<GDALMetadata>{items}</GDALMetadata>", True)
+    path = raster(tmp_path / "gdal.tif", BANDS.astype(np.uint8), extratags=[tag])
+    image = read_image(path, Facts(bands=["red", "nir", 0]))
+    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 4, 0]])
+    with pytest.raises(DataError, match=r"gdal\.tif: .*no band swir2; .*6 bands \(coastal, blue"):
+        read_image(path, Facts(bands=["swir2"]))
+    rgba = save(tmp_path / "rgba.png", BANDS[..., :4])
+    image = read_image(rgba, Facts(bands=["alpha", "red"]))
+    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 0]])
+
+
+def test_transparency_of_a_deep_tiff_is_dropped(tmp_path: Path) -> None:
+    settings = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+    path = raster(tmp_path / "a.tif", BANDS[..., :4].astype(np.int16), **settings)
+    image = read_image(path, Facts(value_range=[0, 255]))
+    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., :3])
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            BANDS.astype(np.uint8),
+            r"TIFF of 6 bands \(0, 1, 2, 3, 4, 5\); 3 are needed.*data\.bands",
+        ),
+        (BANDS[..., :2].astype(np.uint16), r"TIFF of 2 bands"),
+        (-BANDS[..., 0].astype(np.int16), r"negative values, -204\.\.0\); set data\.value_range"),
+        (BANDS[..., 0].astype(np.float32), r"float32 pixels \(0\.\.204\); set data\.value_range"),
+        (BANDS[..., 0].astype(np.uint32), r"uint32 pixels"),
+        (np.full((5, 7), np.nan, np.float32), r"NaN"),
+    ],
+)
+def test_what_does_not_make_rgb_is_said(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=rf"odd\.tif: .*{message}"):
+        read_image(raster(tmp_path / "odd.tif", array))
+
+
+def test_pages_are_named(tmp_path: Path) -> None:
+    path = LAYOUTS["pages"](tmp_path / "pages.tif", BANDS.astype(np.uint8))
+    with pytest.raises(DataError, match=r"TIFF of 6 bands \(page 0, page 1, .*; 3 are needed"):
+        read_image(path)
+    image = read_image(path, Facts(bands=["page 4", 0]))
+    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [4, 0]])
+
+
+def test_only_special_tiffs_need_tifffile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = save(tmp_path / "plain.tif", BANDS[..., :3])
+    special = raster(tmp_path / "special.tif", BANDS.astype(np.uint8))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert np.array_equal(read_image(plain).permute(1, 2, 0), BANDS[..., :3])
+    with pytest.raises(DataError, match=r'special\.tif: .*pip install "fcn-segmentation\[tiff\]"'):
+        read_image(special)
+
+
+def test_12_bits_in_16_are_noted_until_their_range_is_set(tmp_path: Path) -> None:
+    dark = [save(tmp_path / f"{n}.png", [[640, 3000 + n]], np.uint16) for n in range(25)]
+    note = range_note(dark, Facts())
+    assert "640..3024 of 0..65535" in note
+    assert "data.value_range=[0,4095]" in note
+    assert not range_note(dark, Facts(value_range=[0, 4095]))
+    assert not range_note([*dark, save(tmp_path / "w.png", [[40_000]], np.uint16)][::25], Facts())
+    assert not range_note([save(tmp_path / "8.png", [[9]])], Facts())
+
+
+def test_12_bits_with_their_range_are_the_8_bit_images(cases: Path) -> None:
+    for path in sorted((cases / "ct12/images").glob("*/*.png")):
+        eight = read_image(Path(str(path).replace("ct12", "ct8"))).int()
+        twelve = read_image(path, Facts(value_range=[0, 4095])).int()
+        assert (eight - twelve).abs().max() <= 1
+        assert read_image(path).max() < 20  # almost black without
+
+
+CASES = {
+    "ct12.png": "", "gray_f32.tif": "value_range", "gray_i16_hu.tif": "negative values",
+    "gray_u16.tif": "", "rgb_f32.tif": "value_range", "rgb_u16.tif": "",
+    "rgbnir_u16.tif": "TIFF of 4 bands", "rgbnir_u16_minisblack.tif": "TIFF of 4 bands",
+    "rgbnir_u8.tif": "TIFF of 4 bands", "rgbnir_u8_minisblack.tif": "TIFF of 4 bands",
+    "six_u16.tif": "TIFF of 6 bands", "six_u8.tif": "TIFF of 6 bands",
+    "stack_u8_5pages.tif": "page 0, page 1", "twoband_u8.tif": "TIFF of 2 bands",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_tiff_is_read_or_its_message_names_the_setting(cases: Path, name: str) -> None:
+    path = cases / "tiffs" / name
+    bands: list[int | str] = [0] if "gray" in name or "ct" in name else [0, 1]
+    assert len(read_image(path, Facts(bands=bands, value_range=[0, 1]))) == len(bands)
+    if not CASES[name]:
+        assert tuple(read_image(path).shape) == (3, 64, 64)
+        return
+    with pytest.raises(DataError, match=CASES[name]):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_like_its_image(tmp_path: Path, orientation: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 5, (6, 9)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(labels * 50).save(image := tmp_path / "image.png", exif=exif)
+    stored = labels if orientation >= 5 else upright(labels, orientation)
+    pair = Pair("a", image, save(tmp_path / "mask.png", stored))
+    pixels, target = SegmentationDataset([pair], Facts(classes=CLASSES), "one")[0]
+    assert torch.equal(pixels[0] // 50, target)
+    with Image.open(image) as opened:
+        assert np.array_equal(target, np.asarray(ImageOps.exif_transpose(opened)) // 50)
+
+
+def test_prepare_data_mentions_exif(
+    cases: Path,
+    command: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = ("data=folder", f"data.root={cases / 'exif'}")
+    report = command("prepare_data", *data, "processes=1", f"hydra.run.dir={tmp_path}")
+    turned = [note for note in report["warnings"] if "masks, which are not, are turned" in note]
+    assert [note.split(" images")[0] for note in turned] == ["train: 3", "val: 2"]
+
+
+def test_square_images_turned_by_exif_are_reported(
+    tiny_voc: TinyVOC, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (50, 50)).save(tiny_voc.image("t0"), exif=exif)
+    mask = np.eye(50, dtype=np.uint8) * 2
+    save(tiny_voc.mask("t0"), mask)
+    run = ("processes=1", f"hydra.run.dir={tmp_path}/out")
+    report = command("prepare_data", *tiny_voc.overrides(), *run)
+    assert any("train: 1 images such as" in n and "does not tell" in n for n in report["warnings"])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_transforms_keep_the_number_of_channels(channels: int) -> None:
+    image, target = torch.full((channels, 40, 50), 100, dtype=torch.uint8), torch.zeros(40, 50)
+    transform = TrainTransform(crop=64, scale=(0.5, 2), flip=True, jitter=0.3)
+    samples = [transform(image, target.byte()), (image, target.byte())]
+    assert tuple(pad_collate(samples)[0].shape) == (2, channels, 64, 64)
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_further_channels_start_at_the_mean_of_rgb(channels: int) -> None:
+    rgb, model = random_model(), small(in_channels=channels)
+    report = transplant(model, rgb.state_dict())
+    ours, theirs = model.backbone.conv1_1.weight, rgb.backbone.conv1_1.weight
+    assert torch.equal(ours[:, :3], theirs)
+    for channel in range(3, channels):
+        torch.testing.assert_close(ours[:, channel], theirs.mean(1))
+    assert report.named("adapted") == ["backbone.conv1_1.weight"]
+    assert torch.equal(model.mean[:3], rgb.mean)
+    torch.testing.assert_close(model.std[3:], rgb.std.mean(0).expand(channels - 3, 1, 1))
+    assert transplant(small(in_channels=channels), model.state_dict()).count("adapted") == 0
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@torch.inference_mode()
+def test_fewer_channels_answer_to_grey_as_rgb_does(channels: int) -> None:
+    even = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    rgb, model = random_model(**even), small(in_channels=channels, **even).eval()
+    transplant(model, rgb.state_dict())
+    grey = torch.rand(1, 1, 40, 50)
+    expected = rgb(grey.expand(1, 3, 40, 50))
+    torch.testing.assert_close(model(grey.expand(1, channels, 40, 50)), expected)
+
+
+def test_another_number_of_channels_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"image must be \(B, 4, H, W\), got \(1, 3, 8, 8\)"):
+        small(in_channels=4)(torch.zeros(1, 3, 8, 8))
+
+
+def test_the_predictor_takes_files_and_arrays_of_its_own_channels_and_range(tmp_path: Path) -> None:
+    facts = Facts(CLASSES, value_range=[0, 4095], bands=[0, 3, 2, 1])
+    checkpoint.write_safetensors(
+        tmp_path / "m.safetensors", random_model(in_channels=4), checkpoint.about_facts(facts)
+    )
+    predictor = fcn.Predictor(tmp_path / "m.safetensors", "cpu")
+    deep = np.random.default_rng(0).integers(0, 4096, (40, 50, 6)).astype(np.uint16)
+    expected = predictor(raster(tmp_path / "six.tif", deep))
+    assert len(np.unique(expected)) > 1
+    chosen = deep[..., [0, 3, 2, 1]]
+    tensor = torch.from_numpy(chosen).permute(2, 0, 1)
+    for image in (chosen, chosen.astype(np.float32), tensor, tensor.float()):
+        np.testing.assert_array_equal(predictor(image), expected)
+    with pytest.raises(ValueError, match=r"\(H, W, 4\)"):
+        predictor(chosen[..., :3])
+    with pytest.raises(DataError, match=r"no band 3"):
+        predictor(save(tmp_path / "rgb.png", np.zeros((8, 8, 3))))
+
+
+def test_four_channels_train_resume_export_and_predict(
+    tiny_voc: TinyVOC, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    for name in ("t0", "t1", "t2", "t3", "v0", "v1"):
+        with Image.open(tiny_voc.image(name)) as image:
+            rgb = np.asarray(image)
+        nir = rgb[..., :1]
+        raster(tiny_voc.image(name), np.concatenate([rgb, nir, nir // 2, nir // 3], axis=2))
+    run = tmp_path / "run"
+    settings = [
+        *tiny_voc.overrides(), "data.bands=[0,1,2,3]", "backbone.width=4", "backbone.head_width=8",
+        "logger=none",
+        "trainer.accelerator=cpu", "recipe.crop=32", "recipe.batch_size=2", f"hydra.run.dir={run}",
+    ]  # fmt: skip
+    command("train", *settings, "trainer.max_steps=2")
+    command("train", *settings, "trainer.max_steps=3", "resume=last")
+    model = fcn.load(run)
+    assert (model.in_channels, tuple(model.mean.shape)) == (4, (4, 1, 1))
+    facts = checkpoint.read(run).facts
+    assert facts.bands == [0, 1, 2, 3]
+    onnx = tmp_path / "m.onnx"
+    command("export", f"checkpoint={run}", f"output={onnx}", "size=[48,64]")
+    masks = tmp_path / "masks"
+    command("predict", f"checkpoint={run}", f"input={tiny_voc.image('t1')}", f"output={masks}")
+    with Image.open(masks / "t1.png") as mask:
+        predicted = np.asarray(mask)
+    image = read_image(tiny_voc.image("t1"), facts)
+    with torch.inference_mode():
+        assert np.array_equal(predicted, model(image[None])[0].argmax(0))
+    network = cv2.dnn.readNetFromONNX(str(onnx))
+    network.setInput((image[None] / 255).numpy())
+    assert (network.forward()[0].argmax(0) == predicted).mean() > 0.999
+    command("evaluate", f"checkpoint={run}", *tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/e")
+
+
+def test_in_channels_takes_that_many_bands(
+    tiny_voc: TinyVOC, error_line: Callable[..., str], tmp_path: Path
+) -> None:
+    settings = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/run", "trainer.max_steps=1"]
+    line = error_line("train", *settings, "model.in_channels=4")
+    assert "no band 3; the image has 3 bands (red, green, blue)" in line
+    line = error_line("train", *settings, "model.in_channels=4", "data.bands=[0]")
+    assert "model.in_channels=4: data.bands=[0] are 1 channels" in line
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stride": 16, "upsampling": "nearest_conv"}])
+def test_opencv_opens_an_onnx_file_of_fixed_size(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    model = random_model(**arguments)
+    checkpoint.write_safetensors(source := tmp_path / "m.safetensors", model, {"classes": CLASSES})
+    cfg = ExportConfig(checkpoint=str(source), output=str(tmp_path / "m.onnx"), size=[50, 71])
+    export.main(cfg, tmp_path, make_console(quiet=True))
+    network = cv2.dnn.readNetFromONNX(cfg.output)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 5), (50, 71), mode="bilinear")
+    network.setInput(image.numpy())
+    with torch.inference_mode():
+        score = model(image)
+    assert len(score.argmax(1).unique()) > 1
+    assert np.array_equal(network.forward().argmax(1), score.argmax(1))
+
+
+def test_raw_masks_are_grey_labels(tmp_path: Path, command: Callable[..., Any]) -> None:
+    model = tmp_path / "m.safetensors"
+    checkpoint.write_safetensors(model, random_model(), {"classes": CLASSES})
+    photo = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (40, 50, 3)))
+    common = (f"checkpoint={model}", f"input={photo}")
+    command("predict", *common, f"output={tmp_path}/raw", "raw=true", "overlays=false")
+    command("predict", *common, f"output={tmp_path}/colours", "overlays=false")
+    raw, coloured = (Image.open(tmp_path / name / "a.png") for name in ("raw", "colours"))
+    assert (raw.mode, coloured.mode) == ("L", "P")
+    assert np.array_equal(raw, coloured)
+    as_opencv_reads = cv2.imread(str(tmp_path / "raw" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(raw, as_opencv_reads)
+    assert len(np.unique(raw)) > 1

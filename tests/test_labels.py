@@ -1,0 +1,279 @@
+"""dataset.yaml, the scan of all masks before a run, and sets without a background class."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from fcn import checkpoint, visualize
+from fcn.config import ConfigError, DataConfig, Facts
+from fcn.data import labels
+from fcn.data.dataset import DataError
+from fcn.data.labels import class_pixels, count_labels, scan
+from fcn.data.layouts import open_split
+from fcn.evaluate import one_class
+from fcn.predictor import Predictor
+from tests.conftest import TinyVOC
+
+QUIET = Console(quiet=True)
+COLOURS = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
+FACTS = Facts(["sky", "road", "car"], COLOURS, ignore_index=9, background=False)
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """A folder of three classes without background, label 9 to ignore, described in a file."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for part in ("images", "annotations"):
+            (tmp_path / part / split).mkdir(parents=True)
+        for number in range(count):
+            mask = np.zeros((32, 40), np.uint8)
+            mask[16:], mask[8:24, 10:30], mask[16] = 1, 2, 9
+            image = np.array(COLOURS + [[0, 0, 0]] * 7, np.uint8)[mask] // 2
+            image += rng.integers(0, 50, image.shape, dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / f"images/{split}/{number}.png")
+            Image.fromarray(mask).save(tmp_path / f"annotations/{split}/{number}.png")
+    describe(tmp_path, classes=FACTS.classes, colours=COLOURS, ignore_index=9, background=False)
+    return tmp_path
+
+
+def describe(root: Path, **content: Any) -> None:
+    (root / "dataset.yaml").write_text(yaml.safe_dump(content))
+
+
+def folder(root: Path, **settings: Any) -> DataConfig:
+    return DataConfig("folder", layout="folder", root=str(root), **settings)
+
+
+def training(root: Path, run: Path) -> list[str]:
+    """A run of a few steps on a very small network, as command-line arguments."""
+    return [
+        "data=folder", f"data.root={root}", "data.num_workers=0", "backbone.width=4",
+        "backbone.head_width=8", "recipe.crop=24", "recipe.batch_size=2", "trainer.max_steps=4",
+        "trainer.val_check_interval=2", "trainer.accelerator=cpu", "trainer.precision=32-true",
+        "logger=none", f"hydra.run.dir={run}",
+    ]  # fmt: skip
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_what_a_checkpoint_knows(
+    street: Path,
+) -> None:
+    assert open_split(folder(street), "train").facts == FACTS
+    (street / "classes.txt").write_text("a\nb\nc\n")  # the older form; the file wins
+    given = folder(street, ignore_index=0, background=True, value_range=[0, 9], bands=[2, 0, "x"])
+    expected = replace(
+        FACTS, ignore_index=0, background=True, value_range=[0, 9], bands=[2, 0, "x"]
+    )
+    assert open_split(given, "train").facts == expected
+    known = Facts(["a", "b", "c"], COLOURS, 7, False, [0, 5], [1])
+    assert open_split(folder(street), "train", known=known).facts == replace(
+        FACTS, value_range=[0, 5], bands=[1]
+    )
+    (street / "dataset.yaml").unlink()
+    assert open_split(folder(street), "train", known=known).facts == known
+    facts = open_split(folder(street), "train").facts
+    assert facts == Facts(["a", "b", "c"], visualize.voc_palette(3).tolist(), 255, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "background"), [("Background", True), ("_background_", True), ("sky", False)]
+)
+def test_class_0_is_background_if_its_name_says_so(
+    street: Path, name: str, background: bool
+) -> None:
+    describe(street, classes=[name, "road", "car"])
+    assert open_split(folder(street), "train").facts.background is background
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"clases": ["a", "b"]}, r"dataset\.yaml: unknown key clases: did you mean classes"),
+        ({"colours": [[0, 0, 256]]}, r"dataset\.yaml: colours\.0\.2=256"),
+        ({"classes": ["a", "a"]}, "every name must occur once"),
+        ({"classes": ["a", "b"], "colours": [[0, 0, 0]]}, "1 colours for 2 classes"),
+        ({"classes": ["a", "b"], "value_range": [5, 5]}, "from < to"),
+        (["a", "b"], r"dataset\.yaml: must be keys with values"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(street: Path, content: Any, message: str) -> None:
+    (street / "dataset.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises((DataError, ConfigError), match=message):
+        open_split(folder(street), "train")
+
+
+def test_a_set_without_background_goes_through_every_command_without_repeating_its_facts(
+    street: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    runs = [tmp_path / "run0", tmp_path / "run1"]
+    for seed, run in enumerate(runs):
+        command("train", *training(street, run), f"seed={seed}")
+    assert checkpoint.read(runs[0] / "checkpoints/best.ckpt").facts == FACTS
+    assert checkpoint.read(runs[0]).facts == FACTS
+    metrics = json.loads((runs[0] / "metrics.json").read_text())
+    assert [entry["name"] for entry in metrics["classes"]] == FACTS.classes
+    assert np.sum(metrics["confusion"]) == 2 * 31 * 40  # without the row of ignored pixels
+    pictures = f"input={street}/images/val", f"output={tmp_path}/masks"
+    command("predict", f"checkpoint={runs[0]}", *pictures, f"hydra.run.dir={tmp_path}/p")
+    with Image.open(tmp_path / "masks/0.png") as mask:
+        assert mask.getpalette()[:9] == np.ravel(COLOURS).tolist()
+    assert Predictor(runs[0]).facts == FACTS
+    described = (street / "dataset.yaml").rename(street / "elsewhere.yaml")
+    again = command(
+        "evaluate", f"checkpoint={runs[0]}", "data=folder", f"data.root={street}",
+        "data.num_workers=0", f"hydra.run.dir={tmp_path}/e",
+    )  # fmt: skip
+    assert again["confusion"] == metrics["confusion"]
+    described.rename(street / "dataset.yaml")
+    command("compare", f"runs=[{runs[0]},{runs[1]}]", f"hydra.run.dir={tmp_path}/c")
+    page = (tmp_path / "c/compare.html").read_text()
+    assert "rgb(200 10 10)" in page
+    assert "missed object" not in page
+    command("prepare_data", "data=folder", f"data.root={street}", f"hydra.run.dir={tmp_path}/d",
+            f"shards={tmp_path}/tars")  # fmt: skip
+    tars = DataConfig("shards", layout="shards", root=str(tmp_path / "tars"))
+    assert open_split(tars, "train").facts == FACTS
+
+
+def test_pictures_treat_class_0_as_any_other_where_there_is_no_background() -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:30, 10:30] = 1
+    image = np.full((40, 40, 3), 100, np.uint8)
+    picture = visualize.overlay(image, mask, 0.5, FACTS)
+    assert picture[0, 0].tolist() == [150, 55, 55]  # half of (200, 10, 10)
+    assert picture[9, 15].tolist() == [255] * 3  # the boundary on the side of class 0
+    shown = visualize.errors(mask, 1 - mask, FACTS)
+    assert np.unique(shown.reshape(-1, 3), axis=0).tolist() == [[240, 228, 66]]  # wrong class
+    assert "missed object" not in visualize.error_colours(FACTS)
+    assert visualize.legend_of([mask], FACTS) == {"sky": (200, 10, 10), "road": (10, 200, 10)}
+
+
+def test_masks_are_read_once_and_counted_again_when_they_change(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(labels, "KEPT", 1)
+    split, read, own = open_split(folder(street), "train"), [], labels.read_labels
+    monkeypatch.setattr(labels, "read_labels", lambda mask: read.append(mask.name) or own(mask))
+    first = count_labels(split, QUIET)
+    assert first[0, [0, 1, 2, 9]].tolist() == [16 * 40 - 160, 15 * 40 - 140, 300, 40]
+    assert sorted(read) == ["0.png", "1.png", "2.png", "3.png"]
+    assert np.array_equal(count_labels(split, QUIET), first)
+    Image.new("L", (40, 32), 2).save(street / "annotations/train/1.png")
+    changed = count_labels(split, QUIET)
+    assert read[4:] == ["1.png"]
+    assert changed[1, 2] == 32 * 40
+    assert np.array_equal(np.delete(changed, 1, 0), np.delete(first, 1, 0))
+    assert class_pixels(split, QUIET) == changed[:, :3].sum(0).tolist()
+    (cache,) = (tmp_path / "cache/fcn-segmentation/labels").iterdir()
+    cache.write_text("{")  # damaged: the masks are read again
+    assert np.array_equal(count_labels(split, QUIET), changed)
+    assert not [path for path in street.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (3, r"2\.png: label 3 .*is 3 your ignore label\? .*or are the classes 1\.\.3"),
+        (77, r"2\.png: label 77 .*data\.classes"),
+    ],
+)
+def test_a_bad_label_stops_a_run_before_it_starts(
+    street: Path, tmp_path: Path, error_line: Callable[..., str], label: int, message: str
+) -> None:
+    Image.new("L", (40, 32), label).save(street / "annotations/train/2.png")
+    with pytest.raises(DataError, match=message):
+        scan([open_split(folder(street), "train")], QUIET, training=False)
+    run = tmp_path / "run"
+    assert f"label {label}" in error_line("train", *training(street, run))
+    assert not (run / "run.json").exists()
+
+
+def test_numbers_that_rest_on_one_class_are_called_so() -> None:
+    def remark(rows: list[list[int]]) -> str:
+        return one_class(torch.tensor(rows), ["background", "crack"]) or ""
+
+    assert "the masks hold background alone" in remark([[9, 1], [0, 0]])
+    assert "predictions hold background alone" in remark([[9, 0], [4, 0]])
+    assert "imbalance, where loss.class_weights=balanced" in remark([[9, 0], [4, 0]])
+    assert remark([[9, 0], [4, 1]]) == ""
+
+
+def test_an_absent_class_is_named_before_the_run(street: Path) -> None:
+    for path in (street / "annotations/train").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(mask.clip(0, 1)).save(path)
+    with (console := Console(width=400)).capture() as output:
+        scan([open_split(folder(street), s) for s in ("train", "val")], console, training=True)
+    assert output.get().count("no pixel of") == 1
+    assert "no pixel of car" in output.get()
+
+
+CASES = {  # folder of the cases -> what training says
+    "binary255": r"hold only 0 and 255; 255 is ignored.*to read 255 as class 1, run .*convert=",
+    "rgbmask": r"im01\.png: .* mode RGB; to convert it, run .*convert=",
+    "adelike": r"im01\.png: label 3 .*or are the classes 1\.\.3, and 0 is unlabelled\? .*convert=",
+    "suffix": r"annotations/train holds im01_mask\.png.* run .*convert=",
+    "tifmask": r"annotations/train holds im01\.tif.* run .*convert=",
+    "onlytrain": r"images/val: no such folder.*draw a validation split from train, .*convert=",
+    "roboflow": r"images/train: no such folder.*convert=",
+}
+
+
+@pytest.mark.parametrize(("case", "message"), CASES.items())
+def test_what_annotation_tools_leave_is_named_by_prepare_data_and_training(
+    cases: Path,
+    tmp_path: Path,
+    error_line: Callable[..., str],
+    case: str,
+    message: str,
+) -> None:
+    data = folder(cases / case)
+    with pytest.raises(DataError, match=message):
+        scan([open_split(data, split) for split in ("train", "val")], QUIET, training=True)
+    arguments = ["data=folder", f"data.root={cases / case}", f"hydra.run.dir={tmp_path}/p"]
+    assert "cannot be trained on" in error_line("prepare_data", *arguments)
+
+
+def test_paths_start_where_the_command_did_whatever_hydra_changes(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    arguments = [*tiny_voc.overrides(), "data.root=.", "processes=1", "hydra.job.chdir=true"]
+    command("prepare_data", *arguments, "hydra.run.dir=out")
+    assert (tiny_voc.root / "out/report.json").is_file()
+
+
+@pytest.mark.slow
+def test_training_needs_nothing_that_windows_lacks(tiny_voc: TinyVOC) -> None:
+    """Windows imitated: Unix's signals and process groups are gone before anything is imported."""
+    script = """if True:
+        import os, platform, signal
+        kept = {signal.SIGINT, signal.SIGTERM, signal.SIGABRT, signal.SIGFPE, signal.SIGSEGV}
+        for number in set(signal.Signals) - kept:
+            delattr(signal, number.name)
+        signal.valid_signals = lambda: kept
+        del os.setpgrp, os.getpgid
+        platform.system = lambda: "Windows"
+        from fcn import cli
+        cli.run("train")
+    """
+    arguments = [
+        *tiny_voc.overrides(), "backbone.width=4", "backbone.head_width=8", "recipe.crop=32",
+        "trainer.max_steps=1", "trainer.accelerator=cpu", "logger=none",
+        f"hydra.run.dir={tiny_voc.root}/run",
+    ]  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tiny_voc.root / "run/model.safetensors").is_file()
