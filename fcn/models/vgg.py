@@ -57,6 +57,7 @@ class VGG(nn.Sequential):
         conv1_1.padding = (padding, padding)
         pooled = [int(c) for c, following in pairwise(layout) if following == "M"]
         self.channels = {f"pool{stage}": c for stage, c in enumerate(pooled, start=1)}
+        self.frozen_norms: list[nn.Module] = []
         _initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,6 +68,23 @@ class VGG(nn.Sequential):
             if name.startswith("pool"):
                 pools[name] = image
         return pools["pool3"], pools["pool4"], pools["pool5"]
+
+    def freeze(self, stage: str) -> None:
+        """Keep the weights up to a stage as they are: no gradient, no batch statistics.
+
+        Args:
+            stage: conv1 to conv5.
+        """
+        layers = self.until(stage.replace("conv", "pool")).requires_grad_(False)
+        self.frozen_norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VGG":
+        """Set the training mode, except of frozen batch norm, which keeps its statistics."""
+        super().train(mode)
+        for layer in self.frozen_norms:
+            layer.eval()
+        return self
 
     def until(self, pool: str) -> nn.Sequential:
         """Return the layers up to and including `pool`."""
