@@ -1,8 +1,8 @@
 """Moving weights between networks, with a report of what became of every tensor.
 
 Shelhamer et al. 2016, sec. 4.1: the classifier's fully connected layers become convolutions, and
-each FCN starts from the next coarser one. Layers that start new beside pretrained ones are fitted to
-the size of the features that they read.
+each FCN starts from the next coarser one. Layers that start new beside pretrained ones are fitted
+to the size of the features that they read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,7 +140,7 @@ def fit_to_features(model: FCN, images: Sequence[Tensor], report: Report) -> str
     a root mean square (RMS) of hundreds in pool3, and of about ten in pool5. A skip whose score
     layer is new is scaled to an RMS of 1, and the weights of a new fc6 as if pool5 had an RMS of 1.
     The authors' at-once network scales its skips for the same reason (PAMI 2016, sec. 4.3);
-    measuring the size is data-dependent initialisation (Kraehenbuehl et al. 2016, arXiv 1511.06856).
+    measuring the size is data-dependent initialisation (Krähenbühl et al. 2016, arXiv 1511.06856).
 
     Args:
         model: changed in place: `skip_scales`, fc6.
@@ -154,7 +154,8 @@ def fit_to_features(model: FCN, images: Sequence[Tensor], report: Report) -> str
     if variant(model.arguments["backbone"]).batch_norm:
         return ""
     features = [model.backbone(model.normalise(image[None])) for image in images]
-    sizes = dict(zip(("pool3", "pool4", "pool5"), map(_rms, zip(*features, strict=True))))
+    pool3, pool4, pool5 = map(_rms, zip(*features, strict=True))
+    sizes = {"pool3": pool3, "pool4": pool4, "pool5": pool5}
     for pool in SKIPS[model.stride]:
         if f"score_{pool}.weight" in new and pool not in model.arguments["skip_scales"]:
             model.arguments["skip_scales"][pool] = 1 / sizes[pool]
