@@ -129,7 +129,7 @@ def test_the_size_of_features_does_not_change_what_new_layers_see() -> None:
         assert one.skip_scale(pool) == pytest.approx(100 * other.skip_scale(pool), rel=1e-4)
 
 
-@pytest.mark.parametrize(("std", "word"), [(1 / 255, ""), (0.226, "divided"), (7e-5, "multiplied")])
+@pytest.mark.parametrize(("std", "word"), [(1 / 255, ""), (0.226, "weak"), (7e-5, "strong")])
 def test_a_wrong_normalisation_is_noticed(std: float, word: str) -> None:
     _, _, warning = fitted(features(), (std,) * 3)
     assert bool(warning) == bool(word)
@@ -214,5 +214,5 @@ def test_a_wrong_normalisation_is_printed_before_training(
     small_run = ["backbone.width=4", "backbone.head_width=8", "trainer.max_steps=1"]
     command("train", *run, *small_run, "recipe.crop=32", f"hydra.run.dir={tmp_path / 'run'}")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "give the mean and std that the weights were trained with" in printed
+    assert "do not fit its weights" in printed
     assert "of them frozen" in printed

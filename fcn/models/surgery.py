@@ -167,11 +167,11 @@ def fit_to_features(model: FCN, images: Sequence[Tensor], report: Report) -> str
     bias = _rms(model.backbone(model.normalise(grey))[2:]) / sizes["pool5"]
     if LEAST_BIAS < bias < MOST_BIAS:
         return ""
-    std = model.std.mean()
     return (
-        f"images are {'divided' if bias > MOST_BIAS else 'multiplied'} too much before the first "
-        f"layer (std {std:.4f}): the response to plain grey is {100 * bias:.2g} % of the response "
-        "to images; give the mean and std that the weights were trained with"
+        f"its mean and std (std {model.std.mean():.4f}) do not fit its weights: images reach the "
+        f"first layer too {'weak' if bias > MOST_BIAS else 'strong'}, plain grey gives "
+        f"{100 * bias:.2g} % of their response in pool5. Put the mean and std that it was trained "
+        "with, for RGB in [0, 1], into the file: as safetensors metadata, or as tensors"
     )
 
 
