@@ -19,11 +19,11 @@ from fcn import hub
 from fcn.config import FACTS, ConfigError, Facts, UserError, starts_with_background
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, SurgeryError, transplant
-from fcn.models.vgg import for_channels
 from fcn.output import atomic_write
 from fcn.visualize import palette
 
 PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
+SHOWN = 5  # tensors of each fate in the table of a surgery
 WEIGHTS_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -173,15 +173,22 @@ def sha256(path: Path) -> str:
 
 
 def initialise(
-    model: FCN, init_from: str | None, weights: str | None, classes: Sequence[str]
+    model: FCN,
+    init_from: str | None,
+    weights: str | None,
+    classes: Sequence[str],
+    *,
+    new_head: bool = False,
 ) -> Report | None:
     """Give a model its first weights.
 
     Args:
         model: changed in place.
         init_from: a checkpoint of this project; its scores are kept for the classes it shares.
-        weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file.
+        weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file. Its mean
+            and std come with it: torchvision's, or a safetensors file's metadata, or its tensors.
         classes: the model's class names.
+        new_head: fc6 and fc7 start new.
 
     Returns:
         Every tensor's fate; None if the weights stay random.
@@ -197,7 +204,7 @@ def initialise(
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
         source = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
-        return transplant(model, source, weights)
+        return transplant(model, source, weights, new_head=new_head)
     except SurgeryError as error:
         raise CheckpointError(str(error)) from error
 
@@ -207,8 +214,9 @@ def surgery_table(report: Report) -> Table:
     table = Table("fate", "tensors", "which", title=f"weights from {report.source}", box=None)
     for fate in dict.fromkeys(entry.fate for entry in report.fates):
         entries = [entry for entry in report.fates if entry.fate == fate]
-        shown = [e.name + (f" ({e.note})" if e.note else "") for e in entries[:4]]
-        more = [f"... {entries[-1].name}"] if len(entries) > 4 else []
+        first = sorted(entries, key=lambda entry: not entry.note)[:SHOWN]  # what has a note
+        shown = [f"{e.name} ({e.note})" if e.note else e.name for e in first]
+        more = [f"{len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
         table.add_row(fate, str(len(entries)), ", ".join(shown + more))
     return table
 
@@ -225,7 +233,7 @@ def _from_checkpoint(model: FCN, path: str, classes: Sequence[str]) -> Report:
 
 
 def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
-    """Fetch torchvision's weights, checked by hash; the model takes over their mean and std."""
+    """Fetch torchvision's weights, checked by hash, with the mean and std that go with them."""
     backbone = model.arguments["backbone"]
     published = {} if backbone == "mini" else get_model_weights(backbone).__members__
     wanted = "IMAGENET1K_V1" if name.lower() == "imagenet" else name.upper()
@@ -242,9 +250,14 @@ def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
             f"{cache}, give a local file, or set backbone.weights=null to start at random"
         ) from error
     transforms = weights.transforms()
-    for own, values in ((model.mean, transforms.mean), (model.std, transforms.std)):
-        own.copy_(for_channels(torch.tensor(values), len(own), 0).view(-1, 1, 1))
-    return state
+    return state | _normalisation(transforms.mean, transforms.std)
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:
+    """Return mean and std, of images in [0, 1], as the tensors of a model."""
+    return {
+        name: torch.tensor(values).view(-1, 1, 1) for name, values in (("mean", mean), ("std", std))
+    }
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -255,7 +268,11 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
         try:
             with safe_open(path, framework="pt") as file:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return weights, json.loads((file.metadata() or {}).get("about", "null"))
+                metadata = file.metadata() or {}
+                if {"mean", "std"} <= metadata.keys():  # of a backbone alone
+                    values = (json.loads(metadata[key]) for key in ("mean", "std"))
+                    weights |= _normalisation(*values)
+                return weights, json.loads(metadata.get("about", "null"))
         except Exception as error:  # a damaged file makes its reader raise almost anything
             raise _damaged(path, error) from error
     content = _unpickle(path)

@@ -104,6 +104,15 @@ class BackboneConfig(Schema):
     weights: Annotated[str | None, about("imagenet, a name of torchvision's, a file, or null")] = (
         None
     )
+    head_weights: Annotated[
+        str | None, about("of fc6 and fc7: from weights, or null: start new", pattern="^weights$")
+    ] = "weights"
+    freeze: Annotated[
+        str | None,
+        about(
+            "keep the weights up to this stage as they are: conv1 to conv5", pattern="^conv[1-5]$"
+        ),
+    ] = None
 
 
 @dataclass
@@ -202,6 +211,10 @@ class RecipeConfig(Schema):
     momentum: Annotated[float, about("SGD's, or AdamW's beta 1", ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, about("of weights, not biases or norms", ge=0)] = 5e-4
     bias_lr_factor: Annotated[float, about("biases learn at lr times this", ge=0)] = 2.0
+    backbone_lr_factor: Annotated[float, about("the backbone learns at lr times this", ge=0)] = 1.0
+    fit_to_features: Annotated[
+        bool, about("scale skips and a new fc6 to the size of pretrained features")
+    ] = True
     schedule: Annotated[str, one_of("constant, poly or cosine", "constant", "poly", "cosine")] = (
         "constant"
     )
@@ -534,6 +547,11 @@ def check_training(cfg: TrainConfig) -> None:
         raise ConfigError(f"recipe.scale={recipe.scale}: must be [from, to] with from <= to")
     if recipe.crop is None and recipe.scale != [1, 1]:
         raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]")
+    if cfg.backbone.freeze and not (cfg.backbone.weights or model.init_from or cfg.resume):
+        raise ConfigError(
+            f"backbone.freeze={cfg.backbone.freeze} would keep random weights: set "
+            "backbone.weights, or backbone.freeze=null"
+        )
     if cfg.resume and model.init_from and not cfg.stages:
         raise ConfigError("resume continues with the run's own weights: leave out model.init_from")
     if reduction == "mean" and lr < 1e-8:

@@ -108,7 +108,6 @@ class FCN(nn.Module):
             "dropout": dropout,
         }
         self.stride, self.in_channels = stride, in_channels
-        self.scale_pool4, self.scale_pool3 = scales.get("pool4", 1.0), scales.get("pool3", 1.0)
         conv1_padding, fc6_padding = (100, 0) if padding == 100 else (1, 3)
         for name, values in (("mean", mean), ("std", std)):
             own = for_channels(torch.tensor(values), in_channels, 0)
@@ -144,11 +143,11 @@ class FCN(nn.Module):
         score = self.score_fr(self.head(pool5))  # B,K,h,w at stride 32
         if self.stride == 32:
             return self.upscore(score, self.offset, size)
-        skip = self.score_pool4(self.scale_pool4 * pool4)
+        skip = self.score_pool4(self.skip_scale("pool4") * pool4)
         score = fuse(self.upscore2, score, skip, self.crops["score_pool4"])  # stride 16
         if self.stride == 16:
             return self.upscore16(score, self.offset, size)
-        skip = self.score_pool3(self.scale_pool3 * pool3)
+        skip = self.score_pool3(self.skip_scale("pool3") * pool3)
         score = fuse(self.upscore_pool4, score, skip, self.crops["score_pool3"])  # stride 8
         return self.upscore8(score, self.offset, size)
 
@@ -169,6 +168,10 @@ class FCN(nn.Module):
                 "divide it by 255, or pass it as uint8"
             )
         return (image - self.mean) / self.std
+
+    def skip_scale(self, pool: str) -> float:
+        """Return the factor on a skip's features, pool4 or pool3."""
+        return self.arguments["skip_scales"].get(pool, 1.0)
 
     @property
     def upscore_final(self) -> Upsampling:

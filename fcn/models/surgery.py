@@ -1,17 +1,18 @@
 """Moving weights between networks, with a report of what became of every tensor.
 
 Shelhamer et al. 2016, sec. 4.1: the classifier's fully connected layers become convolutions, and
-each FCN starts from the next coarser one.
+each FCN starts from the next coarser one. Layers that start new beside pretrained ones are fitted
+to the size of the features that they read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from fcn.models.fcn import FCN
-from fcn.models.vgg import for_channels
+from fcn.models.fcn import FCN, SKIPS
+from fcn.models.vgg import for_channels, variant
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Report:
         """Return the names of the tensors that met a fate."""
         return [entry.name for entry in self.fates if entry.fate == fate]
 
+    def note(self, name: str, note: str) -> None:
+        """Add a note to a tensor of the model."""
+        names = [entry.name for entry in self.fates]
+        entry = self.fates[names.index(name)]
+        note = f"{entry.note}; {note}" if entry.note else note
+        self.fates[names.index(name)] = replace(entry, note=note)
+
 
 class SurgeryError(ValueError):
     """Weights that do not fit the model they are meant for."""
@@ -64,6 +72,7 @@ def transplant(
     *,
     classes: Sequence[str] | None = None,
     source_classes: Sequence[str] | None = None,
+    new_head: bool = False,
 ) -> Report:
     """Copy weights into a model: from an FCN by name, or from torchvision's VGG by position.
 
@@ -78,6 +87,7 @@ def transplant(
         name: of the source, for the report and errors.
         classes: the model's class names.
         source_classes: the source's class names.
+        new_head: fc6 and fc7 keep their initialisation, whatever the source holds.
 
     Raises:
         SurgeryError: a tensor of the backbone or head has no source of its size, or one with
@@ -90,11 +100,16 @@ def transplant(
     left_over = dict(source)
     for own, tensor in model.state_dict().items():
         key, shape = theirs.get(own, own), tuple(tensor.shape)
-        needed = own.startswith(("backbone.", "head."))
-        if key not in source:
+        in_head = own.startswith("head.")
+        needed = own.startswith("backbone.") or in_head
+        hint = "; backbone.head_weights=null starts fc6 and fc7 new" if in_head and theirs else ""
+        if in_head and new_head:
+            report.fates.append(Fate(own, "initialised", shape))
+            continue
+        if key not in source or source[key].isnan().all():  # torchvision's IMAGENET1K_FEATURES
             if needed and not own.endswith("num_batches_tracked"):
-                raise SurgeryError(f"{name}: no {key} in it, which {own} {shape} needs")
-            report.fates.append(Fate(own, "initialised", shape, "not in the source"))
+                raise SurgeryError(f"{name}: no {key} in it, which {own} {shape} needs{hint}")
+            report.fates.append(Fate(own, "initialised", shape))
             continue
         given, fate, note = left_over.pop(key), "copied", ""
         if not given.isfinite().all():
@@ -111,7 +126,7 @@ def transplant(
             given, note = _match_classes(tensor, given, names, source_names)
             fate = "initialised" if given is tensor else "copied"
         elif given.shape != tensor.shape and needed:
-            raise SurgeryError(f"{name}: {key} is {tuple(given.shape)}, but {own} is {shape}")
+            raise SurgeryError(f"{name}: {key} is {tuple(given.shape)}, but {own} is {shape}{hint}")
         elif given.shape != tensor.shape:
             given, fate, note = tensor, "initialised", f"the source has {tuple(given.shape)}"
         copies.append((tensor, given))
@@ -133,6 +148,60 @@ def first_convolution(rgb: Tensor, channels: int) -> Tensor:
         channels: C.
     """
     return for_channels(rgb, channels, 1) * max(1, 3 / channels)
+
+
+@torch.no_grad()
+def fit_to_features(model: FCN, images: Sequence[Tensor], report: Report) -> str:
+    """Fit layers that start new to the size of the pretrained features that they read.
+
+    Features of a VGG without batch norm have any size: those of a network for images of 0..255 have
+    a root mean square (RMS) of hundreds in pool3, and of about ten in pool5. A skip whose score
+    layer is new is scaled to an RMS of 1, and the weights of a new fc6 as if pool5 had an RMS of 1.
+    The authors' at-once network scales its skips for the same reason (PAMI 2016, sec. 4.3);
+    measuring the size is data-dependent initialisation (Krähenbühl et al. 2016, arXiv 1511.06856).
+
+    Args:
+        model: changed in place: `skip_scales`, fc6.
+        images: uint8 (3, H, W), some of the training images.
+        report: of the surgery that filled the model; it gets a note about each change.
+
+    Returns:
+        A warning if mean and std do not fit the weights, or "".
+    """
+    new = set(report.named("initialised"))
+    if variant(model.arguments["backbone"]).batch_norm:
+        return ""
+    features = [model.backbone(model.normalise(image[None])) for image in images]
+    pool3, pool4, pool5 = map(_rms, zip(*features, strict=True))
+    sizes = {"pool3": pool3, "pool4": pool4, "pool5": pool5}
+    for pool in SKIPS[model.stride]:
+        if f"score_{pool}.weight" in new and pool not in model.arguments["skip_scales"]:
+            model.arguments["skip_scales"][pool] = 1 / sizes[pool]
+            report.note(f"score_{pool}.weight", f"reads {pool} / {sizes[pool]:.3g}")
+    if "head.fc6.weight" in new:
+        model.get_parameter("head.fc6.weight").div_(sizes["pool5"])
+        report.note("head.fc6.weight", f"divided by {sizes['pool5']:.3g}, the size of pool5")
+    grey = model.mean.expand(-1, 224, 224)[None]
+    bias = _rms(model.backbone(model.normalise(grey))[2:]) / sizes["pool5"]
+    if LEAST_BIAS < bias < MOST_BIAS:
+        return ""
+    return (
+        f"its mean and std (std {model.std.mean():.4f}) do not fit its weights: images reach the "
+        f"first layer too {'weak' if bias > MOST_BIAS else 'strong'}, plain grey gives "
+        f"{100 * bias:.2g} % of their response in pool5. Put the mean and std that it was trained "
+        "with, for images in [0, 1], into the file: as safetensors metadata, or as tensors"
+    )
+
+
+# Root mean square of pool5 for an image of the mean colour, relative to real images. With the right
+# normalisation VGG16 has 0.05; it is 0.8 with a std 58 times too large, and 0.001 with one 58 times
+# too small (1/255 and 0.229 are the two in use).
+LEAST_BIAS, MOST_BIAS = 0.01, 0.6
+
+
+def _rms(tensors: Sequence[Tensor]) -> float:
+    """Return the root mean square of all values."""
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).square().mean().sqrt())
 
 
 def _match_classes(

@@ -61,6 +61,7 @@ class VGG(nn.Sequential):
             self.add_module("conv1_1", first)  # in the place of torchvision's, for RGB
         pooled = [int(c) for c, following in pairwise(layout) if following == "M"]
         self.channels = {f"pool{stage}": c for stage, c in enumerate(pooled, start=1)}
+        self.frozen_norms: list[nn.Module] = []
         _initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,6 +72,23 @@ class VGG(nn.Sequential):
             if name.startswith("pool"):
                 pools[name] = image
         return pools["pool3"], pools["pool4"], pools["pool5"]
+
+    def freeze(self, stage: str) -> None:
+        """Keep the weights up to a stage as they are: no gradient, no batch statistics.
+
+        Args:
+            stage: conv1 to conv5.
+        """
+        layers = self.until(stage.replace("conv", "pool")).requires_grad_(False)
+        self.frozen_norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VGG":
+        """Set the training mode, except of frozen batch norm, which keeps its statistics."""
+        super().train(mode)
+        for layer in self.frozen_norms:
+            layer.eval()
+        return self
 
     def until(self, pool: str) -> nn.Sequential:
         """Return the layers up to and including `pool`."""

@@ -20,33 +20,35 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
     """Return the paper's groups: weights with decay; biases at their own rate without decay.
 
     Batch norm's scales and shifts have the plain rate and no decay; so have upsampling kernels,
-    which decay would pull from bilinear towards zero.
+    which decay would pull from bilinear towards zero. A backbone with a rate of its own has groups
+    of its own. Frozen parameters are in none.
 
     Args:
         model: its trainable parameters.
-        recipe: weight_decay, bias_lr_factor.
+        recipe: weight_decay, bias_lr_factor, backbone_lr_factor.
         lr: the learning rate of weights.
     """
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[str, dict[str, Any]] = {}
+    for prefix, factor in (("", 1.0), ("backbone ", recipe.backbone_lr_factor)):
+        for kind, rate, decay in (
+            ("weights", lr, recipe.weight_decay),
+            ("biases", lr * recipe.bias_lr_factor, 0.0),
+            ("plain", lr, 0.0),
+        ):
+            name = prefix + kind
+            groups[name] = {"name": name, "params": [], "lr": factor * rate, "weight_decay": decay}
     upsampling = [layer for layer in model.modules() if isinstance(layer, Upsampling)]
     in_upsampling = {id(p) for layer in upsampling for p in layer.parameters()}
-    for module in model.modules():
+    for path, module in model.named_modules():
+        own_rate = path.startswith("backbone.") and recipe.backbone_lr_factor != 1
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
+            kind = "biases" if name == "bias" else "weights"
             if isinstance(module, _BatchNorm) or id(parameter) in in_upsampling:
-                plain.append(parameter)
-            else:
-                (biases if name == "bias" else weights).append(parameter)
-    bias_lr = lr * recipe.bias_lr_factor
-    groups = [
-        {"name": "weights", "params": weights, "lr": lr, "weight_decay": recipe.weight_decay},
-        {"name": "biases", "params": biases, "lr": bias_lr, "weight_decay": 0.0},
-        {"name": "plain", "params": plain, "lr": lr, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+                kind = "plain"
+            groups[f"backbone {kind}" if own_rate else kind]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def make_optimizer(

@@ -30,7 +30,6 @@ from fcn.config import (
     CONFIGS,
     REPOSITORY,
     ConfigError,
-    Facts,
     ModelConfig,
     TrainConfig,
     check_training,
@@ -42,8 +41,8 @@ from fcn.data.images import range_note
 from fcn.data.labels import class_pixels, scan
 from fcn.device import InferenceModel, describe_machine
 from fcn.evaluate import evaluate_and_write, print_last_line, read_metrics
-from fcn.models.fcn import FCN
-from fcn.models.surgery import Report
+from fcn.models.fcn import FCN, SKIPS
+from fcn.models.surgery import Report, fit_to_features
 from fcn.output import percent, write_json
 from fcn.training.callbacks import History, Pictures, ProgressBar, Watch, checkpoints
 from fcn.training.interruption import AtomicCheckpoints, Interruption
@@ -53,6 +52,7 @@ from fcn.training.plan import Plan, resolve, set_length
 
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
             "torchmetrics", "torchvision")  # fmt: skip
+MEASURED = 8  # training images on which the size of pretrained features is measured
 
 
 def main(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
@@ -82,7 +82,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     plan = resolve(cfg, folder)
     data = _open_data(cfg, console)
     set_length(plan, data, cfg.recipe.batch_size)
-    model, surgery = _build_model(cfg, data.train.facts)
+    model, surgery = _build_model(cfg, plan, data, console)
     about = _describe(cfg, plan, model, data)
     if plan.resume is not None:
         _check_resumed(plan.resume, about)
@@ -125,32 +125,51 @@ def _open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
     return data
 
 
-def _build_model(cfg: TrainConfig, facts: Facts) -> tuple[FCN, Report | None]:
+def _build_model(
+    cfg: TrainConfig, plan: Plan, data: SegmentationData, console: Console
+) -> tuple[FCN, Report | None]:
     """Build the model with its first weights; a resumed run's come with its checkpoint."""
-    channels, classes = len(facts.bands) or 3, facts.classes
+    facts = data.train.facts
+    channels = len(facts.bands) or 3
     if cfg.model.in_channels not in (None, channels):
         raise ConfigError(
             f"model.in_channels={cfg.model.in_channels}: data.bands={facts.bands} are {channels} "
             "channels; leave it out"
         )
+    scales = cfg.model.skip_scales
+    if source := plan.resume or cfg.model.init_from:  # its scores were learned with its own scales
+        theirs = checkpoint.read(source).about["model"]["skip_scales"]
+        scales = {k: v for k, v in theirs.items() if k in SKIPS[cfg.model.stride]} | scales
     try:
         model = FCN(
             stride=cfg.model.stride,
-            num_classes=len(classes),
+            num_classes=len(facts.classes),
             in_channels=channels,
             backbone=cfg.backbone.name,
             upsampling=cfg.upsampling.name,
             padding=cfg.model.padding,
-            skip_scales=cfg.model.skip_scales,
+            skip_scales=scales,
             width=cfg.backbone.width,
             head_width=cfg.backbone.head_width,
             dropout=cfg.model.dropout,
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    if cfg.resume:
+    if cfg.backbone.freeze:
+        model.backbone.freeze(cfg.backbone.freeze)
+    if plan.resume:
         return model, None
-    surgery = checkpoint.initialise(model, cfg.model.init_from, cfg.backbone.weights, classes)
+    surgery = checkpoint.initialise(
+        model,
+        cfg.model.init_from,
+        cfg.backbone.weights,
+        data.classes,
+        new_head=cfg.backbone.head_weights is None,
+    )
+    if surgery and cfg.recipe.fit_to_features:
+        first = [data.train[index][0] for index in range(min(len(data.train), MEASURED))]
+        if warning := fit_to_features(model, first, surgery):
+            console.print(f"warning: {surgery.source}: {warning}", style="yellow")
     return model, surgery
 
 
@@ -289,6 +308,7 @@ def hide_hints() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",  # as it is in a resumed run
         r".*Experiment logs directory .* exists and is not empty.*",  # it is the run's folder
         r".*It is recommended to use `self.log.*sync_dist=True.*",  # the same on every rank
+        r".*Found .* module\(s\) in eval mode.*",  # frozen batch norm
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -305,6 +325,7 @@ def _print_start(
 ) -> None:
     """Print what is about to be trained, on what, and where its weights come from."""
     parameters = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
     images = cfg.recipe.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     weights = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
@@ -312,7 +333,7 @@ def _print_start(
     for name, value in {
         "model": f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}",
         "upsampling": f"{cfg.upsampling.name}, {kernels:,} trainable parameters",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{cfg.data.name} in {cfg.data.root}: {len(data.train)} training images, "
         f"{len(data.val)} validation images, {len(data.classes)} classes"
         + (f", bands {', '.join(map(str, bands))}" if (bands := data.train.facts.bands) else ""),
@@ -325,6 +346,11 @@ def _print_start(
     console.print(table)
     if surgery is not None:
         console.print(checkpoint.surgery_table(surgery))
+    elif plan.resume is None and cfg.data.layout != "shapes":
+        console.print(
+            "note: a network for photographs learns far more from ImageNet weights: "
+            "backbone=vgg16 recipe=finetune"
+        )
 
 
 def _origin() -> dict[str, Any]:
