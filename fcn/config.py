@@ -404,6 +404,7 @@ class ExplainConfig(Schema):
         ),
     ] = "all"
     checkpoint: Annotated[str | None, about("a trained model; null: train a small one")] = None
+    fcn32s: Annotated[str | None, about("a trained FCN-32s, to show beside it")] = None
     image: Annotated[str | None, about("an image id; null: one with many classes")] = None
     steps: Annotated[int, about("training steps of the small model", ge=1)] = 200
     seed: Seed = 0

@@ -5,15 +5,17 @@ Nothing here reads or writes a file: masks become uint8 arrays, finished picture
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from fcn.config import VOID, Facts
 from fcn.plots import FAINT, INK, render
+
+if TYPE_CHECKING:  # torch takes a second to import
+    from torch import Tensor
 
 UInt8 = npt.NDArray[np.uint8]
 Labels = npt.NDArray[Any]  # (H, W) integers in 0..255
@@ -45,7 +47,7 @@ def voc_palette(n: int = 256) -> UInt8:
     return palette
 
 
-def as_rgb(image: Tensor) -> UInt8:
+def as_rgb(image: "Tensor") -> UInt8:
     """Return an image (C, H, W) as a picture (H, W, 3): its first three channels, or first one."""
     shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     return shown.permute(1, 2, 0).cpu().numpy()

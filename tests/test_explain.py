@@ -1,5 +1,6 @@
 """The explanation: claims that stop it, the views of a network, and the command end to end."""
 
+import html
 import re
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from torch import nn
 from fcn import checkpoint
 from fcn.config import Facts
 from fcn.explain import net
-from fcn.explain.section import TOPICS, ClaimError, Section
-from fcn.explain.story import explain, write
+from fcn.explain.section import IMPORTS, TOPICS, ClaimError, Section
+from fcn.explain.story import ABOUT_NETWORK, explain, write
 from fcn.models.fcn import FCN
 from fcn.models.vgg import VGG
 from tests.conftest import random_model, small
@@ -28,6 +29,10 @@ def subject(model: FCN) -> net.Subject:
     return net.Subject(model, Facts(CLASSES), image, target)
 
 
+def pictures(section: Section) -> int:
+    return sum(block.count("<figcaption") for block in section.blocks)
+
+
 def test_a_false_claim_raises_and_is_not_counted() -> None:
     section = Section("matrix")
     section.claim("holds", np.ones((2, 3)), torch.ones(1, 1, 2, 3) + 1e-12)
@@ -38,42 +43,68 @@ def test_a_false_claim_raises_and_is_not_counted() -> None:
     assert section.claims == 1
 
 
-def test_text_is_escaped_and_pictures_are_numbered(tmp_path: Path) -> None:
+def test_text_is_escaped(tmp_path: Path) -> None:
     section = Section("operators")
     section.text("a *b* of `c` < d")
     section.table(("<i>", "n"), [("<script>", 1)])
-    section.picture('a "dot" & <b>', Image.new("RGB", (4, 4)))
+    section.picture("a caption", [{'a "dot" & <b>': Image.new("RGB", (4, 4))}])
     page = write([section], tmp_path).read_text(encoding="utf-8")
     assert "<p>a <i>b</i> of <code>c</code> &lt; d</p>" in page
     assert "&lt;script&gt;" in page
     assert "<script>" not in page
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["03_1_operators.png", "explain.html"]
+    assert 'alt="a &#34;dot&#34; &amp; &lt;b&gt;"' in page
 
 
-@pytest.mark.parametrize("key", list(TOPICS)[:6])
-def test_every_topic_without_a_network_checks_claims_and_draws_pictures(key: str) -> None:
-    section = explain(key)
-    assert section.claims >= 2
-    assert section.pictures
-    assert all(min(image.size) > 50 for image in section.pictures.values())
+@pytest.mark.parametrize("key", list(TOPICS))
+def test_the_code_on_the_page_runs_as_it_stands_and_gives_the_numbers_of_its_pictures(key) -> None:
+    about = subject(random_model(upsampling="learned", num_classes=3))
+    section = explain(key, about)
+    page = html.unescape("".join(section.blocks))
+    scope = (
+        {"model": about.model, "image": about.image[None], "facts": about.facts}
+        if key in ABOUT_NETWORK
+        else {}
+    )
+    exec(IMPORTS, scope)
+    listings = re.findall(r"<pre.*?><code>(.+?)</code></pre>", page, re.DOTALL)
+    assert section.claims >= len(listings) >= 1
+    assert pictures(section) >= 1
+    for lines in listings:
+        *before, last = lines.splitlines()
+        exec("\n".join(before), scope)
+        value = eval(last, scope)
+        results = value if isinstance(value, tuple) else (value,)
+        titles = [t for comment in re.findall("#.*", lines) for t in re.findall('"(.+?)"', comment)]
+        titles *= len(results) if len(titles) == 1 else 1
+        for result, title in zip(results, titles, strict=True):
+            numbers = torch.as_tensor(result).detach().numpy().ravel()
+            np.testing.assert_allclose(numbers, section.shown[title].ravel(), 1e-5, 1e-5)
+
+
+def test_code_that_gives_other_numbers_than_the_picture_stops_the_page() -> None:
+    section = Section("matrix")
+    section.panels("a caption", {"three": np.full((1, 1), 3.0)}, 1)
+    section.code('x = 1\nx + 2  # "three"')
+    with pytest.raises(ClaimError, match="x \\+ 3"):
+        section.code('x + 3  # "three"')
+    assert "<pre" in section.blocks[-1]
 
 
 @pytest.mark.parametrize(
     ("stride", "upsampling", "claims", "layers"),
     [
-        (8, "learned", 2, 3),
-        (16, "nonlinear", 1, 5),
-        (32, "fixed", 1, 0),
-        (8, "learned_channelwise", 2, 3),
-        (8, "nearest_conv", 2, 3),
+        (8, "learned", 5, 3),
+        (16, "nonlinear", 3, 5),
+        (32, "fixed", 3, 0),
+        (8, "learned_channelwise", 5, 3),
+        (8, "nearest_conv", 5, 3),
     ],
 )
 def test_topics_about_a_network_hold_for_every_kind(stride, upsampling, claims, layers) -> None:
     about = subject(random_model(stride=stride, upsampling=upsampling, num_classes=3))
     assert explain("network", about).claims == claims
-    pictures = explain("learning", about).pictures
-    assert len(pictures) == (layers + 2 if layers else 0)  # kernels of each, lengths, ripple
+    drawn = pictures(explain("learning", about))
+    assert drawn == (layers + 2 if layers else 0)  # kernels of each, lengths, ripple
 
 
 def test_the_part_of_a_pool_is_a_network_that_scores_from_it_alone() -> None:
@@ -87,13 +118,6 @@ def test_the_part_of_a_pool_is_a_network_that_scores_from_it_alone() -> None:
     parts = net.contributions(model, batch)
     assert not parts["pool5"].any()
     assert not parts["pool4"].any()
-
-
-def test_reading_out_at_its_own_stride_is_the_network_itself() -> None:
-    model = random_model(stride=16)
-    batch = torch.rand(1, 3, 70, 81)
-    assert torch.equal(net.read_out(model, 16, batch), model(batch)[0].argmax(0))
-    assert net.read_out(model, 32, batch).shape == (70, 81)
 
 
 class PositiveGradient(torch.autograd.Function):
@@ -137,11 +161,12 @@ def test_the_command_writes_every_topic_to_one_page(command, capsys, tiny_voc, t
     command("explain", f"checkpoint={model}", f"hydra.run.dir={run}", *tiny_voc.overrides())
     *topics, last = capsys.readouterr().out.splitlines()
     assert topics == [f"{number}. {title}" for number, title in enumerate(TOPICS.values(), 1)]
-    assert last == f"25 claims checked: {run / 'explain.html'}"
+    assert last == f"35 claims checked: {run / 'explain.html'}"
     page = (run / "explain.html").read_text(encoding="utf-8")
     assert re.findall(r'<h2 id="(\w+)">', page) == list(TOPICS)
-    assert page.count('<p class="claim">') == 25
-    assert page.count("<figure") == len(list(run.glob("*.png")))
+    assert page.count('<p class="claim">') + page.count('<div class="code">') == 35
+    assert (run / "explorer.html").is_file()
+    assert {*re.findall(r'href="(\w+\.html)', page)} == {"explorer.html"}
 
 
 def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_path) -> None:
@@ -152,9 +177,11 @@ def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_p
 
 
 @pytest.mark.slow
-def test_without_a_checkpoint_a_network_is_trained(command, tmp_path) -> None:
+def test_without_a_checkpoint_fcn8s_and_fcn32s_are_trained_and_shown(command, tmp_path) -> None:
     run = tmp_path / "run"
     data = f"data.root={tmp_path}"
-    command("explain", "explain=learning", "steps=2", data, f"hydra.run.dir={run}")
-    assert (run / "explain.html").is_file()
+    command("explain", "explain=network", "steps=2", data, f"hydra.run.dir={run}")
+    page = (run / "explain.html").read_text(encoding="utf-8")
+    assert 'alt="FCN-32s mean IoU' in page
+    assert 'alt="FCN-8s mean IoU' in page
     assert checkpoint.load(run / "train").arguments["upsampling"] == "learned"

@@ -16,23 +16,23 @@ from fcn.explain.section import Section
 from fcn.metrics import confusion_matrix, scores
 from fcn.models.alignment import coordinate_map
 from fcn.models.fcn import FCN, SKIPS
-from fcn.models.surgery import transplant
 from fcn.models.upsampling import TransposedConvolution, Upsampling, bilinear_kernel
 from fcn.output import percent
 from fcn.visualize import as_rgb, colorize
 
 CROPS = {32: (19,), 16: (5, 27), 8: (5, 9, 31)}  # in the authors' prototxt files
-SHOWN, UNITS = 8, 4  # classes whose kernels are drawn; channels of each pool
+SHOWN, UNITS = 8, 3  # classes whose kernels are drawn; channels of each pool
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in evaluation mode, the facts of its data, and an image to look at."""
+    """A trained network in evaluation mode, its data's facts, an image, a network to compare."""
 
     model: FCN
     facts: Facts
     image: Tensor  # uint8 (C, H, W)
     target: Tensor  # uint8 (H, W), VOID = ignored
+    coarse: FCN | None = None  # an FCN-32s, say
 
     @property
     def classes(self) -> list[str]:
@@ -42,6 +42,7 @@ class Subject:
 @torch.no_grad()
 def network(s: Section, subject: Subject) -> None:
     model, target, batch = subject.model, subject.target, subject.image[None]
+    s.scope |= {"model": model, "image": batch, "facts": subject.facts}
     final, passed = _watch(model, batch)
     coarse = passed[0][1]
     counts = torch.bincount(target.flatten().long(), minlength=VOID)
@@ -63,6 +64,12 @@ def network(s: Section, subject: Subject) -> None:
         Between the output of one layer and the input of the next, the scores of the skip are added.
         A learned layer mixes classes, so it may change signs."""
     s.panels(caption, panels, 1.5, numbers=False)
+    s.code(f"""
+        # model = fcn.load(RUN); image: uint8 (1, 3, H, W)
+        pool3, pool4, pool5 = model.backbone(model.normalise(image))
+        model.score_fr(model.head(pool5))[0, {shown}]  # "{" ".join(next(iter(panels)).split())}"
+    """)
+    s.explore("Double scores in the explorer, as upscore2 does", "preset=upscore2")
     if model.stride < 32 and model.arguments["upsampling"] != "nonlinear":
         s.text("""All of this is linear. So the final score is a sum of what each pool contributes,
             each part upsampled on its own, which shows what comes from where.""")
@@ -71,31 +78,43 @@ def network(s: Section, subject: Subject) -> None:
         panels["their sum: the score"] = final[shown].numpy()
         limit = max(float(np.abs(array).max()) for array in panels.values())
         s.panels("The final score and its parts, on one scale.", panels, 1.9, limit=limit)
+        s.code(f"""
+            from fcn.explain.net import contributions
+
+            contributions(model, image)["pool5"][{shown}]  # "from pool5"
+        """)
         rounding = 1e-4 * float(final.abs().max())
         s.claim("The parts sum to the network's score.", sum(parts.values()), final, rounding)
     panels = {"image": as_rgb(subject.image)}
     panels["ground truth"] = colorize(target.numpy(), subject.facts)
-    for stride in filter(lambda stride: stride >= model.stride, SKIPS):
-        prediction = read_out(model, stride, batch)
+    for net in filter(None, (subject.coarse, model)):
+        prediction = net(batch)[0].argmax(0)
         confusion = confusion_matrix(len(subject.classes))(prediction[None], target[None].long())
-        title = f"at stride {stride}\nmean IoU {percent(scores(confusion).mean_iou)} %"
+        title = f"FCN-{net.stride}s\nmean IoU {percent(scores(confusion).mean_iou)} %"
         panels[title] = colorize(prediction.numpy(), subject.facts)
-    caption = """One network, read out before its skips, after the first, and complete. Nothing
-        trained its coarser scores to be right on their own: to see what FCN-32s and FCN-16s can do,
-        train them (model=fcn32s, model=fcn16s)."""
+    caption = """What networks make of the image, each trained for itself. A score of FCN-32s has to
+        speak for 32 × 32 pixels; skips add scores for 16 × 16 and 8 × 8. On this project's sample a
+        network without skips also learns more slowly: fcn32s=RUN shows one trained for longer."""
     s.panels(caption, panels, 1.9)
-    s.text("""Scores that are added must belong to the same pixels. Every layer moves the grid by a
+    s.code(f"""
+        from fcn.visualize import colorize
+
+        labels = model(image)[0].argmax(0)  # the class of the largest score
+        colorize(labels.numpy(), facts)  # "{" ".join(title.split())}"
+    """)
+    s.text("""Scores that are added must belong to the same pixels, and enlarged scores reach past
+        the image on all sides. Cropping cuts off the rows and columns that lie outside; nothing in
+        it is learned. How many they are follows from the layers, each of which moves the grid by a
         known amount: the first output of a convolution or pooling of *k* taps without padding lies
-        (*k* − 1)/2 pixels inside its input, that of a transposed convolution as far outside.
-        Composed along the network, these moves say how many rows and columns to crop before a sum
-        and at the end ("score"). The authors, who pad the image by 100 pixels, typed the crops into
-        their files; this project derives them from the layers. "score_pool4 5" means that the skip
-        from pool4 loses its first 5 rows and columns; where the number is negative, the upsampled
-        scores lose them instead.""")
+        (*k* − 1)/2 pixels inside its input, that of a transposed convolution as far outside. The
+        authors, who pad the image by 100 pixels, typed the crops into their files; this project
+        adds up the moves. "score" is the last crop, to the image's size. "score_pool4 5" means that
+        the skip from pool4 loses its first 5 rows and columns; where the number is negative, the
+        upsampled scores lose them instead.""")
     rows, derived = [], list[int]()
     for stride in SKIPS:
         small = {p: _small(stride, p).crops for p in (100, "aligned")}
-        words = [", ".join(f"{k} {v}" for k, v in crops.items()) for crops in small.values()]
+        words = [", ".join(f"{k}\u00a0{v}" for k, v in crops.items()) for crops in small.values()]
         rows.append((f"FCN-{stride}s", *words))
         derived += small[100].values()
     s.table(("network", "crops with the authors' padding", "with this project's"), rows)
@@ -120,19 +139,34 @@ def learning(s: Section, subject: Subject) -> None:
     s.text("""At the start every kernel from a class to itself is bilinear, and those that would mix
         classes are zero. The loss then changes them like any other weight. The pictures show each
         class's kernel onto itself; the last row is the change alone.""")
+    s.scope |= {"model": model}
     rows, lengths = [], {}
     for name, layer in layers.items():
         start = bilinear_kernel(layer.kernel).double()
         own, every = layer.diagonal().double(), layer.kernels().double()
-        title = f"{name}, ×{layer.factor}"
-        drawn = plots.kernels(own[:SHOWN].numpy(), start.numpy(), classes[:SHOWN], title)
-        s.picture(f"{name}: kernels at the start, as trained, and the change.", drawn)
+        drawn = {}
+        for i in range(0, min(SHOWN, len(classes)), 4):
+            part, shown = own[i : i + 4].numpy(), classes[i : i + 4]
+            title = f"{name}, ×{layer.factor}: {', '.join(shown)}"
+            drawn[title] = plots.kernels(part, start.numpy(), shown, title)
+        s.picture(f"{name}: kernels at the start, as trained, and the change.", [drawn])
         norms = every.flatten(2).norm(dim=2)
         norms = norms[:, 0].diag() if layer.groups > 1 else norms
         between = (norms - norms.diag().diag()).square().sum()
         share = between / (between + (own - start).square().sum())
         rows.append((name, percent(layer.drift()), percent(float(share))))
         lengths[name] = (norms / start.norm()).numpy()
+    first = next(iter(layers))
+    s.shown[f"{first}, now"] = layers[first].diagonal().numpy()
+    s.code(f"""
+        # model = fcn.load(RUN)
+        layer = model.get_submodule("{first}")
+        layer.diagonal()  # each class's kernel onto itself: "{first}, now"
+    """)
+    if layers[first].kernel == 4:
+        numbers = ",".join(f"{weight:.3f}" for weight in layers[first].diagonal()[1].flatten())
+        words = f"Look at the kernel of {classes[1]} in the explorer"
+        s.explore(words, f"preset=upscore2&w={numbers}&view=overlap")
     s.table(("layer", "drift from bilinear, %", "between classes, %"), rows)
     s.text("""Drift is the length of the change, with all weights of a layer as one vector, relative
         to the length at the start. *Between classes* is the share of its square that lies in
@@ -148,6 +182,12 @@ def learning(s: Section, subject: Subject) -> None:
     caption = f"""What {name} makes of scores that are 1 everywhere, relative to the mean: a pattern
         that repeats with every score. Bilinear would be flat. 10 % has the strongest colour."""
     s.panels(caption, dict(zip(classes, ripple, strict=False)), 1.1, limit=0.1, numbers=False)
+    s.code(f"""
+        layer = model.get_submodule("{name}")
+        flat = layer(torch.ones(1, {len(classes)}, 9, 9))[0, 0]
+        flat = flat[{inside.start} : {inside.stop}, {inside.start} : {inside.stop}]
+        flat / flat.mean() - 1  # "{classes[0]}"
+    """)
     s.text("""Does it help? To answer, train several networks for each choice, from different seeds,
         and compare them: the README shows how, and what came out.""")
 
@@ -160,9 +200,11 @@ def deconvnet(s: Section, subject: Subject) -> None:
         reversed by putting each value where it was found (its "switch"), each ReLU by a ReLU, and
         each convolution by its transpose: the *Cᵀ* of topic 1, with the weights that the network
         has learned for its forward pass. Nothing is trained for it.""")
+    s.scope |= {"model": subject.model, "image": subject.image[None]}
+    s.explore("See a gradient go through a convolution in the explorer", "preset=gradient")
     pixels = as_rgb(subject.image)
     normalised = subject.model.normalise(subject.image[None])
-    panels = {}
+    panels, patterns = {}, {}
     for pool in ("pool3", "pool4", "pool5"):
         responses = strongest(subject.model.backbone.until(pool), normalised, UNITS)
         for channel, value, pattern in responses:
@@ -173,9 +215,19 @@ def deconvnet(s: Section, subject: Subject) -> None:
             grey = (255 * (0.5 + 0.5 * signal / limit).clip(0, 1)).astype(np.uint8)
             panels[f"{pool}, {channel}: {value:.1f}"] = pixels[box]
             panels[f"{pool}, {channel}: back"] = grey
+            patterns[f"{pool}, {channel}: back"] = pattern.numpy()
     caption = """The channels of each pool that respond most, with their values, each at its
         strongest place: the image there, and what the way back shows of it."""
     s.panels(caption, panels, 1.15, columns=2 * UNITS)
+    s.shown |= patterns  # before they became grey
+    s.code(f"""
+        # model = fcn.load(RUN); image: uint8 (1, 3, H, W)
+        from fcn.explain.net import strongest
+
+        layers, pixels = model.backbone.until("pool3"), model.normalise(image)
+        channel, value, pattern = strongest(layers, pixels, {UNITS})[0]
+        pattern  # "{next(iter(patterns))}"
+    """)
     s.text("""Deeper units see more of the image. How much the way back shows depends on the
         network: Zeiler and Fergus, whose network was trained on a million photographs, see eyes,
         wheels and letters; a small network trained for a minute shows little more than edges.""")
@@ -255,14 +307,6 @@ def contributions(model: FCN, batch: Tensor) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     return parts
-
-
-def read_out(model: FCN, stride: int, batch: Tensor) -> Tensor:
-    """Return the labels (H, W) when the scores are enlarged from `stride` on."""
-    scales = {p: f for p, f in model.arguments["skip_scales"].items() if p in SKIPS[stride]}
-    coarser = FCN(**model.arguments | {"stride": stride, "skip_scales": scales})
-    transplant(coarser, model.state_dict())
-    return coarser.eval()(batch)[0].argmax(0)
 
 
 def _small(stride: int, padding: int | str) -> FCN:

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from fcn.config import UserError
 from fcn.page import figure
-from fcn.plots import FAINT, GRID, INK, LINES, axes_row, render
+from fcn.plots import DPI, FAINT, GRID, INK, LINES, axes_row, render
 
 TOPICS = {  # in the order of the page
     "matrix": "A convolution is a matrix, and a matrix has a transpose",
@@ -26,7 +28,11 @@ TOPICS = {  # in the order of the page
     "learning": "What training changes",
     "deconvnet": "Back to the pixels: the deconvnet",
 }
-CELL, TITLE, LETTER, GAP = 0.34, 0.45, 0.075, 0.3  # inches
+IMPORTS = """import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F"""
+CELL, TITLE, LETTER, EDGE = 0.34, 0.45, 0.08, 0.03  # inches
 Array = npt.NDArray[Any]
 Values = Array | Sequence[int] | Tensor | float
 
@@ -40,15 +46,18 @@ class Section:
 
     Attributes:
         blocks: its HTML.
-        pictures: file name -> image.
         claims: how many were checked.
+        shown: title of a panel or line -> its numbers.
+        scope: what the topic's Python code has defined so far.
     """
 
     def __init__(self, key: str) -> None:
         self.key, self.title, self.number = key, TOPICS[key], list(TOPICS).index(key) + 1
         self.blocks: list[Markup] = []
-        self.pictures: dict[str, Image.Image] = {}
         self.claims = 0
+        self.shown: dict[str, Array] = {}
+        self.scope: dict[str, Any] = {}
+        exec(IMPORTS, self.scope)
 
     def text(self, words: str) -> None:
         """Add a paragraph; `code` and *italics* are marked as in Markdown."""
@@ -60,14 +69,51 @@ class Section:
         Raises:
             ClaimError: they are not.
         """
+        html = '<p class="claim">{} <span class="soft">Computed just now: {}.</span></p>'
+        found = self._compare(words, left, right, limit)
+        self.blocks.append(Markup(html).format(_markdown(words), found))
+
+    def code(self, lines: str) -> None:
+        """Run Python code and add it, beside the picture if it follows one.
+
+        A topic's code runs like a notebook, after `IMPORTS`. The last line must give what the
+        panels show whose titles stand, in double quotes, in the comments: each value of a tuple its
+        own, or all the same.
+
+        Raises:
+            ClaimError: it is not.
+        """
+        lines = dedent(lines).strip()
+        *before, last = lines.splitlines()
+        exec("\n".join(before), self.scope)
+        value = eval(last, self.scope)
+        titles = re.findall('"(.+?)"', " ".join(re.findall("#.*", lines)))
+        results = value if isinstance(value, tuple) else (value,)
+        left = np.concatenate([_array(result) for result in results])
+        right = np.concatenate([_array(self.shown[title]) for title in titles])
+        right = np.tile(right, len(results) // len(titles))
+        limit = 2e-6 * max(1.0, float(np.abs(right).max()))  # float32
+        found = self._compare(last, left, right, limit)
+        html = """<div class="code"><pre tabindex="0"><code>{}</code></pre>
+            <p class="soft">Run just now; the picture shows the same: {}.</p></div>"""
+        block = Markup(html).format(lines, found)
+        if self.blocks[-1].startswith("<figure"):
+            block = Markup('<div class="pair">{}{}</div>').format(self.blocks.pop(), block)
+        self.blocks.append(block)
+
+    def explore(self, words: str, settings: str) -> None:
+        """Add a link to the explorer; explorer.html says what its settings mean."""
+        html = '<p><a href="explorer.html#{}">{}</a></p>'
+        self.blocks.append(Markup(html).format(settings, words))
+
+    def _compare(self, words: str, left: Values, right: Values, limit: float) -> str:
+        """Count a claim that holds and say how well; see `claim`."""
         difference = float(np.abs(_array(left) - _array(right)).max())
         if not difference <= limit:  # NaN too
             found = f"the results differ by {difference:.3g}, limit {limit:g}"
             raise ClaimError(f"explain={self.key}: not true: {words} ({found})")
         self.claims += 1
-        found = f"largest difference {difference:.1e}" if difference else "exactly equal"
-        html = '<p class="claim">{} <span class="soft">Computed just now: {}.</span></p>'
-        self.blocks.append(Markup(html).format(_markdown(words), found))
+        return f"largest difference {difference:.1e}" if difference else "exactly equal"
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Add a table; the first column holds words, the others numbers."""
@@ -77,11 +123,22 @@ class Section:
             html += Markup("<tr>{}</tr>").format(Markup("").join(cells))
         self.blocks.append(Markup('<div class="scroll"><table>{}</table></div>').format(html))
 
-    def picture(self, caption: str, image: Image.Image, *, plot: bool = True) -> None:
-        """Add a picture; its caption is its alternative text too."""
-        self.pictures[f"{self.number:02d}_{len(self.pictures) + 1}_{self.key}.png"] = image
-        caption = " ".join(caption.split())
-        self.blocks.append(figure(image, caption, caption, plot=plot))
+    def picture(
+        self, caption: str, rows: Sequence[Mapping[str, Image.Image]], *, plot: bool = True
+    ) -> None:
+        """Add a picture.
+
+        Args:
+            caption: plain text.
+            rows: alternative text -> image; a narrow page breaks rows.
+            plot: as in `fcn.page.figure`.
+        """
+        html = Markup("")
+        for row in rows:
+            parts = (figure(image, " ".join(alt.split()), plot=plot) for alt, image in row.items())
+            html += Markup('<div class="row">{}</div>').format(Markup("").join(parts))
+        whole = Markup("<figure>{}<figcaption>{}</figcaption></figure>")
+        self.blocks.append(whole.format(html, " ".join(caption.split())))
 
     def panels(
         self,
@@ -96,37 +153,21 @@ class Section:
         """Add a picture of arrays; cells of small arrays have one size.
 
         Args:
-            caption: also the alternative text.
+            caption: plain text.
             panels: title -> numbers (H, W), red above zero, blue below; or colours (H, W, 3) uint8.
             largest: width and height of a panel in inches, at most.
             columns: panels in a row.
             limit: the number with the strongest colour; None: each array's largest.
             numbers: write the numbers into the cells of small arrays.
         """
-        whole = Figure((1, 1))  # its coordinates are inches; `render` cuts out what is drawn
-        left = top = bottom = 0.0
-        for i, (title, array) in enumerate(panels.items()):
-            if i % columns == 0:
-                left, top = 0.0, bottom - TITLE
-            rows, across = array.shape[:2]
-            cell = min(CELL, largest / max(rows, across))
-            axes = whole.add_axes((left, top - rows * cell, across * cell, rows * cell))
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color=FAINT, linewidth=0.6)
-            axes.set_title(title, fontsize=9, color=INK, pad=4, loc="left", parse_math=False)
-            most = limit or float(np.abs(array).max()) or 1.0
-            if numbers and array.size <= 81:
-                most *= 2  # pale enough for dark numbers
-                for v, u in np.argwhere(array):
-                    label = axes.text(u, v, f"{array[v, u]:.3g}", ha="center", va="center")
-                    label.set(fontsize=26 * cell, color=INK)
-            axes.imshow(array, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-            bottom = min(bottom, top - rows * cell)
-            left += GAP + max(across * cell, LETTER * max(map(len, title.split("\n"))))
-        self.picture(caption, render(axes), plot=array.ndim == 2)
+        self.shown |= {" ".join(title.split()): array for title, array in panels.items()}
+        drawn = [(key, _panel(key, panels[key], largest, limit, numbers)) for key in panels]
+        rows = [dict(drawn[i : i + columns]) for i in range(0, len(drawn), columns)]
+        self.picture(caption, rows, plot=all(array.ndim == 2 for array in panels.values()))
 
     def lines(self, caption: str, curves: Mapping[str, tuple[Array, Array]], xlabel: str) -> None:
         """Add a line plot: label -> (x, y)."""
+        self.shown |= {label: y for label, (_, y) in curves.items()}
         (axes,) = axes_row(5, 2.8)
         for (label, (x, y)), colour in zip(curves.items(), LINES, strict=False):
             axes.plot(x, y, ".-", label=label, color=colour, linewidth=1, markersize=4)
@@ -134,7 +175,32 @@ class Section:
         axes.set_ylim(bottom=0)
         axes.grid(color=GRID, linewidth=0.8)
         axes.legend(fontsize=9, frameon=False, labelcolor=INK)
-        self.picture(caption, render(axes))
+        self.picture(caption, [{caption: render(axes)}])
+
+
+def _panel(
+    title: str, array: Array, largest: float, limit: float | None, numbers: bool
+) -> Image.Image:
+    """Draw one array; see `Section.panels`."""
+    cell = min(CELL, largest / max(array.shape[:2]))
+    height, width = (cell * side for side in array.shape[:2])
+    right = max(width, LETTER * max(map(len, title.split("\n")))) + 2 * EDGE
+    top = height + TITLE
+    whole = Figure((right, top), dpi=DPI)
+    axes = whole.add_axes((EDGE / right, EDGE / top, width / right, height / top))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=FAINT, linewidth=0.6)
+    axes.set_title(title, fontsize=9, color=INK, pad=4, loc="left", parse_math=False)
+    most = limit or float(np.abs(array).max()) or 1.0
+    if numbers and array.size <= 81:
+        most *= 2  # pale enough for dark numbers
+        for v, u in np.argwhere(array):
+            label = axes.text(u, v, f"{array[v, u]:.3g}", ha="center", va="center")
+            label.set(fontsize=26 * cell, color=INK)
+    axes.imshow(array, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+    canvas = FigureCanvasAgg(whole)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _array(values: Values) -> Array:

@@ -1,5 +1,6 @@
 """The command `explain`: nine topics on one page, with every claim checked on the spot."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,22 +17,23 @@ from fcn.data.download import fetch
 from fcn.data.layouts import open_split
 from fcn.explain import net, topics
 from fcn.explain.net import Subject
-from fcn.explain.section import TOPICS, Section
-from fcn.output import atomic_write
+from fcn.explain.section import IMPORTS, TOPICS, Section
+from fcn.output import atomic_write, progress
 from fcn.page import page, templates
 
 ABOUT_NETWORK = {"network": net.network, "learning": net.learning, "deconvnet": net.deconvnet}
 
 
 def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
-    """Write explain.html and its pictures to `folder`."""
+    """Write explain.html and explorer.html to `folder`."""
     chosen = list(TOPICS) if cfg.explain == "all" else [cfg.explain]
     subject = _subject(cfg, folder, console) if ABOUT_NETWORK.keys() & set(chosen) else None
     sections = []
-    for key in chosen:
-        section = explain(key, subject)
-        console.print(f"{section.number}. {section.title}")
-        sections.append(section)
+    with progress(console) as bar:
+        for key in bar.track(chosen, description="topics"):
+            section = explain(key, subject)
+            console.print(f"{section.number}. {section.title}")
+            sections.append(section)
     claims = sum(section.claims for section in sections)
     console.print(f"{claims} claims checked: {write(sections, folder)}")
 
@@ -48,27 +50,32 @@ def explain(key: str, subject: Subject | None = None) -> Section:
 
 
 def write(sections: Sequence[Section], folder: Path) -> Path:
-    """Write the pictures and explain.html; return its path."""
-    for section in sections:
-        for name, image in section.pictures.items():
-            image.save(folder / name)
+    """Write explain.html and explorer.html; return the path of the first."""
+    shutil.copyfile(Path(__file__).with_name("explorer.html"), folder / "explorer.html")
     path = folder / "explain.html"
-    body = templates().get_template("explain/story.html").render(sections=sections)
+    body = templates().get_template("explain/story.html").render(sections=sections, imports=IMPORTS)
     with atomic_write(path) as temporary:
         temporary.write_text(page("What are deconvolutional layers?", body), encoding="utf-8")
     return path
 
 
 def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
-    """Return the network of cfg.checkpoint, or one trained for a moment, and the image."""
+    """Return the networks, trained for a moment unless they are given, and the image."""
     if cfg.data.download:
         fetch(cfg.data, console)
-    trained = checkpoint.read(cfg.checkpoint or _train(cfg, folder / "train", console))
+    paths: list[str | Path | None] = [cfg.checkpoint, cfg.fcn32s]
+    if not cfg.checkpoint:
+        paths[0] = _train(cfg, "fcn8s", "learned", folder / "train", console)
+        if not cfg.fcn32s and cfg.explain in ("all", "network"):
+            paths[1] = _train(cfg, "fcn32s", "fixed", folder / "fcn32s", console)
+    trained = [checkpoint.read(path) for path in paths if path]
     split = cfg.data.split or cfg.data.val_split
-    dataset = open_split(cfg.data, split, known=trained.facts)
+    dataset = open_split(cfg.data, split, known=trained[0].facts)
+    for network in trained:
+        network.check_classes(dataset.classes, cfg.data.name)
     image, target = _choose(dataset, cfg.image)
-    trained.check_classes(dataset.classes, cfg.data.name)
-    return Subject(trained.model(), dataset.facts, image, target)
+    models = [network.model() for network in trained]
+    return Subject(models[0], dataset.facts, image, target, *models[1:])
 
 
 def _choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:
@@ -84,12 +91,14 @@ def _choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Te
     return dataset[dataset.ids.index(image)]
 
 
-def _train(cfg: ExplainConfig, folder: Path, console: Console) -> Path:
-    """Train a network with learned upsampling on the embedded sample; return its folder."""
-    console.print(f"Training a network with upsampling=learned for {cfg.steps} steps in {folder}:")
+def _train(cfg: ExplainConfig, model: str, upsampling: str, folder: Path, console: Console) -> Path:
+    """Train a network on the embedded sample; return its folder."""
+    console.print(f"Training {model}, upsampling={upsampling}, for {cfg.steps} steps in {folder}:")
     settings = [
         f"seed={cfg.seed}",
-        "upsampling=learned",
+        f"model={model}",
+        f"upsampling={upsampling}",
+        "logger=none",
         f"trainer.max_steps={cfg.steps}",
         f"trainer.val_check_interval={cfg.steps}",
         f"data.root={quoted(Path(cfg.data.root).resolve())}",

@@ -1,6 +1,5 @@
 """Topics 1 to 6, which need no network: what a transposed convolution computes."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,23 +28,43 @@ def matrix(s: Section) -> None:
         that distinguishes a convolution from any other linear layer.""")
     shown = {"image x, 4 × 4": x, "kernel": kernel, "C: 4 outputs from 16 pixels": c, "C x": cx}
     s.panels("A 3 × 3 kernel over a 4 × 4 image, and the same as a matrix.", shown, 4.2)
-    s.claim("*C x* is what PyTorch's `conv2d` computes.", cx, _conv2d(x, kernel))
+    s.code(f"""
+        x = torch.tensor({_whole(x)})
+        x = x.float().view(1, 1, 4, 4)  # batch, channels, rows, columns
+        kernel = torch.tensor({_whole(kernel)})
+        kernel = kernel.float().view(1, 1, 3, 3)
+        one = torch.eye(16).view(16, 1, 4, 4)  # one pixel is 1, all others 0
+        # The output is a column of "C: 4 outputs from 16 pixels".
+        C = F.conv2d(one, kernel).flatten(1).T
+        C, C @ x.flatten(), F.conv2d(x, kernel)  # C, "C x", "C x"
+    """)
     s.text("""Now transpose the matrix. *Cᵀ* has the same weights, but takes 4 numbers to 16: from
         2 × 2 up to 4 × 4. This layer is called transposed convolution, backwards convolution, or
         deconvolution, a misleading name: it long meant removing the blur from an image, a true
         inverse. Nobody builds the matrix; `ConvTranspose2d` computes the product without it.""")
-    shown = {"y, 2 × 2": y, "Cᵀ: 16 outputs from 4": c.T, "Cᵀ y, 4 × 4": cty}
+    shown = {"y, 2 × 2": y, "Cᵀ: 16 outputs from 4": c.T, "Cᵀ y": cty}
     s.panels("The transpose takes four numbers to sixteen: one column for each input.", shown, 4.2)
-    s.claim("*Cᵀy* is PyTorch's `conv_transpose2d`, same kernel.", cty, _transposed(y, kernel))
+    s.code(f"""
+        y = torch.tensor([[{_whole(y)}]]).float()
+        layer = nn.ConvTranspose2d(1, 1, 3, bias=False)
+        layer.weight.data = kernel
+        C.T @ y.flatten(), layer(y)  # both: "Cᵀ y"
+    """)
+    settings = f"n=2&k=3&x={_listed(y)}&w={_listed(kernel)}&view=matrix"
+    s.explore("Point at the entries of this matrix in the explorer", settings)
     both = cx.ravel() @ y.ravel(), x.ravel() @ cty.ravel()
     s.claim("Here (*C x*) · *y* = *x* · (*Cᵀy*), the equation that defines a transpose.", *both)
     s.text("""You have used *Cᵀ* before: to train a convolution, back-propagation takes the gradient
         at its outputs back to its inputs by a product with *Cᵀ*. The forward pass of one layer is
-        the backward pass of the other, and the transposed layer is trained like any other.""")
-    back = vjp(partial(F.conv2d, weight=_tensor(kernel)), _tensor(x), _tensor(y))[1]
-    s.claim("The backward pass of `conv2d` is *Cᵀy*;", cty, back)
-    back = vjp(partial(F.conv_transpose2d, weight=_tensor(kernel)), _tensor(y), _tensor(x))[1]
-    s.claim("and that of `conv_transpose2d` is *C x*.", cx, back)
+        the backward pass of the other: hence *backwards convolution*. The transposed layer is
+        trained like any other.""")
+    s.code("""
+        x.requires_grad_()
+        F.conv2d(x, kernel).backward(y)
+        y.requires_grad_()
+        layer(y).backward(x.detach())
+        x.grad, y.grad  # "Cᵀ y", "C x"
+    """)
     again = (c.T @ cx.ravel()).reshape(4, 4)
     again *= (x * again).sum() / (again**2).sum()  # least squares
     missed = float(np.linalg.norm(x - again) / np.linalg.norm(x))
@@ -55,6 +74,11 @@ def matrix(s: Section) -> None:
         not the values. Those depend on the weights, which can be chosen, or learned.""")
     shown = {"x": x, "C x": cx, "Cᵀ C x, scaled to fit": again.round(1)}
     s.panels("There and back: the shape returns, the values do not.", shown, 2.6)
+    s.code("""
+        back = C.T @ (C @ x.detach().flatten())
+        back *= (x.flatten() @ back) / (back @ back)  # least squares
+        back.round(decimals=1)  # "Cᵀ C x, scaled to fit"
+    """)
 
 
 def arithmetic(s: Section) -> None:
@@ -67,7 +91,19 @@ def arithmetic(s: Section) -> None:
     shown = {f"stamp of {v:.0f}": stamp for v, stamp in zip(x.ravel(), stamps, strict=True)}
     shown = {"input": x} | shown | {"their sum, 5 × 5": result}
     s.panels("A 3 × 3 kernel of ones at stride 2 on a 2 × 2 input.", shown, 1.7, limit=10)
-    s.claim("Their sum is what PyTorch computes.", result, _transposed(x, ones, stride=2))
+    s.code("""
+        x = torch.tensor([[1.0, 2], [3, 4]])
+        kernel = torch.ones(3, 3)
+        total = torch.zeros(5, 5)
+        for i in range(2):
+            for j in range(2):
+                under = total[2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+                under += x[i, j] * kernel
+        layer = nn.ConvTranspose2d(1, 1, 3, stride=2, bias=False)
+        layer.weight.data = kernel.view(1, 1, 3, 3)
+        total, layer(x.view(1, 1, 2, 2))  # both: "their sum, 5 × 5"
+    """)
+    s.explore("Play these stamps in the explorer", "n=2&k=3&s=2&x=count&view=stamps")
     g = np.arange(25.0).reshape(5, 5)  # a gradient at the outputs
     under = [x[i, j] * g[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for i, j in np.ndindex(2, 2)]
     back = vjp(lambda k: F.conv_transpose2d(_tensor(x), k, stride=2), _tensor(ones), _tensor(g))[1]
@@ -75,22 +111,30 @@ def arithmetic(s: Section) -> None:
     s.claim(words, np.sum(under, axis=0), back)
     s.text("""The same sum can be read from the output's side. Put *s* − 1 zeros between the inputs
         and *k* − 1 around them, turn the *k* × *k* kernel by 180°, and run an ordinary convolution
-        of stride 1. Measured in input pixels it moves by a fraction, 1/*s*: hence the name
-        *fractionally strided* convolution.""")
+        of stride 1. The zeros are not data: they stand for the places that a stride of *s* skips,
+        and a weight that meets one adds nothing. Libraries do not store them. Measured in input
+        pixels, the kernel moves by a fraction, 1/*s*: hence the name *fractionally strided*
+        convolution.""")
     kernel = np.arange(1.0, 10).reshape(3, 3)
+    stamped, _ = op.transposed_by_stamping(x, kernel, 2)
     spread, turned = np.pad(op.insert_zeros(x, 2), 2), kernel[::-1, ::-1]
     shown = {"input": x, "zeros between": op.insert_zeros(x, 2)}
     shown |= {"zeros around": spread, "kernel, turned": turned}
     for i, j in ((0, 0), (0, 1), (1, 1), (2, 2)):
         seen = spread[i : i + 3, j : j + 3]
         shown[f"output {i, j}: {(seen * turned).sum():.0f}"] = seen
+    shown["all outputs"] = op.transposed_by_insertion(x, kernel, 2)
     words = """Below, four of the windows that the turned kernel sees, and the output of each: only
         the taps that fall on real inputs count."""
-    s.panels(words, shown, 2.0, columns=4, limit=10)
-    inserted = op.transposed_by_insertion(x, kernel, 2)
-    stamped, _ = op.transposed_by_stamping(x, kernel, 2)
-    s.claim("With nine different weights, zero insertion equals stamping,", inserted, stamped)
-    s.claim("and equals PyTorch's `conv_transpose2d`.", inserted, _transposed(x, kernel, stride=2))
+    s.panels(words, shown, 2.0, columns=4)
+    s.code("""
+        kernel = torch.arange(1.0, 10).view(1, 1, 3, 3)
+        spread = torch.zeros(1, 1, 7, 7)
+        spread[..., 2:5:2, 2:5:2] = x
+        F.conv2d(spread, kernel.flip(-2, -1))  # "all outputs"
+    """)
+    s.claim("With nine different weights, this equals stamping.", shown["all outputs"], stamped)
+    s.explore("Slide this window in the explorer", "n=2&k=3&s=2&x=count&w=count&view=windows")
     s.text("""Sizes follow. A convolution of *n* inputs has ⌊(*n* + 2*p* − *k*) / *s*⌋ + 1 outputs;
         the transposed one has (*n* − 1) *s* + *k* − 2*p*. Padding *p* adds zeros around the input
         of a convolution, but removes rows and columns from the output of a transposed one.""")
@@ -99,7 +143,7 @@ def arithmetic(s: Section) -> None:
     for n, k, stride, p in layers:
         down = op.output_size(n, k, stride, p)
         up = op.transposed_size(down, k, stride, p)
-        rows.append((f"kernel {k}, stride {stride}, padding {p}", n, down, up))
+        rows.append((f"k {k}, s {stride}, p {p}", n, down, up))
         small = _conv2d(np.ones((n, n)), np.ones((k, k)), stride=stride, padding=p)
         large = _transposed(small, np.ones((k, k)), stride=stride, padding=p)
         formula += [down, up]
@@ -107,11 +151,24 @@ def arithmetic(s: Section) -> None:
     s.table(("layer", "inputs", "convolution gives", "transposed back"), rows)
     s.claim("PyTorch's sizes are these.", formula, measured, 0)
     s.text("""Because of the rounding ⌊ ⌋, several input sizes lead to one output size: with kernel
-        3, stride 2 and padding 1, both 5 and 6 become 3. On the way back PyTorch gives the
-        smallest, here 5; its argument `output_padding` adds rows and columns. This project's layers
-        need neither: the window that lies on the image is cut out of their result.""")
-    six = _transposed(ones, ones, stride=2, padding=1, output_padding=1)
-    s.claim("With `output_padding=1` the 3 become 6.", len(six), 6, 0)
+        3, stride 2 and padding 1, both 5 and 6 become 3. Back from 3, PyTorch gives the smaller
+        size, 5: the full result, 7 × 7, without its first and last row and column. With
+        `output_padding=1` it gives 6: in spite of the name no zeros are added here, but the last
+        row and column are kept. This project's layers need neither argument: they cut out the
+        window that lies on the image.""")
+    full, _ = op.transposed_by_stamping(ones, ones, 2)
+    shown = {"full, 7 × 7": full, "padding=1: 5 × 5": full[1:-1, 1:-1]}
+    shown["and output_padding=1: 6 × 6"] = full[1:, 1:]
+    s.panels("Three by three ones, kernel 3 of ones, stride 2.", shown, 2.4, limit=8)
+    s.code("""
+        ones = torch.ones(1, 1, 3, 3)
+        options = {"stride": 2, "padding": 1}
+        five = F.conv_transpose2d(ones, ones, **options)
+        options["output_padding"] = 1
+        six = F.conv_transpose2d(ones, ones, **options)
+        five, six  # "padding=1: 5 × 5", "and output_padding=1: 6 × 6"
+    """)
+    s.explore("Try output padding in the explorer", "preset=outputpadding")
 
 
 def operators(s: Section) -> None:
@@ -128,24 +185,28 @@ def operators(s: Section) -> None:
     shown |= {"kernel Dᵀk: dilated": dilated}
     words = "Strided, transposed and dilated convolution with one kernel, as matrices."
     s.panels(words, shown, 2.6, columns=3, limit=3)
-    x, y = rng.normal(size=(1, 9)), rng.normal(size=(1, 4))
-    words = "Strided convolution is *D C*: convolve everywhere, keep every second."
-    s.claim(words, d @ c @ x[0], _conv2d(x, kernel, stride=2))
-    words = "Transposed convolution is *CᵀDᵀ*: zeros between, then convolve with the kernel turned."
-    s.claim(words, c.T @ d.T @ y[0], _transposed(y, kernel, stride=2))
-    words = "Dilated convolution is a plain one with zeros between the weights of the *kernel*."
-    s.claim(words, dilated @ x[0], _conv2d(x, kernel, dilation=2))
+    s.code("""
+        kernel = torch.tensor([[[1.0, 2, 3]]])
+        one = torch.eye(9)[:, None]  # one input is 1, the others 0
+        strided = F.conv1d(one, kernel, stride=2)[:, 0].T  # "D C: stride 2"
+        dilated = F.conv1d(one, kernel, dilation=2)[:, 0].T  # "kernel Dᵀk: dilated"
+        one = torch.eye(4)[:, None]
+        transposed = F.conv_transpose1d(one, kernel, stride=2)[:, 0].T
+        strided, dilated, transposed  # "CᵀDᵀ: transposed"
+    """)
     s.claim("*D Dᵀ* is the identity: *D* drops the zeros that *Dᵀ* puts in.", d @ d.T, np.eye(4))
-    s.text("""So zeros between the pixels of the image give a transposed convolution; zeros between
-        the weights of the kernel give a dilated one, which sees further without shrinking anything.
-        A sub-pixel convolution (compute *s*² channels, rearrange them as *s* × *s* pixels with
-        `PixelShuffle`) is the transposed one again, its weights in another order in memory.""")
+    s.text("""A strided convolution is *D C*: convolve everywhere, keep every second. The transposed
+        one is *CᵀDᵀ*: zeros between the pixels, then a convolution with the kernel turned. Zeros
+        between the weights of the kernel give a dilated one, which sees further without shrinking
+        anything. A sub-pixel convolution (compute *s*² channels, rearrange them as *s* × *s* pixels
+        with `PixelShuffle`) is the transposed one again, its weights in another order.""")
     taps, z = torch.from_numpy(rng.normal(size=(4, 4))), _tensor(rng.normal(size=(5, 6)))
     phases = torch.stack([taps[None, i::2, j::2] for i in (0, 1) for j in (0, 1)]).flip(-2, -1)
     words = """A 2 × 2 convolution to four channels, rearranged as 2 × 2 pixels, is the inside of
         the transposed convolution with a 4 × 4 kernel and stride 2."""
     inside = F.conv_transpose2d(z, taps[None, None], stride=2)[..., 2:-2, 2:-2]
     s.claim(words, F.pixel_shuffle(F.conv2d(z, phases), 2), inside)
+    s.explore("See dilation in the explorer", "preset=dilation")
 
 
 def bilinear(s: Section) -> None:
@@ -161,6 +222,14 @@ def bilinear(s: Section) -> None:
         curves[f"factor {f}"] = (np.arange(0.5, 2 * f) / f - 1, kernel.sum(0) / f)
     words = "The same tent for all of the FCN paper's factors, with 4, 16, 32 and 64 taps."
     s.lines(words, curves, "distance from the input, in inputs")
+    s.code("""
+        def bilinear(f):
+            k = 2 * f
+            tent = 1 - (torch.arange(k) - (k - 1) / 2).abs() / f
+            return torch.outer(tent, tent)
+
+        bilinear(8).sum(0) / 8  # "factor 8"
+    """)
     x = np.array([[0.0, 4, 2], [6, 1, 3], [2, 5, 0]])
     result, (_, four, _, six, *_) = op.transposed_by_stamping(x, tents[8], 8)
     shown = {"factor 2, in sixteenths": 16 * tents[2], "input, 3 × 3": x, "tent of the 4": four}
@@ -168,6 +237,17 @@ def bilinear(s: Section) -> None:
     words = """A kernel in two dimensions; then nine tents of factor 8 and their sum, which fades
         towards the edges, since no neighbours lie outside."""
     s.panels(words, shown, 1.5, limit=8)
+    s.code(f"""
+        K = 3  # classes; 21 in the paper
+        layer = nn.ConvTranspose2d(K, K, 16, stride=8, bias=False)
+        nn.init.zeros_(layer.weight)
+        for c in range(K):  # each class from itself alone
+            layer.weight.data[c, c] = bilinear(8)
+        x = torch.tensor({_whole(x)}).float()
+        layer(x.expand(1, K, 3, 3))[0, 0]  # "all nine: upsampled by 8"
+    """)
+    settings = f"n=3&k=16&s=8&x={_listed(x)}&w=bilinear"
+    s.explore("Stamp these tents in the explorer", settings)
     differences = []
     for f, kernel in tents.items():
         zoomed = ndimage.zoom(np.pad(x, 2), f, order=1, mode="grid-constant", grid_mode=True)
@@ -207,7 +287,18 @@ def repeat(s: Section) -> None:
     shown |= {"x": x, "q₀, q₀+q₁, q₁+q₂, q₂": kernel, "stamped at stride 2": at_once}
     words = "Four numbers doubled: above by repeating and convolving, below at once."
     s.panels(words, shown, 3.6, columns=3)
-    s.claim("Repeating, then convolving, is that one transposed convolution.", at_once, convolved)
+    s.code("""
+        x = torch.tensor([[[2.0, 6, 4, 8]]])
+        two_steps = nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            nn.Conv1d(1, 1, 3, padding=2, bias=False),
+        )
+        two_steps[1].weight.data = torch.tensor([[[1.0, 2, 1]]]) / 4
+        at_once = nn.ConvTranspose1d(1, 1, 4, stride=2, bias=False)
+        at_once.weight.data = torch.tensor([[[1.0, 3, 3, 1]]]) / 4
+        two_steps(x), at_once(x)  # "convolved with q", "stamped at stride 2"
+    """)
+    s.claim("Both ways give the same.", at_once, convolved)
     torch.manual_seed(0)
     layer, score = NearestConvUpsampling(8, 3).double(), torch.randn(1, 3, 5, 6).double()
     torch.nn.init.normal_(layer.weight)
@@ -217,6 +308,7 @@ def repeat(s: Section) -> None:
     s.claim(words, layer(score), in_two_steps)
     s.text("""Not every transposed convolution can be written this way: 4 taps come from 3 free
         numbers. What is given up includes everything that makes checkerboards.""")
+    s.explore("Edit this kernel in the explorer", "preset=repeat")
 
 
 def checkerboards(s: Section) -> None:
@@ -229,17 +321,26 @@ def checkerboards(s: Section) -> None:
         shown[f"kernel {k}, stride {stride}\n{even}"] = np.outer(taps, taps)
     words = "How many taps meet at each output pixel, for 6 × 6 inputs; darker is more."
     s.panels(words, shown, 1.35, numbers=False)
+    s.code("""
+        def taps(k, s):
+            x, kernel = torch.ones(1, 1, 6, 6), torch.ones(1, 1, k, k)
+            return F.conv_transpose2d(x, kernel, stride=s)
+
+        taps(3, 2), taps(4, 2)  # "kernel 3, stride 2 uneven", "kernel 4, stride 2 even"
+    """)
+    s.explore("Change kernel and stride in the explorer", "preset=checkerboard&n=6&view=overlap")
     s.text("""Equal counts are not enough: with random weights, the taps that meet at one output
         have another sum than those at the next. Give the layer a constant input and look at the
         ripple: the range of the output over its mean. Bilinear keeps a constant constant because of
         its values; repeat-then-convolve does, whatever its weights, because all of *q* meets at
         every output.""")
     rng = np.random.default_rng(6)
+    three, four = rng.uniform(size=(3, 3)), rng.uniform(size=(4, 4))
     resize = NearestConvUpsampling(2, 2)
     resize.weight.data = torch.from_numpy(rng.uniform(size=(2, 2, 3, 3)))
     kernels = {
-        "random, 3 taps": rng.uniform(size=(3, 3)),
-        "random, 4 taps": rng.uniform(size=(4, 4)),
+        "random, 3 taps": three,
+        "random, 4 taps": four,
         "bilinear, 4 taps": bilinear_kernel(4).double().numpy(),
         "repeat, then 3 random taps": resize.kernels()[0, 0].detach().numpy(),
     }
@@ -256,6 +357,13 @@ def checkerboards(s: Section) -> None:
     words = """What a constant becomes at stride 2, relative to its mean; 30 % has the strongest
         colour."""
     s.panels(words, shown, 1.6, limit=0.3, numbers=False)
+    s.code(f"""
+        three = np.random.default_rng(6).uniform(size=(3, 3))
+        kernel = torch.from_numpy(three).float()[None, None]
+        flat = F.conv_transpose2d(torch.ones(1, 1, 12, 12), kernel, stride=2)
+        flat = flat[..., 8:16, 8:16]  # far from the edges
+        flat / flat.mean() - 1  # "{" ".join(next(iter(shown)).split())}"
+    """)
     s.text("""The same in frequencies, for readers who know spectra; others may skip to topic 7.
         Zeros between the pixels repeat the image's spectrum every 1/*s* cycles per pixel, and the
         kernel has to remove those copies. A constant has only the frequency 0; its copies lie at
@@ -263,11 +371,25 @@ def checkerboards(s: Section) -> None:
     words = """The gain of each frequency, relative to that of a constant, whose copy bilinear and
         repeat-then-convolve remove and random kernels let through."""
     s.lines(words, gains, "frequency times stride (1: the copy of a constant)")
+    s.code("""
+        row = three.sum(0)  # the taps of one direction
+        np.abs(np.fft.rfft(row, 120)) / row.sum()  # "random, 3 taps"
+    """)
     row = rng.normal(size=9)
     gain, sums = op.frequency_response(row, np.arange(4) / 4), op.phase_sums(row, 4)
     words = """The gains at the copies are the Fourier transform of the sums of the taps that meet
         at each place: no gain there and no ripple are the same thing."""
     s.claim(words, gain, np.abs(np.fft.fft(sums)))
+
+
+def _listed(array: Floats) -> str:
+    """Return numbers as they stand in an address."""
+    return ",".join(f"{number:g}" for number in array.flat)
+
+
+def _whole(array: Floats) -> list[Any]:
+    """Return numbers as they stand in code: nested lists of integers."""
+    return array.astype(int).tolist()
 
 
 def _tensor(array: Floats) -> Tensor:
