@@ -13,7 +13,6 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from fcn import hub
 from fcn.config import FACTS, ConfigError, Facts, UserError, starts_with_background
@@ -234,6 +233,8 @@ def _from_checkpoint(model: FCN, path: str, classes: Sequence[str]) -> Report:
 
 def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:
     """Fetch torchvision's weights, checked by hash, with the mean and std that go with them."""
+    from torchvision.models import get_model_weights  # as slow to import as torch
+
     backbone = model.arguments["backbone"]
     published = {} if backbone == "mini" else get_model_weights(backbone).__members__
     wanted = "IMAGENET1K_V1" if name.lower() == "imagenet" else name.upper()

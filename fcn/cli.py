@@ -44,6 +44,7 @@ COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "prepare_data": "fcn.data.inspect",
     "compare": "fcn.compare",
     "explain": "fcn.explain.story",
+    "benchmark": "fcn.benchmark",
 }
 # Keys with entries of any name, which Hydra would want a + for: Lightning's Trainer has many.
 OPEN_KEYS = (
@@ -53,15 +54,14 @@ OPEN_KEYS = (
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def run(name: str, main: Callable[..., Any] | None = None) -> Any:
+def run(name: str) -> Any:
     """Run a command with the settings of the command line; exit with 1 after an error.
 
     Args:
         name: a key of `SCHEMAS`; configs/NAME.yaml holds the defaults.
-        main: called with (settings, output folder, console); None: that of `COMMANDS`.
 
     Returns:
-        What `main` returned, which Hydra's sweepers optimise.
+        What the command returned, which Hydra's sweepers optimise.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
     if name == "import_caffe":  # the ILSVRC classifier is no model of ours, but can be imported
@@ -79,8 +79,8 @@ def run(name: str, main: Callable[..., Any] | None = None) -> Any:
             keep_memory()
             folder = Path(HydraConfig.get().runtime.output_dir)
             os.chdir(HydraConfig.get().runtime.cwd)  # paths start there, for hydra.job.chdir too
-            command = main or import_module(COMMANDS[name]).main
-            results.append(command(settings, folder, make_console(quiet=rank() > 0)))
+            main = import_module(COMMANDS[name]).main
+            results.append(main(settings, folder, make_console(quiet=rank() > 0)))
             return results[-1]
         except Interrupted as error:  # ends a multirun too
             if rank() == 0:
@@ -111,6 +111,14 @@ def run(name: str, main: Callable[..., Any] | None = None) -> Any:
 def arguments(name: str, given: list[str]) -> list[str]:
     """Return the command line as Hydra is to see it."""
     given = [re.sub(OPEN_KEYS, r"++\1", argument) for argument in given]
+    for argument in (a for a in given if "=" in a and not a.startswith("-")):
+        try:
+            OverridesParser.create().parse_override(argument)
+        except HydraException:
+            raise ConfigError(
+                f"{argument}: names with brackets or = need quotes of their own: \"KEY='NAME'\", "
+                "\"KEY=[a,'NAME']\""
+            ) from None
     if name == "train":
         given = _resumed(given)
     if rank() > 0 and not any(a.startswith("hydra.output_subdir=") for a in given):
@@ -151,10 +159,7 @@ def _resumed(given: list[str]) -> list[str]:
     `resume=RUN/checkpoints/NAME.ckpt` means RUN.
     """
     overrides = [a for a in given if "=" in a and not a.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException:
-        return given  # Hydra says what is wrong with it
+    parsed = OverridesParser.create().parse_overrides(overrides)
     keys = {override.key_or_group: override.value() for override in parsed}
     resume = keys.get("resume")
     if resume is None:

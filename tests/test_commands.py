@@ -62,6 +62,19 @@ assert argparse.ArgumentParser.error is error
     assert done.returncode == 0, done.stderr
 
 
+def test_inference_imports_no_library_as_slow_as_torch_but_torch() -> None:
+    program = """
+import sys
+import fcn
+assert "torch" not in sys.modules
+fcn.Predictor, fcn.overlay
+slow = {"torchvision", "pytorch_lightning", "torch._dynamo", "torchmetrics", "matplotlib", "scipy"}
+assert not slow & sys.modules.keys(), slow & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_help_names_every_key_with_its_meaning(name: str, tmp_path: Path) -> None:
     shown = script(name, "--help", folder=tmp_path)
@@ -72,9 +85,15 @@ def test_help_names_every_key_with_its_meaning(name: str, tmp_path: Path) -> Non
         assert re.search(rf"^  {key}[.=]", shown.stdout, re.M), key
 
 
-def test_train_then_evaluate_then_compare_then_resume(tiny_voc: TinyVOC) -> None:
-    """In processes of their own: the same numbers, and nothing lost."""
+def test_train_then_evaluate_then_compare_then_resume(
+    tiny_voc: TinyVOC,
+    command: Callable[..., Any],
+    error_line: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training in processes of its own: the same numbers, and nothing lost."""
     data, root = tiny_voc.overrides(), tiny_voc.root
+    monkeypatch.chdir(root)
     first = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
@@ -83,18 +102,15 @@ def test_train_then_evaluate_then_compare_then_resume(tiny_voc: TinyVOC) -> None
     assert last_line.endswith(("files in run", "/run"))
     metrics = json.loads((root / "run" / "metrics.json").read_text())
 
-    again = script("evaluate", *data, "checkpoint=run", "hydra.run.dir=eval", folder=root)
-    assert again.returncode == 0, again.stderr
+    command("evaluate", *data, "checkpoint=run", "hydra.run.dir=eval")
     assert json.loads((root / "eval" / "metrics.json").read_text()) == metrics
 
-    done = script("compare", "runs=[run,eval]", "images=1", "hydra.run.dir=page", folder=root)
-    assert done.returncode == 0, done.stderr
+    command("compare", "runs=[run,eval]", "images=1", "hydra.run.dir=page")
     assert (root / "page" / "compare.html").is_file()
 
     before = (root / "run" / "checkpoints" / "last.ckpt").read_bytes()
-    over = script("train", *data, *QUICK, "hydra.run.dir=run", "recipe.lr=1", folder=root)
-    assert over.returncode == 1
-    assert "holds a run already" in over.stderr
+    over = error_line("train", *data, *QUICK, "hydra.run.dir=run", "recipe.lr=1")
+    assert "holds a run already" in over
     assert (root / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
 
     more = ["trainer.max_steps=4", "resume=run/checkpoints/last.ckpt"]  # the rest is remembered
@@ -123,16 +139,15 @@ def test_the_newest_run_resumes_with_its_settings(
     assert saved["global_step"] == 5
 
 
-def test_a_recorded_config_runs_again_to_the_same_numbers(tiny_voc: TinyVOC) -> None:
+def test_a_recorded_config_runs_again_to_the_same_numbers(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hydra's own way: --config-path RUN/.hydra --config-name config."""
     root = tiny_voc.root
-    first = script(
-        "train", *tiny_voc.overrides(), *QUICK, "recipe.lr=2e-3", "hydra.run.dir=run", folder=root
-    )
-    assert first.returncode == 0, first.stderr
+    monkeypatch.chdir(root)
+    command("train", *tiny_voc.overrides(), *QUICK, "recipe.lr=2e-3", "hydra.run.dir=run")
     recorded = ["--config-path", str(root / "run" / ".hydra"), "--config-name", "config"]
-    again = script("train", *recorded, "hydra.run.dir=again", folder=root)
-    assert again.returncode == 0, again.stderr
+    command("train", *recorded, "hydra.run.dir=again")
     one, other = (root / name for name in ("run", "again"))
     assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
     weights = load(other).state_dict()
@@ -298,7 +313,10 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
     ],
     "export": [("format=tflite", "must be one of onnx, torch_export, safetensors")],
     "import_caffe": [("caffemodel=notes.ckpt", "notes.ckpt"), ("model=alexnet", "alexnet")],
-    "prepare_data": [("data.download=true", "data=tiny")],
+    "prepare_data": [
+        ("data.download=true", "data=tiny"),
+        ("convert=export(1)", "quotes of their own"),
+    ],
     "explain": [("explain=magic", "must be one of all, matrix")],
     "compare": [("runs=[nowhere]", "nowhere"), ("runs=[]", "runs=")],
 }

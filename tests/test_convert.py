@@ -323,10 +323,10 @@ def test_black_and_white_jpeg_masks_are_read_and_others_refused(
     for name, mask in masks.items():
         (sample,) = (s for s in samples if s.name == Path(name).name)
         assert (mask != (sample.labels == 1)).mean() < 0.05  # compression moves some edges
-    grey = Image.new("L", (32, 24), 120)
-    grey.save(tmp_path / "a" / "photo0_mask.jpg")
-    with pytest.raises(DataError, match=r"photo0_mask\.jpg: JPEG"):
-        converted(tmp_path / "a", tmp_path / "new2", data=classes)
+    for grey in (120, 1):  # 1: a label
+        Image.new("L", (32, 24), grey).save(tmp_path / "a" / "photo0_mask.jpg")
+        with pytest.raises(DataError, match=r"photo0_mask\.jpg: JPEG"):
+            converted(tmp_path / "a", tmp_path / "new2", data=classes)
 
 
 def test_palette_colours_are_classes_only_if_colours_are_given(
@@ -355,6 +355,60 @@ def test_nested_folders_keep_images_of_the_same_name_apart(
     masks, _ = converted(tmp_path / "a", tmp_path / "new", data={"classes": CLASSES})
     for number, s in enumerate(samples):
         np.testing.assert_array_equal(masks[f"{s.split}/day{number}"], s.labels)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/IMG_{}", "masks/IMG_{}"),  # a camera's names, which do not say image
+        ("image{}", "mask{}"),
+        ("{}", "{}.mask"),
+    ],
+)
+def test_images_and_masks_are_told_apart_by_names(
+    tmp_path: Path, samples: list[Sample], image: str, mask: str
+) -> None:
+    for number, s in enumerate(samples):
+        photo(s, tmp_path / "a" / image.format(number))
+        put(tmp_path / "a" / f"{mask.format(number)}.png", s.labels)
+        put(tmp_path / "a/.ipynb_checkpoints" / f"{number}-mask.png", s.labels)  # hidden
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", data={"classes": CLASSES})
+    for number, s in enumerate(samples):
+        (found,) = (m for name, m in masks.items() if name.endswith(str(number)))
+        np.testing.assert_array_equal(found, s.labels)
+
+
+def test_subsets_of_cvat_keep_their_splits(tmp_path: Path, samples: list[Sample]) -> None:
+    colours, subsets = voc_palette(), dict[str, list[str]](train=[], val=[])
+    for s in samples:  # one name in two folders
+        s.name = f"{s.split} day/{int(s.name[-1]) % 4}"
+        subsets[s.split].append(s.name)
+    cvat(tmp_path / "a", samples, CLASSES, colours)
+    for split, name in (("train", "Train"), ("val", "Validation")):
+        old = tmp_path / f"a/ImageSets/Segmentation/{split}.txt"
+        put(old.with_stem(name), "\n".join(subsets[split]))
+        old.unlink()
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(masks) == [*(f"train/{n}" for n in range(4)), "val/0", "val/1"]
+    for s in samples:
+        np.testing.assert_array_equal(masks[f"{s.split}/{s.name[-1]}"], s.labels)
+
+
+def test_images_of_roboflow_may_be_called_mask(tmp_path: Path, samples: list[Sample]) -> None:
+    for s in samples:
+        s.name = f"mask-{s.name}"
+    roboflow(tmp_path / "a", samples, CLASSES, voc_palette())
+    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == len(samples)
+
+
+@pytest.mark.parametrize("write", [camvid, class_dict])
+def test_names_of_classes_may_hold_numbers(
+    tmp_path: Path, samples: list[Sample], write: Callable[..., None]
+) -> None:
+    classes = ["class0", "lane 1", "2 ponds"]
+    write(tmp_path / "a", samples, classes, voc_palette())
+    converted(tmp_path / "a", tmp_path / "new")
+    assert facts(tmp_path / "new")["classes"] == classes
 
 
 def test_folders_without_telling_names_are_named_by_settings(
@@ -399,15 +453,18 @@ def test_labels_may_stand_in_a_file(tmp_path: Path, samples: list[Sample]) -> No
     assert np.unique(masks["train/photo0"]).tolist() == [0, 1, 255]
 
 
-def test_camvid_of_segnet_is_known_by_its_folders(tmp_path: Path, samples: list[Sample]) -> None:
-    for s in samples:
-        photo(s, tmp_path / "a" / s.split / s.name)
-        labels = np.where(s.labels == 255, 11, s.labels).astype(np.uint8)
-        put(tmp_path / "a" / f"{s.split}annot" / f"{s.name}.png", labels)
-    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+def test_camvid_of_segnet_is_known_by_its_files(tmp_path: Path, samples: list[Sample]) -> None:
+    for name in ("0001TP_", ""):
+        for s in samples:
+            photo(s, tmp_path / f"a{name}" / s.split / f"{name}{s.name}")
+            labels = np.where(s.labels == 255, 11, s.labels).astype(np.uint8)
+            put(tmp_path / f"a{name}" / f"{s.split}annot" / f"{name}{s.name}.png", labels)
+    masks, _ = converted(tmp_path / "a0001TP_", tmp_path / "new")
     assert facts(tmp_path / "new")["classes"][:2] == ["sky", "building"]
     for s in samples:
-        np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], s.labels)
+        np.testing.assert_array_equal(masks[f"{s.split}/0001TP_{s.name}"], s.labels)
+    with pytest.raises(DataError, match="name their classes"):  # another set in such folders
+        converted(tmp_path / "a", tmp_path / "new2")
 
 
 def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> None:
@@ -442,6 +499,31 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     assert "1 images without annotations" in printed
 
 
+def test_files_of_coco_may_number_categories_differently(tmp_path: Path) -> None:
+    for split, names in (("train", ["road", "pond"]), ("valid", ["pond", "road"])):
+        outlines = [[[0, 0, 4, 0, 4, 4, 0, 4]], [[4, 0, 8, 0, 8, 8], [0, 6, 4, 6]]]  # and a line
+        content = {
+            "images": [
+                {"id": k, "file_name": f"{k}/a.png", "height": 8, "width": 8} for k in (0, 1)
+            ],
+            "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+            "annotations": [
+                {"image_id": image, "category_id": k, "segmentation": outline}
+                for k, outline in enumerate(outlines)
+                for image in (0, 1)
+            ],
+        }
+        put(tmp_path / "a" / split / "_annotations.coco.json", "\ufeff" + json.dumps(content))
+        for k in (0, 1):  # one name in two folders
+            put(tmp_path / "a" / split / f"{k}/a.png", np.zeros((8, 8, 3), np.uint8))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(masks) == ["train/0_a", "train/1_a", "val/0_a", "val/1_a"]
+    assert facts(tmp_path / "new")["classes"] == ["background", "road", "pond"]
+    for name, mask in masks.items():
+        first, second = (1, 2) if name.startswith("train") else (2, 1)
+        assert (mask[1, 1], mask[1, 7], mask[6, 1]) == (first, second, 0)
+
+
 def unlisted_colour(root: Path, samples: list[Sample]) -> dict[str, Any]:
     pictures(
         root, samples, lambda labels: np.array([*COLOURS, [1, 2, 3]], np.uint8)[labels.clip(0, 3)]
@@ -457,6 +539,18 @@ def colours_unknown(root: Path, samples: list[Sample]) -> dict[str, Any]:
 def classes_unknown(root: Path, samples: list[Sample]) -> dict[str, Any]:
     pictures(root, samples, lambda labels: labels)
     return {}
+
+
+def ignored_listed_or_not(root: Path, samples: list[Sample]) -> dict[str, Any]:
+    pictures(root, samples, lambda labels: labels.clip(0, 2))
+    return {"data": {"classes": ["road", "pond", "sky"], "ignore_index": 0}}
+
+
+def palettes_differ(root: Path, samples: list[Sample]) -> dict[str, Any]:
+    for number, s in enumerate(samples):
+        photo(s, root / "images" / s.name)
+        put(root / "masks" / f"{s.name}.png", s.labels.clip(0, 2), np.roll(COLOURS, number, axis=0))
+    return {"data": {"classes": CLASSES}}
 
 
 def zero_or_last_unlabelled(root: Path, samples: list[Sample]) -> dict[str, Any]:
@@ -489,8 +583,10 @@ ERRORS = {
     unlisted_colour: r"photo0.png: \[1,2,3\] .* no class",
     colours_unknown: r"data.colours=\[\[0,0,0\],\[",
     classes_unknown: r"0 \(.*255 \(.*data.classes=\[background,...\]",
+    ignored_listed_or_not: r"ignore_index=0: does road name it\? give .labels=\{1: NAME, 2: NAME\}",
+    palettes_differ: r"photo1\.png: 0 has the colour .*photo0\.png; if colours are the classes",
     zero_or_last_unlabelled: "if 0 is unlabelled, set data.ignore_index=0",
-    label_without_class: r"photo0.png: 7 .*labels=\{7: NAME\}",
+    label_without_class: r"photo0.png: 7 .*labels=\{0: background, 1: road, 7: NAME, ",
     mask_without_image: "photo5.png: no images belong to this mask",
     unknown_merge: "merge: the export has no class lake",
     no_mapping: r"labels=\['road'\]: must be like \{7: road",
@@ -508,10 +604,14 @@ def test_what_is_missing_is_asked_for_and_nothing_is_written(
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_zero_is_ignored_if_one_says_so(tmp_path: Path, samples: list[Sample]) -> None:
-    settings = zero_or_last_unlabelled(tmp_path / "a", samples)
-    settings["data"]["ignore_index"] = 0
-    masks, _ = converted(tmp_path / "a", tmp_path / "new", **settings)
+@pytest.mark.parametrize("classes", [["road", "pond"], ["unlabelled", "road", "pond"]])
+def test_zero_is_ignored_if_one_says_so_whether_it_is_listed_or_not(
+    tmp_path: Path, samples: list[Sample], classes: list[str]
+) -> None:
+    pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 2))
+    data = {"ignore_index": 0, "classes": classes}
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", data=data)
+    assert facts(tmp_path / "new")["classes"] == ["road", "pond"]
     for s in samples:
         expected = np.array([255, 0, 1] + [1] * 253)[s.labels]
         np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], expected)

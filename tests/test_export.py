@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +25,8 @@ from fcn.export import SUFFIX, ExportError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.output import make_console
+from fcn.predictor import Predictor
+from fcn.visualize import voc_palette
 from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]
@@ -144,6 +151,26 @@ def test_bytes_go_in_labels_come_out_and_the_file_describes_itself(
     assert found["checkpoint"] == {"file": "model.safetensors", "sha256": digest}
     assert str(REPOSITORY).encode() not in path.read_bytes()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_readmes_lines_predict_without_pytorch(tmp_path: Path) -> None:
+    """On a photograph that lies on its side."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(import json\n.*?)```", text, re.DOTALL)
+    exported(tmp_path, random_model(), format="onnx").rename(tmp_path / "model.onnx")
+    pixels = (pictures(1, 97, 131)[0] * 255).byte().permute(1, 2, 0).numpy()
+    (exif := Image.Exif())[0x0112] = 6  # orientation: a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    program = f"import sys\nsys.modules['torch'] = None  # importing it fails\n{lines}"
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = Predictor(tmp_path / "model.safetensors")(tmp_path / "photo.jpg")
+    mask = Image.open(tmp_path / "mask.png")
+    assert (np.asarray(mask) == expected).mean() >= 0.9999
+    assert np.array_equal(np.asarray(mask.convert("RGB")), voc_palette()[np.asarray(mask)])
+    assert done.stdout.split() == ["found:", *(CLASSES[label] for label in np.unique(expected))]
+    assert len(np.unique(expected)) > 1
 
 
 def nudge(score: Tensor) -> Tensor:

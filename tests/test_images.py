@@ -1,5 +1,6 @@
 """Images as people have them: depth, sign, bands, pages, EXIF, and networks of other channels."""
 
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -214,6 +215,26 @@ def test_12_bits_in_16_are_noted_until_their_range_is_set(tmp_path: Path) -> Non
     assert not range_note(dark, Facts(value_range=[0, 4095]))
     assert not range_note([*dark, save(tmp_path / "w.png", [[40_000]], np.uint16)][::25], Facts())
     assert not range_note([save(tmp_path / "8.png", [[9]])], Facts())
+
+
+def test_the_note_on_the_range_leaves_bands_out_that_are_not_used(tmp_path: Path) -> None:
+    pixels = np.full((4, 4, 4), 3000, np.uint16)
+    pixels[..., 3] = 65535  # transparency
+    assert cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    assert "3000..3000 of 0..65535" in range_note([tmp_path / "a.png"], Facts())
+    raster(tmp_path / "a.tif", pixels)
+    assert range_note([tmp_path / "a.tif"], Facts(bands=[0, 1]))
+    assert not range_note([tmp_path / "a.tif"], Facts(bands=[0, 3]))
+
+
+def test_a_fourth_band_without_a_meaning_is_not_taken_for_transparency(tmp_path: Path) -> None:
+    pixels = BANDS[..., :4].astype(np.uint8)
+    path = raster(tmp_path / "a.tif", pixels, photometric="rgb")
+    tag, other = (struct.pack("<HH", number, 3) for number in (338, 337))  # no ExtraSamples
+    path.write_bytes(path.read_bytes().replace(tag, other))
+    with pytest.raises(DataError, match="TIFF of 4 bands"):
+        read_image(path)
+    assert np.array_equal(read_image(path, Facts(bands=[3]))[0], pixels[..., 3])
 
 
 def test_12_bits_with_their_range_are_the_8_bit_images(cases: Path) -> None:

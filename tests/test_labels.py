@@ -246,6 +246,13 @@ def test_what_annotation_tools_leave_is_named_by_prepare_data_and_training(
     assert "cannot be trained on" in error_line("prepare_data", *arguments)
 
 
+def test_a_validation_split_of_another_name_is_named(street: Path) -> None:
+    for part in ("images", "annotations"):
+        (street / part / "val").rename(street / part / "validation")
+    with pytest.raises(DataError, match=r"holds train, validation: choose with data\.val_split="):
+        open_split(folder(street), "val")
+
+
 def test_paths_start_where_the_command_did_whatever_hydra_changes(
     tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from fcn.metrics import (
     LEVEL,
@@ -106,6 +107,26 @@ def test_trimap_equals_a_search_for_the_nearest_other_label(seed: int) -> None:
                 if t[pixel] != 255 and min(others) <= width:
                     confusion[t[pixel], p[pixel]] += 1
         assert mean_iou == pytest.approx(scores(torch.from_numpy(confusion)).mean_iou, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (3, 60), (60, 5)])
+def test_trimap_equals_the_distance_transform_of_every_label(shape: tuple[int, int]) -> None:
+    """On patches of all sizes with a line of ignored pixels through them, and lone pixels."""
+    rng, classes = np.random.default_rng(0), 5
+    expected, trimap = np.zeros((len(TRIMAP_WIDTHS), classes, classes), int), Trimap(classes)
+    for side in range(1, 40, 3):
+        rows, columns = (np.arange(n) // side for n in shape)
+        target = rng.choice([0, 1, 4, 255], shape)[rows][:, columns]
+        target[:, shape[1] // 2] = 255
+        target[rng.random(shape) < 0.01 / side] = 3
+        predicted = rng.choice(classes, shape)
+        trimap.update(torch.from_numpy(predicted)[None], torch.from_numpy(target)[None])
+        masks = [target == label for label in np.unique(target)]
+        distance = sum(distance_transform_edt(own) for own in masks)  # 0 outside the label's own
+        ring = np.ceil(distance).astype(int) - 1
+        seen = (ring < len(expected)) & (target != 255)
+        np.add.at(expected, (ring[seen], target[seen], predicted[seen]), 1)
+    assert np.array_equal(trimap.rings, expected)
 
 
 def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_boundary() -> None:

@@ -73,7 +73,7 @@ def test_two_images_are_learned_by_heart(
     recipe = RecipeConfig(
         name="x", optimizer="adamw", weight_decay=0.0, bias_lr_factor=1.0, schedule="cosine"
     )
-    steps = 160 if stride == 8 else 80
+    steps = 120 if stride == 8 else 50
     optimizer = make_optimizer(model, recipe, 6e-3)
     schedule = make_schedule(optimizer, recipe, steps)
     for _ in range(steps):

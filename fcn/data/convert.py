@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from yaml import YAMLError, safe_dump, safe_load
 
 from fcn.config import (
+    BACKGROUND,
     VOID,
     ConfigError,
     DataConfig,
@@ -23,9 +24,17 @@ from fcn.config import (
     PrepareDataConfig,
     starts_with_background,
 )
-from fcn.data.dataset import read_list
-from fcn.data.exports import COLOUR, IGNORE, Export, Item, Tree, colour_names, recognise
-from fcn.data.images import DataError
+from fcn.data.exports import (
+    COLOUR,
+    IGNORE,
+    Export,
+    Item,
+    Tree,
+    check_palettes,
+    colour_names,
+    recognise,
+)
+from fcn.data.images import DataError, errors
 from fcn.data.layouts import DESCRIPTION, described
 from fcn.device import usable_cores
 from fcn.output import percent, progress
@@ -73,8 +82,8 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     splits = Counter(item.split for item in items)
     counts = ", ".join(f"{split} {splits[split]}" for split in sorted(splits))
     export.notes.insert(0, f"{export.format} in {root}: {len(items)} images ({counts})")
-    if left := len(tree.photos) - len(items):
-        export.notes.append(f"{left} images without a mask are left out")
+    if left := sorted(set(tree.photos) - {item.image for item in items}):
+        export.notes.append(f"{len(left)} images without a mask are left out, such as {left[0]}")
     for note in export.notes:
         console.print(note)
     _print_values(found, labels, facts, console)
@@ -96,10 +105,8 @@ def _folders(cfg: PrepareDataConfig) -> tuple[Path, Path]:
 
 def _completed(data: DataConfig, root: Path) -> DataConfig:
     """Return the settings with what the folder's dataset.yaml or classes.txt adds."""
-    own, listed = described(root), root / "classes.txt"
-    if listed.is_file():
-        own = {"classes": read_list(listed)} | own
-    return replace(data, **{k: v for k, v in own.items() if getattr(data, k) in (None, [])})
+    own = described(root).items()
+    return replace(data, **{key: value for key, value in own if getattr(data, key) in (None, [])})
 
 
 def _each(
@@ -118,7 +125,8 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> di
     """Read all masks once; return the values in them."""
 
     def count(item: Item) -> tuple[np.ndarray, np.ndarray]:
-        return np.unique(item.read(), return_counts=True)
+        with errors(item.mask, "mask"):
+            return np.unique(item.read(), return_counts=True)
 
     found: dict[int, Found] = {}
     counted = _each(count, items, "reading masks", cfg, console)
@@ -148,12 +156,13 @@ def _names(
             )
         names = colour_names([*zip(data.classes, cfg.data.colours, strict=True)])
     elif not names:
+        check_palettes(item.mask for item in export.items)
         names = _by_number(data, found)
     names |= {value: IGNORE for value in (-1, VOID) if value not in names}
     if data.ignore_index is not None:
         names[data.ignore_index] = IGNORE
     if unknown := [value for value in found if value not in names]:
-        raise DataError(_without_class(unknown, found, data))
+        raise DataError(_without_class(unknown, found, names, data))
     merge = _mapping(cfg.merge, "merge", str)
     if wrong := set(merge) - set(names.values()):
         known = ", ".join(dict.fromkeys(names.values()))
@@ -176,26 +185,42 @@ def _by_number(data: DataConfig, found: dict[int, Found]) -> dict[int, str]:
     if len(classes) < 2:
         raise DataError(
             f"{found[max(found)].first}: the labels in the masks are {_shares(found, found)}; name "
-            f"their classes: {given}, or labels={{7: road, 11: building}}"
+            f'their classes: {given}, or "labels={{7: road, 11: building}}"'
         )
-    last, ignored, others = max(found), data.ignore_index, found.keys() - {VOID}
+    last, ignored = max(found), data.ignore_index
+    labels = found.keys() - {VOID, ignored}
     if ignored is None and len(classes) == 2 and found.keys() <= {0, last}:
         return {0: classes[0], last or 1: classes[1]}  # such as 0 and 255
-    if ignored is None and others and min(others) > 0 and max(others) == len(classes):
+    if ignored is None and labels and min(labels) > 0 and max(labels) == len(classes):
         ignored = 0  # labels 1..K
+    elif ignored is not None and ignored < len(classes) and len(classes) not in labels:
+        if classes[ignored].lower() not in (*BACKGROUND, *IGNORED):
+            raise DataError(
+                f"data.ignore_index={ignored}: does {classes[ignored]} name it? give "
+                + _map({}, labels)
+            )
+        return dict(enumerate(classes))  # one of which is the ignored label
     numbers = (n for n in range(len(classes) + 1) if n != ignored)
     return dict(zip(numbers, classes, strict=False))
 
 
-def _without_class(unknown: list[int], found: dict[int, Found], data: DataConfig) -> str:
+def _without_class(
+    unknown: list[int], found: dict[int, Found], names: dict[int, str], data: DataConfig
+) -> str:
     """Return what to do about values without a class."""
     value = unknown[0]
-    hint = f"name them with labels={{{value}: NAME}}, or set data.ignore_index={value}"
+    hint = f"name all with {_map(names, found)}, or set data.ignore_index={value}"
     if value >= COLOUR:
         hint = "add them to data.colours and data.classes, where the name ignore leaves them out"
     elif value == len(data.classes) and 0 in found:
         hint = f"if 0 is unlabelled, set data.ignore_index=0, or else data.ignore_index={value}"
     return f"{found[value].first}: {_shares(unknown, found)} of the masks has no class; {hint}"
+
+
+def _map(names: dict[int, str], values: Iterable[int]) -> str:
+    """Return the setting that names some values, for people to complete."""
+    rows = (f"{value}: {names.get(value, 'NAME')}" for value in sorted(values)[:SHOWN])
+    return f'"labels={{{", ".join(rows)}}}"'
 
 
 def _mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcn.config import ConfigError
 from fcn.data.dataset import read_list
 from fcn.data.images import DataError, errors
 
@@ -45,6 +44,7 @@ CITYSCAPES = {
     26: ("car", [0, 0, 142]), 27: ("truck", [0, 0, 70]), 28: ("bus", [0, 60, 100]),
     31: ("train", [0, 80, 100]), 32: ("motorcycle", [0, 0, 230]), 33: ("bicycle", [119, 11, 32]),
 }  # fmt: skip
+CAMVID = ("0001TP", "0006R0", "0016E5", "Seq05VD")  # its film sequences
 SEGNET = [  # CamVid's classes in SegNet's copy, which does not list them; 11 is ignored
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "cyclist", IGNORE,
@@ -85,6 +85,9 @@ class Place:
     def key(self, parts: int) -> tuple[Any, ...]:
         return (self.stem, self.split, self.folders)[:parts]
 
+    def name(self) -> str:
+        return "_".join(filter(None, (*self.folders, self.stem)))
+
 
 class Tree:
     """The files of an export.
@@ -115,6 +118,13 @@ class Tree:
         """Return the files of these names."""
         return [path for path in self.files if path.name in names]
 
+    def ending(self, word: str) -> list[Path]:
+        """Return the masks: if there are any, the pictures whose names end so, and no others."""
+        if masks := [path for path in self.pictures if path.stem.endswith(word)]:
+            self.photos = sorted({*self.photos, *self.masks} - set(masks))
+            self.masks = masks
+        return self.masks
+
     def place(self, path: Path) -> Place:
         """Take a path apart; the nearest name that says so tells whether it is a mask."""
         root = next(folder for folder in self.roots if path.is_relative_to(folder))
@@ -122,6 +132,8 @@ class Tree:
         while Path(name).suffix.lower() in SUFFIXES:  # also NAME.jpg.png
             name = Path(name).stem
         stem, is_mask = _strip(name)
+        if stem and not is_mask:  # masks are called IMG_1234 too
+            is_mask = None
         split, folders = "", list[str]()
         for parent in reversed(parents):
             rest, says = _strip(parent)
@@ -143,17 +155,17 @@ class Tree:
             DataError: a mask has no image, or several.
         """
         places = {path: self.place(path) for path in (*masks, *self.photos)}
+        matches = []
         for parts in (3, 2, 1):
             by_key = defaultdict[Any, list[Path]](list)
             for path in self.photos:
                 by_key[places[path].key(parts)].append(path)
-            found = [by_key[places[mask].key(parts)] for mask in masks]
-            if all(len(images) == 1 for images in found):
-                break
-        lists = {  # VOC's
-            Path(line.split()[0]).name: SPLITS[path.stem]
+            matches.append([by_key[places[mask].key(parts)] for mask in masks])
+        found = min(matches, key=lambda match: sum(len(images) != 1 for images in match))
+        lists = {  # VOC's, of paths below the folder of the masks
+            line.strip('"'): SPLITS[path.stem.lower()]
             for path in self.files
-            if "ImageSets" in path.parts and path.suffix == ".txt" and path.stem in SPLITS
+            if "ImageSets" in path.parts and path.suffix == ".txt" and path.stem.lower() in SPLITS
             for line in read_list(path)
         }
         items = []
@@ -164,17 +176,22 @@ class Tree:
                     "set images=FOLDER masks=FOLDER"
                 )
             here, there = places[mask], places[images[0]]
-            split = here.split or there.split or lists.get(mask.with_suffix("").name, "")
-            name = "_".join(filter(None, (*there.folders, there.stem)))
+            steps = mask.with_suffix("").parts
+            ends = ("/".join(steps[start:]) for start in range(len(steps)))
+            listed = next((lists[end] for end in ends if end in lists), "")
             read = partial(read_values, mask, colours or self.colours)
-            items.append(Item(images[0], split, name, mask, read))
+            items.append(
+                Item(images[0], here.split or there.split or listed, there.name(), mask, read)
+            )
         if len({item.image for item in items}) < len(items):
             raise DataError(f"{self.root}: several masks belong to one image; set masks=FOLDER")
         return items
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    """Return the files in a folder and those below it, without hidden ones."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [p for p in files if not any(name[0] == "." for name in p.relative_to(folder).parts)]
 
 
 def _pictures(files: Iterable[Path]) -> list[Path]:
@@ -183,10 +200,13 @@ def _pictures(files: Iterable[Path]) -> list[Path]:
 
 def _strip(name: str) -> tuple[str, bool | None]:
     """Return a name without the words for masks and images, and whether these say mask."""
-    words = re.split("[-_ ]", re.sub("annot$", "_annot", name))  # trainannot
-    removed = set[str]()
+    words = re.split("[-_. ]", re.sub("annot$", "_annot", name))  # trainannot
+    known, removed = MASK_WORDS | IMAGE_WORDS | {"", "l"}, set[str]()  # CamVid's _L
+    numbered = re.fullmatch(r"([a-z]+)(\d+)", words[0], re.IGNORECASE)
+    if numbered and numbered[1].lower() in known:  # image7 and mask7
+        words[:1] = numbered.groups()
     for end in (-1, 0):
-        while words and words[end].lower() in MASK_WORDS | IMAGE_WORDS | {"", "l"}:  # CamVid's _L
+        while words and words[end].lower() in known:
             removed.add(words.pop(end).lower())
     is_mask = True if removed & MASK_WORDS else False if removed & IMAGE_WORDS else None
     return "_".join(words), is_mask
@@ -204,17 +224,17 @@ def read_values(path: Path, colours: bool) -> np.ndarray:
         int64 (H, W).
 
     Raises:
-        DataError: unreadable; fractional values; a JPEG that is not black and white.
+        DataError: fractional values; a JPEG that is not black and white.
     """
-    with errors(path, "mask"):
-        if path.suffix == ".npy":
-            return np.load(path).astype(np.int64)
-        with Image.open(path) as image:
-            is_jpeg = image.format == "JPEG"
-            pixels = np.asarray(image.convert("RGB") if image.mode == "P" and colours else image)
+    if path.suffix == ".npy":
+        return np.load(path).astype(np.int64)
+    with Image.open(path) as image:
+        is_jpeg = image.format == "JPEG"
+        pixels = np.asarray(image.convert("RGB") if image.mode == "P" and colours else image)
     if is_jpeg:  # compression blurs edges
         grey = pixels.reshape(*pixels.shape[:2], -1).mean(2)
-        if colours or ((grey > 64) & (grey < 192)).mean() > 0.1:
+        labels = 0 < grey.max() < 128
+        if colours or labels or ((grey > 64) & (grey < 192)).mean() > 0.1:
             raise DataError(f"{path}: JPEG changes labels and colours; export the masks as PNG")
         return np.where(grey < 128, 0, 255)
     values = pixels.astype(np.int64)
@@ -226,6 +246,23 @@ def read_values(path: Path, colours: bool) -> np.ndarray:
     if rgb.shape[2] < 3 or (not colours and (rgb == rgb[..., :1]).all()):
         return rgb[..., 0]
     return COLOUR + (rgb << (16, 8, 0)).sum(2)
+
+
+def check_palettes(masks: Iterable[Path]) -> None:
+    """Raise a DataError if a number has two colours in the palettes of masks of labels."""
+    seen = dict[int, tuple[list[int], Path]]()
+    for path in (path for path in masks if path.suffix != ".npy"):
+        with Image.open(path) as image:
+            palette = image.getpalette() or []  # none in grey
+            for number in np.unique(np.asarray(image)).tolist() if palette else ():
+                colour = palette[3 * number : 3 * number + 3]
+                other, first = seen.setdefault(number, (colour, path))
+                if colour != other:
+                    raise DataError(
+                        f"{path}: {number} has the colour {colour}, but {other} in {first}; if "
+                        "colours are the classes, list them: data.classes=[...] "
+                        'data.colours=[[r,g,b],...]; if numbers are, "labels={0: NAME, ...}"'
+                    )
 
 
 def colour_names(rows: Sequence[tuple[str, list[int]]]) -> dict[int, str]:
@@ -245,7 +282,7 @@ def roboflow(tree: Tree) -> Export | None:
         return None
     rows = [line.split(",", 1) for line in read_list(tables[0])[1:]]
     names = {int(value): name.strip() for value, name in rows}
-    return Export("Roboflow semantic masks", tree.pair(tree.masks), names)
+    return Export("Roboflow semantic masks", tree.pair(tree.ending("_mask")), names)
 
 
 def cvat(tree: Tree) -> Export | None:
@@ -298,19 +335,19 @@ def camvid(tree: Tree) -> Export | None:
     CamVid's own masks are called NAME_L.png. SegNet's copy of it has labels and no list.
     """
     lists = tree.named("label_colors.txt", "class_dict.csv")
-    if not lists and any("trainannot" in path.parts for path in tree.masks):
+    if not lists and any(
+        path.name.startswith(CAMVID) and "trainannot" in path.parts for path in tree.masks
+    ):
         return Export("CamVid of SegNet", tree.pair(tree.masks), dict(enumerate(SEGNET)))
     if not lists:
         return None
     rows = []
     for line in read_list(lists[0]):
-        if numbers := re.search(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)", line):
+        if numbers := re.search(r"(?:^|,)\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)", line):
             name = line.replace(numbers[0], "").strip(" \t,")
             name = IGNORE if name.lower() == "void" else name
             rows.append((name, [int(number) for number in numbers.groups()]))
-    masks = [path for path in tree.pictures if path.stem.endswith("_L")] or tree.masks
-    tree.photos = sorted(set(tree.photos) - set(masks))
-    items = tree.pair(masks, colours=True)
+    items = tree.pair(tree.ending("_L"), colours=True)
     return Export(f"colour masks with {lists[0].name}", items, colour_names(rows), dict(rows))
 
 
@@ -318,8 +355,9 @@ def coco(tree: Tree) -> Export | None:
     """COCO: JSON files with polygons or RLE; what is not annotated is background."""
     contents = {}
     for path in (path for path in tree.files if path.suffix == ".json"):
-        text = path.read_text("utf-8")
-        content = json.loads(text) if '"categories"' in text else None
+        with errors(path, "file"):
+            text = path.read_text("utf-8-sig")
+            content = json.loads(text) if '"categories"' in text else None
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             contents[path] = content
     if any("instances" in path.name for path in contents):  # other files annotate the same images
@@ -327,17 +365,19 @@ def coco(tree: Tree) -> Export | None:
     if not contents:
         return None
     annotations = [a for content in contents.values() for a in content["annotations"]]
-    categories = [c for content in contents.values() for c in content["categories"]]
-    # Roboflow adds a category above the others, which no annotation has.
-    used = {a["category_id"] for a in annotations}
-    above = {c.get("supercategory") for c in categories}
-    names = {c["id"]: c["name"] for c in categories if c["id"] in used or c["name"] not in above}
-    labels = {number: label for label, number in enumerate(sorted(names), start=1)}
+    for annotation in annotations:
+        if isinstance(rings := annotation.get("segmentation"), list):
+            annotation["segmentation"] = [ring for ring in rings if len(ring) >= 6]  # 3 corners
+    if not any(annotation.get("segmentation") for annotation in annotations):
+        raise DataError(f"{min(contents)}: no polygons or RLE; boxes are not enough")
+    classes = _categories(contents.values())
+    items, empty, known = [], 0, set(tree.photos)
     by_name = defaultdict[str, list[Path]](list)
-    for photo in tree.photos:
+    for photo in (*tree.photos, *tree.masks):  # whatever the names of images say
         by_name[photo.name].append(photo)
-    items, empty = [], 0
     for path, content in contents.items():
+        rows = content["categories"]
+        labels = {row["id"]: classes.index(row["name"]) for row in rows if row["name"] in classes}
         outlines = defaultdict[Any, list[dict[str, Any]]](list)
         for annotation in content["annotations"]:
             if annotation.get("segmentation"):
@@ -345,8 +385,11 @@ def coco(tree: Tree) -> Export | None:
         words = re.split("[^a-z]+", path.stem.lower())
         split = next((SPLITS[w] for w in words if w in SPLITS), tree.place(path).split)
         for image in content["images"]:
-            photos = by_name[re.split(r"[\\/]", image["file_name"])[-1]]
+            parts = tuple(re.split(r"[\\/]", image["file_name"]))
+            photos = by_name[parts[-1]]
+            photos = [p for p in photos if p.parts[-len(parts) :] == parts] or photos
             photos = [p for p in photos if tree.place(p).split in (split, "")] or photos
+            photos = [p for p in photos if p in known] or photos
             if len(photos) != 1:
                 raise DataError(
                     f"{path}: {len(photos) or 'no'} images called {image['file_name']} in "
@@ -355,15 +398,24 @@ def coco(tree: Tree) -> Export | None:
             read = partial(rasterise, image, outlines[image["id"]], labels)
             empty += not outlines[image["id"]]
             place = tree.place(photos[0])
-            items.append(Item(photos[0], split or place.split, place.stem, path, read))
-    boxes = sum(not a.get("segmentation") for a in annotations)
-    if boxes == len(annotations):
-        raise DataError(f"{min(contents)}: no polygons or RLE; boxes are not enough")
-    classes = {0: "background"} | {labels[number]: name for number, name in names.items()}
+            items.append(Item(photos[0], split or place.split, place.name(), path, read))
+    boxes = sum(not annotation.get("segmentation") for annotation in annotations)
     notes = [f"{boxes} annotations without an outline are left out"] if boxes else []
     if empty:
         notes.append(f"{empty} images without annotations are all background")
-    return Export("COCO", items, classes, notes=notes)
+    return Export("COCO", items, dict(enumerate(classes)), notes=notes)
+
+
+def _categories(contents: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the classes of files of COCO, which may number them differently."""
+    names = ["background"]
+    for content in contents:
+        used = {annotation["category_id"] for annotation in content["annotations"]}
+        # Roboflow adds a category above the others, which no annotation has.
+        above = {row.get("supercategory") for row in content["categories"]}
+        rows = sorted(content["categories"], key=lambda row: row["id"])
+        names += [row["name"] for row in rows if row["id"] in used or row["name"] not in above]
+    return list(dict.fromkeys(names))
 
 
 def rasterise(
@@ -377,7 +429,7 @@ def rasterise(
     try:
         from pycocotools import mask as rle  # of the extra [coco]
     except ImportError:
-        raise ConfigError('COCO needs pycocotools: pip install "fcn-segmentation[coco]"') from None
+        raise DataError('COCO needs pycocotools: pip install "fcn-segmentation[coco]"') from None
     height, width = image["height"], image["width"]
     layers = []
     for annotation in annotations:

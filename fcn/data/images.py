@@ -77,11 +77,15 @@ def as_tensor(pixels: Pixels, facts: Facts) -> Tensor:
     Raises:
         ValueError: the image does not fit the facts.
     """
+    levels = np.ascontiguousarray(to_uint8(_chosen(pixels, facts), facts.value_range))
+    return torch.from_numpy(levels).permute(2, 0, 1)
+
+
+def _chosen(pixels: Pixels, facts: Facts) -> np.ndarray:
+    """Return the bands to use, (H, W, C)."""
     chosen = _choose(pixels.bands, facts.bands)
     whole = chosen == list(range(len(pixels.bands)))
-    values = pixels.values if whole else pixels.values[..., chosen]
-    levels = np.ascontiguousarray(to_uint8(values, facts.value_range))
-    return torch.from_numpy(levels).permute(2, 0, 1)
+    return pixels.values if whole else pixels.values[..., chosen]
 
 
 def _choose(names: list[str], wanted: Sequence[int | str]) -> list[int]:
@@ -142,9 +146,11 @@ def range_note(sources: Sequence[Source], facts: Facts) -> str:
     found = []
     if facts.value_range is None:
         for source in sources[:: -(-len(sources) // LOOKED_AT) or 1]:
-            values = _read(source).values
-            if values.dtype != np.uint16:
+            pixels = _read(source)
+            if pixels.values.dtype != np.uint16:
                 return ""
+            with errors(source, "image"):
+                values = _chosen(pixels, facts)
             found += [int(values.min()), int(values.max())]
     if not found or max(found) > 32767:
         return ""
@@ -237,11 +243,12 @@ def _is_plain(image: Any) -> bool:
     """Return whether Pillow reads all of a TIFF: one page, unsigned, no band without a meaning."""
     tags = image.tag_v2
     bits, samples = max(tags.get(258, (1,))), tags.get(277, 1)
+    extra = tags.get(338, (0,) if "A" in image.getbands() else ())  # Pillow takes any for alpha
     return (
         image.n_frames == 1
         and samples == len(image.getbands())
         and bits <= (16 if samples == 1 else 8)
-        and set(tags.get(338, ())) <= {1, 2}  # extra samples: transparency
+        and set(extra) <= {1, 2}  # extra samples: transparency
         and set(tags.get(339, (1,))) == {1}  # sample format: unsigned
     )
 

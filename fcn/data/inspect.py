@@ -226,7 +226,7 @@ def _shared(one: Split, other: Split) -> list[str]:
 def _notes(split: Split) -> list[str]:
     """Return what training accepts, but the user may want to know."""
     labels = split.labels()
-    absent = split.absent_classes()
+    absent = split.absent_classes() if split.usable() else []
     notes = [f"{split.name}: no pixel of {', '.join(absent)}"] if absent else []
     sources = [split.dataset.pairs[index].image for index in split.usable()]
     if note := range_note(sources, split.dataset.facts):

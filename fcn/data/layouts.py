@@ -92,14 +92,15 @@ def complete(data: DataConfig, own: Mapping[str, Any], known: Facts | None = Non
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """Return the content of folder/dataset.yaml; nothing if there is no such file.
+    """Return what folder/dataset.yaml says, and the names in classes.txt where it has none.
 
     Raises:
         DataError: it is no such file: names the key and the rule.
     """
-    path = folder / DESCRIPTION
+    path, listed = folder / DESCRIPTION, folder / "classes.txt"
+    known = {"classes": read_list(listed)} if listed.is_file() else {}
     if not path.is_file():
-        return {}
+        return known
     try:
         content = safe_load(path.read_text(encoding="utf-8-sig")) or {}
         if not isinstance(content, dict):
@@ -109,7 +110,7 @@ def described(folder: Path) -> dict[str, Any]:
         checked = check({"name": DESCRIPTION, **content}, DataConfig)
     except (OSError, UnicodeDecodeError, YAMLError, ConfigError) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-    return {key: getattr(checked, key) for key in content}
+    return known | {key: getattr(checked, key) for key in content}
 
 
 def voc(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
@@ -191,7 +192,11 @@ def folder(data: DataConfig, split: str, strict: bool, known: Facts | None) -> S
         if not part.is_dir():
             fix = f"for files that lie otherwise, run {convert}"
             if split == data.val_split and (root / "images" / data.train_split).is_dir():
-                fix = f"to draw a validation split from {data.train_split}, run {convert}"
+                names = ", ".join(sorted(path.name for path in (root / "images").iterdir()))
+                fix = (
+                    f"images holds {names}: choose with data.val_split=NAME, or to draw a "
+                    f"validation split from {data.train_split}, run {convert}"
+                )
             raise DataError(
                 f"{part}: no such folder; data=folder needs images/{split}/NAME.jpg (or .png) and "
                 f"annotations/{split}/NAME.png in data.root; {fix}"
@@ -211,14 +216,11 @@ def folder(data: DataConfig, split: str, strict: bool, known: Facts | None) -> S
         )
     if not pairs and (inner := sorted(path.name for path in images.iterdir() if path.is_dir())):
         problems.append(f"{images}: images lie in folders such as {inner[0]}; run {convert}")
-    own, listed = described(root), root / "classes.txt"
-    if listed.is_file():
-        own = {"classes": read_list(listed)} | own
-    facts = complete(data, own, known)
+    facts = complete(data, described(root), known)
     if len(facts.classes) < 2:
         raise DataError(
-            f"{listed}: {len(facts.classes)} class names; list them there, one per line, or in "
-            f"{DESCRIPTION}, or set data.classes=[background,...]"
+            f"{root / 'classes.txt'}: {len(facts.classes)} class names; list them there, one per "
+            f"line, or in {DESCRIPTION}, or set data.classes=[background,...]"
         )
     name = f"folder {split} ({images})"
     return SegmentationDataset(pairs, facts, name, problems=problems, strict=strict)

@@ -48,21 +48,22 @@ def network(s: Section, subject: Subject) -> None:
     counts = torch.bincount(target.flatten().long(), minlength=VOID)
     first = int(subject.facts.background)
     shown = int(counts[first:VOID].argmax()) + first  # the largest object's class
-    s.text(f"""The backbone of an FCN halves the image five times. After that, for this image of
-        {_size(target)} pixels, a 1 × 1 convolution gives every class a score on a grid of only
-        {_size(coarse)}: a number that is larger the more the place looks like the class; each pixel
-        gets the class of its largest score. FCN-32s enlarges those scores by 32 at once. FCN-16s
-        doubles them (upscore2), adds scores made from pool4, the finer map after the fourth
-        halving, and enlarges the sum by 16 (upscore16). Such a connection, past the deeper layers,
-        is called a skip. FCN-8s doubles once more (upscore_pool4), adds scores from pool3, after
-        the third halving, and enlarges by 8 (upscore8).""")
+    s.text(f"""An FCN begins with convolutions and poolings that halve the image five times. Then a
+        1 × 1 convolution gives every class a score at each place: the larger, the more the place
+        looks like the class. For this image of {_size(target)} pixels there are only
+        {_size(coarse)} places. FCN-32s enlarges these scores by 32 at once, and each pixel gets the
+        class of its largest score. FCN-16s first doubles them (upscore2), adds scores made from
+        pool4, the finer maps after the fourth halving, and enlarges the sum by 16 (upscore16). Such
+        a connection, past the deeper layers, is called a skip. FCN-8s doubles once more
+        (upscore_pool4), adds scores made from pool3, after the third halving, and enlarges by 8
+        (upscore8).""")
     panels = {}
     for name, before, after in passed:
         panels[f"into {name}\n{_size(before)}"] = before[shown].numpy()
         panels[f"out of {name}\n{_size(after)}"] = after[shown].numpy()
     caption = f"""Scores of one class, {subject.classes[shown]}, before and after each upsampling.
-        Between the output of one layer and the input of the next, the scores of the skip are added.
-        A learned layer mixes classes, so it may change signs."""
+        Between one layer and the next, the scores of the skip are added. A learned layer mixes
+        classes, so it may change signs."""
     s.panels(caption, panels, 1.5, numbers=False)
     s.code(f"""
         # model = fcn.load(RUN); image: uint8 (1, 3, H, W)
@@ -71,8 +72,8 @@ def network(s: Section, subject: Subject) -> None:
     """)
     s.explore("Double scores in the explorer, as upscore2 does", "preset=upscore2")
     if model.stride < 32 and model.arguments["upsampling"] != "nonlinear":
-        s.text("""All of this is linear. So the final score is a sum of what each pool contributes,
-            each part upsampled on its own, which shows what comes from where.""")
+        s.text("""Adding and upsampling are linear. So the final score is a sum of parts: the scores
+            from each pool, upsampled on their own.""")
         parts = contributions(model, batch)
         panels = {f"from {pool}": part[shown].numpy() for pool, part in parts.items()}
         panels["their sum: the score"] = final[shown].numpy()
@@ -92,9 +93,9 @@ def network(s: Section, subject: Subject) -> None:
         confusion = confusion_matrix(len(subject.classes))(prediction[None], target[None].long())
         title = f"FCN-{net.stride}s\nmean IoU {percent(scores(confusion).mean_iou)} %"
         panels[title] = colorize(prediction.numpy(), subject.facts)
-    caption = """What networks make of the image, each trained for itself. A score of FCN-32s has to
-        speak for 32 × 32 pixels; skips add scores for 16 × 16 and 8 × 8. On this project's sample a
-        network without skips also learns more slowly: fcn32s=RUN shows one trained for longer."""
+    caption = """The classes that networks give to the pixels. FCN-32s has one score for 32 × 32
+        pixels; skips add scores for 16 × 16 and 8 × 8. On this project's sample FCN-32s also learns
+        more slowly: fcn32s=RUN shows one that was trained for longer."""
     s.panels(caption, panels, 1.9)
     s.code(f"""
         from fcn.visualize import colorize
@@ -102,30 +103,33 @@ def network(s: Section, subject: Subject) -> None:
         labels = model(image)[0].argmax(0)  # the class of the largest score
         colorize(labels.numpy(), facts)  # "{" ".join(title.split())}"
     """)
-    s.text("""Scores that are added must belong to the same pixels, and enlarged scores reach past
-        the image on all sides. Cropping cuts off the rows and columns that lie outside; nothing in
-        it is learned. How many they are follows from the layers, each of which moves the grid by a
-        known amount: the first output of a convolution or pooling of *k* taps without padding lies
-        (*k* − 1)/2 pixels inside its input, that of a transposed convolution as far outside. The
-        authors, who pad the image by 100 pixels, typed the crops into their files; this project
-        adds up the moves. "score" is the last crop, to the image's size. "score_pool4 5" means that
-        the skip from pool4 loses its first 5 rows and columns; where the number is negative, the
+    s.text("""Scores that are added must belong to the same pixels. But enlarged scores reach past
+        the image, or past the scores of the skip, on all sides. Cropping cuts off the rows and
+        columns that lie outside. Nothing in it is learned: how many they are follows from the
+        layers. The first output of a convolution or pooling with *k* taps lies in the middle of its
+        first *k* inputs, (*k* − 1)/2 steps inside; padding *p* moves it *p* steps outwards. The
+        first output of a transposed convolution lies (*k* − 1)/2 of its own steps outside. Add up
+        all these moves, here for FCN-32s, which the authors pad by 100 pixels:""")
+    fcn32s = _small(32, 100)
+    scored = coordinate_map(fcn32s.backbone).then(coordinate_map(fcn32s.head))
+    offset = float(scored.then(coordinate_map(fcn32s.upscore_final)).offset)
+    words = """1 − 100 (first convolution: 3 taps, padding 100) + 0 (the others: 3 taps, padding 1)
+        + 15.5 (five poolings: 2 taps, steps of 1, 2, 4, 8 and 16 pixels) + 96 (fc6: 7 taps, steps
+        of 32 pixels) − 31.5 (upsampling: 64 taps, steps of 1 pixel) = −19. The first output lies
+        19 pixels outside the image, so 19 rows and columns are cut off."""
+    s.claim(words, 1 - 100 + 15.5 + 96 - 31.5, offset, 0)
+    s.text("""In the table "score" is the last crop, to the image's size. "score_pool4 5" means: the
+        skip from pool4 loses its first 5 rows and columns. Where the number is negative, the
         upsampled scores lose them instead.""")
     rows, derived = [], list[int]()
     for stride in SKIPS:
         small = {p: _small(stride, p).crops for p in (100, "aligned")}
-        words = [", ".join(f"{k}\u00a0{v}" for k, v in crops.items()) for crops in small.values()]
-        rows.append((f"FCN-{stride}s", *words))
+        cells = [", ".join(f"{k}\u00a0{v}" for k, v in crops.items()) for crops in small.values()]
+        rows.append((f"FCN-{stride}s", *(cell.replace("-", "−") for cell in cells)))
         derived += small[100].values()
-    s.table(("network", "crops with the authors' padding", "with this project's"), rows)
-    typed = [crop for stride in SKIPS for crop in CROPS[stride]]
-    s.claim("The crops derived for their padding are those in their files.", derived, typed, 0)
-    fcn32s = _small(32, 100)
-    grid = coordinate_map(fcn32s.backbone).then(coordinate_map(fcn32s.head))
-    offset = -grid.then(coordinate_map(fcn32s.upscore_final)).offset
-    s.text(f"""For example, in FCN-32s score *i* lies at pixel 32 *i* + {grid.offset} of the image,
-        and after the upsampling, output *j* lies at pixel *j* − {offset}. So {offset} rows and
-        columns are cropped, and output 0 lies on pixel 0.""")
+    s.table(("network", "crops with the authors' padding", "with this project's padding"), rows)
+    published = [crop for stride in SKIPS for crop in CROPS[stride]]
+    s.claim("For their padding, these are the crops in the authors' files.", derived, published, 0)
 
 
 @torch.no_grad()
@@ -136,9 +140,10 @@ def learning(s: Section, subject: Subject) -> None:
         s.text("""This network has no transposed convolution with weights of its own, so there is
             nothing to see here. Take a network that was trained with `upsampling=learned`.""")
         return
-    s.text("""At the start every kernel from a class to itself is bilinear, and those that would mix
-        classes are zero. The loss then changes them like any other weight. The pictures show each
-        class's kernel onto itself; the last row is the change alone.""")
+    s.text("""A learned layer can have a kernel from every class to every class. At the start those
+        from a class to itself are bilinear, the others zero. Training then changes them like any
+        other weights. The pictures show the kernels from each class to itself. Their last row is
+        the change alone; ± names the number with the strongest colour.""")
     s.scope |= {"model": model}
     rows, lengths = [], {}
     for name, layer in layers.items():
@@ -161,26 +166,27 @@ def learning(s: Section, subject: Subject) -> None:
     s.code(f"""
         # model = fcn.load(RUN)
         layer = model.get_submodule("{first}")
-        layer.diagonal()  # each class's kernel onto itself: "{first}, now"
+        layer.diagonal()  # from each class to itself: "{first}, now"
     """)
     if layers[first].kernel == 4:
         numbers = ",".join(f"{weight:.3f}" for weight in layers[first].diagonal()[1].flatten())
         words = f"Look at the kernel of {classes[1]} in the explorer"
         s.explore(words, f"preset=upscore2&w={numbers}&view=overlap")
     s.table(("layer", "drift from bilinear, %", "between classes, %"), rows)
-    s.text("""Drift is the length of the change, with all weights of a layer as one vector, relative
-        to the length at the start. *Between classes* is the share of its square that lies in
-        kernels from one class to another, which interpolation does not have.""")
-    caption = """The length of every kernel, from a class (row) to a class (column), relative to
-        bilinear's; 10 % has the strongest colour. Off the diagonal lies what a layer adds to one
-        class's scores from another's."""
-    s.panels(caption, lengths, 2.4, limit=0.1, numbers=False)
+    s.text("""*Drift*: with all weights of a layer as one vector, the length of its change relative
+        to its length at the start. *Between classes*: how much of that change, squared, lies in
+        kernels from one class to another, which were zero at the start.""")
+    limit = max((a - np.diag(np.diag(a))).max() for a in lengths.values()) or 1.0  # off-diagonal
+    caption = f"""The length of every kernel as a vector, from a class (row) to a class (column),
+        relative to the bilinear kernel; {100 * limit:.3g} % has the strongest colour. Off the
+        diagonal lies what a layer adds to the scores of one class from those of another."""
+    s.panels(caption, lengths, 2.4, limit=limit, numbers=False)
     name, layer = max(layers.items(), key=lambda item: item[1].drift())
     inside = slice(4 * layer.factor, 6 * layer.factor)
     flat = layer(torch.ones(1, len(classes), 9, 9))[0, :SHOWN, inside, inside].numpy()
     ripple = flat / flat.mean((1, 2), keepdims=True) - 1
-    caption = f"""What {name} makes of scores that are 1 everywhere, relative to the mean: a pattern
-        that repeats with every score. Bilinear would be flat. 10 % has the strongest colour."""
+    caption = f"""What {name} makes of scores that are 1 everywhere, relative to the mean: a
+        checkerboard (topic 6). Bilinear would be flat. 10 % has the strongest colour."""
     s.panels(caption, dict(zip(classes, ripple, strict=False)), 1.1, limit=0.1, numbers=False)
     s.code(f"""
         layer = model.get_submodule("{name}")
@@ -188,18 +194,19 @@ def learning(s: Section, subject: Subject) -> None:
         flat = flat[{inside.start} : {inside.stop}, {inside.start} : {inside.stop}]
         flat / flat.mean() - 1  # "{classes[0]}"
     """)
-    s.text("""Does it help? To answer, train several networks for each choice, from different seeds,
-        and compare them: the README shows how, and what came out.""")
+    s.text("""Does it help? The authors found no significant difference on their data, and fix the
+        kernels. To answer for other data, train several networks for each choice, from different
+        seeds, and compare them: the README shows how, and what came out.""")
 
 
 def deconvnet(s: Section, subject: Subject) -> None:
-    s.text("""The name deconvolution came to convolutional networks with Zeiler et al. 2010, whose
+    s.text("""The name deconvolution came to neural networks with Zeiler et al. 2010, whose
         deconvolutional networks learn features from which an image can be rebuilt. Zeiler and
-        Fergus 2014 then used one to visualise another network: which pixels does a unit deep inside
-        respond to? Keep that unit's value, set all others to zero, and go back. Each max pooling is
-        reversed by putting each value where it was found (its "switch"), each ReLU by a ReLU, and
-        each convolution by its transpose: the *Cᵀ* of topic 1, with the weights that the network
-        has learned for its forward pass. Nothing is trained for it.""")
+        Fergus 2014 then used one to look into another network: which pixels does a unit deep inside
+        respond to? Keep that unit's value, set all others to zero, and go back. A max pooling, the
+        largest of each 2 × 2 values, is reversed by putting each value back where it was found. A
+        ReLU stays a ReLU, and a convolution is replaced by its transpose: the *Cᵀ* of topic 1, with
+        the weights of the forward pass. Nothing more is trained.""")
     s.scope |= {"model": subject.model, "image": subject.image[None]}
     s.explore("See a gradient go through a convolution in the explorer", "preset=gradient")
     pixels = as_rgb(subject.image)
@@ -216,8 +223,8 @@ def deconvnet(s: Section, subject: Subject) -> None:
             panels[f"{pool}, {channel}: {value:.1f}"] = pixels[box]
             panels[f"{pool}, {channel}: back"] = grey
             patterns[f"{pool}, {channel}: back"] = pattern.numpy()
-    caption = """The channels of each pool that respond most, with their values, each at its
-        strongest place: the image there, and what the way back shows of it."""
+    caption = f"""The channels with the largest values in each pool: the image where the value lies,
+        and what comes back from it. "{next(iter(panels))}" names pool, channel and value."""
     s.panels(caption, panels, 1.15, columns=2 * UNITS)
     s.shown |= patterns  # before they became grey
     s.code(f"""

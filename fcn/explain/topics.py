@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fcn.explain import operators as op
 from fcn.explain.operators import Floats
 from fcn.explain.section import Section
-from fcn.models.upsampling import FixedUpsampling, NearestConvUpsampling, bilinear_kernel
+from fcn.models.upsampling import NearestConvUpsampling, bilinear_kernel
 
 
 def matrix(s: Section) -> None:
@@ -24,8 +24,8 @@ def matrix(s: Section) -> None:
     s.text("""A convolution layer slides a small kernel over an image; each output is a weighted sum
         of the pixels under it. The weights of the kernel are also called its taps. Write the pixels
         in one column, line by line, and the layer becomes a matrix *C* with one row for each
-        output. Every row holds the same nine weights, shifted, and zeros elsewhere: that is all
-        that distinguishes a convolution from any other linear layer.""")
+        output, as in a dense layer. But every row holds the same nine weights, shifted, and zeros
+        elsewhere: that is all that makes it a convolution.""")
     shown = {"image x, 4 × 4": x, "kernel": kernel, "C: 4 outputs from 16 pixels": c, "C x": cx}
     s.panels("A 3 × 3 kernel over a 4 × 4 image, and the same as a matrix.", shown, 4.2)
     s.code(f"""
@@ -34,16 +34,16 @@ def matrix(s: Section) -> None:
         kernel = torch.tensor({_whole(kernel)})
         kernel = kernel.float().view(1, 1, 3, 3)
         one = torch.eye(16).view(16, 1, 4, 4)  # one pixel is 1, all others 0
-        # The output is a column of "C: 4 outputs from 16 pixels".
-        C = F.conv2d(one, kernel).flatten(1).T
-        C, C @ x.flatten(), F.conv2d(x, kernel)  # C, "C x", "C x"
+        C = F.conv2d(one, kernel).flatten(1).T  # a column for each pixel
+        # In the picture: "C: 4 outputs from 16 pixels", "C x", "C x"
+        C, C @ x.flatten(), F.conv2d(x, kernel)
     """)
     s.text("""Now transpose the matrix. *Cᵀ* has the same weights, but takes 4 numbers to 16: from
         2 × 2 up to 4 × 4. This layer is called transposed convolution, backwards convolution, or
-        deconvolution, a misleading name: it long meant removing the blur from an image, a true
-        inverse. Nobody builds the matrix; `ConvTranspose2d` computes the product without it.""")
+        deconvolution. The last name misleads: elsewhere it means to remove the blur from an image,
+        a true inverse. `ConvTranspose2d` computes the product without building the matrix.""")
     shown = {"y, 2 × 2": y, "Cᵀ: 16 outputs from 4": c.T, "Cᵀ y": cty}
-    s.panels("The transpose takes four numbers to sixteen: one column for each input.", shown, 4.2)
+    s.panels("Cᵀ takes four numbers to sixteen; it has one column for each input.", shown, 4.2)
     s.code(f"""
         y = torch.tensor([[{_whole(y)}]]).float()
         layer = nn.ConvTranspose2d(1, 1, 3, bias=False)
@@ -54,10 +54,10 @@ def matrix(s: Section) -> None:
     s.explore("Point at the entries of this matrix in the explorer", settings)
     both = cx.ravel() @ y.ravel(), x.ravel() @ cty.ravel()
     s.claim("Here (*C x*) · *y* = *x* · (*Cᵀy*), the equation that defines a transpose.", *both)
-    s.text("""You have used *Cᵀ* before: to train a convolution, back-propagation takes the gradient
-        at its outputs back to its inputs by a product with *Cᵀ*. The forward pass of one layer is
-        the backward pass of the other: hence *backwards convolution*. The transposed layer is
-        trained like any other.""")
+    s.text("""You have used *Cᵀ* before: to train a convolution, back-propagation multiplies the
+        gradient at its outputs by *Cᵀ* to get the gradient at its inputs. The forward pass of one
+        layer is the backward pass of the other: hence *backwards convolution*. Both are trained by
+        back-propagation, like any layer.""")
     s.code("""
         x.requires_grad_()
         F.conv2d(x, kernel).backward(y)
@@ -69,9 +69,10 @@ def matrix(s: Section) -> None:
     again *= (x * again).sum() / (again**2).sum()  # least squares
     missed = float(np.linalg.norm(x - again) / np.linalg.norm(x))
     s.text(f"""The transpose does not undo the convolution: no layer can recover sixteen pixels from
-        four numbers. *CᵀC x*, scaled to fit as well as possible, misses *x* by
-        {100 * missed:.0f} % of its length. The transpose reverses the shapes and the connections,
-        not the values. Those depend on the weights, which can be chosen, or learned.""")
+        four numbers. Even *CᵀC x* times the best possible factor is far from *x*: as vectors,
+        their difference is {100 * missed:.0f} % as long as *x*. The transpose reverses the shapes
+        and the connections, not the values. Those depend on the weights, which can be chosen, or
+        learned.""")
     shown = {"x": x, "C x": cx, "Cᵀ C x, scaled to fit": again.round(1)}
     s.panels("There and back: the shape returns, the values do not.", shown, 2.6)
     s.code("""
@@ -85,9 +86,9 @@ def arithmetic(s: Section) -> None:
     x, ones = np.array([[1.0, 2], [3, 4]]), np.ones((3, 3))
     result, stamps = op.transposed_by_stamping(x, ones, 2)
     s.text("""A convolution of stride *s* moves its kernel by *s* pixels at a time, and so shrinks
-        the image *s* times. Transposed, it moves by *s* pixels in the *output* and enlarges: every
-        input stamps the kernel, times its own value, onto the output, *s* pixels from its
-        neighbour's stamp. Where stamps overlap, they add.""")
+        the image *s* times. A transposed convolution moves it by *s* pixels in the *output*, and
+        so enlarges: every input stamps the kernel, times the input's value, onto the output, *s*
+        pixels from its neighbour's stamp. Where stamps overlap, they add.""")
     shown = {f"stamp of {v:.0f}": stamp for v, stamp in zip(x.ravel(), stamps, strict=True)}
     shown = {"input": x} | shown | {"their sum, 5 × 5": result}
     s.panels("A 3 × 3 kernel of ones at stride 2 on a 2 × 2 input.", shown, 1.7, limit=10)
@@ -107,16 +108,16 @@ def arithmetic(s: Section) -> None:
     g = np.arange(25.0).reshape(5, 5)  # a gradient at the outputs
     under = [x[i, j] * g[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for i, j in np.ndindex(2, 2)]
     back = vjp(lambda k: F.conv_transpose2d(_tensor(x), k, stride=2), _tensor(ones), _tensor(g))[1]
-    words = "The kernel's gradient sums each input times the output's gradient under its stamp."
+    words = """The gradient that trains the kernel is a sum over the inputs: each input times the
+        gradient at the outputs under its stamp."""
     s.claim(words, np.sum(under, axis=0), back)
-    s.text("""The same sum can be read from the output's side. Put *s* − 1 zeros between the inputs
+    s.text("""The same result can be computed output by output. Put *s* − 1 zeros between the inputs
         and *k* − 1 around them, turn the *k* × *k* kernel by 180°, and run an ordinary convolution
-        of stride 1. The zeros are not data: they stand for the places that a stride of *s* skips,
-        and a weight that meets one adds nothing. Libraries do not store them. Measured in input
-        pixels, the kernel moves by a fraction, 1/*s*: hence the name *fractionally strided*
-        convolution.""")
+        of stride 1. The zeros are not data. A convolution of stride *s* has no outputs at the
+        *s* − 1 places that it skips, so on the way back nothing comes from there: a tap that meets
+        a zero adds nothing. Libraries do not store the zeros. Measured in input pixels, the kernel
+        now moves by 1/*s*: hence the name *fractionally strided* convolution.""")
     kernel = np.arange(1.0, 10).reshape(3, 3)
-    stamped, _ = op.transposed_by_stamping(x, kernel, 2)
     spread, turned = np.pad(op.insert_zeros(x, 2), 2), kernel[::-1, ::-1]
     shown = {"input": x, "zeros between": op.insert_zeros(x, 2)}
     shown |= {"zeros around": spread, "kernel, turned": turned}
@@ -124,20 +125,21 @@ def arithmetic(s: Section) -> None:
         seen = spread[i : i + 3, j : j + 3]
         shown[f"output {i, j}: {(seen * turned).sum():.0f}"] = seen
     shown["all outputs"] = op.transposed_by_insertion(x, kernel, 2)
-    words = """Below, four of the windows that the turned kernel sees, and the output of each: only
-        the taps that fall on real inputs count."""
+    words = """A kernel of 1 to 9. Second row: what the turned kernel sees at four places, and the
+        output there. Only the taps that fall on real inputs count."""
     s.panels(words, shown, 2.0, columns=4)
     s.code("""
         kernel = torch.arange(1.0, 10).view(1, 1, 3, 3)
         spread = torch.zeros(1, 1, 7, 7)
         spread[..., 2:5:2, 2:5:2] = x
-        F.conv2d(spread, kernel.flip(-2, -1))  # "all outputs"
+        layer.weight.data = kernel  # so it stamps this kernel
+        F.conv2d(spread, kernel.flip(-2, -1)), layer(x[None, None])  # both: "all outputs"
     """)
-    s.claim("With nine different weights, this equals stamping.", shown["all outputs"], stamped)
     s.explore("Slide this window in the explorer", "n=2&k=3&s=2&x=count&w=count&view=windows")
-    s.text("""Sizes follow. A convolution of *n* inputs has ⌊(*n* + 2*p* − *k*) / *s*⌋ + 1 outputs;
-        the transposed one has (*n* − 1) *s* + *k* − 2*p*. Padding *p* adds zeros around the input
-        of a convolution, but removes rows and columns from the output of a transposed one.""")
+    s.text("""The sizes follow. Along each axis, a convolution takes *n* inputs to
+        ⌊(*n* + 2*p* − *k*) / *s*⌋ + 1 outputs, the transposed one to (*n* − 1) *s* + *k* − 2*p*.
+        Padding *p* adds *p* rows and columns of zeros on each side of a convolution's input, but
+        cuts them off a transposed convolution's output.""")
     rows, formula, measured = [], [], []
     layers = ((4, 3, 1, 0), (5, 3, 2, 1), (6, 3, 2, 1), (12, 4, 2, 1), (16, 16, 8, 4))
     for n, k, stride, p in layers:
@@ -149,24 +151,24 @@ def arithmetic(s: Section) -> None:
         formula += [down, up]
         measured += [len(small), len(large)]
     s.table(("layer", "inputs", "convolution gives", "transposed back"), rows)
-    s.claim("PyTorch's sizes are these.", formula, measured, 0)
-    s.text("""Because of the rounding ⌊ ⌋, several input sizes lead to one output size: with kernel
-        3, stride 2 and padding 1, both 5 and 6 become 3. Back from 3, PyTorch gives the smaller
-        size, 5: the full result, 7 × 7, without its first and last row and column. With
-        `output_padding=1` it gives 6: in spite of the name no zeros are added here, but the last
-        row and column are kept. This project's layers need neither argument: they cut out the
-        window that lies on the image.""")
+    s.claim("PyTorch's layers have the sizes of this table.", formula, measured, 0)
+    s.text("""Because ⌊ ⌋ rounds down, several input sizes lead to one output size: with kernel 3,
+        stride 2 and padding 1, both 5 and 6 become 3. Back from 3, PyTorch gives the smaller size,
+        5: the full result, 7 × 7, without its first and last row and column. If 6 is wanted, say
+        `output_padding=1`: in spite of the name it adds no zeros to this output, but keeps the last
+        row and column. This project's layers need neither argument: they crop (topic 7).""")
     full, _ = op.transposed_by_stamping(ones, ones, 2)
     shown = {"full, 7 × 7": full, "padding=1: 5 × 5": full[1:-1, 1:-1]}
-    shown["and output_padding=1: 6 × 6"] = full[1:, 1:]
-    s.panels("Three by three ones, kernel 3 of ones, stride 2.", shown, 2.4, limit=8)
+    shown["output_padding=1: 6 × 6"] = full[1:, 1:]
+    s.panels("3 × 3 inputs, all 1, and a 3 × 3 kernel of ones at stride 2.", shown, 2.4, limit=8)
     s.code("""
         ones = torch.ones(1, 1, 3, 3)
         options = {"stride": 2, "padding": 1}
         five = F.conv_transpose2d(ones, ones, **options)
         options["output_padding"] = 1
         six = F.conv_transpose2d(ones, ones, **options)
-        five, six  # "padding=1: 5 × 5", "and output_padding=1: 6 × 6"
+        # In the picture: "padding=1: 5 × 5", "output_padding=1: 6 × 6"
+        five, six
     """)
     s.explore("Try output padding in the explorer", "preset=outputpadding")
 
@@ -177,9 +179,9 @@ def operators(s: Section) -> None:
     c, d = op.convolution_matrix(kernel, (1, 9)), op.downsampling_matrix(4, 2)
     spread = op.downsampling_matrix(3, 2).T @ kernel[0]
     dilated = op.convolution_matrix(spread[None], (1, 9))
-    s.text("""Two building blocks give all three. *C* is a plain convolution. *D* keeps every second
-        value; its transpose *Dᵀ* puts zeros between values. In one dimension the matrices are
-        small enough to look at.""")
+    s.text("""Two matrices are enough for all three; here they are in one dimension. *C* is a
+        convolution of stride 1. *D* keeps every second value; its transpose *Dᵀ* puts zeros between
+        values.""")
     shown = {"C: kernel 1 2 3": c, "D: every second": d, "D C: stride 2": d @ c}
     shown |= {"Dᵀ: zeros between": d.T, "CᵀDᵀ: transposed": (d @ c).T}
     shown |= {"kernel Dᵀk: dilated": dilated}
@@ -194,16 +196,16 @@ def operators(s: Section) -> None:
         transposed = F.conv_transpose1d(one, kernel, stride=2)[:, 0].T
         strided, dilated, transposed  # "CᵀDᵀ: transposed"
     """)
-    s.claim("*D Dᵀ* is the identity: *D* drops the zeros that *Dᵀ* puts in.", d @ d.T, np.eye(4))
     s.text("""A strided convolution is *D C*: convolve everywhere, keep every second. The transposed
-        one is *CᵀDᵀ*: zeros between the pixels, then a convolution with the kernel turned. Zeros
-        between the weights of the kernel give a dilated one, which sees further without shrinking
-        anything. A sub-pixel convolution (compute *s*² channels, rearrange them as *s* × *s* pixels
-        with `PixelShuffle`) is the transposed one again, its weights in another order.""")
+        one is *CᵀDᵀ*: zeros between the pixels, then a convolution with the kernel turned. A
+        dilated one has zeros between the weights of its kernel: it sees further, and the image does
+        not shrink. A sub-pixel convolution computes *s*² maps and arranges their values as
+        *s* × *s* pixels (`PixelShuffle`). It is the transposed convolution again, with its weights
+        in another order.""")
     taps, z = torch.from_numpy(rng.normal(size=(4, 4))), _tensor(rng.normal(size=(5, 6)))
     phases = torch.stack([taps[None, i::2, j::2] for i in (0, 1) for j in (0, 1)]).flip(-2, -1)
-    words = """A 2 × 2 convolution to four channels, rearranged as 2 × 2 pixels, is the inside of
-        the transposed convolution with a 4 × 4 kernel and stride 2."""
+    words = """A 2 × 2 convolution to four maps, arranged as 2 × 2 pixels, equals the transposed
+        convolution with a 4 × 4 kernel and stride 2, away from the edges."""
     inside = F.conv_transpose2d(z, taps[None, None], stride=2)[..., 2:-2, 2:-2]
     s.claim(words, F.pixel_shuffle(F.conv2d(z, phases), 2), inside)
     s.explore("See dilation in the explorer", "preset=dilation")
@@ -213,14 +215,14 @@ def bilinear(s: Section) -> None:
     tents = {f: bilinear_kernel(2 * f).double().numpy() for f in (2, 8, 16, 32)}
     s.text("""Linear interpolation draws straight lines between neighbours. Every input then counts
         most at its own place and less and less towards its neighbours, where its weight reaches
-        zero: a tent. Stamp tents, one for each input, and their sum is the interpolated signal. For
-        a factor *f* the kernel has 2*f* taps; for *f* = 2 these are 1, 3, 3, 1 over 4. New pixels
+        zero: a tent. Stamp a tent for each input; their sum is the interpolated signal. For a
+        factor *f* the kernel has 2*f* taps; for *f* = 2 these are 1/4, 3/4, 3/4, 1/4. New pixels
         lie between the old ones, so no tap falls on the tent's peak or on its feet. In two
         dimensions the kernel is the tent across times the tent down.""")
     curves = {}
     for f, kernel in tents.items():
         curves[f"factor {f}"] = (np.arange(0.5, 2 * f) / f - 1, kernel.sum(0) / f)
-    words = "The same tent for all of the FCN paper's factors, with 4, 16, 32 and 64 taps."
+    words = "One tent for all the factors of the FCN paper, with 4, 16, 32 and 64 taps (dots)."
     s.lines(words, curves, "distance from the input, in inputs")
     s.code("""
         def bilinear(f):
@@ -228,20 +230,20 @@ def bilinear(s: Section) -> None:
             tent = 1 - (torch.arange(k) - (k - 1) / 2).abs() / f
             return torch.outer(tent, tent)
 
-        bilinear(8).sum(0) / 8  # "factor 8"
+        bilinear(8).sum(0) / 8  # the tent: "factor 8"
     """)
     x = np.array([[0.0, 4, 2], [6, 1, 3], [2, 5, 0]])
     result, (_, four, _, six, *_) = op.transposed_by_stamping(x, tents[8], 8)
     shown = {"factor 2, in sixteenths": 16 * tents[2], "input, 3 × 3": x, "tent of the 4": four}
     shown |= {"tent of the 6": six, "both": four + six, "all nine: upsampled by 8": result}
-    words = """A kernel in two dimensions; then nine tents of factor 8 and their sum, which fades
-        towards the edges, since no neighbours lie outside."""
+    words = """The kernel of factor 2; then, with factor 8, the stamps of two inputs, both together,
+        and the sum of all nine. It fades towards the edges: no neighbours lie outside."""
     s.panels(words, shown, 1.5, limit=8)
     s.code(f"""
         K = 3  # classes; 21 in the paper
         layer = nn.ConvTranspose2d(K, K, 16, stride=8, bias=False)
         nn.init.zeros_(layer.weight)
-        for c in range(K):  # each class from itself alone
+        for c in range(K):  # a class is enlarged by itself
             layer.weight.data[c, c] = bilinear(8)
         x = torch.tensor({_whole(x)}).float()
         layer(x.expand(1, K, 3, 3))[0, 0]  # "all nine: upsampled by 8"
@@ -254,20 +256,12 @@ def bilinear(s: Section) -> None:
         same = slice(3 * f // 2, 3 * f // 2 + 4 * f)
         ours = op.transposed_by_stamping(x, kernel, f)[0]
         differences.append(np.abs(ours - zoomed[same, same]).max())
-    words = """For factors 2, 8, 16 and 32, edges included, the layer gives what SciPy's
-        `ndimage.zoom` of order 1 gives for the input surrounded by zeros."""
+    words = """For factors 2, 8, 16 and 32 the layer gives what SciPy's linear `ndimage.zoom` gives
+        for the input surrounded by zeros."""
     s.claim(words, max(differences), limit=1e-6)
-    s.text("""Because the kernel is one tent times another, the two directions can be computed one
-        after the other: *V S Wᵀ*, where *S* is the input and *V* and *W* are the matrices of the
-        one-dimensional layer, down and across. This project's `upsampling=fixed` does so, because
-        processors are best at multiplying matrices; `scripts/benchmark.py` measures it.""")
-    score = np.random.default_rng(4).normal(size=(6, 9))
-    direct = _transposed(score, tents[32], stride=32)
-    words = "Two matrix products equal the transposed convolution by 32, edges included."
-    s.claim(words, FixedUpsampling(32)(_tensor(score)), direct, 1e-6)
-    s.text("""Since it is a layer like any other, it can be trained. The FCN of CVPR 2015 starts all
-        its upsampling at bilinear, keeps the last layer fixed and learns the intermediate ones
-        (`upsampling=cvpr15`); in the networks that the authors released, all are fixed. Topic 8
+    s.text("""Since it is a layer like any other, it can be trained. In the FCN of CVPR 2015 all
+        upsampling layers start as bilinear; the last one stays so, the others are learned
+        (`upsampling=cvpr15`). In the networks that the authors released, all are fixed. Topic 8
         shows what learning changes.""")
 
 
@@ -278,13 +272,12 @@ def repeat(s: Section) -> None:
     convolved = _conv2d(repeated, q, padding=(0, 2))
     at_once = op.transposed_by_stamping(x, kernel, 2)[0]
     s.text("""Another common way to enlarge an image is to repeat every pixel and convolve the
-        result (`nn.Upsample`, then `nn.Conv2d`). By 2 with three taps *q*₀, *q*₁, *q*₂, an input
-        reaches four outputs: the outermost through *q*₀ alone or *q*₂ alone, the two between
-        through *q*₀ + *q*₁ and *q*₁ + *q*₂. Those four sums are the kernel of one transposed
-        convolution of stride 2. With *q* = 1/4, 1/2, 1/4 they are 1/4, 3/4, 3/4, 1/4: bilinear
-        interpolation.""")
+        result (`nn.Upsample`, then `nn.Conv2d`). Repeat every input twice and convolve with three
+        taps *q*₀, *q*₁, *q*₂: an input reaches four outputs, with the weights *q*₂, *q*₂ + *q*₁,
+        *q*₁ + *q*₀ and *q*₀. These are the kernel of one transposed convolution of stride 2. With
+        *q* = 1/4, 1/2, 1/4 they are 1/4, 3/4, 3/4, 1/4: bilinear interpolation.""")
     shown = {"x, each twice": repeated, "q": q, "convolved with q": convolved}
-    shown |= {"x": x, "q₀, q₀+q₁, q₁+q₂, q₂": kernel, "stamped at stride 2": at_once}
+    shown |= {"x": x, "q₂, q₂+q₁, q₁+q₀, q₀": kernel, "stamped at stride 2": at_once}
     words = "Four numbers doubled: above by repeating and convolving, below at once."
     s.panels(words, shown, 3.6, columns=3)
     s.code("""
@@ -296,25 +289,19 @@ def repeat(s: Section) -> None:
         two_steps[1].weight.data = torch.tensor([[[1.0, 2, 1]]]) / 4
         at_once = nn.ConvTranspose1d(1, 1, 4, stride=2, bias=False)
         at_once.weight.data = torch.tensor([[[1.0, 3, 3, 1]]]) / 4
-        two_steps(x), at_once(x)  # "convolved with q", "stamped at stride 2"
+        two_steps(x), at_once(x)  # both: "convolved with q"
     """)
-    s.claim("Both ways give the same.", at_once, convolved)
-    torch.manual_seed(0)
-    layer, score = NearestConvUpsampling(8, 3).double(), torch.randn(1, 3, 5, 6).double()
-    torch.nn.init.normal_(layer.weight)
-    in_two_steps = F.conv2d(F.interpolate(score, scale_factor=8), layer.weight, padding=8)
-    words = """This project's `upsampling=nearest_conv` is computed so, in two dimensions, by 8,
-        with classes mixed: it equals repeating and convolving, without the large map between."""
-    s.claim(words, layer(score), in_two_steps)
-    s.text("""Not every transposed convolution can be written this way: 4 taps come from 3 free
-        numbers. What is given up includes everything that makes checkerboards.""")
+    s.text("""This project's `upsampling=nearest_conv` is computed at once too. Not every transposed
+        convolution can be written this way, since its 4 taps come from 3 numbers. In return, no
+        choice of *q* makes checkerboards, as the next topic shows.""")
     s.explore("Edit this kernel in the explorer", "preset=repeat")
 
 
 def checkerboards(s: Section) -> None:
-    s.text("""Where the stride does not divide the kernel's size, some outputs receive more taps
-        than others. With random or freely learned weights the output then shows a pattern of its
-        own, a checkerboard, whatever the input. Count the taps that meet at each output:""")
+    s.text("""Where the stride does not divide the kernel's size, more stamps overlap at some
+        outputs than at others. Unless the weights balance this, the output has a pattern of its
+        own, a checkerboard, even if the input is constant. Count the taps that meet at each
+        output:""")
     shown = {}
     for k, stride in ((3, 2), (4, 2), (5, 3), (6, 3)):
         taps, even = op.overlap(k, stride, 6), "uneven" if k % stride else "even"
@@ -326,14 +313,17 @@ def checkerboards(s: Section) -> None:
             x, kernel = torch.ones(1, 1, 6, 6), torch.ones(1, 1, k, k)
             return F.conv_transpose2d(x, kernel, stride=s)
 
-        taps(3, 2), taps(4, 2)  # "kernel 3, stride 2 uneven", "kernel 4, stride 2 even"
+        # In the picture: "kernel 3, stride 2 uneven", "kernel 4, stride 2 even"
+        taps(3, 2), taps(4, 2)
     """)
     s.explore("Change kernel and stride in the explorer", "preset=checkerboard&n=6&view=overlap")
-    s.text("""Equal counts are not enough: with random weights, the taps that meet at one output
-        have another sum than those at the next. Give the layer a constant input and look at the
-        ripple: the range of the output over its mean. Bilinear keeps a constant constant because of
-        its values; repeat-then-convolve does, whatever its weights, because all of *q* meets at
-        every output.""")
+    s.text("""Equal counts are not enough: different taps meet at neighbouring outputs, and random
+        weights give them different sums. Give the layer a constant input and look at the ripple:
+        the largest output minus the smallest, over the mean. Bilinear taps have equal sums. After
+        repeating, all of *q* meets at every output, so the sums are equal whatever *q* is.""")
+    s.text("""To avoid checkerboards, Odena et al. 2016 advise a kernel size that the stride divides
+        or, better, repeating and then convolving. FCNs start from bilinear weights, which have no
+        ripple; training may bring some back (topic 8).""")
     rng = np.random.default_rng(6)
     three, four = rng.uniform(size=(3, 3)), rng.uniform(size=(4, 4))
     resize = NearestConvUpsampling(2, 2)
@@ -364,12 +354,12 @@ def checkerboards(s: Section) -> None:
         flat = flat[..., 8:16, 8:16]  # far from the edges
         flat / flat.mean() - 1  # "{" ".join(next(iter(shown)).split())}"
     """)
-    s.text("""The same in frequencies, for readers who know spectra; others may skip to topic 7.
+    s.text("""The rest of this topic is for readers who know spectra; others may skip to topic 7.
         Zeros between the pixels repeat the image's spectrum every 1/*s* cycles per pixel, and the
         kernel has to remove those copies. A constant has only the frequency 0; its copies lie at
         multiples of 1/*s*. What a kernel lets through there is the checkerboard.""")
-    words = """The gain of each frequency, relative to that of a constant, whose copy bilinear and
-        repeat-then-convolve remove and random kernels let through."""
+    words = """The gain at each frequency, relative to that of a constant. At 1 lies the copy of a
+        constant: bilinear and repeat-then-convolve remove it, random kernels do not."""
     s.lines(words, gains, "frequency times stride (1: the copy of a constant)")
     s.code("""
         row = three.sum(0)  # the taps of one direction
@@ -378,7 +368,7 @@ def checkerboards(s: Section) -> None:
     row = rng.normal(size=9)
     gain, sums = op.frequency_response(row, np.arange(4) / 4), op.phase_sums(row, 4)
     words = """The gains at the copies are the Fourier transform of the sums of the taps that meet
-        at each place: no gain there and no ripple are the same thing."""
+        at each place. So there is no ripple exactly where these gains are 0."""
     s.claim(words, gain, np.abs(np.fft.fft(sums)))
 
 

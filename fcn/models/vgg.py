@@ -1,33 +1,34 @@
-"""torchvision's VGG as the paper uses it: named stages, and fc6/fc7 as convolutions."""
+"""VGG as the paper uses it: named stages, and fc6/fc7 as convolutions."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.vgg import cfgs, make_layers
+
+# Convolutions in each stage: columns A, B, D and E of Simonyan & Zisserman 2015, table 1.
+STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A backbone: one of torchvision's layouts (A, B, D, E), and its default widths."""
+    """A backbone: how many convolutions its five stages have, and its default widths."""
 
-    layout: str
+    stages: tuple[int, ...]
     batch_norm: bool
-    width: int = 64  # channels of the first stage; the others follow in torchvision's proportions
+    width: int = 64  # channels of the first stage; the others have 2, 4, 8 and 8 times as many
     head_width: int = 4096  # channels of fc6 and fc7
 
 
 VARIANTS = {
-    f"vgg{depth}{'_bn' if batch_norm else ''}": Variant(layout, batch_norm)
-    for depth, layout in {11: "A", 13: "B", 16: "D", 19: "E"}.items()
+    f"vgg{depth}{'_bn' if batch_norm else ''}": Variant(stages, batch_norm)
+    for depth, stages in STAGES.items()
     for batch_norm in (False, True)
 }
 # For the sample and for training from random weights on a CPU; with batch norm in the head too,
 # since a VGG without pretrained weights hardly trains without it.
-VARIANTS["mini"] = Variant("A", batch_norm=True, width=16, head_width=256)
+VARIANTS["mini"] = Variant(STAGES[11], batch_norm=True, width=16, head_width=256)
 
 
 def variant(name: str) -> Variant:
@@ -50,17 +51,21 @@ class VGG(nn.Sequential):
     """
 
     def __init__(self, name: str, *, padding: int, width: int, in_channels: int = 3) -> None:
+        super().__init__()
         spec = variant(name)
-        layout = [c if isinstance(c, str) else c * width // 64 for c in cfgs[spec.layout]]
-        super().__init__(_named(make_layers(layout, spec.batch_norm)))
-        conv1_1 = self.get_submodule("conv1_1")
-        assert isinstance(conv1_1, nn.Conv2d)
-        conv1_1.padding = (padding, padding)
-        if in_channels != 3:
-            first = nn.Conv2d(in_channels, conv1_1.out_channels, 3, padding=padding)
-            self.add_module("conv1_1", first)  # in the place of torchvision's, for RGB
-        pooled = [int(c) for c, following in pairwise(layout) if following == "M"]
-        self.channels = {f"pool{stage}": c for stage, c in enumerate(pooled, start=1)}
+        self.channels = {f"pool{s}": width * n for s, n in enumerate((1, 2, 4, 8, 8), start=1)}
+        stages = zip(spec.stages, self.channels.values(), strict=True)
+        inputs, pad = in_channels, padding
+        for stage, (convolutions, channels) in enumerate(stages, start=1):
+            for index in range(1, convolutions + 1):
+                part = f"{stage}_{index}"
+                self.add_module(f"conv{part}", nn.Conv2d(inputs, channels, 3, padding=pad))
+                if spec.batch_norm:
+                    self.add_module(f"bn{part}", nn.BatchNorm2d(channels))
+                # In place would be slower on a CPU and save no memory here.
+                self.add_module(f"relu{part}", nn.ReLU())
+                inputs, pad = channels, 1
+            self.add_module(f"pool{stage}", nn.MaxPool2d(2, ceil_mode=True))
         self.frozen_norms: list[nn.Module] = []
         _initialise(self)
 
@@ -165,21 +170,3 @@ def _initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def _named(layers: nn.Sequential) -> "OrderedDict[str, nn.Module]":
-    """Return torchvision's numbered layers under the paper's names: conv1_1, relu1_1, ..."""
-    named = OrderedDict[str, nn.Module]()
-    stage, index = 1, 0
-    for layer in layers:
-        if isinstance(layer, nn.MaxPool2d):
-            layer.ceil_mode = True
-            named[f"pool{stage}"] = layer
-            stage, index = stage + 1, 0
-            continue
-        index += isinstance(layer, nn.Conv2d)
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # in place is slower on a CPU and saves no memory here
-        kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu"}[type(layer)]
-        named[f"{kind}{stage}_{index}"] = layer
-    return named
