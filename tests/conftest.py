@@ -49,6 +49,14 @@ def cases() -> Path:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves every plot and panel blank: drawing them takes most of the time of a small run."""
+    blank = Image.new("RGB", (1, 1))
+    monkeypatch.setattr("fcn.plots.render", lambda axes: blank)
+    monkeypatch.setattr("fcn.visualize._grid", lambda *_: blank)
+
+
+@pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a command in this process: command("train", "key=value", ...) -> what main returned."""
 

@@ -19,6 +19,7 @@ from fcn.checkpoint import load, write_safetensors
 from fcn.config import REPOSITORY, SCHEMAS, ConfigError
 from tests.conftest import TinyVOC, small
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # in this process; `script` starts others
 QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
 QUICK += ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer=cpu"]
 QUICK += ["trainer.precision=32-true"]
@@ -100,6 +101,8 @@ def test_train_then_evaluate_then_compare_then_resume(
     last_line = first.stdout.strip().splitlines()[-1]
     assert last_line.startswith("mean IoU ")
     assert last_line.endswith(("files in run", "/run"))
+    for name in ("predictions.png", "worst.png", "confusion.png", "iou.png", "curves.png"):
+        assert (root / "run" / name).stat().st_size > 5000
     metrics = json.loads((root / "run" / "metrics.json").read_text())
 
     command("evaluate", *data, "checkpoint=run", "hydra.run.dir=eval")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.vgg import cfgs, make_layers
 
 from fcn.config import REPOSITORY
 from fcn.models.fcn import FCN
@@ -44,12 +45,15 @@ def test_parts_are_named_as_in_the_paper(stride: int, parts: list[str]) -> None:
 
 @pytest.mark.parametrize("backbone", VARIANTS)
 def test_every_backbone_has_torchvisions_layers(backbone: str) -> None:
-    model = small(backbone=backbone, width=8)
+    model, plain = small(backbone=backbone, width=8), backbone.removesuffix("_bn")
+    layout = {"mini": "A", "vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}[plain]
+    with torch.device("meta"):
+        theirs = make_layers(cfgs[layout], batch_norm=backbone.endswith("_bn") or plain == "mini")
+    assert [type(layer) for layer in model.backbone] == [type(layer) for layer in theirs]
+    for own, other in zip(model.backbone, theirs, strict=True):
+        if isinstance(own, nn.Conv2d):
+            assert (8 * own.out_channels, own.kernel_size) == (other.out_channels, (3, 3))
     convolutions = [n for n, m in model.backbone.named_children() if isinstance(m, nn.Conv2d)]
-    depth = {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16, "mini": 8}
-    assert len(convolutions) == depth[backbone.removesuffix("_bn")]
-    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert bool(norms) == (backbone.endswith("_bn") or backbone == "mini")
     if backbone == "vgg16":
         stages = [(1, 2), (2, 2), (3, 3), (4, 3), (5, 3)]
         assert convolutions == [f"conv{s}_{i}" for s, n in stages for i in range(1, n + 1)]

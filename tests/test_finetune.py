@@ -23,6 +23,7 @@ from fcn.training.optim import parameter_groups
 from fcn.training.run import train
 from tests.conftest import TinyVOC, small
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 CLASSES = ["a", "b", "c", "d", "e"]
 MEAN, STD = (0.48502, 0.45795, 0.4076), (1 / 255, 1 / 255, 1 / 255)
 

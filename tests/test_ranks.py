@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +116,9 @@ def test_one_two_and_three_processes_count_the_same_on_real_images(
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_commands_share_their_images_over_processes(tiny_voc: TinyVOC, devices: int) -> None:
+def test_the_commands_share_their_images_over_processes(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
     """evaluate.py: the same files as from one process. predict.py: each image once."""
     root, data = tiny_voc.root, tiny_voc.config()
     tiny_voc.listing("train").write_text("t0\n")
@@ -122,22 +126,23 @@ def test_the_commands_share_their_images_over_processes(tiny_voc: TinyVOC, devic
     write_random_model(root, data)
     several = f"trainer.devices={devices}"
     evaluate = [*tiny_voc.overrides(), "checkpoint=model.safetensors", "trainer.accelerator=cpu"]
-    for name, more in {"one": [], "all": [several]}.items():
-        command = [str(REPOSITORY / "scripts" / "evaluate.py"), *evaluate, *more]
-        done = python(*command, f"hydra.run.dir={name}", folder=root)
-        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(root)
+    command("evaluate", *evaluate, "hydra.run.dir=one")
+    script = str(REPOSITORY / "scripts" / "evaluate.py")
+    done = python(script, *evaluate, several, "hydra.run.dir=all", folder=root)
+    assert done.returncode == 0, done.stderr
     one, all_ = (json.loads((root / name / "metrics.json").read_text()) for name in ("one", "all"))
     assert one == all_
     arrays = [np.load(root / name / "per_image.npz")["per_image"] for name in ("one", "all")]
     assert np.array_equal(*arrays)
 
     predict = ["checkpoint=model.safetensors", "input=tiny/JPEGImages", "output=masks", several]
-    command = [str(REPOSITORY / "scripts" / "predict.py"), *predict, "trainer.accelerator=cpu"]
-    done = python(*command, folder=root)
+    run = [str(REPOSITORY / "scripts" / "predict.py"), *predict, "trainer.accelerator=cpu"]
+    done = python(*run, folder=root)
     assert done.returncode == 0, done.stderr
     assert "6 images predicted" in done.stdout
     assert len(list((root / "masks").glob("*.png"))) == 6
-    again = python(*command, folder=root)
+    again = python(*run, folder=root)
     assert "0 images predicted, 6 were done before" in again.stdout
 
 

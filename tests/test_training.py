@@ -27,6 +27,7 @@ from fcn.training.optim import make_optimizer, make_schedule, rate_at
 from fcn.training.run import train
 from tests.conftest import TinyVOC
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 STEPS = 8  # of TinyVOC.training, which validates after steps 3, 6 and 8
 
 
@@ -91,8 +92,6 @@ def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     mean_iou = train(tiny_voc.training(), folder, quiet())
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors", ""):
         assert fcn.load(folder / name).arguments["num_classes"] == 3
-    for name in ("predictions.png", "confusion.png", "iou.png", "curves.png"):
-        assert (folder / name).stat().st_size > 5000
     assert list(folder.glob("events.out.tfevents.*"))
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["mean_iou"] == mean_iou

@@ -241,7 +241,7 @@ def _classes(export: Export, cfg: PrepareDataConfig, names: dict[int, str]) -> l
         if wrong := [name for name in chosen if name not in classes]:
             raise ConfigError(
                 f"data.classes chooses of {', '.join(classes)}; there is no {wrong[0]}: rename "
-                "with merge={OLD: NEW}"
+                'with "merge={OLD: NEW}"'
             )
         classes = chosen
     elif not chosen:

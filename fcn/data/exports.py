@@ -450,8 +450,9 @@ def folders(tree: Tree) -> Export:
     """Images and masks in folders of their own or side by side, which their names tell apart."""
     if not tree.masks:
         raise DataError(
-            f"{tree.root}: not an export of a known tool, and no masks by the names of folders "
-            "(masks, labels, annotations) or files (NAME_mask); set images=FOLDER masks=FOLDER"
+            f"{tree.root}: not an export of a known tool (labelme: of labelme2voc), and no masks "
+            "by the names of folders (masks, labels, annotations) or files (NAME_mask); set "
+            "images=FOLDER masks=FOLDER"
         )
     return Export("images and masks", tree.pair(tree.masks))
 
