@@ -17,7 +17,7 @@ from torch import Tensor
 from fcn import hub
 from fcn.config import FACTS, ConfigError, Facts, UserError, starts_with_background
 from fcn.models.fcn import FCN
-from fcn.models.surgery import Report, SurgeryError, transplant
+from fcn.models.surgery import Report, SurgeryError, normalisation_warning, transplant
 from fcn.output import atomic_write
 from fcn.visualize import palette
 
@@ -203,7 +203,9 @@ def initialise(
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
         source = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
-        return transplant(model, source, weights, new_head=new_head)
+        report = transplant(model, source, weights, new_head=new_head)
+        report.warning = normalisation_warning(model) if local else ""
+        return report
     except SurgeryError as error:
         raise CheckpointError(str(error)) from error
 

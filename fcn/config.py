@@ -85,9 +85,9 @@ class ModelConfig(Schema):
         int | None, about("channels of an image; null: those of data.bands, or 3", ge=1)
     ] = None
     padding: Annotated[int | str, about("aligned, or 100 as in the authors' networks")] = "aligned"
-    skip_scales: Annotated[dict[str, float], about("factor on a skip's features, by pool")] = field(
-        default_factory=dict
-    )
+    skip_scales: Annotated[
+        dict[str, float], about("factor on a skip's features, by pool; see recipe.fit_to_features")
+    ] = field(default_factory=dict)
     dropout: Annotated[float, about("after fc6 and fc7", ge=0, lt=1)] = 0.5
     init_from: Annotated[str | None, about("a checkpoint to start from: 32s -> 16s -> 8s")] = None
 

@@ -92,16 +92,16 @@ def test_normalisation_comes_with_the_file(tmp_path: Path, kind: str) -> None:
     assert model.std.flatten().tolist() == pytest.approx(STD)
 
 
-def fitted(source: dict[str, Tensor], std: tuple[float, ...] = STD) -> tuple[FCN, Report, str]:
+def fitted(source: dict[str, Tensor]) -> tuple[FCN, Report]:
     torch.manual_seed(1)
     model = small()
-    report = transplant(model, source | checkpoint._normalisation(MEAN, std), new_head=True)
-    warning = fit_to_features(model, images(), report)
-    return model, report, warning
+    report = transplant(model, source | checkpoint._normalisation(MEAN, STD), new_head=True)
+    fit_to_features(model, images(), report)
+    return model, report
 
 
 def test_new_layers_read_features_of_unit_size() -> None:
-    model, report, _ = fitted(features())
+    model, report = fitted(features())
     pools = [model.backbone(model.normalise(image[None])) for image in images()]
     torch.manual_seed(1)
     plain = small()
@@ -120,7 +120,7 @@ def test_the_size_of_features_does_not_change_what_new_layers_see() -> None:
     source = {k: v for k, v in features().items() if k.endswith("weight")}
     source |= {k.replace("weight", "bias"): torch.zeros(len(v)) for k, v in source.items()}
     larger = source | {"features.0.weight": 100 * source["features.0.weight"]}
-    (one, _, _), (other, _, _) = fitted(source), fitted(larger)
+    (one, _), (other, _) = fitted(source), fitted(larger)
     image = images()[0][None]
     for a, b in zip(*(m.backbone(m.normalise(image)) for m in (one, other)), strict=True):
         torch.testing.assert_close(100 * a, b, rtol=1e-3, atol=1e-3 * rms(b))
@@ -131,10 +131,12 @@ def test_the_size_of_features_does_not_change_what_new_layers_see() -> None:
 
 
 @pytest.mark.parametrize(("std", "word"), [(1 / 255, ""), (0.226, "weak"), (7e-5, "strong")])
-def test_a_wrong_normalisation_is_noticed(std: float, word: str) -> None:
-    _, _, warning = fitted(features(), (std,) * 3)
-    assert bool(warning) == bool(word)
-    assert word in warning
+def test_a_wrong_normalisation_is_noticed(tmp_path: Path, std: float, word: str) -> None:
+    path = write(tmp_path / "features.safetensors", (std,) * 3)
+    report = initialise(small(), None, str(path), CLASSES, new_head=True)
+    assert report is not None
+    assert bool(report.warning) == bool(word)
+    assert word in report.warning
 
 
 def test_scores_keep_the_scales_they_were_learned_with(tiny_voc: TinyVOC, tmp_path: Path) -> None:

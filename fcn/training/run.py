@@ -30,6 +30,7 @@ from fcn.config import (
     CONFIGS,
     REPOSITORY,
     ConfigError,
+    Facts,
     ModelConfig,
     TrainConfig,
     check_training,
@@ -82,7 +83,8 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     plan = resolve(cfg, folder)
     data = _open_data(cfg, console)
     set_length(plan, data, cfg.recipe.batch_size)
-    model, surgery = _build_model(cfg, plan, data, console)
+    model = _build_model(cfg, plan, data.train.facts)
+    surgery = None if plan.resume else _first_weights(cfg, model, data, console)
     about = _describe(cfg, plan, model, data)
     if plan.resume is not None:
         _check_resumed(plan.resume, about)
@@ -125,11 +127,8 @@ def _open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
     return data
 
 
-def _build_model(
-    cfg: TrainConfig, plan: Plan, data: SegmentationData, console: Console
-) -> tuple[FCN, Report | None]:
-    """Build the model with its first weights; a resumed run's come with its checkpoint."""
-    facts = data.train.facts
+def _build_model(cfg: TrainConfig, plan: Plan, facts: Facts) -> FCN:
+    """Build the model for a data set."""
     channels = len(facts.bands) or 3
     if cfg.model.in_channels not in (None, channels):
         raise ConfigError(
@@ -157,8 +156,13 @@ def _build_model(
         raise ConfigError(f"model: {error}") from error
     if cfg.backbone.freeze:
         model.backbone.freeze(cfg.backbone.freeze)
-    if plan.resume:
-        return model, None
+    return model
+
+
+def _first_weights(
+    cfg: TrainConfig, model: FCN, data: SegmentationData, console: Console
+) -> Report | None:
+    """Give the model its first weights; None if they stay random."""
     surgery = checkpoint.initialise(
         model,
         cfg.model.init_from,
@@ -168,9 +172,10 @@ def _build_model(
     )
     if surgery and cfg.recipe.fit_to_features:
         first = [data.train[index][0] for index in range(min(len(data.train), MEASURED))]
-        if warning := fit_to_features(model, first, surgery):
-            console.print(f"warning: {surgery.source}: {warning}", style="yellow")
-    return model, surgery
+        fit_to_features(model, first, surgery)
+    if surgery and surgery.warning:
+        console.print(f"warning: {surgery.source}: {surgery.warning}", style="yellow")
+    return surgery
 
 
 def _make_loss(
