@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from fcn.checkpoint import load
     from fcn.models.fcn import FCN
     from fcn.predictor import Predictor
+    from fcn.speed import optimize
     from fcn.visualize import overlay
 
-__all__ = ["FCN", "Predictor", "load", "overlay"]
+__all__ = ["FCN", "Predictor", "load", "optimize", "overlay"]
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is used: `--help` stays quick."""
     homes = {"FCN": "models.fcn", "Predictor": "predictor", "load": "checkpoint"}
+    homes |= {"optimize": "speed", "overlay": "visualize"}
     if name in __all__:
-        return getattr(import_module(f"fcn.{homes.get(name, 'visualize')}"), name)
+        return getattr(import_module(f"fcn.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

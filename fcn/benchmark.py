@@ -27,6 +27,7 @@ from fcn.config import BenchmarkConfig
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import LearnedUpsampling, make_upsampling
 from fcn.output import atomic_write, write_json
+from fcn.speed import optimize
 
 Task = Callable[[], object]
 Rows = dict[str, dict[str, float]]
@@ -89,7 +90,7 @@ def networks(num_classes: int, device: torch.device) -> dict[str, nn.Module]:
     for name, parameter in ours.named_parameters():
         if name.startswith("score"):  # zero at the start, as it is not after training
             nn.init.normal_(parameter, std=0.01)
-    devices.set_memory_layout(ours, device)
+    optimize(ours, device)
     return {
         "this project's FCN-8s": ours,
         "FCN-8s as in known ports": PlainFCN8s(num_classes).to(device),
@@ -177,16 +178,15 @@ def matrix_product(device: torch.device, precision: str) -> Task:
 
 
 def upsampling(factor: int, size: list[int], classes: int, device: torch.device, n: int) -> Rows:
-    """Measure the `fixed` layer and the dense one it equals, in n rounds, float32."""
-    fixed = make_upsampling("fixed", factor, classes, final=True)
-    dense = dense_upsampling(factor, classes).to(device)
+    """Measure the `fixed` layer and others that are bilinear too, untrained, in n rounds."""
     h, w = (math.ceil(side / factor) for side in size)
     score = torch.randn(1, classes, h, w, device=device, requires_grad=True)
     slope = torch.ones(1, classes, *size, device=device)
-    layers: dict[str, Callable[[], Tensor]] = {
-        f"x{factor} fixed": lambda: fixed(score, factor // 2, (size[0], size[1])),
-        f"x{factor} dense": lambda: crop(dense(score), slope, factor // 2),
-    }
+    layers: dict[str, Callable[[], Tensor]] = {}
+    for choice in ("fixed", "interpolate", "learned_channelwise", "learned"):
+        layer = make_upsampling(choice, factor, classes, final=True).to(device)
+        window = {"offset": factor // 2, "size": (size[0], size[1])}
+        layers[f"x{factor} {choice}"] = partial(layer.requires_grad_(False), score, **window)
 
     def backward(layer: Callable[[], Tensor]) -> None:
         score.grad = None
@@ -248,9 +248,9 @@ def table(title: str, rows: Rows) -> Table:
 
 def picture(report: Mapping[str, Any]) -> Figure:
     """Draw the medians as bars, labelled with the ratios."""
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = Figure(figsize=(9, 13), layout="constrained")
     modes = ("inference", "training step", "upsampling")
-    for axes, mode in zip(figure.subplots(3, 1, height_ratios=(1, 1, 3)), modes, strict=True):
+    for axes, mode in zip(figure.subplots(3, 1, height_ratios=(1, 1, 6)), modes, strict=True):
         rows = report[mode]
         bars = axes.barh(list(rows), [row["ms"] for row in rows.values()])
         axes.bar_label(bars, [f"{row['ratio']:.2f} x" for row in rows.values()], padding=3)

@@ -3,7 +3,6 @@
 `python -m fcn.cli NAME key=value ...` runs any of them.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -13,10 +12,12 @@ import textwrap
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -51,7 +52,6 @@ OPEN_KEYS = (
     r"^\+*((?:trainer\.|logger\.|callbacks\.|model\.skip_scales|recipe\.lr_by_model"
     r"|recipe\.optimizer_arguments).*)"
 )
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def run(name: str) -> Any:
@@ -76,7 +76,6 @@ def run(name: str) -> Any:
     def entry(cfg: Any) -> Any:
         try:
             settings: Any = validate(cfg, SCHEMAS[name])
-            keep_memory()
             folder = Path(HydraConfig.get().runtime.output_dir)
             os.chdir(HydraConfig.get().runtime.cwd)  # paths start there, for hydra.job.chdir too
             main = import_module(COMMANDS[name]).main
@@ -93,7 +92,10 @@ def run(name: str) -> Any:
 
     try:
         sys.argv[1:] = arguments(name, sys.argv[1:])
-        entry()
+        if {"-h", "--help"} & set(sys.argv):
+            show_help(name, sys.argv[1:])
+        else:
+            entry()
         for error in failures:
             print(f"error: {_one_line(error)}", file=sys.stderr)
         if failures:
@@ -106,6 +108,17 @@ def run(name: str) -> Any:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
     return results[-1] if results else None
+
+
+def show_help(name: str, given: list[str]) -> None:
+    """Print the help text as Hydra does, but without its copies of all schemas for each group."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        overrides = [argument for argument in given if not argument.startswith("-")]
+        cfg = hydra.compose(name, overrides, return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+        choices = [f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups]
+        print(Template(cfg.hydra.help.template).substitute(APP_CONFIG_GROUPS="".join(choices)))
 
 
 def arguments(name: str, given: list[str]) -> list[str]:
@@ -138,18 +151,6 @@ def quoted(value: object) -> str:
     """Return a value for Hydra's command line, whatever characters it has."""
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
-
-
-def keep_memory() -> None:
-    """Make glibc keep freed memory for later allocations, where glibc is the C library.
-
-    By default every tensor above 32 MB is made of new pages that the kernel clears first, which
-    took a third of a training step on a CPU.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _resumed(given: list[str]) -> list[str]:

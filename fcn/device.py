@@ -1,4 +1,4 @@
-"""Where a model runs, how precisely, and in which form it is fastest there."""
+"""Where a model runs, and how precisely."""
 
 import copy
 import os
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fcn.config import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import Upsampling
+from fcn.speed import optimize
 
 
 def pick_device(name: str = "auto", key: str = "device") -> torch.device:
@@ -118,16 +119,6 @@ def launch(trainer: Mapping[str, Any]) -> Iterator[Processes]:
             torch.distributed.destroy_process_group()
 
 
-def set_memory_layout(model: nn.Module, device: torch.device) -> None:
-    """Move a model to a device, in place, with its weights in the layout that is fastest there.
-
-    Images are channels_last everywhere, and so are the weights on a GPU. A CPU's convolutions
-    reorder the weights themselves, and its optimiser would copy any layout but contiguous.
-    """
-    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
-    model.to(device).to(memory_format=layout)
-
-
 class InferenceModel:
     """A model prepared for inference: on its device, in evaluation mode, at its precision.
 
@@ -142,7 +133,7 @@ class InferenceModel:
         self.device, self.bf16 = device, bf16
         self.precision = "bf16-mixed" if bf16 else "32-true"
         self.model = copy.deepcopy(model).eval() if bf16 else model.eval()
-        set_memory_layout(self.model, device)
+        optimize(self.model, device)
         upsampling = (u for u in self.model.modules() if isinstance(u, Upsampling))
         kept = {id(layer) for u in upsampling for layer in u.modules()}  # these stay float32
         for layer in self.model.modules() if bf16 else ():

@@ -77,7 +77,7 @@ def test_a_run_writes_its_numbers_and_a_picture(
         assert (ours["ratio"], product["% of product"]) == (1, pytest.approx(100))
         rate = product["gflop"] / product["ms"]
         assert other["% of product"] == pytest.approx(100 * other["gflop"] / other["ms"] / rate)
-    assert len(report["upsampling"]) == 2 * 2 * len(benchmark.FACTORS)
+    assert len(report["upsampling"]) == 2 * 4 * len(benchmark.FACTORS)
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 

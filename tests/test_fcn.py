@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import cfgs, make_layers
 
+from fcn import speed
 from fcn.config import REPOSITORY
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
@@ -49,7 +50,9 @@ def test_every_backbone_has_torchvisions_layers(backbone: str) -> None:
     layout = {"mini": "A", "vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}[plain]
     with torch.device("meta"):
         theirs = make_layers(cfgs[layout], batch_norm=backbone.endswith("_bn") or plain == "mini")
-    assert [type(layer) for layer in model.backbone] == [type(layer) for layer in theirs]
+    nets = (model.backbone, theirs)
+    ours, wanted = (" ".join(type(layer).__name__ for layer in net) for net in nets)
+    assert ours == wanted.replace("ReLU MaxPool2d", "MaxPool2d ReLU")
     for own, other in zip(model.backbone, theirs, strict=True):
         if isinstance(own, nn.Conv2d):
             assert (8 * own.out_channels, own.kernel_size) == (other.out_channels, (3, 3))
@@ -133,11 +136,34 @@ def test_an_argument_outside_its_range_is_named(arguments: dict[str, Any]) -> No
         small(**arguments)
 
 
+def test_the_layout_of_images_changes_neither_scores_nor_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = FCN(backbone="vgg11", head_width=8, num_classes=3, dropout=0)
+    for layer in (model.score_fr, model.score_pool4, model.score_pool3):
+        nn.init.normal_(layer.weight, std=0.01)
+    image = torch.randint(256, (2, 3, 40, 56), dtype=torch.uint8)
+    layouts: list[bool] = []
+    model.backbone.conv3_1.register_forward_pre_hook(
+        lambda _, given: layouts.append(given[0].is_contiguous())
+    )
+    results = []
+    for avx2 in (False, True):
+        monkeypatch.setattr(speed, "AVX2", avx2)
+        score = model(image)
+        gradients = torch.autograd.grad(score.square().sum(), list(model.parameters()))
+        results.append((score.detach(), *gradients))
+    assert layouts == [False, True]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+
+
 @pytest.mark.parametrize(("side", "pad"), [(7, 3), (7, 0), (1, 0)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_wide_convolution_is_a_convolution(
-    side: int, pad: int, layout: torch.memory_format
+    side: int, pad: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(speed, "WIDE", 9)  # so that this one is computed as a product
     layer = WideConv2d(5, 9, side, padding=pad)
     layer.to(memory_format=layout)
     for height, width in ((7, 7), (8, 13), (20, 7)):

@@ -152,16 +152,13 @@ class FCN(nn.Module):
         return self.upscore8(score, self.offset, size)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Return images with zero mean and unit variance; the only place where bytes become floats.
-
-        channels_last is the layout in which convolutions are fastest.
-        """
+        """Return images with zero mean and unit variance; only here bytes become floats."""
         if image.shape[-3] != self.in_channels:
             raise ValueError(
                 f"image must be (B, {self.in_channels}, H, W), got {tuple(image.shape)}"
             )
         if image.dtype == torch.uint8:
-            image = image.to(self.mean.dtype, memory_format=torch.channels_last) / 255
+            image = image.to(self.mean.dtype) / 255
         elif not torch.compiler.is_compiling() and image.numel() and image.max() > 1:
             raise ValueError(
                 f"a float image must be in [0, 1], got values up to {image.max():g}; "

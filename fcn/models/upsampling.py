@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcn.speed import fixed_form
+
 Size = tuple[int, int]
 
 
@@ -86,12 +88,16 @@ class Upsampling(nn.Module):
 class FixedUpsampling(Upsampling):
     """Interpolate bilinearly; nothing is trained or stored, as in the authors' released networks.
 
-    A bilinear kernel is separable and the same for every class, so the transposed convolution is
-    two small matrix products, U_h S U_w^T, at the boundary too. Row y of U holds the tent's weights
-    max(0, 1 - |y - (f i + centre)| / f) over the inputs i. Only the requested window is computed.
+    The same scores, up to rounding and at the boundary too, come from a transposed convolution with
+    a bilinear kernel; from an interpolation, if zeros surround the scores; and, as the kernel is
+    separable and the same for every class, from two small matrix products, U_h S U_w^T. Row y of U
+    holds the tent's weights max(0, 1 - |y - (f i + centre)| / f) over the inputs i.
     """
 
     def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        form = fixed_form(self.factor, score)
+        if form != "products":
+            return super().forward(score, offset, size)
         if size is None:
             height, width = self.full_size(score)
             size = height - offset, width - offset
@@ -99,7 +105,15 @@ class FixedUpsampling(Upsampling):
             score = score if score.dtype == torch.float64 else score.float()
             rows = self._matrix(score.shape[-2], offset, size[0], score)
             columns = self._matrix(score.shape[-1], offset, size[1], score)
-            return rows @ score @ columns.T  # (H,h) (B,K,h,w) (w,W) -> B,K,H,W
+            return rows @ (score @ columns.T)  # (H,h) ((B,K,h,w) (w,W)) -> B,K,H,W
+
+    def full(self, score: Tensor) -> Tensor:
+        score = score.contiguous(memory_format=torch.channels_last)
+        if fixed_form(self.factor, score) == "interpolation":
+            return interpolate(score, self, border="constant")
+        classes = score.shape[1]
+        kernels = bilinear_kernel(self.kernel).to(score).expand(classes, 1, -1, -1)
+        return F.conv_transpose2d(score, kernels, stride=self.factor, groups=classes)
 
     def _matrix(self, inputs: int, offset: int, outputs: int, like: Tensor) -> Tensor:
         """Return the one-dimensional transposed convolution as a matrix (outputs, inputs)."""
@@ -118,11 +132,22 @@ class InterpolateUpsampling(Upsampling):
     """
 
     def full(self, score: Tensor) -> Tensor:
-        padded = F.pad(score, (1, 1, 1, 1), mode="replicate")
-        result = F.interpolate(padded, scale_factor=self.factor, mode="bilinear")
-        height, width = self.full_size(score)
-        first = (3 * self.factor - self.kernel) // 2  # one padded score is now f pixels wide
-        return result[..., first : first + height, first : first + width]
+        return interpolate(score, self, border="replicate")
+
+
+def interpolate(score: Tensor, layer: Upsampling, border: str) -> Tensor:
+    """Return scores interpolated to a layer's full size, with one row or column around them.
+
+    Args:
+        score: float (B, K, h, w).
+        layer: its factor and size.
+        border: "constant" for zeros, or "replicate", see `F.pad`.
+    """
+    padded = F.pad(score, (1, 1, 1, 1), mode=border)
+    result = F.interpolate(padded, scale_factor=layer.factor, mode="bilinear")
+    height, width = layer.full_size(score)
+    first = (3 * layer.factor - layer.kernel) // 2  # one padded score is now f pixels wide
+    return result[..., first : first + height, first : first + width]
 
 
 class TransposedConvolution(Upsampling):

@@ -1,11 +1,14 @@
 """VGG as the paper uses it: named stages, and fc6/fc7 as convolutions."""
 
+import string
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fcn.speed import image_layout, is_product
 
 # Convolutions in each stage: columns A, B, D and E of Simonyan & Zisserman 2015, table 1.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -41,7 +44,8 @@ def variant(name: str) -> Variant:
 class VGG(nn.Sequential):
     """The convolutional part, conv1_1 to pool5, under the paper's names.
 
-    Pools round up (ceil mode), as Caffe's do: no pixel of any image size is dropped.
+    Pools round up (ceil mode), as Caffe's do: no pixel of any image size is dropped. A stage's last
+    ReLU follows its pool: the values and gradients are the same, for a quarter of the work.
 
     Args:
         name: a name in `VARIANTS`.
@@ -53,6 +57,7 @@ class VGG(nn.Sequential):
     def __init__(self, name: str, *, padding: int, width: int, in_channels: int = 3) -> None:
         super().__init__()
         spec = variant(name)
+        self.width = width
         self.channels = {f"pool{s}": width * n for s, n in enumerate((1, 2, 4, 8, 8), start=1)}
         stages = zip(spec.stages, self.channels.values(), strict=True)
         inputs, pad = in_channels, padding
@@ -62,21 +67,22 @@ class VGG(nn.Sequential):
                 self.add_module(f"conv{part}", nn.Conv2d(inputs, channels, 3, padding=pad))
                 if spec.batch_norm:
                     self.add_module(f"bn{part}", nn.BatchNorm2d(channels))
+                if index == convolutions:
+                    self.add_module(f"pool{stage}", nn.MaxPool2d(2, ceil_mode=True))
                 # In place would be slower on a CPU and save no memory here.
                 self.add_module(f"relu{part}", nn.ReLU())
                 inputs, pad = channels, 1
-            self.add_module(f"pool{stage}", nn.MaxPool2d(2, ceil_mode=True))
         self.frozen_norms: list[nn.Module] = []
         _initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pool3, pool4 and pool5, at strides 8, 16 and 32, of a normalised (B, C, H, W)."""
-        pools = {}
+        ends = {}
         for name, layer in self.named_children():
-            image = layer(image)
-            if name.startswith("pool"):
-                pools[name] = image
-        return pools["pool3"], pools["pool4"], pools["pool5"]
+            if isinstance(layer, nn.Conv2d):
+                image = image.contiguous(memory_format=image_layout(layer, image, self.width))
+            image = ends[stage_of(name)] = layer(image)
+        return ends[3], ends[4], ends[5]
 
     def freeze(self, stage: str) -> None:
         """Keep the weights up to a stage as they are: no gradient, no batch statistics.
@@ -96,9 +102,15 @@ class VGG(nn.Sequential):
         return self
 
     def until(self, pool: str) -> nn.Sequential:
-        """Return the layers up to and including `pool`."""
-        layers = list(self.named_children())
-        return nn.Sequential(OrderedDict(layers[: [name for name, _ in layers].index(pool) + 1]))
+        """Return the layers that compute `pool`, its ReLU included."""
+        stage = int(pool.removeprefix("pool"))
+        layers = self.named_children()
+        return nn.Sequential(OrderedDict((n, m) for n, m in layers if stage_of(n) <= stage))
+
+
+def stage_of(name: str) -> int:
+    """Return the stage, 1 to 5, that a layer such as conv3_1 or pool3 belongs to."""
+    return int(name.lstrip(string.ascii_lowercase)[0])
 
 
 def head(name: str, channels: int, *, padding: int, width: int, dropout: float) -> nn.Sequential:
@@ -126,15 +138,13 @@ def head(name: str, channels: int, *, padding: int, width: int, dropout: float) 
 class WideConv2d(nn.Conv2d):
     """A convolution of stride 1 with many channels and few output pixels: fc6, fc7, score layers.
 
-    Its time goes into its weights (103 M in fc6), which a CPU's convolution copies to another
-    layout at every call. On a CPU it is computed as one matrix product with the image's k x k
-    patches instead: the same sums in another order. (oneDNN 3.13's convolution from 4096 channels
-    to fewer than 16 in bfloat16 also writes out of bounds in the backward pass.)
+    Its time goes into its weights, so that one matrix product with the image's k x k patches may be
+    faster, see `is_product`: the same sums in another order.
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.device.type != "cpu" or torch.compiler.is_exporting():
-            return super().forward(image)
+        if not is_product(self, image):
+            return super().forward(image.contiguous() if image.device.type == "cpu" else image)
         assert self.bias is not None
         side, pad = self.kernel_size[0], int(self.padding[0])
         height, width = (n + 2 * pad - side + 1 for n in image.shape[-2:])

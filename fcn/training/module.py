@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcn.config import VOID, RecipeConfig
-from fcn.device import set_memory_layout
 from fcn.metrics import confusion_matrix, scores
 from fcn.models.fcn import FCN
+from fcn.speed import optimize
 from fcn.training.loss import Loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
 
@@ -56,8 +56,8 @@ class SegmentationModule(pl.LightningModule):
         self.confusion = confusion_matrix(model.arguments["num_classes"], over_ranks=True)
 
     def setup(self, stage: str) -> None:
-        """Move the model to its device in the layout that is fastest there."""
-        set_memory_layout(self.model, self.trainer.strategy.root_device)
+        """Move the model to its device in its fastest form there."""
+        optimize(self.model, self.trainer.strategy.root_device)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the model's scores."""

@@ -1,0 +1,103 @@
+"""The fastest form of each layer on the device at hand; the scores are the same up to rounding.
+
+Measured for FCN-8s on two kinds of processor, those with AVX-512 and bfloat16 products, and those
+with AVX2 alone, as most have. `python scripts/benchmark.py` measures what it comes to.
+"""
+
+import ctypes
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fcn.models.fcn import FCN
+
+AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # and nothing above it
+WIDE = 1024  # channels
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def optimize(model: "FCN", device: torch.device | str) -> "FCN":
+    """Move a network to a device, in place, in its fastest form there; it can still be trained.
+
+    Each layer chooses its form by itself at every call, with the functions below. What is left to
+    do is the layout of the weights: a GPU wants channels_last, while a CPU's convolutions reorder
+    them anyway, and its optimiser would copy any layout but contiguous.
+
+    Args:
+        model: the network.
+        device: where it will run.
+
+    Returns:
+        The same network.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        keep_memory()
+    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    return model.to(device).to(memory_format=layout)
+
+
+def keep_memory() -> None:
+    """Make glibc keep freed memory for later allocations, where glibc is the C library.
+
+    By default every tensor above 32 MB is made of new pages that the kernel clears first, which
+    took a third of a training step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def fits_products(image: Tensor) -> bool:
+    """Return True where a form made of matrix products may replace a layer: on a CPU, in PyTorch.
+
+    Other devices have fast kernels for the layer itself, and an exported file should name it.
+    """
+    return image.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def image_layout(layer: nn.Conv2d, image: Tensor, width: int) -> torch.memory_format:
+    """Return the layout of the images that a convolution of the backbone takes.
+
+    channels_last is the fastest, with one exception: in float32 with AVX2, the backward pass of
+    VGG's convolutions takes twice as long as with contiguous images. The narrow `mini` net spends
+    its time elsewhere.
+
+    Args:
+        layer: the convolution.
+        image: its input.
+        width: channels of the network's first stage.
+    """
+    trains = torch.is_grad_enabled() and layer.weight.requires_grad
+    avx2 = image.device.type == "cpu" and AVX2 and not torch.is_autocast_enabled("cpu")
+    contiguous = avx2 and trains and width >= 64
+    return torch.contiguous_format if contiguous else torch.channels_last
+
+
+def is_product(layer: nn.Conv2d, image: Tensor) -> bool:
+    """Return True if a convolution is to be computed as one product with the image's patches.
+
+    A CPU's convolution copies its weights to another layout at every call, which costs fc6, with
+    103 million of them, 30 % to 50 %; narrow ones, as in `mini`, are faster as they are. For 1 x 1
+    convolutions to few classes it is also necessary: in bfloat16, oneDNN 3.13's convolution from
+    4096 channels to fewer than 16 writes out of bounds in the backward pass.
+    """
+    return fits_products(image) and (layer.kernel_size == (1, 1) or layer.out_channels >= WIDE)
+
+
+def fixed_form(factor: int, score: Tensor) -> str:
+    """Return how bilinear upsampling is computed: convolution, interpolation or products.
+
+    Small kernels are fastest as a transposed convolution (x2: 2 ms, against 45 as products).
+    Interpolation is the fastest for larger ones, but not in its backward pass, where products take
+    half the time; from x32 on they win without gradients as well.
+    """
+    if not fits_products(score):
+        return "products"
+    if factor < 4:
+        return "convolution"
+    return "products" if torch.is_grad_enabled() or factor > 16 else "interpolation"
