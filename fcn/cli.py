@@ -92,8 +92,9 @@ def run(name: str) -> Any:
 
     try:
         sys.argv[1:] = arguments(name, sys.argv[1:])
-        if {"-h", "--help"} & set(sys.argv):
-            show_help(name, sys.argv[1:])
+        overrides = [argument for argument in sys.argv[1:] if argument not in ("-h", "--help")]
+        if len(overrides) < len(sys.argv) - 1 and not any(a.startswith("-") for a in overrides):
+            show_help(name, overrides)
         else:
             entry()
         for error in failures:
@@ -102,6 +103,8 @@ def run(name: str) -> Any:
             sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # of `--help | head`; Python would complain again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if show_traceback:
             raise
@@ -110,10 +113,9 @@ def run(name: str) -> Any:
     return results[-1] if results else None
 
 
-def show_help(name: str, given: list[str]) -> None:
-    """Print the help text as Hydra does, but without its copies of all schemas for each group."""
+def show_help(name: str, overrides: list[str]) -> None:
+    """Print what Hydra's --help prints, in half a second; it would copy all schemas 107 times."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        overrides = [argument for argument in given if not argument.startswith("-")]
         cfg = hydra.compose(name, overrides, return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
         groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
