@@ -98,7 +98,7 @@ def run(name: str) -> Any:
         else:
             entry()
         for error in failures:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
+            print(f"error: {_one_line(error, name)}", file=sys.stderr)
         if failures:
             sys.exit(1)
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def run(name: str) -> Any:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if show_traceback:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {_one_line(error, name)}", file=sys.stderr)
         sys.exit(1)
     return results[-1] if results else None
 
@@ -196,7 +196,7 @@ def _newest_run() -> Path:
     return runs[-1]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, name: str) -> str:
     """Return an error's message: of Hydra's, which have many lines, what names the mistake."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
@@ -212,9 +212,8 @@ def _one_line(error: Exception) -> str:
     key = re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not override '([^']+)'", text)
     if re.search(r"Key '[^']+' (?:is )?not in", text) and (override or key):
-        name = (override or key)[1]  # type: ignore[index]
-        known = [k for schema in SCHEMAS.values() for k in flat_keys(OmegaConf.structured(schema))]
-        return unknown_key(name, known)
+        unknown = (override or key)[1]  # type: ignore[index]
+        return unknown_key(unknown, list(flat_keys(OmegaConf.structured(SCHEMAS[name]))))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [
         line

@@ -505,7 +505,11 @@ def unknown_key(key: str, known: list[str]) -> str:
     last = key.split(".")[-1]
     near = get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or [k for k in known if k.split(".")[-1] == last]
-    meant = SYNONYMS.get(key) or SYNONYMS.get(last) or next(iter(near), None)
+    groups = {k.split(".")[0] for k in known} | {"hydra", "HYDRA_FULL_ERROR"}
+    synonyms = [s for s in (SYNONYMS.get(key), SYNONYMS.get(last)) if s]
+    # A command has not all of these keys.
+    synonyms = [s for s in synonyms if re.split("[.=]", s)[0] in groups]
+    meant = next(iter(synonyms + near), None)
     hint = f"did you mean {meant}?" if meant else "--help lists all keys"
     return f"unknown key {key}: {hint}"
 

@@ -52,10 +52,11 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def fits_products(image: Tensor) -> bool:
-    """Return True where a form made of matrix products may replace a layer: on a CPU, in PyTorch.
+def runs_on_cpu(image: Tensor) -> bool:
+    """Return True if PyTorch computes this image on a CPU, now.
 
-    Other devices have fast kernels for the layer itself, and an exported file should name it.
+    Other devices have fast kernels of their own for every layer, and an exported file should name
+    the layer itself.
     """
     return image.device.type == "cpu" and not torch.compiler.is_exporting()
 
@@ -81,22 +82,22 @@ def image_layout(layer: nn.Conv2d, image: Tensor, width: int) -> torch.memory_fo
 def is_product(layer: nn.Conv2d, image: Tensor) -> bool:
     """Return True if a convolution is to be computed as one product with the image's patches.
 
-    A CPU's convolution copies its weights to another layout at every call, which costs fc6, with
-    103 million of them, 30 % to 50 %; narrow ones, as in `mini`, are faster as they are. For 1 x 1
-    convolutions to few classes it is also necessary: in bfloat16, oneDNN 3.13's convolution from
-    4096 channels to fewer than 16 writes out of bounds in the backward pass.
+    A CPU's convolution copies its weights to another layout at every call. With fc6's 103 million
+    of them training takes 30 % to 45 % longer; narrow ones, as in `mini`, are faster as they are.
+    For 1 x 1 convolutions to few classes the product is also necessary: in bfloat16, oneDNN 3.13's
+    convolution from 4096 channels to fewer than 16 writes out of bounds in the backward pass.
     """
-    return fits_products(image) and (layer.kernel_size == (1, 1) or layer.out_channels >= WIDE)
+    return runs_on_cpu(image) and (layer.kernel_size == (1, 1) or layer.out_channels >= WIDE)
 
 
 def fixed_form(factor: int, score: Tensor) -> str:
     """Return how bilinear upsampling is computed: convolution, interpolation or products.
 
-    Small kernels are fastest as a transposed convolution (x2: 2 ms, against 45 as products).
-    Interpolation is the fastest for larger ones, but not in its backward pass, where products take
-    half the time; from x32 on they win without gradients as well.
+    A transposed convolution is the fastest for small kernels (x2: 2 ms, products take 35). For
+    larger ones it is interpolation, up to x16, unless gradients are needed: its backward pass takes
+    twice the time of the products'.
     """
-    if not fits_products(score):
+    if not runs_on_cpu(score):
         return "products"
     if factor < 4:
         return "convolution"

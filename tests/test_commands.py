@@ -121,7 +121,7 @@ def test_train_then_evaluate_then_compare_then_resume(
     assert on.returncode == 0, on.stderr
     assert "step 4/4" in on.stdout
     assert not (root / "outputs").exists()  # it continued in its own folder
-    assert json.loads((root / "run" / "run.json").read_text())["config"]["recipe"]["lr"] == 3e-3
+    assert json.loads((root / "run" / "run.json").read_text())["config"]["recipe"]["lr"] == 8e-3
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

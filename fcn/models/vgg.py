@@ -143,7 +143,7 @@ class WideConv2d(nn.Conv2d):
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        if not is_product(self, image):
+        if not is_product(self, image):  # a CPU computes it faster from contiguous images
             return super().forward(image.contiguous() if image.device.type == "cpu" else image)
         assert self.bias is not None
         side, pad = self.kernel_size[0], int(self.padding[0])
