@@ -13,7 +13,9 @@ from fcn.config import (
     ConfigError,
     TrainConfig,
     check_training,
+    flat_keys,
     learning_rate,
+    unknown_key,
     validate,
 )
 from fcn.models.upsampling import UPSAMPLINGS
@@ -145,3 +147,10 @@ def test_a_value_out_of_range_is_named_with_its_key(key: str, values: list[Any])
         OmegaConf.update(changed, key, value)
         with pytest.raises(ConfigError, match=f"{key}"):
             validate(changed, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"), [("train", "did you mean data.num_workers?"), ("compare", "--help")]
+)
+def test_a_key_is_suggested_if_the_command_has_it(command: str, hint: str) -> None:
+    assert hint in unknown_key("workers", list(flat_keys(OmegaConf.structured(SCHEMAS[command]))))
