@@ -152,7 +152,8 @@ class DataConfig(Schema):
     ] = field(default_factory=list)
     scan: Annotated[bool, about("read all masks before training or evaluation, for errors")] = True
     num_workers: Annotated[
-        int | None, about("processes that load images; null: one per core", ge=0)
+        int | None,
+        about("processes that load images; null: one per core; for a CPU, per 4 cores", ge=0),
     ] = None
     download: Annotated[bool, about("fetch what is missing: VOC, SBD")] = False
     url: Annotated[str | None, about("fetch from here: an archive, or a folder ending in /")] = None

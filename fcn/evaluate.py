@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fcn import checkpoint, plots, visualize
 from fcn.config import ConfigError, EvaluateConfig, UserError
-from fcn.data.datamodule import evaluation_loader, evaluation_processes
+from fcn.data.datamodule import evaluation_loader, loading_processes
 from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
 from fcn.data.labels import scan
@@ -129,7 +129,7 @@ def evaluate(
     """
     processes = processes or Processes(0, 1, model.device)
     num_classes = len(dataset.classes)
-    workers = evaluation_processes(num_workers, model.device, processes.world)
+    workers = loading_processes(num_workers, model.device, processes.world)
     loader = evaluation_loader(dataset, batch_size, workers, processes.rank, processes.world)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     trimap, tallies = Trimap(num_classes), []

@@ -5,14 +5,16 @@ Nothing here reads or writes a file: masks become uint8 arrays, finished picture
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fcn.config import VOID, Facts
-from fcn.plots import FAINT, INK, render
+from fcn.plots import FAINT, INK
 
 if TYPE_CHECKING:  # torch takes a second to import
     from torch import Tensor
@@ -29,7 +31,7 @@ ERROR_COLOURS = {
     "ignored": (128, 128, 128),
 }
 PLAIN = Facts()  # VOC's colours, and label 0 is background
-COLUMNS, CELL, GAP = 4, 2.5, 0.34  # of a grid of pictures; inches a picture, and between rows
+COLUMNS, CELL, SPACE, LINE = 4, 320, 12, 22  # of a grid of pictures; pixels
 
 
 def voc_palette(n: int = 256) -> UInt8:
@@ -198,33 +200,52 @@ def _grid(
     legends: Sequence[Mapping[str, tuple[int, ...]]],
 ) -> Image.Image:
     """Draw pictures in rows of four, each with a caption below it, and legends at the bottom."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
-    aspects = [max(picture.shape[0] / picture.shape[1] for picture, _ in row) for row in rows]
-    heights = [CELL * min(1.0, aspect) for aspect in aspects]
-    height = sum(heights) + GAP * (len(rows) - 1)
-    figure = Figure((COLUMNS * CELL + 0.3, height))
-    every = figure.subplots(len(rows), COLUMNS, squeeze=False, height_ratios=heights)
-    spacing = {"hspace": GAP * len(rows) / sum(heights), "wspace": 0.1 / CELL}
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, **spacing)
-    for axes in every.flat:
-        axes.set_axis_off()
-        axes.set_anchor("N")
-    for axes, heading in zip(every[0], headings, strict=True):
-        axes.set_title(heading, fontsize=11, color=INK)
-    for axes, (picture, caption) in zip(every.flat, cells, strict=False):
-        axes.imshow(picture)
-        below = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
-        axes.annotate(caption, (0, 0), (0, -4), fontsize=9, color=INK, **below)
-    top = -GAP / height  # of the next legend, in heights of the figure
-    for colours in legends:
-        patches = [
-            Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor=FAINT, label=name)
-            for name, colour in colours.items()
-        ]
-        style = {"fontsize": 9, "frameon": False, "labelcolor": INK, "borderpad": 0}
-        figure.legend(handles=patches, ncols=6, loc="upper left", bbox_to_anchor=(0, top), **style)
-        top -= (0.1 + 0.19 * np.ceil(len(patches) / 6)) / height
-    return render(every[0, 0])
+    strips = [_strip(LINE), *map(_row, rows), *(_legend(colours) for colours in legends)]
+    for column, heading in enumerate(headings):
+        middle = column * (CELL + SPACE) + CELL // 2
+        ImageDraw.Draw(strips[0]).text((middle, 0), heading, INK, _font(17), "ma")
+    size = strips[0].width + 2 * LINE, sum(strip.height for strip in strips) + LINE
+    grid, top = Image.new("RGB", size, "white"), LINE
+    for strip in strips:
+        grid.paste(strip, (LINE, top))
+        top += strip.height
+    return grid
+
+
+def _row(cells: Sequence[tuple[UInt8, str]]) -> Image.Image:
+    """Draw pictures side by side, each as large as its cell allows and with a line below it."""
+    fit, box = ImageOps.contain, Image.Resampling.BOX  # enlarged pixels stay squares
+    pictures = [fit(Image.fromarray(picture), (CELL, CELL), box) for picture, _ in cells]
+    strip = _strip(max(picture.height for picture in pictures) + 2 * LINE)
+    for column, (picture, (_, caption)) in enumerate(zip(pictures, cells, strict=True)):
+        left = column * (CELL + SPACE)
+        strip.paste(picture, (left + (CELL - picture.width) // 2, 0))
+        ImageDraw.Draw(strip).text((left, picture.height + 3), caption, INK, _font(14))
+    return strip
+
+
+def _legend(colours: Mapping[str, tuple[int, ...]]) -> Image.Image:
+    """Draw the names of colours, in as many columns as fit."""
+    pitch = int(max(map(_font(14).getlength, colours))) + 2 * LINE
+    columns = max(1, _strip(0).width // pitch)
+    strip = _strip(-(-len(colours) // columns) * LINE + LINE // 2)
+    draw = ImageDraw.Draw(strip)
+    for index, (name, colour) in enumerate(colours.items()):
+        x, y = index % columns * pitch, index // columns * LINE
+        draw.rectangle((x, y, x + 14, y + 14), colour, FAINT)
+        draw.text((x + LINE, y), name, INK, _font(14))
+    return strip
+
+
+def _strip(height: int) -> Image.Image:
+    """Return a white strip as wide as a row of pictures."""
+    return Image.new("RGB", (COLUMNS * (CELL + SPACE) - SPACE, height), "white")
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's own font, which other pictures use too, in pixels."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)

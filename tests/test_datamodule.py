@@ -19,7 +19,6 @@ from fcn.data.datamodule import (
     TrainingBatches,
     TrainingSamples,
     evaluation_loader,
-    evaluation_processes,
     leave_process_group,
     loading_processes,
 )
@@ -105,11 +104,10 @@ def test_evaluation_keeps_images_as_they_are(tiny_voc: TinyVOC) -> None:
 
 def test_the_loading_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    assert [loading_processes(None, n) for n in (1, 2, 4, 12, 100)] == [8, 6, 3, 1, 1]
-    assert [loading_processes(n, 2) for n in (0, 30)] == [0, 30]
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [evaluation_processes(None, device, 2) for device in (cpu, cuda)] == [0, 6]
-    assert evaluation_processes(3, cpu) == 3
+    assert [loading_processes(None, cuda, n) for n in (1, 2, 4, 12, 100)] == [8, 6, 3, 1, 1]
+    assert [loading_processes(None, cpu, n) for n in (1, 2, 4)] == [3, 1, 0]
+    assert [loading_processes(n, cuda, 2) for n in (0, 30)] == [0, 30]
 
 
 def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> None:

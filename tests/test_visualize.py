@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from fcn import visualize
 from fcn.config import Facts
@@ -95,19 +95,32 @@ def test_panel_draws_four_pictures_a_row_and_legends_of_what_occurs(
 ) -> None:
     wide, upright = square(3)[:20], square(2)[:, :20]
     rows = [(noise(20, 40), wide, wide), (noise(40, 20), upright, np.zeros_like(upright))]
-    seen = colours_of(visualize.panel(rows, FACTS))
+    texts: list[tuple[int, str]] = []  # and where they begin
+    write = ImageDraw.ImageDraw.text
+
+    def note(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, *style: Any) -> None:
+        texts.append((place[0], text))
+        write(draw, place, text, *style)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    seen = colours_of(visualize.panel(rows, FACTS, ["v0", "v1"]))
     assert {(128, 128, 0), (0, 128, 0), (255, 255, 255)} <= seen
     assert set(visualize.ERROR_COLOURS.values()) <= seen
     assert (128, 0, 0) not in seen  # class a does not occur
-    monkeypatch.setattr(visualize, "render", lambda axes: axes.figure)
-    figure: Any = visualize.panel(rows, FACTS, ["v0", "v1"])
-    assert [len(axes.images) for axes in figure.axes] == [1] * 8
-    headings = [axes.get_title() for axes in figure.axes[:4]]
-    assert headings == ["image", "ground truth", "prediction", "errors"]
-    captions = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert captions == ["v0", "", "", "", "v1", "", "", ""]
-    legends = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
-    assert legends == [[*visualize.ERROR_COLOURS], ["background", "b", "c"]]
+    headings = ["image", "ground truth", "prediction", "errors"]
+    legends = [*visualize.ERROR_COLOURS, "background", "b", "c"]
+    assert sorted(t for _, t in texts if t) == sorted([*headings, "v0", "v1", *legends])
+    assert [x for x, text in texts if text in ("v0", "v1")] == [0, 0]
+    columns = [x for x, text in texts if text in headings]
+    assert np.ptp(np.diff(columns)) == 0 < columns[0]
+
+
+def test_a_grid_shows_every_pixel_of_a_small_picture() -> None:
+    picture = noise(32, 40)
+    grid = np.asarray(visualize.panel([(picture, *[square(0, 40)[:32]] * 2)], FACTS))
+    side = visualize.CELL // 40
+    seen = grid[2 * visualize.LINE :][: 32 * side, visualize.LINE :][:, : 40 * side]
+    assert np.array_equal(seen[side // 2 :: side, side // 2 :: side], picture)
 
 
 def test_panel_survives_one_pixel_and_sixty_classes() -> None:

@@ -114,14 +114,15 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
         return image, target if index >= 0 else torch.full_like(target, VOID)
 
 
-def loading_processes(wanted: int | None, processes: int = 1) -> int:
-    """Return data.num_workers, or one per core of each of `processes`, at most 8."""
-    return min(8, max(1, usable_cores() // processes)) if wanted is None else wanted
+def loading_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
+    """Return data.num_workers, or a number that suits the cores of each of `processes`.
 
-
-def evaluation_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
-    """Like `loading_processes`, but by default 0 on a CPU, where loading takes little time."""
-    return 0 if wanted is None and device.type == "cpu" else loading_processes(wanted, processes)
+    Loading takes little of the time in which a CPU computes, and would take cores from it.
+    """
+    if wanted is not None:
+        return wanted
+    cores = usable_cores() // processes
+    return min(8, cores // 4 if device.type == "cpu" else max(1, cores))
 
 
 def evaluation_loader(
@@ -213,7 +214,9 @@ class SegmentationData(pl.LightningDataModule):
         return TrainingLoader(
             TrainingSamples(self.train, transform),
             batch_sampler=self._batches(trainer.global_step * trainer.accumulate_grad_batches),
-            num_workers=loading_processes(self.data.num_workers, trainer.num_devices),
+            num_workers=loading_processes(
+                self.data.num_workers, trainer.strategy.root_device, trainer.num_devices
+            ),
             collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_process_group,
@@ -225,7 +228,7 @@ class SegmentationData(pl.LightningDataModule):
         return evaluation_loader(
             self.val,
             max(1, self.recipe.batch_size // 2),
-            evaluation_processes(self.data.num_workers, device, self.trainer.num_devices),
+            loading_processes(self.data.num_workers, device, self.trainer.num_devices),
             self.trainer.global_rank,
             self.trainer.world_size,
         )
