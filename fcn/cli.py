@@ -79,6 +79,7 @@ def run(name: str) -> Any:
             folder = Path(HydraConfig.get().runtime.output_dir)
             os.chdir(HydraConfig.get().runtime.cwd)  # paths start there, for hydra.job.chdir too
             main = import_module(COMMANDS[name]).main
+            import_module("fcn.speed").keep_memory()  # imported late: --help needs no torch
             results.append(main(settings, folder, make_console(quiet=rank() > 0)))
             return results[-1]
         except Interrupted as error:  # ends a multirun too

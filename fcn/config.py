@@ -153,7 +153,7 @@ class DataConfig(Schema):
     scan: Annotated[bool, about("read all masks before training or evaluation, for errors")] = True
     num_workers: Annotated[
         int | None,
-        about("processes that load images; null: one per core; for a CPU, per 4 cores", ge=0),
+        about("processes that load images; null: one per core, on a CPU one per four", ge=0),
     ] = None
     download: Annotated[bool, about("fetch what is missing: VOC, SBD")] = False
     url: Annotated[str | None, about("fetch from here: an archive, or a folder ending in /")] = None
@@ -506,11 +506,10 @@ def unknown_key(key: str, known: list[str]) -> str:
     last = key.split(".")[-1]
     near = get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or [k for k in known if k.split(".")[-1] == last]
+    # A synonym may belong to another command.
     groups = {k.split(".")[0] for k in known} | {"hydra", "HYDRA_FULL_ERROR"}
-    synonyms = [s for s in (SYNONYMS.get(key), SYNONYMS.get(last)) if s]
-    # A command has not all of these keys.
-    synonyms = [s for s in synonyms if re.split("[.=]", s)[0] in groups]
-    meant = next(iter(synonyms + near), None)
+    synonyms = (SYNONYMS.get(word, "") for word in (key, last))
+    meant = next((s for s in [*synonyms, *near] if re.split("[.=]", s)[0] in groups), None)
     hint = f"did you mean {meant}?" if meant else "--help lists all keys"
     return f"unknown key {key}: {hint}"
 

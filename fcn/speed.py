@@ -34,8 +34,6 @@ def optimize(model: "FCN", device: torch.device | str) -> "FCN":
         The same network.
     """
     device = torch.device(device)
-    if device.type == "cpu":
-        keep_memory()
     layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
     return model.to(device).to(memory_format=layout)
 
@@ -44,7 +42,8 @@ def keep_memory() -> None:
     """Make glibc keep freed memory for later allocations, where glibc is the C library.
 
     By default every tensor above 32 MB is made of new pages that the kernel clears first, which
-    took a third of a training step on a CPU.
+    took a third of a training step on a CPU. This is for a process of our own, a command: it
+    changes what all of the process's libraries allocate.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -84,6 +84,8 @@ def test_help_names_every_key_with_its_meaning(name: str, tmp_path: Path) -> Non
     keys = [field for field in SCHEMAS[name].__dataclass_fields__ if field != "trainer"]
     for key in keys:
         assert re.search(rf"^  {key}[.=]", shown.stdout, re.M), key
+    if name == "train":
+        assert "recipe: accumulated, finetune, heavy, modern, sample" in shown.stdout
 
 
 def test_train_then_evaluate_then_compare_then_resume(

@@ -136,28 +136,6 @@ def test_an_argument_outside_its_range_is_named(arguments: dict[str, Any]) -> No
         small(**arguments)
 
 
-def test_the_layout_of_images_changes_neither_scores_nor_gradients(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = FCN(backbone="vgg11", head_width=8, num_classes=3, dropout=0)
-    for layer in (model.score_fr, model.score_pool4, model.score_pool3):
-        nn.init.normal_(layer.weight, std=0.01)
-    image = torch.randint(256, (2, 3, 40, 56), dtype=torch.uint8)
-    layouts: list[bool] = []
-    model.backbone.conv3_1.register_forward_pre_hook(
-        lambda _, given: layouts.append(given[0].is_contiguous())
-    )
-    results = []
-    for avx2 in (False, True):
-        monkeypatch.setattr(speed, "AVX2", avx2)
-        score = model(image)
-        gradients = torch.autograd.grad(score.square().sum(), list(model.parameters()))
-        results.append((score.detach(), *gradients))
-    assert layouts == [False, True]
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
-
-
 @pytest.mark.parametrize(("side", "pad"), [(7, 3), (7, 0), (1, 0)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_wide_convolution_is_a_convolution(
