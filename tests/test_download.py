@@ -60,12 +60,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
     thread.join()
 
 
-def packed(folder: Path, name: str, *more: tarfile.TarInfo) -> bytes:
+def packed(folder: Path, name: str) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         archive.add(folder, name)
-        for member in more:
-            archive.addfile(member)
     return stream.getvalue()
 
 
@@ -191,12 +189,10 @@ def test_only_official_data_can_be_downloaded(tmp_path: Path) -> None:
 def test_unsuitable_archives_leave_nothing(
     tiny_voc: TinyVOC, server: Server, tar: bytes, tmp_path: Path
 ) -> None:
-    above = tarfile.TarInfo("../outside.txt")
     cases = [
         (b"not a tar file" * 100, "cannot be unpacked"),
         (tar[: len(tar) // 2], "cannot be unpacked"),
         (packed(tiny_voc.folder, "elsewhere"), "does not hold VOCdevkit/VOC2012"),
-        (packed(tiny_voc.folder, "VOCdevkit/VOC2012", above), "outside"),
     ]
     for data, words in cases:
         (server.root / "mine.tar").write_bytes(data)
@@ -205,7 +201,6 @@ def test_unsuitable_archives_leave_nothing(
             fetch(config(tmp_path / "data", url=url, checksum=md5(data)), QUIET)
         assert visible(tmp_path / "data") == ["voc.tar"]
         (tmp_path / "data" / "voc.tar").unlink()
-    assert not (tmp_path / "data" / "outside.txt").exists()
 
 
 def test_voc_aug_has_vocs_masks_and_sbds_for_the_rest(tiny_voc: TinyVOC) -> None:

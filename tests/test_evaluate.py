@@ -166,7 +166,8 @@ def test_a_split_without_masks_is_submitted_as_vocs_server_takes_it(
     archive = module.write_submission(model, dataset, tmp_path, QUIET, year="VOC2012", split="test")
     assert archive == tmp_path / "results.tar.gz"
     with tarfile.open(archive, "r:gz") as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(tmp_path / "unpacked")
     folder = tmp_path / "unpacked/results/VOC2012/Segmentation/comp6_test_cls"
     assert len(list((tmp_path / "unpacked").rglob("*.*"))) == 2
     for name, size in {"v0": (50, 40), "v1": (48, 64)}.items():

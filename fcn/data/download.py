@@ -157,7 +157,9 @@ def _unpack(file: Path, root: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
         try:
             with tarfile.open(file) as archive:
-                archive.extractall(scratch, filter="data")
+                # Not in Python 3.11.2, which is Debian 12's.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(scratch)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file}: cannot be unpacked ({error}); replace it") from None
         found = [*Path(scratch).glob(str(folder)), *Path(scratch).glob(f"*/{folder}")]
