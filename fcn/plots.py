@@ -103,7 +103,7 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
         _draw_loss(left, points, label, colour)
     for (label, points), colour in zip(mean_iou.items(), LINES * len(mean_iou), strict=False):
         _draw_mean_iou(right, points, label, colour)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.1 * right.get_ylim()[1])
     _finish(left, "loss", "step")
     _finish(right, "validation mean IoU (%)", "step")
     return render(left)
@@ -120,7 +120,7 @@ def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
         shown = 100 * np.array(values, float)
         width = range(1, len(shown) + 1)
         axes.plot(width, shown, "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     xlabel = "width of the band on either side of a boundary (pixels)"
     _finish(axes, "mean IoU near boundaries (%)", xlabel)
     return render(axes)
