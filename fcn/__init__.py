@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcn.checkpoint import load
+    from fcn.device import optimize
+    from fcn.inference.predictor import Predictor
     from fcn.models.fcn import FCN
-    from fcn.predictor import Predictor
-    from fcn.speed import optimize
-    from fcn.visualize import overlay
+    from fcn.pictures.visualize import overlay
 
 __all__ = ["FCN", "Predictor", "load", "optimize", "overlay"]
+MODULES = dict(zip(__all__, ("models.fcn", "inference.predictor", "checkpoint", "device",
+                             "pictures.visualize"), strict=True))  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is used: `--help` stays quick."""
-    homes = {"FCN": "models.fcn", "Predictor": "predictor", "load": "checkpoint"}
-    homes |= {"optimize": "speed", "overlay": "visualize"}
-    if name in __all__:
-        return getattr(import_module(f"fcn.{homes[name]}"), name)
+    if name in MODULES:
+        return getattr(import_module(f"fcn.{MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

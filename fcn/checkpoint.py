@@ -14,20 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fcn import hub
-from fcn.config import FACTS, ConfigError, Facts, UserError, starts_with_background
+from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
+from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, SurgeryError, normalisation_warning, transplant
 from fcn.output import atomic_write
-from fcn.visualize import palette
+from fcn.pictures.visualize import palette
 
+HUB = "hf://"  # addresses of the Hugging Face Hub: hf://USER/NAME
 PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
-SHOWN = 5  # tensors of each fate in the table of a surgery
+SHOWN = 5  # tensors of each status in the table of a surgery
 WEIGHTS_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
-
-
-class CheckpointError(UserError, ValueError):
-    """A file that holds no model of this project, or weights that do not fit."""
 
 
 @dataclass
@@ -48,11 +45,11 @@ class Checkpoint:
         return list(self.about["classes"])
 
     @property
-    def facts(self) -> Facts:
+    def info(self) -> DatasetInfo:
         """What is known about the data it was trained on; of an old file, that is the classes."""
         about = {"background": starts_with_background(self.classes)} | self.about
         about["colours"] = about.get("palette", [])
-        return Facts(**{key: about[key] for key in FACTS if key in about})
+        return DatasetInfo(**{key: about[key] for key in INFO_KEYS if key in about})
 
     def check_classes(self, classes: Sequence[str], data: str) -> None:
         """Raise a CheckpointError if a data set has other classes than the model."""
@@ -82,8 +79,8 @@ def find(path: str | Path) -> Path:
     Args:
         path: the file itself; a run's folder, whose best model is meant; or hf://USER/NAME.
     """
-    if str(path).startswith(hub.PREFIX):
-        path = hub.download(str(path))
+    if str(path).startswith(HUB):
+        path = _download(str(path))
     path = Path(path)
     for file in (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt"):
         if file.is_file():
@@ -91,6 +88,22 @@ def find(path: str | Path) -> Path:
     if path.is_dir():
         raise CheckpointError(f"{path}: no model.safetensors and no checkpoints/best.ckpt in it")
     raise CheckpointError(f"{path}: no such checkpoint")
+
+
+def _download(address: str) -> Path:
+    """Return the folder of a model on the Hub, fetched if it is not in the cache.
+
+    Args:
+        address: hf://USER/NAME.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ConfigError(f'{address} needs: pip install "fcn-segmentation[hub]"') from None
+    try:
+        return Path(snapshot_download(address.removeprefix(HUB)))
+    except Exception as error:  # of the network, or of the Hub
+        raise UserError(f"{address}: {' '.join(str(error).split())[:200]}") from error
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -130,7 +143,8 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
     """Return `about` with the model's architecture, colours and normalisation."""
-    colours = palette(Facts())[: model.arguments["num_classes"]].tolist()  # unless it has its own
+    # Pascal VOC's colours, unless the model has its own.
+    colours = palette(DatasetInfo())[: model.arguments["num_classes"]].tolist()
     return {"palette": colours, **about} | {
         "model": model.arguments,
         "normalisation": {  # happens inside the model; images are in [0, 1]
@@ -140,9 +154,9 @@ def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def about_facts(facts: Facts) -> dict[str, Any]:
-    """Return the facts of a data set as `about` holds them, see `Checkpoint.facts`."""
-    about = asdict(facts)
+def info_metadata(info: DatasetInfo) -> dict[str, Any]:
+    """Return the info of a data set as `about` holds them, see `Checkpoint.info`."""
+    about = asdict(info)
     about["palette"] = about.pop("colours")
     return about
 
@@ -190,7 +204,7 @@ def initialise(
         new_head: fc6 and fc7 start new.
 
     Returns:
-        Every tensor's fate; None if the weights stay random.
+        What became of every tensor; None if the weights stay random.
 
     Raises:
         CheckpointError: the weights do not fit.
@@ -211,14 +225,14 @@ def initialise(
 
 
 def surgery_table(report: Report) -> Table:
-    """Return a table of each fate, how many tensors met it, and which."""
-    table = Table("fate", "tensors", "which", title=f"weights from {report.source}", box=None)
-    for fate in dict.fromkeys(entry.fate for entry in report.fates):
-        entries = [entry for entry in report.fates if entry.fate == fate]
+    """Return a table of each status, how many tensors have it, and which."""
+    table = Table("status", "tensors", "which", title=f"weights from {report.source}", box=None)
+    for status in dict.fromkeys(entry.status for entry in report.tensors):
+        entries = [entry for entry in report.tensors if entry.status == status]
         first = sorted(entries, key=lambda entry: not entry.note)[:SHOWN]  # what has a note
         shown = [f"{e.name} ({e.note})" if e.note else e.name for e in first]
         more = [f"{len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
-        table.add_row(fate, str(len(entries)), ", ".join(shown + more))
+        table.add_row(status, str(len(entries)), ", ".join(shown + more))
     return table
 
 

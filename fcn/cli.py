@@ -24,28 +24,21 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fcn.config import (
-    CONFIGS,
-    SCHEMAS,
-    ConfigError,
-    Interrupted,
-    UserError,
-    flat_keys,
-    unknown_key,
-    validate,
-)
+from fcn.config import CONFIGS, SCHEMAS, flat_keys, quoted, unknown_key, validate
+from fcn.errors import ConfigError, Interrupted, UserError
 from fcn.output import make_console
+from fcn.processes import rank
 
 COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "train": "fcn.training.run",
-    "evaluate": "fcn.evaluate",
-    "predict": "fcn.predict_files",
-    "export": "fcn.export",
-    "import_caffe": "fcn.import_caffe",
-    "prepare_data": "fcn.data.inspect",
-    "compare": "fcn.compare",
+    "evaluate": "fcn.inference.evaluate",
+    "predict": "fcn.inference.predict_files",
+    "export": "fcn.inference.export",
+    "import_caffe": "fcn.tools.import_caffe",
+    "prepare_data": "fcn.tools.prepare_data",
+    "compare": "fcn.compare.compare",
     "explain": "fcn.explain.story",
-    "benchmark": "fcn.benchmark",
+    "benchmark": "fcn.tools.benchmark",
 }
 # Keys with entries of any name, which Hydra would want a + for: Lightning's Trainer has many.
 OPEN_KEYS = (
@@ -79,7 +72,7 @@ def run(name: str) -> Any:
             folder = Path(HydraConfig.get().runtime.output_dir)
             os.chdir(HydraConfig.get().runtime.cwd)  # paths start there, for hydra.job.chdir too
             main = import_module(COMMANDS[name]).main
-            import_module("fcn.speed").keep_memory()  # imported late: --help needs no torch
+            import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
             results.append(main(settings, folder, make_console(quiet=rank() > 0)))
             return results[-1]
         except Interrupted as error:  # ends a multirun too
@@ -142,18 +135,6 @@ def arguments(name: str, given: list[str]) -> list[str]:
         named = any(a.startswith("hydra.run.dir=") for a in given)
         given += ["hydra.output_subdir=null"] + ([] if named else ["hydra.run.dir=."])
     return given
-
-
-def rank() -> int:
-    """Return the number of this process within its run, as torchrun, Lightning or SLURM tell it."""
-    keys = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((int(os.environ[key]) for key in keys if key in os.environ), 0)
-
-
-def quoted(value: object) -> str:
-    """Return a value for Hydra's command line, whatever characters it has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
 
 
 def _resumed(given: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ command line; pydantic checks the ranges; `--help` prints the descriptions.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,36 +15,14 @@ from omegaconf.errors import MissingMandatoryValue
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from fcn.dataset_info import MEAN_BGR
+from fcn.errors import ConfigError
+
 PACKAGE = Path(__file__).resolve().parent
 REPOSITORY = PACKAGE.parent
 CONFIGS = next(p for p in (PACKAGE / "configs", REPOSITORY / "configs") if p.is_dir())
 # In a checkout the data sets lie in its data/ folder, elsewhere in ./data.
 DATA_ROOT = str(REPOSITORY / "data") if (REPOSITORY / "pyproject.toml").is_file() else "data"
-
-VOID = 255  # ignored pixels in every target, whatever number the mask files use
-# The image mean that the FCN authors subtract for VOC and PASCAL-Context: blue, green, red of 255.
-MEAN_BGR = (104.00699, 116.66877, 122.67892)
-
-
-class UserError(Exception):
-    """An error that the user can fix. The message is one line: what, where and what to do."""
-
-
-class ConfigError(UserError, ValueError):
-    """A setting out of range, or settings that do not fit together."""
-
-
-class Interrupted(UserError):
-    """Training was stopped by a signal after its state was saved.
-
-    Args:
-        message: what was interrupted and how to resume it.
-        code: the exit code, 128 plus the signal's number.
-    """
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def about(meaning: str, **rules: Any) -> Any:
@@ -164,36 +141,6 @@ class DataConfig(Schema):
             pattern=r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$",
         ),
     ] = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known about the labels and the pixels of a data set; checkpoints keep it.
-
-    Args:
-        classes: names of the labels 0..K-1.
-        colours: RGB of the labels 0..K-1; a label without one has Pascal VOC's.
-        ignore_index: label of ignored pixels in the mask files.
-        background: whether label 0 is background, which pictures leave without colour.
-        value_range: pixel values that become black and white; None: all of 8 or 16 bits.
-        bands: channels of the image files, by number from 0 or by name; empty: RGB.
-    """
-
-    classes: list[str] = field(default_factory=list)
-    colours: list[list[int]] = field(default_factory=list)
-    ignore_index: int = VOID
-    background: bool = True
-    value_range: list[float] | None = None
-    bands: list[int | str] = field(default_factory=list)
-
-
-FACTS = tuple(Facts.__dataclass_fields__)  # the keys of dataset.yaml, and of DataConfig
-BACKGROUND = ("background", "bg", "_background_", "unlabelled", "unlabeled", "void", "other")
-
-
-def starts_with_background(classes: Sequence[str]) -> bool:
-    """Return whether the name of class 0 says that it is background."""
-    return bool(classes) and classes[0].lower() in BACKGROUND
 
 
 @dataclass
@@ -524,6 +471,12 @@ def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:
         value = MISSING if missing else cfg[key]
         result |= flat_keys(value, ".".join([prefix, str(key)] if prefix else [str(key)]))
     return result
+
+
+def quoted(value: object) -> str:
+    """Return a value for Hydra's command line, whatever characters it has."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
 
 
 def learning_rate(recipe: RecipeConfig, model: str) -> float:

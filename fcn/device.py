@@ -1,12 +1,11 @@
 """Where a model runs, and how precisely."""
 
 import copy
-import os
+import ctypes
 import platform
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcn.config import ConfigError
+from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import Upsampling
-from fcn.speed import optimize
+from fcn.processes import usable_cores
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def pick_device(name: str = "auto", key: str = "device") -> torch.device:
@@ -62,61 +63,36 @@ def uses_bf16(precision: str, about: Mapping[str, Any], device: torch.device) ->
     return precision == "bf16-mixed"
 
 
-@dataclass(frozen=True)
-class Processes:
-    """The processes of one command, as Lightning's Fabric or torchrun started them."""
+def optimize(model: FCN, device: torch.device | str) -> FCN:
+    """Move a network to a device, in place, in its fastest form there; it can still be trained.
 
-    rank: int
-    world: int
-    device: torch.device  # of this one
-
-    def sum(self, counts: Tensor) -> Tensor:
-        """Return integer counts summed over the processes, on the CPU."""
-        if self.world == 1:
-            return counts
-        counts = counts.to(self.device)
-        torch.distributed.all_reduce(counts)
-        return counts.cpu()
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.world > 1:
-            torch.distributed.barrier()
-
-
-@contextmanager
-def launch(trainer: Mapping[str, Any]) -> Iterator[Processes]:
-    """Start the processes that `trainer.devices` asks for, and end their connection afterwards.
+    Each layer chooses its form by itself at every call (`fcn.models.fast_forms`). What is left to
+    do is the layout of the weights: a GPU wants channels_last, while a CPU's convolutions reorder
+    them anyway, and its optimiser would copy any layout but contiguous.
 
     Args:
-        trainer: accelerator, devices, num_nodes, strategy; by default one device.
+        model: the network.
+        device: where it will run.
 
-    Raises:
-        ConfigError: another argument, or no such devices on this machine.
+    Returns:
+        The same network.
     """
-    from lightning_fabric import Fabric  # slow to import
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    device = torch.device(device)
+    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    return model.to(device).to(memory_format=layout)
 
-    known: dict[str, Any] = {
-        "accelerator": "auto",
-        "devices": 1,
-        "num_nodes": 1,
-        "strategy": "auto",
-    }
-    if unknown := trainer.keys() - known.keys() - {"precision"}:
-        raise ConfigError(
-            f"trainer.{min(unknown)} is for training; here: {', '.join(known)}, precision"
-        )
-    try:
-        fabric = Fabric(**known | {key: trainer[key] for key in known if key in trainer})
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"trainer: {error}") from error
-    fabric.launch()
-    try:
-        yield Processes(fabric.global_rank, fabric.world_size, fabric.device)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+
+def keep_memory() -> None:
+    """Make glibc keep freed memory for later allocations, where glibc is the C library.
+
+    By default every tensor above 32 MB is made of new pages that the kernel clears first, which
+    took a third of a training step on a CPU. This is for a process of our own, a command: it
+    changes what all of the process's libraries allocate.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class InferenceModel:
@@ -154,13 +130,6 @@ class InferenceModel:
         """
         parts = image.split(1) if self.device.type == "cpu" else [image]
         return torch.cat([self.score(part).max(1).indices for part in parts])
-
-
-def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import torch
 
-from fcn.config import MEAN_BGR
+from fcn.dataset_info import MEAN_BGR
 from fcn.models.fcn import FCN
 
 Layers = dict[str, tuple[str, list[np.ndarray]]]  # name -> type, blobs

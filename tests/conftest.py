@@ -17,13 +17,7 @@ from PIL import Image
 from torch import nn
 
 from fcn import cli
-from fcn.config import (
-    BackboneConfig,
-    DataConfig,
-    ModelConfig,
-    RecipeConfig,
-    TrainConfig,
-)
+from fcn.config import BackboneConfig, DataConfig, ModelConfig, RecipeConfig, TrainConfig
 from fcn.models.fcn import FCN
 
 
@@ -52,8 +46,8 @@ def cases() -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves every plot and panel blank: drawing them takes most of the time of a small run."""
     blank = Image.new("RGB", (1, 1))
-    monkeypatch.setattr("fcn.plots.render", lambda axes: blank)
-    monkeypatch.setattr("fcn.visualize._grid", lambda *_: blank)
+    monkeypatch.setattr("fcn.pictures.plots.render", lambda axes: blank)
+    monkeypatch.setattr("fcn.pictures.visualize._grid", lambda *_: blank)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fcn import benchmark
 from fcn.config import BenchmarkConfig
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import FixedUpsampling
+from fcn.tools import benchmark
 
 
 def test_operations_are_those_counted_by_hand() -> None:

@@ -75,8 +75,8 @@ def test_every_blob_and_every_tensor_has_its_fate(model: str, bilinear: bool) ->
     layers = authors_network(model, bilinear, width=1, head=2, classes=3).layers
     ours, report = import_fcn(as_read(layers), model)
     blobs = sum(len(blobs) for _, blobs in layers.values())
-    assert len(report.fates) == blobs + 2
-    assert {entry.name for entry in report.fates} >= set(ours.state_dict())
+    assert len(report.tensors) == blobs + 2
+    assert {entry.name for entry in report.tensors} >= set(ours.state_dict())
     assert report.named("set") == ["mean", "std"]
     assert report.named("folded") == ["backbone.conv1_1.weight"]
     recognised = [n for n in layers if n.startswith("scale_")]

@@ -10,14 +10,8 @@ from safetensors.torch import save_file
 from torchvision.models import VGG16_Weights
 
 import fcn
-from fcn.checkpoint import (
-    CheckpointError,
-    find,
-    initialise,
-    read,
-    write_safetensors,
-)
-from fcn.config import ConfigError, UserError
+from fcn.checkpoint import find, initialise, read, write_safetensors
+from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
 from tests.conftest import small, with_random_scores
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from fcn import cli
 from fcn.checkpoint import load, write_safetensors
-from fcn.config import REPOSITORY, SCHEMAS, ConfigError
+from fcn.config import REPOSITORY, SCHEMAS
+from fcn.errors import ConfigError
 from tests.conftest import TinyVOC, small
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # in this process; `script` starts others

@@ -17,14 +17,17 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fcn import compare, evaluate, page
 from fcn.checkpoint import write_safetensors
-from fcn.compare import Run, group_runs, rows
-from fcn.config import CompareConfig, UserError
+from fcn.compare import compare
+from fcn.compare.compare import Run, group_runs, rows
+from fcn.config import CompareConfig
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
-from fcn.metrics import rates
+from fcn.errors import UserError
+from fcn.inference import evaluate
+from fcn.inference.metrics import rates
 from fcn.output import make_console
+from fcn.pictures import page
 from tests.conftest import TinyVOC, random_model
 
 QUIET = make_console(quiet=True)

@@ -1,4 +1,4 @@
-"""The choices in configs/ against the facts they stand for and the code that takes them."""
+"""The choices in configs/ against the info they stand for and the code that takes them."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from fcn.config import (
     CONFIGS,
     SCHEMAS,
-    ConfigError,
     TrainConfig,
     check_training,
     flat_keys,
@@ -18,6 +17,7 @@ from fcn.config import (
     unknown_key,
     validate,
 )
+from fcn.errors import ConfigError
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS
 

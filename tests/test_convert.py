@@ -12,12 +12,12 @@ from PIL import Image
 from rich.console import Console
 from yaml import safe_load
 
-from fcn.config import ConfigError, DataConfig, PrepareDataConfig
-from fcn.data.convert import convert
+from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.convert import convert
 from fcn.data.dataset import read_labels
-from fcn.data.images import DataError
 from fcn.data.layouts import open_split
-from fcn.visualize import voc_palette
+from fcn.errors import ConfigError, DataError
+from fcn.pictures.visualize import voc_palette
 
 CLASSES = ["background", "road", "pond"]
 COLOURS = [[0, 0, 0], [128, 64, 128], [70, 130, 180]]
@@ -181,7 +181,7 @@ def converted(root: Path, to: Path, **settings: Any) -> tuple[dict[str, np.ndarr
     return masks, console.file.getvalue()
 
 
-def facts(to: Path) -> dict[str, Any]:
+def info(to: Path) -> dict[str, Any]:
     return safe_load((to / "dataset.yaml").read_text())
 
 
@@ -193,7 +193,7 @@ def test_every_label_of_an_export_survives(
     colours[:3] = COLOURS
     write(tmp_path / "export", samples, CLASSES, colours)
     masks, _ = converted(tmp_path / "export", tmp_path / "new")
-    assert facts(tmp_path / "new")["classes"] == CLASSES
+    assert info(tmp_path / "new")["classes"] == CLASSES
     has_splits = write not in (labelme, labelme_npy)
     assert len(masks) == len(samples)
     for name, mask in masks.items():
@@ -202,7 +202,7 @@ def test_every_label_of_an_export_survives(
         np.testing.assert_array_equal(mask, sample.labels)
         assert split == sample.split or not has_splits
     if write in (cvat, supervisely, camvid, class_dict):
-        assert facts(tmp_path / "new")["colours"] == COLOURS
+        assert info(tmp_path / "new")["colours"] == COLOURS
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_real_masks_survive_a_round_trip(
     write(tmp_path / "export", samples, val.classes, voc_palette())
     masks, _ = converted(tmp_path / "export", tmp_path / "new")
     assert len(masks) == len(samples)
-    assert facts(tmp_path / "new")["classes"] == val.classes
+    assert info(tmp_path / "new")["classes"] == val.classes
     by_name = {name.split("/")[1].split("_jpg")[0]: mask for name, mask in masks.items()}
     assert sum(int((by_name[s.name] != s.labels).sum()) for s in samples) == 0
 
@@ -246,11 +246,11 @@ def test_a_case_becomes_what_it_should(
 
 def test_cases_of_tools_are_converted_in_one_command(tmp_path: Path, cases: Path) -> None:
     masks, _ = converted(cases / "roboflow", tmp_path / "roboflow")
-    assert facts(tmp_path / "roboflow")["classes"] == CLASSES
+    assert info(tmp_path / "roboflow")["classes"] == CLASSES
     assert sorted(name.split("/")[0] for name in masks) == ["train"] * 6 + ["val"] * 3
     labels = {7: "road", 21: "building", 23: "sky"}
     masks, printed = converted(cases / "cityscapes", tmp_path / "cityscapes", labels=labels)
-    assert facts(tmp_path / "cityscapes")["classes"] == ["road", "building", "sky"]
+    assert info(tmp_path / "cityscapes")["classes"] == ["road", "building", "sky"]
     for name, mask in masks.items():
         city = Path(name).name.split("_")[0]
         file = cases / "cityscapes/gtFine" / Path(name).parent / city / Path(name).name
@@ -262,7 +262,7 @@ def test_cases_of_tools_are_converted_in_one_command(tmp_path: Path, cases: Path
 
 def test_cityscapes_has_its_19_classes_without_a_map(tmp_path: Path, cases: Path) -> None:
     converted(cases / "cityscapes", tmp_path / "new")
-    new = facts(tmp_path / "new")
+    new = info(tmp_path / "new")
     assert len(new["classes"]) == 19
     assert not new["background"]
     assert new["colours"][new["classes"].index("road")] == [128, 64, 128]
@@ -408,7 +408,7 @@ def test_names_of_classes_may_hold_numbers(
     classes = ["class0", "lane 1", "2 ponds"]
     write(tmp_path / "a", samples, classes, voc_palette())
     converted(tmp_path / "a", tmp_path / "new")
-    assert facts(tmp_path / "new")["classes"] == classes
+    assert info(tmp_path / "new")["classes"] == classes
 
 
 def test_folders_without_telling_names_are_named_by_settings(
@@ -430,8 +430,8 @@ def test_classes_are_merged_dropped_and_chosen(tmp_path: Path, samples: list[Sam
     cvat(tmp_path / "a", samples, CLASSES, colours)
     merge = {"road": "ground", "pond": "ground"}
     masks, _ = converted(tmp_path / "a", tmp_path / "merged", merge=merge)
-    assert facts(tmp_path / "merged")["classes"] == ["background", "ground"]
-    assert facts(tmp_path / "merged")["colours"] == COLOURS[:2]
+    assert info(tmp_path / "merged")["classes"] == ["background", "ground"]
+    assert info(tmp_path / "merged")["colours"] == COLOURS[:2]
     for s in samples:
         expected = np.where(s.labels == 2, 1, s.labels)
         np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], expected)
@@ -449,7 +449,7 @@ def test_labels_may_stand_in_a_file(tmp_path: Path, samples: list[Sample]) -> No
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
     listed = put(tmp_path / "labels.yaml", "2: pond\n1: road\n")
     masks, _ = converted(root, tmp_path / "new", labels=str(listed))
-    assert facts(tmp_path / "new")["classes"] == ["pond", "road"]
+    assert info(tmp_path / "new")["classes"] == ["pond", "road"]
     assert np.unique(masks["train/photo0"]).tolist() == [0, 1, 255]
 
 
@@ -460,7 +460,7 @@ def test_camvid_of_segnet_is_known_by_its_files(tmp_path: Path, samples: list[Sa
             labels = np.where(s.labels == 255, 11, s.labels).astype(np.uint8)
             put(tmp_path / f"a{name}" / f"{s.split}annot" / f"{name}{s.name}.png", labels)
     masks, _ = converted(tmp_path / "a0001TP_", tmp_path / "new")
-    assert facts(tmp_path / "new")["classes"][:2] == ["sky", "building"]
+    assert info(tmp_path / "new")["classes"][:2] == ["sky", "building"]
     for s in samples:
         np.testing.assert_array_equal(masks[f"{s.split}/0001TP_{s.name}"], s.labels)
     with pytest.raises(DataError, match="name their classes"):  # another set in such folders
@@ -494,7 +494,7 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     expected[:6, :6], expected[:4, :4], expected[:2, :2] = 3, 2, 1
     (mask,) = (mask for name, mask in masks.items() if name.endswith("1"))
     np.testing.assert_array_equal(mask, expected)
-    assert facts(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
+    assert info(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
     assert "1 annotations without an outline" in printed
     assert "1 images without annotations" in printed
 
@@ -518,7 +518,7 @@ def test_files_of_coco_may_number_categories_differently(tmp_path: Path) -> None
             put(tmp_path / "a" / split / f"{k}/a.png", np.zeros((8, 8, 3), np.uint8))
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     assert sorted(masks) == ["train/0_a", "train/1_a", "val/0_a", "val/1_a"]
-    assert facts(tmp_path / "new")["classes"] == ["background", "road", "pond"]
+    assert info(tmp_path / "new")["classes"] == ["background", "road", "pond"]
     for name, mask in masks.items():
         first, second = (1, 2) if name.startswith("train") else (2, 1)
         assert (mask[1, 1], mask[1, 7], mask[6, 1]) == (first, second, 0)
@@ -611,7 +611,7 @@ def test_zero_is_ignored_if_one_says_so_whether_it_is_listed_or_not(
     pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 2))
     data = {"ignore_index": 0, "classes": classes}
     masks, _ = converted(tmp_path / "a", tmp_path / "new", data=data)
-    assert facts(tmp_path / "new")["classes"] == ["road", "pond"]
+    assert info(tmp_path / "new")["classes"] == ["road", "pond"]
     for s in samples:
         expected = np.array([255, 0, 1] + [1] * 253)[s.labels]
         np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], expected)

@@ -7,16 +7,10 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from fcn.config import Facts
-from fcn.data.dataset import (
-    DataError,
-    Pair,
-    SegmentationDataset,
-    check_overlap,
-    read_list,
-    read_mask,
-)
+from fcn.data.dataset import Pair, SegmentationDataset, check_overlap, read_list, read_mask
 from fcn.data.layouts import open_split
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import DataError
 from tests.conftest import TinyVOC
 
 
@@ -152,7 +146,7 @@ def splits(root: Path, train: list[bytes], val: list[bytes]) -> list[Segmentatio
             path = root / f"{name}{index}.jpg"
             path.write_bytes(content)
             pairs.append(Pair(path.stem, path, path))
-        made.append(SegmentationDataset(pairs, Facts(["a", "b"]), f"split {name}"))
+        made.append(SegmentationDataset(pairs, DatasetInfo(["a", "b"]), f"split {name}"))
     return made
 
 

@@ -18,11 +18,11 @@ from scipy.io import savemat
 from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from fcn.config import ConfigError, DataConfig
+from fcn.config import DataConfig
 from fcn.data import download
-from fcn.data.dataset import DataError
 from fcn.data.download import Archive, fetch
 from fcn.data.layouts import open_split
+from fcn.errors import ConfigError, DataError
 from tests.conftest import TinyVOC
 
 GONE = "http://127.0.0.1:9"  # the discard port: nothing listens

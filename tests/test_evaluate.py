@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fcn import evaluate as module
-from fcn import predict_files
 from fcn.checkpoint import write_safetensors
-from fcn.config import ConfigError, EvaluateConfig, PredictConfig, UserError
+from fcn.config import EvaluateConfig, PredictConfig
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
-from fcn.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
-from fcn.metrics import tally
+from fcn.errors import ConfigError, UserError
+from fcn.inference import evaluate as module
+from fcn.inference import predict_files
+from fcn.inference.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
+from fcn.inference.metrics import tally
 from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from fcn import checkpoint
-from fcn.config import Facts
+from fcn.dataset_info import DatasetInfo
 from fcn.explain import net
 from fcn.explain.section import IMPORTS, TOPICS, ClaimError, Section
 from fcn.explain.story import ABOUT_NETWORK, explain, write
@@ -26,7 +26,7 @@ def subject(model: FCN) -> net.Subject:
     target = torch.zeros(75, 90, dtype=torch.uint8)
     target[20:50, 30:70], target[0] = 2, 255
     image = torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8)
-    return net.Subject(model, Facts(CLASSES), image, target)
+    return net.Subject(model, DatasetInfo(CLASSES), image, target)
 
 
 def pictures(section: Section) -> int:
@@ -61,7 +61,7 @@ def test_the_code_on_the_page_runs_as_it_stands_and_gives_the_numbers_of_its_pic
     section = explain(key, about)
     page = html.unescape("".join(section.blocks))
     scope = (
-        {"model": about.model, "image": about.image[None], "facts": about.facts}
+        {"model": about.model, "image": about.image[None], "info": about.info}
         if key in ABOUT_NETWORK
         else {}
     )

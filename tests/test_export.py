@@ -19,14 +19,16 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcn import checkpoint, export
-from fcn.config import REPOSITORY, ConfigError, ExportConfig
-from fcn.export import SUFFIX, ExportError
+from fcn import checkpoint
+from fcn.config import REPOSITORY, ExportConfig
+from fcn.errors import ConfigError, ExportError
+from fcn.inference import export
+from fcn.inference.export import SUFFIX
+from fcn.inference.predictor import Predictor
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.output import make_console
-from fcn.predictor import Predictor
-from fcn.visualize import voc_palette
+from fcn.pictures.visualize import voc_palette
 from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import cfgs, make_layers
 
-from fcn import speed
 from fcn.config import REPOSITORY
+from fcn.models import fast_forms as speed
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS, WideConv2d

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import fcn
 from fcn import checkpoint
 from fcn.checkpoint import initialise
-from fcn.config import BackboneConfig, ConfigError, ModelConfig, RecipeConfig, check_training
+from fcn.config import BackboneConfig, ModelConfig, RecipeConfig, check_training
+from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, _torchvision_names, fit_to_features, transplant
 from fcn.training.optim import parameter_groups
@@ -110,7 +111,7 @@ def test_new_layers_read_features_of_unit_size() -> None:
         assert rms(scaled) == pytest.approx(1, rel=0.2)  # other random images
     size = plain.head.fc6.weight.std() / model.head.fc6.weight.std()
     assert size.item() == pytest.approx(rms(torch.cat([p[2] for p in pools])), rel=0.2)
-    notes = {fate.name: fate.note for fate in report.fates}
+    notes = {tensor.name: tensor.note for tensor in report.tensors}
     assert "pool4" in notes["score_pool4.weight"]
     assert "pool5" in notes["head.fc6.weight"]
 

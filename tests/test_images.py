@@ -16,12 +16,15 @@ import torch
 from PIL import Image, ImageOps
 
 import fcn
-from fcn import checkpoint, export
-from fcn.config import ExportConfig, Facts
+from fcn import checkpoint
+from fcn.config import ExportConfig
 from fcn.data import images
-from fcn.data.dataset import DataError, Pair, SegmentationDataset
+from fcn.data.dataset import Pair, SegmentationDataset
 from fcn.data.images import Pixels, image_size, range_note, read_image, to_uint8, upright
 from fcn.data.transforms import TrainTransform, pad_collate
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import DataError
+from fcn.inference import export
 from fcn.models.surgery import transplant
 from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model, small
@@ -113,7 +116,7 @@ def test_16_bit_colours_keep_all_their_bits(tmp_path: Path, channels: int) -> No
     bgr = deep[..., [2, 1, 0, 3][:channels]]
     for suffix in ("png", "tif")[: 5 - channels]:  # OpenCV's TIFF does not say what alpha is
         cv2.imwrite(str(path := tmp_path / f"deep.{suffix}"), bgr)
-        low = read_image(path, Facts(value_range=[1000, 1255]))
+        low = read_image(path, DatasetInfo(value_range=[1000, 1255]))
         expected = (deep[..., :3].astype(int) - 1000).clip(0, 255)
         assert np.array_equal(low.permute(1, 2, 0), expected)
 
@@ -143,7 +146,7 @@ LAYOUTS = {
 def test_bands_of_any_tiff_are_chosen_by_number(tmp_path: Path, layout: str, dtype: type) -> None:
     array = (BANDS % 100).astype(dtype)
     path = LAYOUTS[layout](tmp_path / "six.tif", array)
-    image = read_image(path, Facts(bands=[3, 0, 5, 5], value_range=[0, 255]))
+    image = read_image(path, DatasetInfo(bands=[3, 0, 5, 5], value_range=[0, 255]))
     assert np.array_equal(image.permute(1, 2, 0), array[..., [3, 0, 5, 5]])
     assert image_size(path) == (7, 5)
 
@@ -155,19 +158,19 @@ def test_bands_are_chosen_by_name(tmp_path: Path) -> None:
     )
     tag = (42112, "s", None, f"<GDALMetadata>{items}</GDALMetadata>", True)
     path = raster(tmp_path / "gdal.tif", BANDS.astype(np.uint8), extratags=[tag])
-    image = read_image(path, Facts(bands=["red", "nir", 0]))
+    image = read_image(path, DatasetInfo(bands=["red", "nir", 0]))
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 4, 0]])
     with pytest.raises(DataError, match=r"gdal\.tif: .*no band swir2; .*6 bands \(coastal, blue"):
-        read_image(path, Facts(bands=["swir2"]))
+        read_image(path, DatasetInfo(bands=["swir2"]))
     rgba = save(tmp_path / "rgba.png", BANDS[..., :4])
-    image = read_image(rgba, Facts(bands=["alpha", "red"]))
+    image = read_image(rgba, DatasetInfo(bands=["alpha", "red"]))
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 0]])
 
 
 def test_transparency_of_a_deep_tiff_is_dropped(tmp_path: Path) -> None:
     settings = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
     path = raster(tmp_path / "a.tif", BANDS[..., :4].astype(np.int16), **settings)
-    image = read_image(path, Facts(value_range=[0, 255]))
+    image = read_image(path, DatasetInfo(value_range=[0, 255]))
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., :3])
 
 
@@ -194,7 +197,7 @@ def test_pages_are_named(tmp_path: Path) -> None:
     path = LAYOUTS["pages"](tmp_path / "pages.tif", BANDS.astype(np.uint8))
     with pytest.raises(DataError, match=r"TIFF of 6 bands \(page 0, page 1, .*; 3 are needed"):
         read_image(path)
-    image = read_image(path, Facts(bands=["page 4", 0]))
+    image = read_image(path, DatasetInfo(bands=["page 4", 0]))
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [4, 0]])
 
 
@@ -209,22 +212,24 @@ def test_only_special_tiffs_need_tifffile(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_12_bits_in_16_are_noted_until_their_range_is_set(tmp_path: Path) -> None:
     dark = [save(tmp_path / f"{n}.png", [[640, 3000 + n]], np.uint16) for n in range(25)]
-    note = range_note(dark, Facts())
+    note = range_note(dark, DatasetInfo())
     assert "640..3024 of 0..65535" in note
     assert "data.value_range=[0,4095]" in note
-    assert not range_note(dark, Facts(value_range=[0, 4095]))
-    assert not range_note([*dark, save(tmp_path / "w.png", [[40_000]], np.uint16)][::25], Facts())
-    assert not range_note([save(tmp_path / "8.png", [[9]])], Facts())
+    assert not range_note(dark, DatasetInfo(value_range=[0, 4095]))
+    assert not range_note(
+        [*dark, save(tmp_path / "w.png", [[40_000]], np.uint16)][::25], DatasetInfo()
+    )
+    assert not range_note([save(tmp_path / "8.png", [[9]])], DatasetInfo())
 
 
 def test_the_note_on_the_range_leaves_bands_out_that_are_not_used(tmp_path: Path) -> None:
     pixels = np.full((4, 4, 4), 3000, np.uint16)
     pixels[..., 3] = 65535  # transparency
     assert cv2.imwrite(str(tmp_path / "a.png"), pixels)
-    assert "3000..3000 of 0..65535" in range_note([tmp_path / "a.png"], Facts())
+    assert "3000..3000 of 0..65535" in range_note([tmp_path / "a.png"], DatasetInfo())
     raster(tmp_path / "a.tif", pixels)
-    assert range_note([tmp_path / "a.tif"], Facts(bands=[0, 1]))
-    assert not range_note([tmp_path / "a.tif"], Facts(bands=[0, 3]))
+    assert range_note([tmp_path / "a.tif"], DatasetInfo(bands=[0, 1]))
+    assert not range_note([tmp_path / "a.tif"], DatasetInfo(bands=[0, 3]))
 
 
 def test_a_fourth_band_without_a_meaning_is_not_taken_for_transparency(tmp_path: Path) -> None:
@@ -234,13 +239,13 @@ def test_a_fourth_band_without_a_meaning_is_not_taken_for_transparency(tmp_path:
     path.write_bytes(path.read_bytes().replace(tag, other))
     with pytest.raises(DataError, match="TIFF of 4 bands"):
         read_image(path)
-    assert np.array_equal(read_image(path, Facts(bands=[3]))[0], pixels[..., 3])
+    assert np.array_equal(read_image(path, DatasetInfo(bands=[3]))[0], pixels[..., 3])
 
 
 def test_12_bits_with_their_range_are_the_8_bit_images(cases: Path) -> None:
     for path in sorted((cases / "ct12/images").glob("*/*.png")):
         eight = read_image(Path(str(path).replace("ct12", "ct8"))).int()
-        twelve = read_image(path, Facts(value_range=[0, 4095])).int()
+        twelve = read_image(path, DatasetInfo(value_range=[0, 4095])).int()
         assert (eight - twelve).abs().max() <= 1
         assert read_image(path).max() < 20  # almost black without
 
@@ -259,7 +264,7 @@ CASES = {
 def test_each_tiff_is_read_or_its_message_names_the_setting(cases: Path, name: str) -> None:
     path = cases / "tiffs" / name
     bands: list[int | str] = [0] if "gray" in name or "ct" in name else [0, 1]
-    assert len(read_image(path, Facts(bands=bands, value_range=[0, 1]))) == len(bands)
+    assert len(read_image(path, DatasetInfo(bands=bands, value_range=[0, 1]))) == len(bands)
     if not CASES[name]:
         assert tuple(read_image(path).shape) == (3, 64, 64)
         return
@@ -275,7 +280,7 @@ def test_a_mask_is_turned_like_its_image(tmp_path: Path, orientation: int) -> No
     Image.fromarray(labels * 50).save(image := tmp_path / "image.png", exif=exif)
     stored = labels if orientation >= 5 else upright(labels, orientation)
     pair = Pair("a", image, save(tmp_path / "mask.png", stored))
-    pixels, target = SegmentationDataset([pair], Facts(classes=CLASSES), "one")[0]
+    pixels, target = SegmentationDataset([pair], DatasetInfo(classes=CLASSES), "one")[0]
     assert torch.equal(pixels[0] // 50, target)
     with Image.open(image) as opened:
         assert np.array_equal(target, np.asarray(ImageOps.exif_transpose(opened)) // 50)
@@ -345,9 +350,9 @@ def test_another_number_of_channels_is_an_error() -> None:
 
 
 def test_the_predictor_takes_files_and_arrays_of_its_own_channels_and_range(tmp_path: Path) -> None:
-    facts = Facts(CLASSES, value_range=[0, 4095], bands=[0, 3, 2, 1])
+    info = DatasetInfo(CLASSES, value_range=[0, 4095], bands=[0, 3, 2, 1])
     checkpoint.write_safetensors(
-        tmp_path / "m.safetensors", random_model(in_channels=4), checkpoint.about_facts(facts)
+        tmp_path / "m.safetensors", random_model(in_channels=4), checkpoint.info_metadata(info)
     )
     predictor = fcn.Predictor(tmp_path / "m.safetensors", "cpu")
     deep = np.random.default_rng(0).integers(0, 4096, (40, 50, 6)).astype(np.uint16)
@@ -381,15 +386,15 @@ def test_four_channels_train_resume_export_and_predict(
     command("train", *settings, "trainer.max_steps=3", "resume=last")
     model = fcn.load(run)
     assert (model.in_channels, tuple(model.mean.shape)) == (4, (4, 1, 1))
-    facts = checkpoint.read(run).facts
-    assert facts.bands == [0, 1, 2, 3]
+    info = checkpoint.read(run).info
+    assert info.bands == [0, 1, 2, 3]
     onnx = tmp_path / "m.onnx"
     command("export", f"checkpoint={run}", f"output={onnx}", "size=[48,64]")
     masks = tmp_path / "masks"
     command("predict", f"checkpoint={run}", f"input={tiny_voc.image('t1')}", f"output={masks}")
     with Image.open(masks / "t1.png") as mask:
         predicted = np.asarray(mask)
-    image = read_image(tiny_voc.image("t1"), facts)
+    image = read_image(tiny_voc.image("t1"), info)
     with torch.inference_mode():
         assert np.array_equal(predicted, model(image[None])[0].argmax(0))
     network = cv2.dnn.readNetFromONNX(str(onnx))

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from fcn.config import ConfigError, DataConfig
-from fcn.data.dataset import DataError
+from fcn.config import DataConfig
 from fcn.data.layouts import VOC_CLASSES, open_split
+from fcn.errors import ConfigError, DataError
 from tests.conftest import TinyVOC
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from fcn.metrics import (
+from fcn.inference.metrics import (
     LEVEL,
     TRIMAP_WIDTHS,
     Trimap,

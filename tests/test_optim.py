@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fcn.config import ConfigError, RecipeConfig
+from fcn.config import RecipeConfig
+from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.training.optim import (
     make_optimizer,

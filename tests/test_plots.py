@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn import plots
+from fcn.pictures import plots
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_kernels_show_a_change() -> None:
 
 def test_importing_is_quick_and_drawing_leaves_pyplot_alone() -> None:
     program = (
-        "import sys; from fcn import plots, visualize\n"
+        "import sys; from fcn.pictures import plots, visualize\n"
         "assert not {'matplotlib', 'torch'} & set(sys.modules)\n"
         "plots.iou_bars([0.5], ['a']); assert 'matplotlib.pyplot' not in sys.modules"
     )

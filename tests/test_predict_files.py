@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fcn import predict_files
 from fcn.checkpoint import write_safetensors
-from fcn.config import ConfigError, PredictConfig
-from fcn.data.dataset import DataError
+from fcn.config import PredictConfig
+from fcn.errors import ConfigError, DataError
+from fcn.inference import predict_files
+from fcn.inference.predict_files import find_images, plan
+from fcn.inference.predictor import Predictor
 from fcn.output import make_console
-from fcn.predict_files import find_images, plan
-from fcn.predictor import Predictor
-from fcn.visualize import overlay, voc_palette
+from fcn.pictures.visualize import overlay, voc_palette
 from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "cow", "bus"]

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fcn.checkpoint import load, write_safetensors
-from fcn.config import ConfigError
+from fcn.errors import ConfigError
+from fcn.inference.predictor import Predictor, interpolate, positions, resize, tiles, window
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
-from fcn.predictor import Predictor, interpolate, positions, resize, tiles, window
 from tests.conftest import random_model
 
 SIZES = [(1, 1203), (801, 37), (33, 832)]  # thin, because rows and columns are cut alike

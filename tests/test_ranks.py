@@ -32,7 +32,7 @@ import pytorch_lightning as pl
 import torch
 from fcn.checkpoint import load
 from fcn.config import DataConfig, LossConfig, RecipeConfig
-from fcn.data.datamodule import SegmentationData
+from fcn.data.loaders import SegmentationData
 from fcn.training.loss import make_loss
 from fcn.training.module import SegmentationModule
 from fcn.training.run import hide_hints

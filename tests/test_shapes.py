@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn.config import VOID, DataConfig
+from fcn.config import DataConfig
 from fcn.data import shapes
-from fcn.data.dataset import DataError
 from fcn.data.layouts import open_split
+from fcn.dataset_info import VOID
+from fcn.errors import DataError
 
 SIZES = {(128, 128), (128, 160), (160, 128), (117, 149), (144, 112)}
 Scenes = list[tuple[np.ndarray, np.ndarray]]

@@ -18,13 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from fcn.config import FACTS, DataConfig, Facts
+from fcn.config import DataConfig
 from fcn.data import shards
-from fcn.data.datamodule import TrainingBatches, TrainingSamples, evaluation_loader
-from fcn.data.dataset import DataError, Pair, SegmentationDataset
+from fcn.data.dataset import Pair, SegmentationDataset
 from fcn.data.layouts import open_split
+from fcn.data.loaders import TrainingBatches, TrainingSamples, evaluation_loader
 from fcn.data.shards import open_shards, write_shards
 from fcn.data.transforms import TrainTransform
+from fcn.dataset_info import INFO_KEYS, DatasetInfo
+from fcn.errors import DataError
 from tests.conftest import TinyVOC
 
 QUIET = Console(quiet=True)
@@ -132,7 +134,7 @@ def test_webdataset_reads_the_original_bytes(tiny_voc: TinyVOC, root: Path) -> N
 
 def test_the_index_has_this_format(tiny_voc: TinyVOC, root: Path) -> None:
     index = json.loads((root / "train.json").read_text())
-    assert index.keys() == {"format", "shards", *FACTS}
+    assert index.keys() == {"format", "shards", *INFO_KEYS}
     assert index["format"] == "fcn-shards-1"
     assert [shard["tar"] for shard in index["shards"]] == ["train-000000.tar", "train-000001.tar"]
     assert index["shards"][0]["bytes"] == (root / "train-000000.tar").stat().st_size
@@ -152,7 +154,7 @@ def test_any_name_and_kind_of_image_is_one_sample_to_any_reader(tmp_path: Path) 
         Image.new("RGB", (5 + number, 4), (number, 0, 0)).save(image)
         Image.new("L", (5 + number, 4), number % 2).save(mask)
         pairs.append(Pair(name, image, mask))
-    files = SegmentationDataset(pairs, Facts(["a", "b"]), "odd")
+    files = SegmentationDataset(pairs, DatasetInfo(["a", "b"]), "odd")
     write_shards(files, tmp_path / "s", "all", QUIET)
     written = open_shards(str(tmp_path / "s"), "all")
     assert written.ids == ids
@@ -170,7 +172,7 @@ def test_masks_of_sbd_become_png(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     labels[5, 6], labels[7, 8] = 2, 255
     savemat(tmp_path / "t0.mat", {"GTcls": {"Segmentation": labels}})
     pair = Pair("t0", tiny_voc.image("t0"), tmp_path / "t0.mat")
-    files = SegmentationDataset([pair], Facts(list(tiny_voc.classes)), "sbd")
+    files = SegmentationDataset([pair], DatasetInfo(list(tiny_voc.classes)), "sbd")
     write_shards(files, tmp_path / "s", "train", QUIET)
     assert np.array_equal(open_shards(str(tmp_path / "s"), "train")[0][1], labels)
     assert streamed(tmp_path / "s")[0]["png"].startswith(b"\x89PNG")

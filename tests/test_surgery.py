@@ -55,7 +55,7 @@ def test_every_tensor_has_a_fate() -> None:
     source = torchvision_vgg().state_dict()
     model = small(upsampling="learned")
     report = transplant(model, source)
-    assert {f.name for f in report.fates if f.fate != "left over"} == set(model.state_dict())
+    assert {f.name for f in report.tensors if f.status != "left over"} == set(model.state_dict())
     assert len(report.named("copied") + report.named("reshaped")) == len(source) - 2
     untouched = ["mean", "std"] + [n for n in model.state_dict() if "score" in n]
     assert sorted(report.named("initialised")) == sorted(untouched)
@@ -123,7 +123,7 @@ def test_as_many_other_classes_do_not_inherit_scores_silently(
     assert not model.score_fr.weight[1:].any()
     assert torch.equal(model.mean, source.mean)
     assert "upscore8.weight" in report.named("initialised")
-    assert "bus" in next(f.note for f in report.fates if f.name == "score_fr.weight")
+    assert "bus" in next(f.note for f in report.tensors if f.name == "score_fr.weight")
 
 
 def test_another_number_of_unnamed_classes_starts_anew_and_is_reported() -> None:

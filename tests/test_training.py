@@ -14,13 +14,13 @@ from torch import Tensor
 
 import fcn
 from fcn import checkpoint
-from fcn.config import DataConfig, Interrupted, RecipeConfig, TrainConfig, UserError
+from fcn.config import DataConfig, RecipeConfig, TrainConfig
 from fcn.data import shapes
 from fcn.data.layouts import open_split
-from fcn.metrics import image_confusions, scores
+from fcn.errors import Interrupted, TrainingError, UserError
+from fcn.inference.metrics import image_confusions, scores
 from fcn.models.fcn import FCN
 from fcn.training import module
-from fcn.training.callbacks import TrainingError
 from fcn.training.interruption import AtomicCheckpoints
 from fcn.training.loss import Loss, pixel_loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from fcn import visualize
-from fcn.config import Facts
+from fcn.dataset_info import DatasetInfo
+from fcn.pictures import visualize
 
 # The colours of labels 0..20 as VOCdevkit's documentation lists them.
 VOC_COLOURS = """0 0 0, 128 0 0, 0 128 0, 128 128 0, 0 0 128, 128 0 128, 0 128 128, 128 128 128,
     64 0 0, 192 0 0, 64 128 0, 192 128 0, 64 0 128, 192 0 128, 64 128 128, 192 128 128,
     0 64 0, 128 64 0, 0 192 0, 128 192 0, 0 64 128"""
-FACTS = Facts(["background", "a", "b", "c"])
+INFO_KEYS = DatasetInfo(["background", "a", "b", "c"])
 
 
 def square(label: int = 3, size: int = 40) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_panel_draws_four_pictures_a_row_and_legends_of_what_occurs(
         write(draw, place, text, *style)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
-    seen = colours_of(visualize.panel(rows, FACTS, ["v0", "v1"]))
+    seen = colours_of(visualize.panel(rows, INFO_KEYS, ["v0", "v1"]))
     assert {(128, 128, 0), (0, 128, 0), (255, 255, 255)} <= seen
     assert set(visualize.ERROR_COLOURS.values()) <= seen
     assert (128, 0, 0) not in seen  # class a does not occur
@@ -117,7 +117,7 @@ def test_panel_draws_four_pictures_a_row_and_legends_of_what_occurs(
 
 def test_a_grid_shows_every_pixel_of_a_small_picture() -> None:
     picture = noise(32, 40)
-    grid = np.asarray(visualize.panel([(picture, *[square(0, 40)[:32]] * 2)], FACTS))
+    grid = np.asarray(visualize.panel([(picture, *[square(0, 40)[:32]] * 2)], INFO_KEYS))
     side = visualize.CELL // 40
     seen = grid[2 * visualize.LINE :][: 32 * side, visualize.LINE :][:, : 40 * side]
     assert np.array_equal(seen[side // 2 :: side, side // 2 :: side], picture)
@@ -126,12 +126,12 @@ def test_a_grid_shows_every_pixel_of_a_small_picture() -> None:
 def test_panel_survives_one_pixel_and_sixty_classes() -> None:
     mask, dot = np.arange(60).reshape(6, 10), square(0, 1)
     rows = [(noise(6, 10), mask, mask), (noise(1, 1), dot, dot)]
-    seen = colours_of(visualize.panel(rows, Facts([f"class {i}" for i in range(60)])))
+    seen = colours_of(visualize.panel(rows, DatasetInfo([f"class {i}" for i in range(60)])))
     assert {tuple(colour) for colour in visualize.voc_palette(60).tolist()} <= seen
 
 
 def test_contact_sheet_shows_two_samples_a_row() -> None:
     sample = (noise(20, 40), square(1)[:20])
-    sheets = [visualize.contact_sheet([sample] * n, FACTS, ["t0"] * n) for n in (1, 2, 3)]
+    sheets = [visualize.contact_sheet([sample] * n, INFO_KEYS, ["t0"] * n) for n in (1, 2, 3)]
     assert sheets[0].height == sheets[1].height < sheets[2].height
     assert (128, 0, 0) in colours_of(sheets[0])

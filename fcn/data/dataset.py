@@ -15,8 +15,9 @@ from scipy.io import loadmat
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fcn.config import VOID, Facts
-from fcn.data.images import DataError, Source, errors, image_size, orientation, read_image, upright
+from fcn.data.images import Source, file_errors, image_size, orientation, read_image, upright
+from fcn.dataset_info import VOID, DatasetInfo
+from fcn.errors import DataError
 
 # Turns what an annotation tool exported into masks that can be read here.
 CONVERT = "scripts/prepare_data.py convert=FOLDER to=NEW"
@@ -39,7 +40,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         pairs: in the order of the split.
-        facts: classes, label of ignored pixels, and what else is known; see `Facts`.
+        info: classes, label of ignored pixels, and what else is known; see `DatasetInfo`.
         name: data set and split, for messages.
         problems: known errors of the split; more may be added here.
         strict: raise an error if there are problems; prepare_data lists them all instead.
@@ -52,13 +53,13 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self,
         pairs: Sequence[Pair],
-        facts: Facts,
+        info: DatasetInfo,
         name: str,
         *,
         problems: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
-        self.pairs, self.facts, self.name = list(pairs), facts, name
+        self.pairs, self.info, self.name = list(pairs), info, name
         self.ids = [pair.id for pair in pairs]
         self.problems = [*problems, *_duplicates(self.pairs, name)]
         if not pairs:
@@ -71,15 +72,15 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     @property
     def classes(self) -> list[str]:
         """The names of the labels 0..K-1."""
-        return self.facts.classes
+        return self.info.classes
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         pair = self.pairs[index]
-        image = read_image(pair.image, self.facts)
-        target = read_mask(pair.mask, len(self.classes), self.facts.ignore_index)
+        image = read_image(pair.image, self.info)
+        target = read_mask(pair.mask, len(self.classes), self.info.ignore_index)
         return image, fit_mask(pair, image, target)
 
     def has_masks(self) -> bool:
@@ -159,12 +160,12 @@ def wrong_label(source: Source, label: int, num_classes: int, ignore_index: int)
 def read_labels(source: Source) -> np.ndarray:
     """Return the labels of a mask file as they are stored, uint8 (H, W)."""
     if source.suffix == ".mat":
-        with errors(source, "mask"), source.open("rb") as stream:
+        with file_errors(source, "mask"), source.open("rb") as stream:
             labels = loadmat(BytesIO(stream.read()))["GTcls"]["Segmentation"][0, 0]
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ValueError(f"GTcls.Segmentation is {labels.ndim}-D {labels.dtype}")
             return np.array(labels, order="C")
-    with errors(source, "mask"), source.open("rb") as stream, Image.open(stream) as file:
+    with file_errors(source, "mask"), source.open("rb") as stream, Image.open(stream) as file:
         if file.mode not in ("P", "L"):
             raise DataError(
                 f"{source}: a mask must be a palette or grey 8-bit image of class labels, but this "
@@ -175,7 +176,7 @@ def read_labels(source: Source) -> np.ndarray:
 
 def read_bytes(source: Source, kind: str) -> bytes:
     """Return the content of a file; `kind` (image or mask) names it in the DataError it raises."""
-    with errors(source, kind), source.open("rb") as stream:
+    with file_errors(source, kind), source.open("rb") as stream:
         return stream.read()
 
 
@@ -212,7 +213,7 @@ def _file_sizes(dataset: SegmentationDataset) -> Iterator[tuple[Path, int]]:
     """Yield each image that is a file of its own, and its size in bytes."""
     for pair in dataset.pairs:
         if isinstance(pair.image, Path):
-            with errors(pair.image, "image"):
+            with file_errors(pair.image, "image"):
                 size = pair.image.stat().st_size
             yield pair.image, size
 

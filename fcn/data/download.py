@@ -12,11 +12,13 @@ import pooch
 from filelock import FileLock
 from rich.console import Console
 
-from fcn.config import VOID, ConfigError, DataConfig
-from fcn.data.dataset import DataError, read_list, read_mask
+from fcn.config import DataConfig
+from fcn.data.dataset import read_list, read_mask
 from fcn.data.layouts import SBD, VOC2011, VOC_CLASSES
+from fcn.dataset_info import VOID
+from fcn.errors import ConfigError, DataError
 from fcn.output import atomic_write, progress
-from fcn.visualize import palette_image
+from fcn.pictures.visualize import palette_image
 
 VOC2012 = Path("VOCdevkit/VOC2012")
 AUG_MASKS, AUG_SPLIT = "SegmentationClassAug", "trainaug"

@@ -12,18 +12,15 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from fcn.config import Facts, UserError
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import DataError
 
-RGB = Facts()  # nothing is known: RGB over all of 8 or 16 bits
+RGB = DatasetInfo()  # nothing is known: RGB over all of 8 or 16 bits
 ORIENTATION, GDAL_METADATA = 274, 42112  # tags of EXIF and TIFF
 ALPHA = "alpha"  # a band that is used only if it is asked for
 NAMES = {"R": "red", "G": "green", "B": "blue", "A": ALPHA, "L": "grey", "I": "grey", "F": "grey"}
 LOOKED_AT = 20  # images of a split that `range_note` reads at most
 _pixel_limit = threading.Lock()  # held while Pillow's limit is lifted, which all threads share
-
-
-class DataError(UserError, ValueError):
-    """A data set is missing, or one of its files cannot be used."""
 
 
 class Source(Protocol):
@@ -43,47 +40,47 @@ class Pixels:
     bands: list[str]  # names
 
 
-def read_image(source: Source, facts: Facts = RGB, *, large: bool = False) -> Tensor:
+def read_image(source: Source, info: DatasetInfo = RGB, *, large: bool = False) -> Tensor:
     """Read an image in any format of Pillow, or any TIFF, upright by its EXIF orientation.
 
-    Without `facts.bands` the result is RGB: grey is repeated, transparency is dropped. Deeper
+    Without `info.bands` the result is RGB: grey is repeated, transparency is dropped. Deeper
     pixels than 8 bits are scaled, see `to_uint8`; only what Pillow itself decodes to 8 bits, such
     as a colour JPEG 2000, has lost its depth before.
 
     Args:
         source: the file.
-        facts: of the data set: its value_range and its bands.
+        info: of the data set: its value_range and its bands.
         large: also read images beyond Pillow's limit against decompression bombs.
 
     Returns:
         uint8 (C, H, W), with C = 3 or the number of bands.
 
     Raises:
-        DataError: the file is missing or unreadable, or does not fit the facts.
+        DataError: the file is missing or unreadable, or does not fit the info.
     """
     pixels = _read(source, large)
     try:
-        return as_tensor(pixels, facts)
+        return as_tensor(pixels, info)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from None
 
 
-def as_tensor(pixels: Pixels, facts: Facts) -> Tensor:
+def as_tensor(pixels: Pixels, info: DatasetInfo) -> Tensor:
     """Choose the bands of an image and scale them to 8 bits.
 
     Returns:
         uint8 (C, H, W).
 
     Raises:
-        ValueError: the image does not fit the facts.
+        ValueError: the image does not fit the info.
     """
-    levels = np.ascontiguousarray(to_uint8(_chosen(pixels, facts), facts.value_range))
+    levels = np.ascontiguousarray(to_uint8(_chosen(pixels, info), info.value_range))
     return torch.from_numpy(levels).permute(2, 0, 1)
 
 
-def _chosen(pixels: Pixels, facts: Facts) -> np.ndarray:
+def _chosen(pixels: Pixels, info: DatasetInfo) -> np.ndarray:
     """Return the bands to use, (H, W, C)."""
-    chosen = _choose(pixels.bands, facts.bands)
+    chosen = _choose(pixels.bands, info.bands)
     whole = chosen == list(range(len(pixels.bands)))
     return pixels.values if whole else pixels.values[..., chosen]
 
@@ -136,21 +133,21 @@ def to_uint8(values: np.ndarray, value_range: Sequence[float] | None) -> np.ndar
     return np.rint(levels.clip(0, 255)).astype(np.uint8)
 
 
-def range_note(sources: Sequence[Source], facts: Facts) -> str:
+def range_note(sources: Sequence[Source], info: DatasetInfo) -> str:
     """Return a note if 16-bit images use less than half of their range and no other is set.
 
     Args:
         sources: images of a split; a few, evenly spaced, are read.
-        facts: of the data set.
+        info: of the data set.
     """
     found = []
-    if facts.value_range is None:
+    if info.value_range is None:
         for source in sources[:: -(-len(sources) // LOOKED_AT) or 1]:
             pixels = _read(source)
             if pixels.values.dtype != np.uint16:
                 return ""
-            with errors(source, "image"):
-                values = _chosen(pixels, facts)
+            with file_errors(source, "image"):
+                values = _chosen(pixels, info)
             found += [int(values.min()), int(values.max())]
     if not found or max(found) > 32767:
         return ""
@@ -279,7 +276,7 @@ def _from_tiff(file: Any) -> Pixels:
 @contextmanager
 def _opened(source: Source, large: bool = False) -> Iterator[Any]:
     """Open an image to read its header or decode it: a Pillow image or a tifffile.TiffFile."""
-    with errors(source, "image"), source.open("rb") as stream:
+    with file_errors(source, "image"), source.open("rb") as stream:
         is_tiff = stream.read(4)[:2] in (b"II", b"MM")
         stream.seek(0)
         try:
@@ -325,7 +322,7 @@ def _no_pixel_limit() -> Iterator[None]:
 
 
 @contextmanager
-def errors(source: Source, kind: str) -> Iterator[None]:
+def file_errors(source: Source, kind: str) -> Iterator[None]:
     """Turn whatever goes wrong with a file into a DataError with its path."""
     try:
         yield

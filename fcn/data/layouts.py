@@ -1,6 +1,6 @@
 """How the files of a data set lie: one function per layout, named by `data.layout`.
 
-Beside the data, dataset.yaml may say what is known about it: the keys of `fcn.config.Facts`.
+Beside the data, dataset.yaml may say what is known about it: the keys of `DatasetInfo`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,19 +11,13 @@ from typing import Any
 from PIL import Image
 from yaml import YAMLError, safe_load
 
-from fcn.config import (
-    FACTS,
-    ConfigError,
-    DataConfig,
-    Facts,
-    check,
-    starts_with_background,
-    unknown_key,
-)
+from fcn.config import DataConfig, check, unknown_key
 from fcn.data import shapes
-from fcn.data.dataset import CONVERT, DataError, Pair, SegmentationDataset, read_list
+from fcn.data.dataset import CONVERT, Pair, SegmentationDataset, read_list
 from fcn.data.shards import open_shards
-from fcn.visualize import voc_palette
+from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
+from fcn.errors import ConfigError, DataError
+from fcn.pictures.visualize import voc_palette
 
 DESCRIPTION = "dataset.yaml"  # beside the data
 VOC_CLASSES = [
@@ -37,7 +31,7 @@ SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
 
 
 def open_split(
-    data: DataConfig, split: str, *, strict: bool = True, known: Facts | None = None
+    data: DataConfig, split: str, *, strict: bool = True, known: DatasetInfo | None = None
 ) -> SegmentationDataset:
     """Open one split of a data set.
 
@@ -56,19 +50,21 @@ def open_split(
     return LAYOUTS[data.layout](data, split, strict, known)
 
 
-def complete(data: DataConfig, own: Mapping[str, Any], known: Facts | None = None) -> Facts:
+def merge_info(
+    data: DataConfig, own: Mapping[str, Any], known: DatasetInfo | None = None
+) -> DatasetInfo:
     """Return all that is known about a data set.
 
     Args:
         data: the settings, which win.
-        own: what the data set says of itself, by the keys of `Facts`.
+        own: what the data set says of itself, by the keys of `DatasetInfo`.
         known: what a checkpoint knows, for all that neither of them says; what its model takes,
             value_range and bands, counts more than what the data set says.
 
     Raises:
         ConfigError: the values do not fit together.
     """
-    given = {key: getattr(data, key) for key in FACTS}
+    given = {key: getattr(data, key) for key in INFO_KEYS}
     given = {key: value for key, value in given.items() if value not in (None, [])}
     says = {**own, **given}
     if known is not None:
@@ -79,16 +75,17 @@ def complete(data: DataConfig, own: Mapping[str, Any], known: Facts | None = Non
         says = kept | says | takes | given
     classes = says.setdefault("classes", [])
     says.setdefault("background", starts_with_background(classes))
-    facts = Facts(**says | {"colours": says.get("colours") or voc_palette(len(classes)).tolist()})
+    says["colours"] = says.get("colours") or voc_palette(len(classes)).tolist()
+    info = DatasetInfo(**says)
     if len(set(classes)) < len(classes):
         raise ConfigError(f"data.classes={classes}: every name must occur once")
-    if len(facts.colours) != len(classes):
+    if len(info.colours) != len(classes):
         raise ConfigError(
-            f"data.colours has {len(facts.colours)} colours for {len(classes)} classes"
+            f"data.colours has {len(info.colours)} colours for {len(classes)} classes"
         )
-    if facts.value_range and facts.value_range[0] >= facts.value_range[1]:
-        raise ConfigError(f"data.value_range={facts.value_range}: must be [from, to], from < to")
-    return facts
+    if info.value_range and info.value_range[0] >= info.value_range[1]:
+        raise ConfigError(f"data.value_range={info.value_range}: must be [from, to], from < to")
+    return info
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -105,15 +102,17 @@ def described(folder: Path) -> dict[str, Any]:
         content = safe_load(path.read_text(encoding="utf-8-sig")) or {}
         if not isinstance(content, dict):
             raise ConfigError("must be keys with values, such as classes: [background, road]")
-        if unknown := [key for key in content if key not in FACTS]:
-            raise ConfigError(unknown_key(str(unknown[0]), list(FACTS)))
+        if unknown := [key for key in content if key not in INFO_KEYS]:
+            raise ConfigError(unknown_key(str(unknown[0]), list(INFO_KEYS)))
         checked = check({"name": DESCRIPTION, **content}, DataConfig)
     except (OSError, UnicodeDecodeError, YAMLError, ConfigError) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from None
     return known | {key: getattr(checked, key) for key in content}
 
 
-def voc(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
+def voc(
+    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
+) -> SegmentationDataset:
     """Open a split in Pascal VOC's layout.
 
     root/folder holds JPEGImages/ID.jpg, SegmentationClass/ID.png (or another data.masks) and
@@ -135,13 +134,15 @@ def voc(data: DataConfig, split: str, strict: bool, known: Facts | None) -> Segm
         raise DataError(f"{ids}: no such list; available splits: {there}")
     return SegmentationDataset(
         [Pair(i, images / f"{i}.jpg", masks / f"{i}.png") for i in read_list(ids)],
-        complete(data, {"classes": VOC_CLASSES} | described(folder), known),
+        merge_info(data, {"classes": VOC_CLASSES} | described(folder), known),
         f"{data.name} {split} ({ids})",
         strict=strict,
     )
 
 
-def sbd(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
+def sbd(
+    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
+) -> SegmentationDataset:
     """Open a split of the paper's data: SBD's "train", or "seg11valid".
 
     Hariharan et al. 2011 label 8,498 training images, some of which are in VOC2011's segmentation
@@ -174,11 +175,13 @@ def sbd(data: DataConfig, split: str, strict: bool, known: Facts | None) -> Segm
     else:
         raise DataError(f"data.split={split}: data=sbd has the splits train and seg11valid")
     name = f"sbd {split} ({root})"
-    facts = complete(replace(data, classes=VOC_CLASSES), {}, known)
-    return SegmentationDataset(pairs, facts, name, problems=problems, strict=strict)
+    info = merge_info(replace(data, classes=VOC_CLASSES), {}, known)
+    return SegmentationDataset(pairs, info, name, problems=problems, strict=strict)
 
 
-def folder(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
+def folder(
+    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
+) -> SegmentationDataset:
     """Open a split of a folder of images and masks, paired by name.
 
     data.root holds images/SPLIT/NAME.* (any format of Pillow), annotations/SPLIT/NAME.png, and
@@ -216,27 +219,31 @@ def folder(data: DataConfig, split: str, strict: bool, known: Facts | None) -> S
         )
     if not pairs and (inner := sorted(path.name for path in images.iterdir() if path.is_dir())):
         problems.append(f"{images}: images lie in folders such as {inner[0]}; run {convert}")
-    facts = complete(data, described(root), known)
-    if len(facts.classes) < 2:
+    info = merge_info(data, described(root), known)
+    if len(info.classes) < 2:
         raise DataError(
-            f"{root / 'classes.txt'}: {len(facts.classes)} class names; list them there, one per "
+            f"{root / 'classes.txt'}: {len(info.classes)} class names; list them there, one per "
             f"line, or in {DESCRIPTION}, or set data.classes=[background,...]"
         )
     name = f"folder {split} ({images})"
-    return SegmentationDataset(pairs, facts, name, problems=problems, strict=strict)
+    return SegmentationDataset(pairs, info, name, problems=problems, strict=strict)
 
 
-def sample(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
+def sample(
+    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
+) -> SegmentationDataset:
     """Open a split of the sample data set, drawn into data.root/shapes on first use."""
     drawn = shapes.prepare(Path(data.root))
     classes = data.classes or list(shapes.CLASSES)
     return voc(replace(data, folder=drawn.name, classes=classes), split, strict, known)
 
 
-def shards(data: DataConfig, split: str, strict: bool, known: Facts | None) -> SegmentationDataset:
+def shards(
+    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
+) -> SegmentationDataset:
     """Open a split of a set that `prepare_data shards=FOLDER` has written."""
     dataset = open_shards(data.root, split)
-    own = dataset.facts
+    own = dataset.info
     if data.classes and len(data.classes) != len(own.classes):
         raise DataError(
             f"data.classes has {len(data.classes)} names, but {dataset.name} has {len(own.classes)}"
@@ -247,11 +254,11 @@ def shards(data: DataConfig, split: str, strict: bool, known: Facts | None) -> S
             "it out"
         )
     says = {key: value for key, value in asdict(own).items() if value not in (None, [])}
-    dataset.facts = complete(data, says, known)
+    dataset.info = merge_info(data, says, known)
     return dataset
 
 
-LAYOUTS: dict[str, Callable[[DataConfig, str, bool, Facts | None], SegmentationDataset]] = {
+LAYOUTS: dict[str, Callable[[DataConfig, str, bool, DatasetInfo | None], SegmentationDataset]] = {
     "voc": voc,
     "sbd": sbd,
     "folder": folder,

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn.config import VOID
-from fcn.data.dataset import DataError
-from fcn.visualize import palette_image
+from fcn.dataset_info import VOID
+from fcn.errors import DataError
+from fcn.pictures.visualize import palette_image
 
 CLASSES = ("background", "disk", "square", "triangle", "ring", "star", "cross", "bolt")
 VERSION = 2  # raise it whenever a pixel would change: sets of another version are redrawn

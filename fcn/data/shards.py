@@ -18,8 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from rich.console import Console
 
-from fcn.config import FACTS, Facts, starts_with_background
-from fcn.data.dataset import DataError, Pair, SegmentationDataset, read_bytes, read_labels
+from fcn.data.dataset import Pair, SegmentationDataset, read_bytes, read_labels
+from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
+from fcn.errors import DataError
 from fcn.output import progress, write_json
 
 FORMAT = "fcn-shards-1"
@@ -67,8 +68,8 @@ def open_shards(root: str, split: str) -> SegmentationDataset:
         index = json.loads(content)
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r} instead of {FORMAT!r}")
-        known = {key: index[key] for key in FACTS if key in index}  # older ones have only two
-        facts = Facts(**{"background": starts_with_background(index["classes"])} | known)
+        known = {key: index[key] for key in INFO_KEYS if key in index}  # older ones have only two
+        info = DatasetInfo(**{"background": starts_with_background(index["classes"])} | known)
         pairs = []
         for shard in index["shards"]:
             tar = f"{root.rstrip('/')}/{shard['tar']}"
@@ -78,7 +79,7 @@ def open_shards(root: str, split: str) -> SegmentationDataset:
                 pairs.append(Pair(entry["id"], image, mask, (width, height)))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place}: not an index of shards, or damaged ({error!r})") from None
-    return SegmentationDataset(pairs, facts, f"shards {split} ({place})")
+    return SegmentationDataset(pairs, info, f"shards {split} ({place})")
 
 
 def write_shards(dataset: SegmentationDataset, folder: Path, split: str, console: Console) -> None:
@@ -114,7 +115,7 @@ def write_shards(dataset: SegmentationDataset, folder: Path, split: str, console
                     samples.append(entry)
                     bar.advance(task)
             shards.append({"tar": tar.name, "bytes": tar.stat().st_size, "samples": samples})
-    about = {"format": FORMAT, **asdict(dataset.facts)}
+    about = {"format": FORMAT, **asdict(dataset.info)}
     write_json(folder / f"{split}.json", about | {"shards": shards})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from fcn.config import VOID
+from fcn.dataset_info import VOID
 
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, RGB: pads images that are smaller than the crop
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G and B in a grey value, as in torchvision

@@ -10,15 +10,15 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn import plots
-from fcn.config import VOID, Facts
+from fcn.dataset_info import VOID, DatasetInfo
 from fcn.explain.section import Section
-from fcn.metrics import confusion_matrix, scores
+from fcn.inference.metrics import confusion_matrix, scores
 from fcn.models.alignment import coordinate_map
 from fcn.models.fcn import FCN, SKIPS
 from fcn.models.upsampling import TransposedConvolution, Upsampling, bilinear_kernel
 from fcn.output import percent
-from fcn.visualize import as_rgb, colorize
+from fcn.pictures import plots
+from fcn.pictures.visualize import as_rgb, colorize
 
 CROPS = {32: (19,), 16: (5, 27), 8: (5, 9, 31)}  # in the authors' prototxt files
 SHOWN, UNITS = 8, 3  # classes whose kernels are drawn; channels of each pool
@@ -26,27 +26,27 @@ SHOWN, UNITS = 8, 3  # classes whose kernels are drawn; channels of each pool
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in evaluation mode, its data's facts, an image, a network to compare."""
+    """A trained network in evaluation mode, its data's info, an image, a network to compare."""
 
     model: FCN
-    facts: Facts
+    info: DatasetInfo
     image: Tensor  # uint8 (C, H, W)
     target: Tensor  # uint8 (H, W), VOID = ignored
     coarse: FCN | None = None  # an FCN-32s, say
 
     @property
     def classes(self) -> list[str]:
-        return self.facts.classes
+        return self.info.classes
 
 
 @torch.no_grad()
 def network(s: Section, subject: Subject) -> None:
     model, target, batch = subject.model, subject.target, subject.image[None]
-    s.scope |= {"model": model, "image": batch, "facts": subject.facts}
+    s.scope |= {"model": model, "image": batch, "info": subject.info}
     final, passed = _watch(model, batch)
     coarse = passed[0][1]
     counts = torch.bincount(target.flatten().long(), minlength=VOID)
-    first = int(subject.facts.background)
+    first = int(subject.info.background)
     shown = int(counts[first:VOID].argmax()) + first  # the largest object's class
     s.text(f"""An FCN begins with convolutions and poolings that halve the image five times. Then a
         1 × 1 convolution gives every class a score at each place: the larger, the more the place
@@ -87,21 +87,21 @@ def network(s: Section, subject: Subject) -> None:
         rounding = 1e-4 * float(final.abs().max())
         s.claim("The parts sum to the network's score.", sum(parts.values()), final, rounding)
     panels = {"image": as_rgb(subject.image)}
-    panels["ground truth"] = colorize(target.numpy(), subject.facts)
+    panels["ground truth"] = colorize(target.numpy(), subject.info)
     for net in filter(None, (subject.coarse, model)):
         prediction = net(batch)[0].argmax(0)
         confusion = confusion_matrix(len(subject.classes))(prediction[None], target[None].long())
         title = f"FCN-{net.stride}s\nmean IoU {percent(scores(confusion).mean_iou)} %"
-        panels[title] = colorize(prediction.numpy(), subject.facts)
+        panels[title] = colorize(prediction.numpy(), subject.info)
     caption = """The classes that networks give to the pixels. FCN-32s has one score for 32 × 32
         pixels; skips add scores for 16 × 16 and 8 × 8. On this project's sample FCN-32s also learns
         more slowly: fcn32s=RUN shows one that was trained for longer."""
     s.panels(caption, panels, 1.9)
     s.code(f"""
-        from fcn.visualize import colorize
+        from fcn.pictures.visualize import colorize
 
         labels = model(image)[0].argmax(0)  # the class of the largest score
-        colorize(labels.numpy(), facts)  # "{" ".join(title.split())}"
+        colorize(labels.numpy(), info)  # "{" ".join(title.split())}"
     """)
     s.text("""Scores that are added must belong to the same pixels. But enlarged scores reach past
         the image, or past the scores of the skip, on all sides. Cropping cuts off the rows and

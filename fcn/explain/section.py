@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from fcn.config import UserError
-from fcn.page import figure
-from fcn.plots import DPI, FAINT, GRID, INK, LINES, axes_row, render
+from fcn.errors import UserError
+from fcn.pictures.page import figure
+from fcn.pictures.plots import DPI, FAINT, GRID, INK, LINES, axes_row, render
 
 TOPICS = {  # in the order of the page
     "matrix": "A convolution is a matrix, and a matrix has a transpose",
@@ -131,7 +131,7 @@ class Section:
         Args:
             caption: plain text.
             rows: alternative text -> image; a narrow page breaks rows.
-            plot: as in `fcn.page.figure`.
+            plot: as in `fcn.pictures.page.figure`.
         """
         html = Markup("")
         for row in rows:

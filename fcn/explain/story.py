@@ -10,16 +10,16 @@ from rich.console import Console
 from torch import Tensor
 
 from fcn import checkpoint
-from fcn.cli import quoted
-from fcn.config import ConfigError, ExplainConfig, UserError
+from fcn.config import ExplainConfig, quoted
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.download import fetch
 from fcn.data.layouts import open_split
+from fcn.errors import ConfigError, UserError
 from fcn.explain import net, topics
 from fcn.explain.net import Subject
 from fcn.explain.section import IMPORTS, TOPICS, Section
 from fcn.output import atomic_write, progress
-from fcn.page import page, templates
+from fcn.pictures.page import page, templates
 
 ABOUT_NETWORK = {"network": net.network, "learning": net.learning, "deconvnet": net.deconvnet}
 
@@ -70,12 +70,12 @@ def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
             paths[1] = _train(cfg, "fcn32s", "fixed", folder / "fcn32s", console)
     trained = [checkpoint.read(path) for path in paths if path]
     split = cfg.data.split or cfg.data.val_split
-    dataset = open_split(cfg.data, split, known=trained[0].facts)
+    dataset = open_split(cfg.data, split, known=trained[0].info)
     for network in trained:
         network.check_classes(dataset.classes, cfg.data.name)
     image, target = _choose(dataset, cfg.image)
     models = [network.model() for network in trained]
-    return Subject(models[0], dataset.facts, image, target, *models[1:])
+    return Subject(models[0], dataset.info, image, target, *models[1:])
 
 
 def _choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:

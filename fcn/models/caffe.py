@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcn.config import MEAN_BGR, UserError
+from fcn.dataset_info import MEAN_BGR
+from fcn.errors import UserError
 from fcn.models.fcn import FCN, FINAL, SKIPS, UPSCORE
-from fcn.models.surgery import Fate, Report
+from fcn.models.surgery import Report, TensorReport
 from fcn.models.upsampling import LearnedUpsampling
 
 # Their networks -> stride, and whether the skips are scaled ("at once").
@@ -134,7 +135,7 @@ def import_fcn(
         name: of the source, in the report and in errors.
 
     Returns:
-        The model in evaluation mode, and every blob's fate.
+        The model in evaluation mode, and what became of every blob.
 
     Raises:
         CaffeError: a layer or blob is missing, unknown or of the wrong size.
@@ -170,7 +171,7 @@ def import_vgg(
 
     Returns:
         A state dict for `surgery.transplant` under FCN's names (mean, std, the backbone, fc6 and
-        fc7), and every blob's fate. The classifier's last layer, fc8, is left over.
+        fc7), and what became of every blob. The classifier's last layer, fc8, is left over.
 
     Raises:
         CaffeError: as `import_fcn`.
@@ -181,7 +182,7 @@ def import_vgg(
     wanted = {key: tensor for key, tensor in every.items() if not key.startswith("score")}
     state = source.state(wanted, mean_bgr)
     for part, blob in zip(PARTS, blobs["fc8"], strict=True):
-        source.tell(f"fc8.{part}", "left over", blob)
+        source.record(f"fc8.{part}", "left over", blob)
     return state, source.report
 
 
@@ -212,8 +213,8 @@ class _Source:
     def error(self, layer: str, reason: str) -> CaffeError:
         return CaffeError(f"{self.name}: layer {layer}: {reason}")
 
-    def tell(self, name: str, fate: str, tensor: Tensor, note: str = "") -> None:
-        self.report.fates.append(Fate(name, fate, tuple(tensor.shape), note))
+    def record(self, name: str, status: str, tensor: Tensor, note: str = "") -> None:
+        self.report.tensors.append(TensorReport(name, status, tuple(tensor.shape), note))
 
     def check_layers(self, model: str) -> None:
         """Raise a CaffeError unless the layers and their numbers of blobs are those of `model`."""
@@ -246,7 +247,7 @@ class _Source:
         factor = np.float32(blob.flatten()[0].item())
         if (blob != factor.item()).any():
             raise self.error(layer, "its channels have different factors, but a skip here has one")
-        self.tell(layer, "recognised", blob, f"the skip's factor: {factor}")
+        self.record(layer, "recognised", blob, f"the skip's factor: {factor}")
         return float(str(factor))  # 0.01 rather than 0.009999999776: the same as float32
 
     def upsampling(self, factors: Mapping[str, int], classes: int) -> str:
@@ -260,7 +261,7 @@ class _Source:
         if not bilinear:
             return "learned"
         for layer, kernel in kernels.items():
-            self.tell(f"{layer}.weight", "recognised", kernel, "bilinear: fixed, not stored")
+            self.record(f"{layer}.weight", "recognised", kernel, "bilinear: fixed, not stored")
         return "fixed"
 
     def empty_model(self, **arguments: Any) -> FCN:
@@ -270,20 +271,20 @@ class _Source:
             return FCN(padding=100, width=width, head_width=head_width, **arguments)
 
     def state(self, wanted: Mapping[str, Tensor], mean_bgr: Sequence[float]) -> dict[str, Tensor]:
-        """Return a tensor for each of `wanted`, in its shape; record their fates."""
+        """Return a tensor for each of `wanted`, in its shape; record their tensors."""
         mean = torch.tensor(mean_bgr, dtype=torch.float64).flip(0) / 255
         state = {"mean": mean.float().view(3, 1, 1), "std": torch.full((3, 1, 1), 1 / 255)}
-        self.tell("mean", "set", state["mean"], f"{', '.join(map(str, mean_bgr))} (BGR) of 255")
-        self.tell("std", "set", state["std"], "1 of 255")
+        self.record("mean", "set", state["mean"], f"{', '.join(map(str, mean_bgr))} (BGR) of 255")
+        self.record("std", "set", state["std"], "1 of 255")
         for name in [name for name in wanted if name not in state]:
             layer, part = name.split(".")[-2:]
             index = PARTS.index(part)
             value, given = self.take(layer, index, wanted[name].shape), self.blobs[layer][index]
-            fate, note = "copied", ""
+            status, note = "copied", ""
             if value.shape != given.shape:
-                fate, note = "reshaped", f"{tuple(given.shape)} before"
+                status, note = "reshaped", f"{tuple(given.shape)} before"
             if name == "backbone.conv1_1.weight":
-                value, fate, note = value.flip(1), "folded", "BGR to RGB"
+                value, status, note = value.flip(1), "folded", "BGR to RGB"
             state[name] = value
-            self.tell(name, fate, value, note)
+            self.record(name, status, value, note)
         return state

@@ -19,33 +19,33 @@ LEAST_RATIO, MOST_RATIO = 0.01, 0.6
 
 
 @dataclass(frozen=True)
-class Fate:
-    """The fate of one tensor."""
+class TensorReport:
+    """What became of one tensor."""
 
     name: str  # in the model; of a tensor left over, in the source
-    fate: str  # copied, reshaped, adapted, initialised or left over
+    status: str  # copied, reshaped, adapted, initialised or left over
     shape: tuple[int, ...]
     note: str = ""
 
 
 @dataclass
 class Report:
-    """Every tensor's fate, in the model's order, then what the source had left over."""
+    """What became of every tensor, in the model's order, then what the source had left over."""
 
     source: str
-    fates: list[Fate] = field(default_factory=list)
+    tensors: list[TensorReport] = field(default_factory=list)
     warning: str = ""  # of weights that may not be what they seem
 
-    def named(self, fate: str) -> list[str]:
-        """Return the names of the tensors that met a fate."""
-        return [entry.name for entry in self.fates if entry.fate == fate]
+    def named(self, status: str) -> list[str]:
+        """Return the names of the tensors with a status."""
+        return [entry.name for entry in self.tensors if entry.status == status]
 
     def note(self, name: str, note: str) -> None:
         """Add a note to a tensor of the model."""
-        names = [entry.name for entry in self.fates]
-        entry = self.fates[names.index(name)]
+        names = [entry.name for entry in self.tensors]
+        entry = self.tensors[names.index(name)]
         note = f"{entry.note}; {note}" if entry.note else note
-        self.fates[names.index(name)] = replace(entry, note=note)
+        self.tensors[names.index(name)] = replace(entry, note=note)
 
 
 class SurgeryError(ValueError):
@@ -104,36 +104,38 @@ def transplant(
         needed = own.startswith("backbone.") or in_head
         hint = "; backbone.head_weights=null starts fc6 and fc7 new" if in_head and theirs else ""
         if in_head and new_head:
-            report.fates.append(Fate(own, "initialised", shape))
+            report.tensors.append(TensorReport(own, "initialised", shape))
             continue
         if key not in source or source[key].isnan().all():  # torchvision's IMAGENET1K_FEATURES
             if needed and not own.endswith("num_batches_tracked"):
                 raise SurgeryError(f"{name}: no {key} in it, which {own} {shape} needs{hint}")
-            report.fates.append(Fate(own, "initialised", shape))
+            report.tensors.append(TensorReport(own, "initialised", shape))
             continue
-        given, fate, note = left_over.pop(key), "copied", ""
+        given, status, note = left_over.pop(key), "copied", ""
         if not given.isfinite().all():
             raise SurgeryError(f"{name}: {key} holds values that are not finite")
         if given.ndim == 2 and tensor.ndim == 4 and given.numel() == tensor.numel():
-            fate, note = "reshaped", f"{tuple(given.shape)} before"
+            status, note = "reshaped", f"{tuple(given.shape)} before"
             given = given.reshape(shape)
         if given.shape != tensor.shape and own == "backbone.conv1_1.weight" and given.shape[1] == 3:
-            fate, note = "adapted", f"from RGB to {shape[1]} channels"
+            status, note = "adapted", f"from RGB to {shape[1]} channels"
             given = first_convolution(given, shape[1])
         elif own in ("mean", "std"):
             given = for_channels(given, len(tensor), 0)
         if by_class and own.startswith(("score", "upscore")):
             given, note = _match_classes(tensor, given, names, source_names)
-            fate = "initialised" if given is tensor else "copied"
+            status = "initialised" if given is tensor else "copied"
         elif given.shape != tensor.shape and needed:
             raise SurgeryError(f"{name}: {key} is {tuple(given.shape)}, but {own} is {shape}{hint}")
         elif given.shape != tensor.shape:
-            given, fate, note = tensor, "initialised", f"the source has {tuple(given.shape)}"
+            given, status, note = tensor, "initialised", f"the source has {tuple(given.shape)}"
         copies.append((tensor, given))
-        report.fates.append(Fate(own, fate, shape, note))
+        report.tensors.append(TensorReport(own, status, shape, note))
     for tensor, given in copies:
         tensor.copy_(given)
-    report.fates += [Fate(key, "left over", tuple(t.shape)) for key, t in left_over.items()]
+    report.tensors += [
+        TensorReport(key, "left over", tuple(t.shape)) for key, t in left_over.items()
+    ]
     return report
 
 

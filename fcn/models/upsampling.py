@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn.speed import fixed_form
+from fcn.models.fast_forms import fixed_form
 
 Size = tuple[int, int]
 

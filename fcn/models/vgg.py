@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn.speed import image_layout, is_product
+from fcn.models.fast_forms import image_layout, is_product
 
 # Convolutions in each stage: columns A, B, D and E of Simonyan & Zisserman 2015, table 1.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

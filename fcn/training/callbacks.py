@@ -15,11 +15,12 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
-from fcn import plots, visualize
-from fcn.config import Facts, UserError
-from fcn.evaluate import ONE_CLASS_CAUSES
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import TrainingError
+from fcn.inference.evaluate import ONE_CLASS_CAUSES
 from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
 from fcn.output import percent
+from fcn.pictures import plots, visualize
 
 RECORD_EVERY = 10  # steps between points of the loss curve
 CHECK_EVERY = 10  # batches between looks at a GPU's loss, which has to be waited for
@@ -27,10 +28,6 @@ REPORT_EVERY = 60  # seconds between lines where there is no progress bar
 WARN_AFTER = 3  # steps, after which a run's length is estimated
 DAY = 24 * 3600  # seconds
 SAME = 3  # validations with one class alone predicted before a warning
-
-
-class TrainingError(UserError, RuntimeError):
-    """Training that cannot usefully continue."""
 
 
 def checkpoints(folder: Path) -> list[ModelCheckpoint]:
@@ -197,13 +194,13 @@ class Pictures(Callback):
     """Logs pictures at every validation, to loggers that take them: predictions, kernels.
 
     Args:
-        facts: names and colours of the classes.
+        info: names and colours of the classes.
         images: of the validation split, to show.
         kernels: of how many classes.
     """
 
-    def __init__(self, facts: Facts, images: int = 4, kernels: int = 24) -> None:
-        self.facts, self.images, self.kernels = facts, images, kernels
+    def __init__(self, info: DatasetInfo, images: int = 4, kernels: int = 24) -> None:
+        self.info, self.images, self.kernels = info, images, kernels
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def on_validation_batch_end(
@@ -230,14 +227,14 @@ class Pictures(Callback):
             return
         step = trainer.global_step
         if rows:
-            _log_picture(trainer, "predictions", visualize.panel(rows, self.facts))
+            _log_picture(trainer, "predictions", visualize.panel(rows, self.info))
         for name, layer in pl_module.model.named_modules():  # type: ignore[union-attr]
             if not isinstance(layer, TransposedConvolution):
                 continue
             drift = layer.drift()
             for logger in trainer.loggers:
                 logger.log_metrics({f"drift from bilinear/{name}": drift}, step)
-            shown = self.facts.classes[: self.kernels]
+            shown = self.info.classes[: self.kernels]
             picture = plots.kernels(
                 layer.diagonal().detach()[: len(shown)].double().cpu().numpy(),
                 bilinear_kernel(layer.kernel).double().numpy(),

@@ -17,7 +17,7 @@ from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
-from fcn.config import Interrupted, UserError
+from fcn.errors import Interrupted, UserError
 from fcn.output import atomic_write
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcn.config import VOID, ConfigError, LossConfig
+from fcn.config import LossConfig
+from fcn.dataset_info import VOID
+from fcn.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

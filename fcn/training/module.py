@@ -10,10 +10,11 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from fcn.config import VOID, RecipeConfig
-from fcn.metrics import confusion_matrix, scores
+from fcn.config import RecipeConfig
+from fcn.dataset_info import VOID
+from fcn.device import optimize
+from fcn.inference.metrics import confusion_matrix, scores
 from fcn.models.fcn import FCN
-from fcn.speed import optimize
 from fcn.training.loss import Loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
 

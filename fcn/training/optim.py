@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from fcn.config import ConfigError, RecipeConfig
+from fcn.config import RecipeConfig
+from fcn.errors import ConfigError
 from fcn.models.upsampling import Upsampling
 
 POLY_POWER = 0.9  # Liu et al. 2015 (ParseNet); DeepLab's since

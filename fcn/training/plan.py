@@ -8,10 +8,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from fcn.cli import rank
-from fcn.config import ConfigError, TrainConfig, check_training, learning_rate, unknown_key
-from fcn.data.datamodule import SegmentationData
+from fcn.config import TrainConfig, check_training, learning_rate, unknown_key
+from fcn.data.loaders import SegmentationData
 from fcn.device import computes_bf16, pick_device
+from fcn.errors import ConfigError
+from fcn.processes import rank
 
 # Arguments of Lightning's Trainer that a run sets itself.
 OWN_ARGUMENTS = ("callbacks", "logger", "plugins", "default_root_dir", "use_distributed_sampler")

@@ -24,27 +24,21 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
-from fcn import checkpoint, plots
-from fcn.cli import rank
-from fcn.config import (
-    CONFIGS,
-    REPOSITORY,
-    ConfigError,
-    Facts,
-    ModelConfig,
-    TrainConfig,
-    check_training,
-    flat_keys,
-)
-from fcn.data.datamodule import SegmentationData
+from fcn import checkpoint
+from fcn.config import CONFIGS, REPOSITORY, ModelConfig, TrainConfig, check_training, flat_keys
+from fcn.data.check import class_pixels, scan
 from fcn.data.download import fetch
 from fcn.data.images import range_note
-from fcn.data.labels import class_pixels, scan
+from fcn.data.loaders import SegmentationData
+from fcn.dataset_info import DatasetInfo
 from fcn.device import InferenceModel, describe_machine
-from fcn.evaluate import evaluate_and_write, print_last_line, read_metrics
+from fcn.errors import ConfigError
+from fcn.inference.evaluate import evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN, SKIPS
 from fcn.models.surgery import Report, fit_to_features
 from fcn.output import percent, write_json
+from fcn.pictures import plots
+from fcn.processes import rank
 from fcn.training.callbacks import History, Pictures, ProgressBar, Watch, checkpoints
 from fcn.training.interruption import AtomicCheckpoints, Interruption
 from fcn.training.loss import Loss, make_loss
@@ -83,7 +77,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     plan = resolve(cfg, folder)
     data = _open_data(cfg, console)
     set_length(plan, data, cfg.recipe.batch_size)
-    model = _build_model(cfg, plan, data.train.facts)
+    model = _build_model(cfg, plan, data.train.info)
     surgery = None if plan.resume else _first_weights(cfg, model, data, console)
     about = _describe(cfg, plan, model, data)
     if plan.resume is not None:
@@ -117,22 +111,22 @@ def _open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data, channels = SegmentationData(cfg.data, cfg.recipe, cfg.seed), cfg.model.in_channels
     for split in (data.train, data.val):
-        if channels not in (None, 3) and not split.facts.bands:
-            split.facts = replace(split.facts, bands=list(range(channels)))
+        if channels not in (None, 3) and not split.info.bands:
+            split.info = replace(split.info, bands=list(range(channels)))
     _ = data.train[0]  # an image that does not fit the settings stops the run before it starts
-    if note := range_note([pair.image for pair in data.train.pairs], data.train.facts):
+    if note := range_note([pair.image for pair in data.train.pairs], data.train.info):
         console.print(f"warning: {note}", style="yellow")
     if cfg.data.scan and rank() == 0:
         scan([data.train, data.val], console, training=True)
     return data
 
 
-def _build_model(cfg: TrainConfig, plan: Plan, facts: Facts) -> FCN:
+def _build_model(cfg: TrainConfig, plan: Plan, info: DatasetInfo) -> FCN:
     """Build the model for a data set."""
-    channels = len(facts.bands) or 3
+    channels = len(info.bands) or 3
     if cfg.model.in_channels not in (None, channels):
         raise ConfigError(
-            f"model.in_channels={cfg.model.in_channels}: data.bands={facts.bands} are {channels} "
+            f"model.in_channels={cfg.model.in_channels}: data.bands={info.bands} are {channels} "
             "channels; leave it out"
         )
     scales = cfg.model.skip_scales
@@ -142,7 +136,7 @@ def _build_model(cfg: TrainConfig, plan: Plan, facts: Facts) -> FCN:
     try:
         model = FCN(
             stride=cfg.model.stride,
-            num_classes=len(facts.classes),
+            num_classes=len(info.classes),
             in_channels=channels,
             backbone=cfg.backbone.name,
             upsampling=cfg.upsampling.name,
@@ -207,7 +201,7 @@ def _describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) 
     }
     return {
         "model": model.arguments,
-        **checkpoint.about_facts(data.train.facts),
+        **checkpoint.info_metadata(data.train.info),
         "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
         "recipe": cfg.recipe.name,
         "training": training,
@@ -246,7 +240,7 @@ def _make_trainer(
         history,
         Watch(data.classes, console),
         interruption,
-        Pictures(data.train.facts),
+        Pictures(data.train.info),
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
@@ -341,7 +335,7 @@ def _print_start(
         "parameters": f"{parameters:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{cfg.data.name} in {cfg.data.root}: {len(data.train)} training images, "
         f"{len(data.val)} validation images, {len(data.classes)} classes"
-        + (f", bands {', '.join(map(str, bands))}" if (bands := data.train.facts.bands) else ""),
+        + (f", bands {', '.join(map(str, bands))}" if (bands := data.train.info.bands) else ""),
         "recipe": f"{cfg.recipe.name}: {trainer.max_steps} steps of {images} images, "
         f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
         "device": f"{plan.device}, precision {plan.precision}",

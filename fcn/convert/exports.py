@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from fcn.data.dataset import read_list
-from fcn.data.images import DataError, errors
+from fcn.data.images import file_errors
+from fcn.errors import DataError
 
 COLOUR = 1 << 24
 IGNORE = "ignore"  # class name of pixels without a class
@@ -355,7 +356,7 @@ def coco(tree: Tree) -> Export | None:
     """COCO: JSON files with polygons or RLE; what is not annotated is background."""
     contents = {}
     for path in (path for path in tree.files if path.suffix == ".json"):
-        with errors(path, "file"):
+        with file_errors(path, "file"):
             text = path.read_text("utf-8-sig")
             content = json.loads(text) if '"categories"' in text else None
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fcn.config import RecipeConfig
-from fcn.data.datamodule import (
+from fcn.data.layouts import open_split
+from fcn.data.loaders import (
     EvaluationSamples,
     SameSizeBatches,
     SegmentationData,
@@ -22,9 +23,8 @@ from fcn.data.datamodule import (
     leave_process_group,
     loading_processes,
 )
-from fcn.data.dataset import DataError
-from fcn.data.layouts import open_split
 from fcn.data.transforms import TrainTransform
+from fcn.errors import DataError
 from tests.conftest import TinyVOC
 
 

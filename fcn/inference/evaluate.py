@@ -17,16 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fcn import checkpoint, plots, visualize
-from fcn.config import ConfigError, EvaluateConfig, UserError
-from fcn.data.datamodule import evaluation_loader, loading_processes
+from fcn import checkpoint
+from fcn.config import EvaluateConfig
+from fcn.data.check import scan
 from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
-from fcn.data.labels import scan
 from fcn.data.layouts import open_split
-from fcn.device import InferenceModel, Processes, launch, uses_bf16
-from fcn.metrics import Scores, Trimap, image_confusions, rates, scores, tally
+from fcn.data.loaders import evaluation_loader, loading_processes
+from fcn.device import InferenceModel, uses_bf16
+from fcn.errors import ConfigError, UserError
+from fcn.inference.metrics import Scores, Trimap, image_confusions, rates, scores, tally
 from fcn.output import atomic_write, percent, progress, write_json
+from fcn.pictures import plots, visualize
+from fcn.processes import Processes, launch
 
 SHOWN = 6  # images in predictions.png and in worst.png
 ONE_CLASS_CAUSES = (
@@ -64,7 +67,7 @@ def _evaluate_checkpoint(
     if cfg.data.download:
         fetch(cfg.data, console)
     split = cfg.data.split or cfg.data.val_split
-    dataset = open_split(cfg.data, split, known=trained.facts)
+    dataset = open_split(cfg.data, split, known=trained.info)
     has_masks = dataset.has_masks()
     if not has_masks and not cfg.submission:
         raise ConfigError(
@@ -103,7 +106,7 @@ class Evaluation:
 
     scores: Scores
     trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the ground truth's boundaries
-    per_image: Tensor  # int64 (N, 3, K) in the split's order, see `fcn.metrics.tally`
+    per_image: Tensor  # int64 (N, 3, K) in the split's order, see `fcn.inference.metrics.tally`
 
 
 @torch.inference_mode()
@@ -210,7 +213,7 @@ def metrics_json(
             "ids_sha256": dataset.fingerprint(),
             "size": "original",
             "precision": model.precision,
-            "ignore_index": dataset.facts.ignore_index,
+            "ignore_index": dataset.info.ignore_index,
             "model": arguments,
             "upsampling": arguments["upsampling"],
         },
@@ -277,18 +280,18 @@ def _write_pictures(
     folder: Path, model: InferenceModel, dataset: SegmentationDataset, found: Evaluation
 ) -> None:
     """Write predictions.png (images evenly spaced in the split), worst.png, and plots."""
-    facts, mean_iou = dataset.facts, rates(found.per_image)["mean_iou"].numpy()
+    info, mean_iou = dataset.info, rates(found.per_image)["mean_iou"].numpy()
     shown = min(SHOWN, len(dataset))
     even = np.linspace(0, len(dataset) - 1, shown).round().astype(int)
     worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, ignored pixels alone, comes last
     for name, indices in (("predictions", even.tolist()), ("worst", worst.tolist())):
         captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
         rows = list(predicted_rows(model, dataset, indices))
-        visualize.panel(rows, facts, captions).save(folder / f"{name}.png")
+        visualize.panel(rows, info, captions).save(folder / f"{name}.png")
     iou = [_number(value) for value in found.scores.iou]
-    plots.iou_bars(iou, facts.classes).save(folder / "iou.png")
+    plots.iou_bars(iou, info.classes).save(folder / "iou.png")
     confusion = found.scores.confusion.numpy()
-    plots.confusion_plot(confusion, facts.classes).save(folder / "confusion.png")
+    plots.confusion_plot(confusion, info.classes).save(folder / "confusion.png")
     plots.trimap_plot({"mean IoU": found.trimap}).save(folder / "trimap.png")
 
 
@@ -325,6 +328,6 @@ def write_submission(
     (folder / results).mkdir(parents=True, exist_ok=True)
     with progress(console) as bar:
         for pair in bar.track(dataset.pairs, description=f"{year} {split}"):
-            mask = _predicted_mask(model, read_image(pair.image, dataset.facts))
+            mask = _predicted_mask(model, read_image(pair.image, dataset.info))
             visualize.palette_image(mask).save(folder / results / f"{pair.id}.png")
     return Path(shutil.make_archive(str(folder / "results"), "gztar", folder, results))

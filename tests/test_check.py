@@ -15,19 +15,21 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from fcn import checkpoint, visualize
-from fcn.config import ConfigError, DataConfig, Facts
-from fcn.data import labels
-from fcn.data.dataset import DataError
-from fcn.data.labels import class_pixels, count_labels, scan
+from fcn import checkpoint
+from fcn.config import DataConfig
+from fcn.data import check as labels
+from fcn.data.check import class_pixels, count_labels, scan
 from fcn.data.layouts import open_split
-from fcn.evaluate import one_class
-from fcn.predictor import Predictor
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import ConfigError, DataError
+from fcn.inference.evaluate import one_class
+from fcn.inference.predictor import Predictor
+from fcn.pictures import visualize
 from tests.conftest import TinyVOC
 
 QUIET = Console(quiet=True)
 COLOURS = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
-FACTS = Facts(["sky", "road", "car"], COLOURS, ignore_index=9, background=False)
+INFO_KEYS = DatasetInfo(["sky", "road", "car"], COLOURS, ignore_index=9, background=False)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def street(tmp_path: Path) -> Path:
             image += rng.integers(0, 50, image.shape, dtype=np.uint8)
             Image.fromarray(image).save(tmp_path / f"images/{split}/{number}.png")
             Image.fromarray(mask).save(tmp_path / f"annotations/{split}/{number}.png")
-    describe(tmp_path, classes=FACTS.classes, colours=COLOURS, ignore_index=9, background=False)
+    describe(tmp_path, classes=INFO_KEYS.classes, colours=COLOURS, ignore_index=9, background=False)
     return tmp_path
 
 
@@ -69,21 +71,21 @@ def training(root: Path, run: Path) -> list[str]:
 def test_the_command_line_wins_over_the_file_and_the_file_over_what_a_checkpoint_knows(
     street: Path,
 ) -> None:
-    assert open_split(folder(street), "train").facts == FACTS
+    assert open_split(folder(street), "train").info == INFO_KEYS
     (street / "classes.txt").write_text("a\nb\nc\n")  # the older form; the file wins
     given = folder(street, ignore_index=0, background=True, value_range=[0, 9], bands=[2, 0, "x"])
     expected = replace(
-        FACTS, ignore_index=0, background=True, value_range=[0, 9], bands=[2, 0, "x"]
+        INFO_KEYS, ignore_index=0, background=True, value_range=[0, 9], bands=[2, 0, "x"]
     )
-    assert open_split(given, "train").facts == expected
-    known = Facts(["a", "b", "c"], COLOURS, 7, False, [0, 5], [1])
-    assert open_split(folder(street), "train", known=known).facts == replace(
-        FACTS, value_range=[0, 5], bands=[1]
+    assert open_split(given, "train").info == expected
+    known = DatasetInfo(["a", "b", "c"], COLOURS, 7, False, [0, 5], [1])
+    assert open_split(folder(street), "train", known=known).info == replace(
+        INFO_KEYS, value_range=[0, 5], bands=[1]
     )
     (street / "dataset.yaml").unlink()
-    assert open_split(folder(street), "train", known=known).facts == known
-    facts = open_split(folder(street), "train").facts
-    assert facts == Facts(["a", "b", "c"], visualize.voc_palette(3).tolist(), 255, False)
+    assert open_split(folder(street), "train", known=known).info == known
+    info = open_split(folder(street), "train").info
+    assert info == DatasetInfo(["a", "b", "c"], visualize.voc_palette(3).tolist(), 255, False)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_class_0_is_background_if_its_name_says_so(
     street: Path, name: str, background: bool
 ) -> None:
     describe(street, classes=[name, "road", "car"])
-    assert open_split(folder(street), "train").facts.background is background
+    assert open_split(folder(street), "train").info.background is background
 
 
 @pytest.mark.parametrize(
@@ -119,16 +121,16 @@ def test_a_set_without_background_goes_through_every_command_without_repeating_i
     runs = [tmp_path / "run0", tmp_path / "run1"]
     for seed, run in enumerate(runs):
         command("train", *training(street, run), f"seed={seed}")
-    assert checkpoint.read(runs[0] / "checkpoints/best.ckpt").facts == FACTS
-    assert checkpoint.read(runs[0]).facts == FACTS
+    assert checkpoint.read(runs[0] / "checkpoints/best.ckpt").info == INFO_KEYS
+    assert checkpoint.read(runs[0]).info == INFO_KEYS
     metrics = json.loads((runs[0] / "metrics.json").read_text())
-    assert [entry["name"] for entry in metrics["classes"]] == FACTS.classes
+    assert [entry["name"] for entry in metrics["classes"]] == INFO_KEYS.classes
     assert np.sum(metrics["confusion"]) == 2 * 31 * 40  # without the row of ignored pixels
     pictures = f"input={street}/images/val", f"output={tmp_path}/masks"
     command("predict", f"checkpoint={runs[0]}", *pictures, f"hydra.run.dir={tmp_path}/p")
     with Image.open(tmp_path / "masks/0.png") as mask:
         assert mask.getpalette()[:9] == np.ravel(COLOURS).tolist()
-    assert Predictor(runs[0]).facts == FACTS
+    assert Predictor(runs[0]).info == INFO_KEYS
     described = (street / "dataset.yaml").rename(street / "elsewhere.yaml")
     again = command(
         "evaluate", f"checkpoint={runs[0]}", "data=folder", f"data.root={street}",
@@ -143,20 +145,20 @@ def test_a_set_without_background_goes_through_every_command_without_repeating_i
     command("prepare_data", "data=folder", f"data.root={street}", f"hydra.run.dir={tmp_path}/d",
             f"shards={tmp_path}/tars")  # fmt: skip
     tars = DataConfig("shards", layout="shards", root=str(tmp_path / "tars"))
-    assert open_split(tars, "train").facts == FACTS
+    assert open_split(tars, "train").info == INFO_KEYS
 
 
 def test_pictures_treat_class_0_as_any_other_where_there_is_no_background() -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[10:30, 10:30] = 1
     image = np.full((40, 40, 3), 100, np.uint8)
-    picture = visualize.overlay(image, mask, 0.5, FACTS)
+    picture = visualize.overlay(image, mask, 0.5, INFO_KEYS)
     assert picture[0, 0].tolist() == [150, 55, 55]  # half of (200, 10, 10)
     assert picture[9, 15].tolist() == [255] * 3  # the boundary on the side of class 0
-    shown = visualize.errors(mask, 1 - mask, FACTS)
+    shown = visualize.errors(mask, 1 - mask, INFO_KEYS)
     assert np.unique(shown.reshape(-1, 3), axis=0).tolist() == [[240, 228, 66]]  # wrong class
-    assert "missed object" not in visualize.error_colours(FACTS)
-    assert visualize.legend_of([mask], FACTS) == {"sky": (200, 10, 10), "road": (10, 200, 10)}
+    assert "missed object" not in visualize.error_colours(INFO_KEYS)
+    assert visualize.legend_of([mask], INFO_KEYS) == {"sky": (200, 10, 10), "road": (10, 200, 10)}
 
 
 def test_masks_are_read_once_and_counted_again_when_they_change(

@@ -4,51 +4,11 @@ Measured for FCN-8s on two kinds of processor, those with AVX-512 and bfloat16 p
 with AVX2 alone, as most have. `python scripts/benchmark.py` measures what it comes to.
 """
 
-import ctypes
-import sys
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from fcn.models.fcn import FCN
-
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # and nothing above it
 WIDE = 1024  # channels
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def optimize(model: "FCN", device: torch.device | str) -> "FCN":
-    """Move a network to a device, in place, in its fastest form there; it can still be trained.
-
-    Each layer chooses its form by itself at every call, with the functions below. What is left to
-    do is the layout of the weights: a GPU wants channels_last, while a CPU's convolutions reorder
-    them anyway, and its optimiser would copy any layout but contiguous.
-
-    Args:
-        model: the network.
-        device: where it will run.
-
-    Returns:
-        The same network.
-    """
-    device = torch.device(device)
-    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
-    return model.to(device).to(memory_format=layout)
-
-
-def keep_memory() -> None:
-    """Make glibc keep freed memory for later allocations, where glibc is the C library.
-
-    By default every tensor above 32 MB is made of new pages that the kernel clears first, which
-    took a third of a training step on a CPU. This is for a process of our own, a command: it
-    changes what all of the process's libraries allocate.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def runs_on_cpu(image: Tensor) -> bool:

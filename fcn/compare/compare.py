@@ -21,14 +21,16 @@ from rich.table import Table
 from torch import Tensor
 from yaml import YAMLError
 
-from fcn import checkpoint, page, plots, visualize
-from fcn.config import CompareConfig, ConfigError, DataConfig, UserError, flat_keys
+from fcn import checkpoint
+from fcn.config import CompareConfig, DataConfig, flat_keys
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel, computes_bf16, pick_device
-from fcn.evaluate import METRICS, predicted_rows, read_metrics, read_per_image
-from fcn.metrics import LEVEL, RESAMPLES, Estimate, Resampled, estimate, rates, resample
+from fcn.errors import ConfigError, UserError
+from fcn.inference.evaluate import METRICS, predicted_rows, read_metrics, read_per_image
+from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, Resampled, estimate, rates, resample
 from fcn.output import atomic_write, percent, write_json
+from fcn.pictures import page, plots, visualize
 
 TRIMAP = 3  # pixels: width of the band near boundaries that the table shows
 SHOWN = 4  # groups whose confusion matrices and predictions are on the page
@@ -317,7 +319,7 @@ def report(groups: Sequence[Group], plot: Image.Image, examples: Mapping[str, An
         "confusions": [_confusion(group) for group in groups[:SHOWN]],
         "examples": examples,
     }
-    body = page.templates().get_template("compare.html").render(context)
+    body = page.templates().get_template("compare/compare.html").render(context)
     return page.page(context["title"], body)
 
 
@@ -359,7 +361,7 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     """
     first = groups[0].runs[0]
     dataset = _open_recorded(first, cfg.data_root)
-    facts = dataset.facts
+    info = dataset.info
     chosen = _spread(rates(first.per_image)["mean_iou"], cfg.images)
     cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
     masks = []
@@ -371,21 +373,21 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
             pictures = cards[first.ids[index]]
             if not pictures:
                 pictures.append(("image", _uri(image, "jpeg")))
-                pictures.append(("ground truth", _uri(visualize.outlined(ground_truth, facts))))
+                pictures.append(("ground truth", _uri(visualize.outlined(ground_truth, info))))
             iou = percent(float(rates(run.per_image[index])["mean_iou"]))
-            prediction = visualize.outlined(mask, facts)
-            errors = visualize.errors(ground_truth, mask, facts)
+            prediction = visualize.outlined(mask, info)
+            errors = visualize.errors(ground_truth, mask, info)
             pictures.append((f"{group.name}: mean IoU {iou} %", _uri(prediction)))
             pictures.append((f"{group.name}: errors", _uri(errors)))
-    legend = visualize.legend_of(masks, facts)
-    return {"cards": cards, "legend": legend, "errors": visualize.error_colours(facts)}
+    legend = visualize.legend_of(masks, info)
+    return {"cards": cards, "legend": legend, "errors": visualize.error_colours(info)}
 
 
 def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
     """Open the split that a run was evaluated on, where it lay then or below `data_root`."""
     data = DataConfig(**run.config["data"])
     data.root = data_root or str(run.cwd / data.root)
-    known = checkpoint.read(run.checkpoint).facts
+    known = checkpoint.read(run.checkpoint).info
     dataset = open_split(data, run.metrics["protocol"]["split"], known=known)
     if dataset.ids != run.ids:
         raise UserError(f"{dataset.name} has other images now than when {run.folder} was evaluated")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fcn
-from fcn import speed
 from fcn.config import REPOSITORY
+from fcn.models import fast_forms as speed
 from fcn.models.fcn import FCN
 from tests.conftest import random_model
 
@@ -52,7 +52,7 @@ def test_optimize_returns_the_network_itself_with_equal_scores_and_gradients() -
 def test_kept_memory_is_not_cleared_by_the_kernel_again() -> None:
     count = """
 import resource, sys, torch
-from fcn.speed import keep_memory
+from fcn.device import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 for _ in range(20):

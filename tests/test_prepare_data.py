@@ -11,9 +11,10 @@ from PIL import Image
 from rich.console import Console
 
 from fcn.config import DataConfig, PrepareDataConfig
-from fcn.data.dataset import DataError, read_image
-from fcn.data.inspect import inspect, main
+from fcn.data.dataset import read_image
 from fcn.data.layouts import open_split
+from fcn.errors import DataError
+from fcn.tools.prepare_data import inspect, main
 from tests.conftest import TinyVOC
 
 QUIET = Console(quiet=True)

@@ -21,7 +21,7 @@ def templates() -> Environment:
 
 def page(title: str, body: str) -> str:
     """Return a complete HTML document; the title is plain text, the body HTML."""
-    return templates().get_template("page.html").render(title=title, body=Markup(body))
+    return templates().get_template("pictures/page.html").render(title=title, body=Markup(body))
 
 
 def figure(image: Image.Image, alt: str, caption: str = "", *, plot: bool = False) -> Markup:

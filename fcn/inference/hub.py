@@ -1,12 +1,11 @@
-"""The Hugging Face Hub: model cards, upload and download."""
+"""The Hugging Face Hub: model cards and upload."""
 
 from pathlib import Path
 from typing import Any
 
-from fcn.config import ConfigError, UserError
+from fcn.errors import ConfigError, UserError
 from fcn.output import percent
 
-PREFIX = "hf://"
 METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
@@ -65,19 +64,3 @@ def push(folder: Path, repository: str) -> str:
     except Exception as error:  # of the network, or of the Hub
         raise UserError(f"push={repository}: {' '.join(str(error).split())[:200]}") from error
     return str(address)
-
-
-def download(address: str) -> Path:
-    """Return the folder of a model on the Hub, fetched if it is not in the cache.
-
-    Args:
-        address: hf://USER/NAME.
-    """
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ConfigError(f'{address} needs: pip install "fcn-segmentation[hub]"') from None
-    try:
-        return Path(snapshot_download(address.removeprefix(PREFIX)))
-    except Exception as error:  # of the network, or of the Hub
-        raise UserError(f"{address}: {' '.join(str(error).split())[:200]}") from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from fcn.config import VOID
+from fcn.dataset_info import VOID
 
 TRIMAP_WIDTHS = range(1, 21)  # pixels, of the bands around boundaries
 WIDEST = TRIMAP_WIDTHS[-1]

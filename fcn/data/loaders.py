@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fcn.config import VOID, DataConfig, RecipeConfig
+from fcn.config import DataConfig, RecipeConfig
 from fcn.data.dataset import SegmentationDataset, check_overlap
 from fcn.data.layouts import open_split
 from fcn.data.transforms import TrainTransform, pad_collate
-from fcn.device import usable_cores
+from fcn.dataset_info import VOID
+from fcn.processes import usable_cores
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -188,7 +189,7 @@ class SegmentationData(pl.LightningDataModule):
     def keep_first(self, images: int) -> None:
         """Train on the first images alone (Lightning's overfit_batches)."""
         self.train = SegmentationDataset(
-            self.train.pairs[:images], self.train.facts, self.train.name
+            self.train.pairs[:images], self.train.info, self.train.name
         )
 
     def training_ids(self, batch: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Masks as pictures: VOC colours, overlays, error maps, and grids of examples.
 
 Nothing here reads or writes a file: masks become uint8 arrays, finished pictures PIL images.
-255 marks ignored pixels. Colours, and whether class 0 is background, are a data set's `Facts`.
+255 marks ignored pixels. Colours, and whether class 0 is background, come from `DatasetInfo`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fcn.config import VOID, Facts
-from fcn.plots import FAINT, INK
+from fcn.dataset_info import VOID, DatasetInfo
+from fcn.pictures.plots import FAINT, INK
 
 if TYPE_CHECKING:  # torch takes a second to import
     from torch import Tensor
@@ -30,7 +30,7 @@ ERROR_COLOURS = {
     "wrong class": (240, 228, 66),
     "ignored": (128, 128, 128),
 }
-PLAIN = Facts()  # VOC's colours, and label 0 is background
+PLAIN = DatasetInfo()  # VOC's colours, and label 0 is background
 COLUMNS, CELL, SPACE, LINE = 4, 320, 12, 22  # of a grid of pictures; pixels
 
 
@@ -55,34 +55,34 @@ def as_rgb(image: "Tensor") -> UInt8:
     return shown.permute(1, 2, 0).cpu().numpy()
 
 
-def palette(facts: Facts) -> UInt8:
+def palette(info: DatasetInfo) -> UInt8:
     """Return the colours of the labels 0..255, uint8 (256, 3): VOC's where there is no other."""
     colours = voc_palette()
-    if facts.colours:
-        colours[: len(facts.colours)] = facts.colours
+    if info.colours:
+        colours[: len(info.colours)] = info.colours
     return colours
 
 
-def palette_image(mask: Labels, facts: Facts = PLAIN) -> Image.Image:
+def palette_image(mask: Labels, info: DatasetInfo = PLAIN) -> Image.Image:
     """Return a mode "P" image: its pixel values are the labels, its palette their colours."""
     image = Image.fromarray(np.asarray(mask).astype(np.uint8))
-    image.putpalette(palette(facts).tobytes())  # turns mode "L" into "P" and keeps pixel values
+    image.putpalette(palette(info).tobytes())  # turns mode "L" into "P" and keeps pixel values
     return image
 
 
-def colorize(mask: Labels, facts: Facts = PLAIN) -> UInt8:
+def colorize(mask: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     """Return the colours of a mask, uint8 (H, W, 3)."""
-    return palette(facts)[mask]
+    return palette(info)[mask]
 
 
-def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, facts: Facts = PLAIN) -> UInt8:
+def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo = PLAIN) -> UInt8:
     """Blend the colours of a mask over its image, with a white line along the inside of objects.
 
     Args:
         image: uint8 (H, W, 3).
         mask: integers (H, W) in 0..255.
         alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
-        facts: colours of the labels, and whether 0 is background; `Predictor` has them.
+        info: colours of the labels, and whether 0 is background; `Predictor` has them.
 
     Returns:
         uint8 (H, W, 3).
@@ -97,25 +97,25 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, facts: Facts = PLAI
         )
     weight = np.full((256, 1), alpha)
     weight[VOID] = alpha / 3
-    if facts.background:
+    if info.background:
         weight[0] = 0
-    tint = palette(facts) * weight
+    tint = palette(info) * weight
     result = (image * (1 - weight)[mask] + tint[mask]).round().astype(np.uint8)
-    result[_outline(mask, facts)] = 255
+    result[_outline(mask, info)] = 255
     return result
 
 
-def error_colours(facts: Facts) -> dict[str, tuple[int, ...]]:
+def error_colours(info: DatasetInfo) -> dict[str, tuple[int, ...]]:
     """Return name -> colour of the errors that occur: without background there are no objects."""
-    objects = {} if facts.background else {"false object", "missed object"}
+    objects = {} if info.background else {"false object", "missed object"}
     return {name: colour for name, colour in ERROR_COLOURS.items() if name not in objects}
 
 
-def errors(ground_truth: Labels, prediction: Labels, facts: Facts = PLAIN) -> UInt8:
+def errors(ground_truth: Labels, prediction: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     """Return where and how a prediction is wrong, uint8 (H, W, 3) in `error_colours`."""
     result: UInt8 = np.empty((*ground_truth.shape, 3), np.uint8)
     result[...] = ERROR_COLOURS["wrong class"]
-    if facts.background:
+    if info.background:
         result[ground_truth == 0] = ERROR_COLOURS["false object"]
         result[prediction == 0] = ERROR_COLOURS["missed object"]
     result[ground_truth == prediction] = ERROR_COLOURS["correct"]
@@ -123,67 +123,67 @@ def errors(ground_truth: Labels, prediction: Labels, facts: Facts = PLAIN) -> UI
     return result
 
 
-def outlined(mask: Labels, facts: Facts = PLAIN) -> UInt8:
+def outlined(mask: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     """Return the colours of a mask with objects outlined: VOC's dark colours are lost on black.
 
     A small mask is enlarged first, by an integer factor, so that the line is thin.
     """
     scale = max(1, 320 // max(mask.shape))
     mask = mask.repeat(scale, 0).repeat(scale, 1)
-    colours = colorize(mask, facts)
-    colours[_outline(mask, facts)] = 255
+    colours = colorize(mask, info)
+    colours[_outline(mask, info)] = 255
     return colours
 
 
-def legend_of(masks: Iterable[Labels], facts: Facts) -> dict[str, tuple[int, ...]]:
+def legend_of(masks: Iterable[Labels], info: DatasetInfo) -> dict[str, tuple[int, ...]]:
     """Return name -> colour of the labels that occur in masks; 255 is named "ignored"."""
     labels = sorted({int(label) for mask in masks for label in np.unique(mask)})
-    colours = palette(facts).tolist()
-    return {"ignored" if k == VOID else facts.classes[k]: tuple(colours[k]) for k in labels}
+    colours = palette(info).tolist()
+    return {"ignored" if k == VOID else info.classes[k]: tuple(colours[k]) for k in labels}
 
 
 def panel(
     rows: Sequence[tuple[UInt8, Labels, Labels]],
-    facts: Facts,
+    info: DatasetInfo,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draw rows of image | ground truth | prediction | errors, with legends of their colours.
 
     Args:
         rows: (image, ground truth, prediction); each row may have its own size.
-        facts: names and colours of the labels.
+        info: names and colours of the labels.
         captions: a line of text below each row.
     """
     cells: list[tuple[UInt8, str]] = []
     for (image, ground_truth, prediction), caption in zip(
         rows, captions or [""] * len(rows), strict=True
     ):
-        masks = [outlined(mask, facts) for mask in (ground_truth, prediction)]
-        masks.append(errors(ground_truth, prediction, facts))
+        masks = [outlined(mask, info) for mask in (ground_truth, prediction)]
+        masks.append(errors(ground_truth, prediction, info))
         cells += [(image, caption), *((mask, "") for mask in masks)]
-    shown = legend_of((mask for _, *masks in rows for mask in masks), facts)
+    shown = legend_of((mask for _, *masks in rows for mask in masks), info)
     headings = ("image", "ground truth", "prediction", "errors")
-    return _grid(cells, headings, [error_colours(facts), shown])
+    return _grid(cells, headings, [error_colours(info), shown])
 
 
 def contact_sheet(
-    samples: Sequence[tuple[UInt8, Labels]], facts: Facts, captions: Sequence[str]
+    samples: Sequence[tuple[UInt8, Labels]], info: DatasetInfo, captions: Sequence[str]
 ) -> Image.Image:
     """Draw images with their masks, two a row, each with its caption, and a legend of classes.
 
     Args:
         samples: (image, mask).
-        facts: names and colours of the labels.
+        info: names and colours of the labels.
         captions: a line of text for each sample.
     """
     cells: list[tuple[UInt8, str]] = []
     for (image, mask), caption in zip(samples, captions, strict=True):
-        cells += [(image, caption), (outlined(mask, facts), "")]
-    shown = legend_of((mask for _, mask in samples), facts)
+        cells += [(image, caption), (outlined(mask, info), "")]
+    shown = legend_of((mask for _, mask in samples), info)
     return _grid(cells, ("image", "mask") * 2, [shown])
 
 
-def _outline(mask: Labels, facts: Facts) -> npt.NDArray[np.bool_]:
+def _outline(mask: Labels, info: DatasetInfo) -> npt.NDArray[np.bool_]:
     """Mark the pixels of objects that have another label close to them, in their row or column."""
     near: npt.NDArray[np.bool_] = np.zeros(mask.shape, bool)
     for d in range(1, max(1, round(max(mask.shape) / 500)) + 1):  # thicker in larger images
@@ -191,7 +191,7 @@ def _outline(mask: Labels, facts: Facts) -> npt.NDArray[np.bool_]:
             differs = mask[ahead] != mask[behind]
             near[ahead] |= differs
             near[behind] |= differs
-    return near & (mask != VOID) & ((mask != 0) | (not facts.background))
+    return near & (mask != VOID) & ((mask != 0) | (not info.background))
 
 
 def _grid(

@@ -17,17 +17,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from fcn import visualize
-from fcn.config import VOID, DataConfig, Facts, PrepareDataConfig
-from fcn.data.convert import convert
-from fcn.data.dataset import DataError, Pair, SegmentationDataset, fit_mask, read_mask
+from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.convert import convert
+from fcn.data.check import absent_classes, count_pixels, too_few_classes
+from fcn.data.dataset import Pair, SegmentationDataset, fit_mask, read_mask
 from fcn.data.download import fetch
 from fcn.data.images import orientation, range_note, read_image
-from fcn.data.labels import absent_classes, count_pixels, too_few_classes
 from fcn.data.layouts import open_split
 from fcn.data.shards import write_shards
-from fcn.device import usable_cores
+from fcn.dataset_info import VOID, DatasetInfo
+from fcn.errors import DataError
 from fcn.output import percent, progress, write_json
+from fcn.pictures import visualize
+from fcn.processes import usable_cores
 
 IMAGES_PER_PROCESS = 100  # at least; starting a process takes about as long
 ON_SHEET = 6  # images of each split on the contact sheet
@@ -68,7 +70,7 @@ class Split:
 
     def absent_classes(self) -> list[str]:
         """Return the classes that no usable mask shows."""
-        return absent_classes(self.dataset.facts, self.labels().sum(0))
+        return absent_classes(self.dataset.info, self.labels().sum(0))
 
 
 def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     report = {
         "data": data.name,
         "root": data.root,
-        "ignore_index": splits[0].dataset.facts.ignore_index if splits else None,
+        "ignore_index": splits[0].dataset.info.ignore_index if splits else None,
         "splits": summaries,
         "problems": problems,
         "warnings": notes,
@@ -168,7 +170,7 @@ def _read_all(
     datasets: list[SegmentationDataset], data: DataConfig, console: Console, processes: int | None
 ) -> list[Reading]:
     """Return a reading of every pair, one data set after the other."""
-    tasks = [(pair, dataset.facts) for dataset in datasets for pair in dataset.pairs]
+    tasks = [(pair, dataset.info) for dataset in datasets for pair in dataset.pairs]
     processes = processes or min(usable_cores(), 1 + len(tasks) // IMAGES_PER_PROCESS)
     spawn = multiprocessing.get_context("spawn")
     with progress(console) as bar, ProcessPoolExecutor(processes, spawn) as pool:
@@ -176,17 +178,17 @@ def _read_all(
         return list(bar.track(results, len(tasks), description=f"reading {data.name}"))
 
 
-def _read(task: tuple[Pair, Facts]) -> Reading:
+def _read(task: tuple[Pair, DatasetInfo]) -> Reading:
     """Read one pair as training does."""
-    pair, facts = task
+    pair, info = task
     try:
-        image = read_image(pair.image, facts)
+        image = read_image(pair.image, info)
     except DataError as error:
         return Reading(str(error))
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # H,W,C
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
     try:
-        target = read_mask(pair.mask, len(facts.classes), facts.ignore_index)
+        target = read_mask(pair.mask, len(info.classes), info.ignore_index)
         fitted = fit_mask(pair, image, target)
     except DataError as error:
         return Reading(str(error), digest)
@@ -227,7 +229,7 @@ def _notes(split: Split) -> list[str]:
     absent = split.absent_classes() if split.usable() else []
     notes = [f"{split.name}: no pixel of {', '.join(absent)}"] if absent else []
     sources = [split.dataset.pairs[index].image for index in split.usable()]
-    if note := range_note(sources, split.dataset.facts):
+    if note := range_note(sources, split.dataset.info):
         notes.append(f"{split.name}: {note}")
     for kind, text in EXIF_NOTES.items():
         if found := [index for index in split.usable() if split.readings[index].exif == kind]:
@@ -296,4 +298,4 @@ def _contact_sheet(splits: Sequence[Split], path: Path) -> None:
             image, target = split.dataset[index]
             samples.append((visualize.as_rgb(image), target.numpy()))
             captions.append(f"{split.name}: {split.dataset.ids[index]}")
-    visualize.contact_sheet(samples, splits[0].dataset.facts, captions).save(path)
+    visualize.contact_sheet(samples, splits[0].dataset.info, captions).save(path)

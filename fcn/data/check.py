@@ -15,17 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from fcn.config import VOID, Facts
-from fcn.data.dataset import (
-    CONVERT,
-    DataError,
-    SegmentationDataset,
-    Source,
-    read_labels,
-    wrong_label,
-)
-from fcn.device import usable_cores
+from fcn.data.dataset import CONVERT, SegmentationDataset, Source, read_labels, wrong_label
+from fcn.dataset_info import VOID, DatasetInfo
+from fcn.errors import DataError
 from fcn.output import progress, write_json
+from fcn.processes import usable_cores
 
 KEPT = 200  # masks of a split from which on their counts are kept
 Counts = NDArray[np.int64]  # (images, 256): pixels of each label in each mask
@@ -51,13 +45,13 @@ def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: b
         counts = count_labels(split, console)
         train = training and split is splits[0]
         problems = label_problems(split, counts)
-        totals = as_targets(counts, split.facts).sum(0)
+        totals = as_targets(counts, split.info).sum(0)
         if train and not problems:
             problems = too_few_classes(split, totals)
         if problems:
             more = f" (and {len(problems) - 1} more masks)" if len(problems) > 1 else ""
             raise DataError(problems[0] + more)
-        if absent := absent_classes(split.facts, totals):
+        if absent := absent_classes(split.info, totals):
             kind, style = ("warning", "yellow") if train else ("note", None)
             text = f"{kind}: {split.name}: no pixel of {', '.join(absent)}"
             console.print(text, style=style)
@@ -98,7 +92,7 @@ def count_labels(split: SegmentationDataset, console: Console) -> Counts:
 
 def class_pixels(split: SegmentationDataset, console: Console) -> list[int]:
     """Count the pixels of each class in all masks of a split."""
-    totals = as_targets(count_labels(split, console), split.facts).sum(0)
+    totals = as_targets(count_labels(split, console), split.info).sum(0)
     return totals[: len(split.classes)].tolist()
 
 
@@ -107,17 +101,17 @@ def count_pixels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.bincount(labels.ravel(), minlength=256)
 
 
-def as_targets(counts: Counts, facts: Facts) -> Counts:
+def as_targets(counts: Counts, info: DatasetInfo) -> Counts:
     """Return counts with the ignored pixels at 255, wherever the mask files have them."""
     result = counts.copy()
-    result[:, facts.ignore_index] = 0
-    result[:, VOID] = counts[:, facts.ignore_index]
+    result[:, info.ignore_index] = 0
+    result[:, VOID] = counts[:, info.ignore_index]
     return result
 
 
 def label_problems(split: SegmentationDataset, counts: Counts) -> list[str]:
     """Return a message for each mask with a label that is neither a class nor ignored."""
-    k, ignored = len(split.classes), split.facts.ignore_index
+    k, ignored = len(split.classes), split.info.ignore_index
     wrong = [label for label in range(k, 256) if label != ignored]
     return [
         wrong_label(pair.mask, wrong[int(row[wrong].argmax())], k, ignored)
@@ -136,7 +130,7 @@ def too_few_classes(split: SegmentationDataset, totals: NDArray[np.int64]) -> li
     shown = np.flatnonzero(totals[: len(split.classes)])
     if len(shown) > 1 or not totals.any():
         return []
-    name, ignored = split.name, split.facts.ignore_index
+    name, ignored = split.name, split.info.ignore_index
     if len(shown) == 1 and totals[VOID]:
         return [
             f"{name}: masks hold only {shown[0]} and {ignored}; {ignored} is ignored, so there is "
@@ -146,12 +140,12 @@ def too_few_classes(split: SegmentationDataset, totals: NDArray[np.int64]) -> li
     return [f"{name}: masks hold only the label {labels}; training needs at least two classes"]
 
 
-def absent_classes(facts: Facts, totals: NDArray[np.int64]) -> list[str]:
+def absent_classes(info: DatasetInfo, totals: NDArray[np.int64]) -> list[str]:
     """Return the classes without a pixel, except one whose label means ignored."""
     return [
         name
-        for label, name in enumerate(facts.classes)
-        if not totals[label] and label != facts.ignore_index
+        for label, name in enumerate(info.classes)
+        if not totals[label] and label != info.ignore_index
     ]
 
 

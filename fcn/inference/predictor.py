@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fcn import checkpoint
-from fcn.config import ConfigError
 from fcn.data.images import as_tensor, from_pillow, read_image, to_uint8
 from fcn.device import InferenceModel, pick_device, uses_bf16
+from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 
 TILE = 2048  # pixels: longest side that goes through the network at once
@@ -44,7 +44,7 @@ class Predictor:
     Attributes:
         model: the `InferenceModel`.
         classes: the names of the labels.
-        facts: their colours, and what else is known about the data, see `fcn.config.Facts`.
+        info: their colours, and what else is known about the data, see `fcn.config.DatasetInfo`.
 
     Raises:
         CheckpointError: the path holds no model.
@@ -66,7 +66,7 @@ class Predictor:
         if isinstance(tile, str) and tile != "auto":
             raise ConfigError(f"tile must be auto, null or a number of pixels, got {tile}")
         trained = checkpoint.read(path)
-        self.facts, self.classes = trained.facts, trained.classes
+        self.info, self.classes = trained.info, trained.classes
         chosen = pick_device(device)
         bf16 = uses_bf16(precision, trained.about, chosen)
         self.model = InferenceModel(trained.model(), chosen, bf16)
@@ -129,11 +129,11 @@ class Predictor:
 
     def _as_tensor(self, image: ImageLike) -> Tensor:
         """Return any image that `__call__` takes as (C, H, W) on the CPU, uint8 or float32."""
-        channels, value_range = self.model.model.in_channels, self.facts.value_range
+        channels, value_range = self.model.model.in_channels, self.info.value_range
         if isinstance(image, str | Path):
-            return read_image(Path(image), self.facts, large=True)
+            return read_image(Path(image), self.info, large=True)
         if isinstance(image, Image.Image):
-            return as_tensor(from_pillow(image.copy()), self.facts)
+            return as_tensor(from_pillow(image.copy()), self.info)
         if isinstance(image, np.ndarray):
             # A copy, as PyTorch takes neither read-only arrays nor negative strides.
             image = torch.from_numpy(image.copy()).movedim(-1, 0)

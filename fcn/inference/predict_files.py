@@ -17,12 +17,15 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from fcn import checkpoint, visualize
-from fcn.config import ConfigError, Facts, PredictConfig
-from fcn.data.dataset import DataError, read_image
-from fcn.device import Processes, launch, usable_cores
+from fcn import checkpoint
+from fcn.config import PredictConfig
+from fcn.data.dataset import read_image
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import ConfigError, DataError
+from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
-from fcn.predictor import Predictor
+from fcn.pictures import visualize
+from fcn.processes import Processes, launch, usable_cores
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -176,16 +179,16 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
 
 def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
-    writing, facts = deque[Future[None]](), predictor.facts
+    writing, info = deque[Future[None]](), predictor.info
     with ThreadPoolExecutor() as pool:
-        for job, reading in _read_ahead(pool, jobs, facts):
+        for job, reading in _read_ahead(pool, jobs, info):
             try:
                 image = reading.result()
             except DataError as error:
                 yield error
                 continue
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            writing.append(pool.submit(write, job.outputs, image, mask, kept, facts, raw))
+            writing.append(pool.submit(write, job.outputs, image, mask, kept, info, raw))
             if len(writing) > usable_cores():  # bounds the memory
                 writing.popleft().result()
             yield None
@@ -194,12 +197,12 @@ def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataE
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: Iterable[Job], facts: Facts
+    pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
     """Yield each job with its image, while the next ones are read: one per core."""
     waiting = deque[tuple[Job, Future[Tensor]]]()
     for job in jobs:
-        waiting.append((job, pool.submit(read_image, job.image, facts, large=True)))
+        waiting.append((job, pool.submit(read_image, job.image, info, large=True)))
         if len(waiting) > usable_cores():
             yield waiting.popleft()
     yield from waiting
@@ -210,7 +213,7 @@ def write(
     image: Tensor,
     mask: np.ndarray,
     probabilities: np.ndarray | None,
-    facts: Facts,
+    info: DatasetInfo,
     raw: bool,
 ) -> None:
     """Write the outputs of one image, each of them atomically; a raw mask is in grey."""
@@ -218,12 +221,12 @@ def write(
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             if kind == "mask":
-                picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, facts)
+                picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
                 picture.save(file, "PNG")
             elif kind == "overlay":
-                tinted = visualize.overlay(visualize.as_rgb(image), mask, facts=facts)
+                tinted = visualize.overlay(visualize.as_rgb(image), mask, info=info)
                 Image.fromarray(tinted).save(file, "PNG", compress_level=1)  # three times as fast
             elif probabilities is not None:
                 np.savez_compressed(
-                    file, probabilities=probabilities, classes=np.array(facts.classes)
+                    file, probabilities=probabilities, classes=np.array(info.classes)
                 )

@@ -15,16 +15,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from yaml import YAMLError, safe_dump, safe_load
 
-from fcn.config import (
-    BACKGROUND,
-    VOID,
-    ConfigError,
-    DataConfig,
-    Facts,
-    PrepareDataConfig,
-    starts_with_background,
-)
-from fcn.data.exports import (
+from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.exports import (
     COLOUR,
     IGNORE,
     Export,
@@ -34,11 +26,13 @@ from fcn.data.exports import (
     colour_names,
     recognise,
 )
-from fcn.data.images import DataError, errors
+from fcn.data.images import file_errors
 from fcn.data.layouts import DESCRIPTION, described
-from fcn.device import usable_cores
+from fcn.dataset_info import BACKGROUND, VOID, DatasetInfo, starts_with_background
+from fcn.errors import ConfigError, DataError
 from fcn.output import percent, progress
-from fcn.visualize import palette_image
+from fcn.pictures.visualize import palette_image
+from fcn.processes import usable_cores
 
 SHOWN = 20  # values in a message
 FIRST = ("background", "bg", "_background_")  # such a class gets label 0
@@ -75,10 +69,10 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     found = _scan(export.items, cfg, console)
     names = _names(export, cfg, data, found)
     classes = _classes(export, cfg, names)
-    facts = _facts(export, cfg, data, classes)
+    info = _info(export, cfg, data, classes)
     items = _split(export.items, cfg, console)
     labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
-    _write(items, labels, facts, cfg, console)
+    _write(items, labels, info, cfg, console)
     splits = Counter(item.split for item in items)
     counts = ", ".join(f"{split} {splits[split]}" for split in sorted(splits))
     export.notes.insert(0, f"{export.format} in {root}: {len(items)} images ({counts})")
@@ -86,7 +80,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         export.notes.append(f"{len(left)} images without a mask are left out, such as {left[0]}")
     for note in export.notes:
         console.print(note)
-    _print_values(found, labels, facts, console)
+    _print_values(found, labels, info, console)
     console.print(f"converted to {target}: use data=folder data.root={target}")
     return DataConfig(name="folder", layout="folder", root=str(target))
 
@@ -125,7 +119,7 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> di
     """Read all masks once; return the values in them."""
 
     def count(item: Item) -> tuple[np.ndarray, np.ndarray]:
-        with errors(item.mask, "mask"):
+        with file_errors(item.mask, "mask"):
             return np.unique(item.read(), return_counts=True)
 
     found: dict[int, Found] = {}
@@ -251,14 +245,16 @@ def _classes(export: Export, cfg: PrepareDataConfig, names: dict[int, str]) -> l
     return classes
 
 
-def _facts(export: Export, cfg: PrepareDataConfig, data: DataConfig, classes: list[str]) -> Facts:
+def _info(
+    export: Export, cfg: PrepareDataConfig, data: DataConfig, classes: list[str]
+) -> DatasetInfo:
     """Return what dataset.yaml is to say."""
     merge, colours = _mapping(cfg.merge, "merge", str), dict[str, list[int]]()
     for name, rgb in (*zip(data.classes, data.colours, strict=False), *export.colours.items()):
         colours.setdefault(merge.get(name, name), list(rgb))
     known = set(classes) <= set(colours)
     background = data.background
-    return Facts(
+    return DatasetInfo(
         classes,
         [colours[name] for name in classes] if known else [],
         background=starts_with_background(classes) if background is None else background,
@@ -289,7 +285,7 @@ def _split(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> l
 def _write(
     items: Sequence[Item],
     labels: dict[int, int],
-    facts: Facts,
+    info: DatasetInfo,
     cfg: PrepareDataConfig,
     console: Console,
 ) -> None:
@@ -304,7 +300,7 @@ def _write(
         unique = stems[item.split, item.image.stem] == 1
         name = item.image.stem if unique else item.name
         mask = table[np.searchsorted(values, item.read())]
-        palette_image(mask, facts).save(part / "annotations" / item.split / f"{name}.png")
+        palette_image(mask, info).save(part / "annotations" / item.split / f"{name}.png")
         image = part / "images" / item.split / f"{name}{item.image.suffix}"
         _link(item.image.resolve(), image, cfg.link)
 
@@ -314,7 +310,7 @@ def _write(
             (part / "images" / split).mkdir(parents=True)
             (part / "annotations" / split).mkdir(parents=True)
         _each(write, items, "writing", cfg, console)
-        content = {key: value for key, value in asdict(facts).items() if value not in (None, [])}
+        content = {key: value for key, value in asdict(info).items() if value not in (None, [])}
         text = safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
         head = f"# Converted from {cfg.convert}\n"
         (part / DESCRIPTION).write_text(head + text, encoding="utf-8")
@@ -353,16 +349,16 @@ def _shares(values: Iterable[int], found: dict[int, Found]) -> str:
 
 
 def _print_values(
-    found: dict[int, Found], labels: dict[int, int], facts: Facts, console: Console
+    found: dict[int, Found], labels: dict[int, int], info: DatasetInfo, console: Console
 ) -> None:
     """Print what each value of the masks has become."""
     total = sum(entry.pixels for entry in found.values())
     table = Table("in the masks", "label", "class", Column("pixels (%)", justify="right"), box=None)
     for value, entry in found.items():
         label = labels[value]
-        name = "(ignored)" if label == VOID else facts.classes[label]
+        name = "(ignored)" if label == VOID else info.classes[label]
         table.add_row(shown(value), str(label), name, percent(entry.pixels / total))
     console.print(table)
-    absent = [n for k, n in enumerate(facts.classes) if k not in {labels[v] for v in found}]
+    absent = [n for k, n in enumerate(info.classes) if k not in {labels[v] for v in found}]
     if absent:
         console.print(f"in no mask: {', '.join(absent)}")

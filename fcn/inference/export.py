@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from fcn import checkpoint, hub
-from fcn.config import ConfigError, ExportConfig, UserError
+from fcn import checkpoint
+from fcn.config import ExportConfig
+from fcn.errors import ConfigError, ExportError
+from fcn.inference import hub
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import LearnedUpsampling, NearestConvUpsampling
 from fcn.output import atomic_write, write_json
@@ -23,10 +25,6 @@ SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
 TOLERANCE = 1e-4  # of the scores' range
-
-
-class ExportError(UserError, RuntimeError):
-    """An exported file that does not compute what the model computes."""
 
 
 class _Labels(nn.Module):

@@ -5,8 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fcn import checkpoint
-from fcn.config import MEAN_BGR, VOID, ConfigError, ImportCaffeConfig
+from fcn.config import ImportCaffeConfig
 from fcn.data.layouts import VOC_CLASSES
+from fcn.dataset_info import MEAN_BGR, VOID
+from fcn.errors import ConfigError
 from fcn.models.caffe import MODELS, import_fcn, import_vgg, read_caffemodel
 
 

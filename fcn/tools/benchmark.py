@@ -24,10 +24,10 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from fcn import device as devices
 from fcn.config import BenchmarkConfig
+from fcn.device import optimize
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import LearnedUpsampling, make_upsampling
 from fcn.output import atomic_write, write_json
-from fcn.speed import optimize
 
 Task = Callable[[], object]
 Rows = dict[str, dict[str, float]]
