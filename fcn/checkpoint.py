@@ -187,7 +187,7 @@ def sha256(path: Path) -> str:
 
 def initialise(
     model: FCN,
-    init_from: str | None,
+    source: Checkpoint | None,
     weights: str | None,
     classes: Sequence[str],
     *,
@@ -197,7 +197,7 @@ def initialise(
 
     Args:
         model: changed in place.
-        init_from: a checkpoint of this project; its scores are kept for the classes it shares.
+        source: a checkpoint of this project; its scores are kept for the classes it shares.
         weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file. Its mean
             and std come with it: torchvision's, or a safetensors file's metadata, or its tensors.
         classes: the model's class names.
@@ -211,13 +211,13 @@ def initialise(
         UserError: they cannot be fetched.
     """
     try:
-        if init_from is not None:
-            return _from_checkpoint(model, init_from, classes)
+        if source is not None:
+            return _from_checkpoint(model, source, classes)
         if weights is None:
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
-        source = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
-        report = transplant(model, source, weights, new_head=new_head)
+        tensors = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
+        report = transplant(model, tensors, weights, new_head=new_head)
         report.warning = normalisation_warning(model) if local else ""
         return report
     except SurgeryError as error:
@@ -236,8 +236,8 @@ def surgery_table(report: Report) -> Table:
     return table
 
 
-def _from_checkpoint(model: FCN, path: str, classes: Sequence[str]) -> Report:
-    source, backbone = read(path), model.arguments["backbone"]
+def _from_checkpoint(model: FCN, source: Checkpoint, classes: Sequence[str]) -> Report:
+    path, backbone = str(source.path), model.arguments["backbone"]
     theirs = source.about["model"]["backbone"]
     if theirs != backbone:
         raise CheckpointError(

@@ -4,7 +4,8 @@ All take scores (B, K, H, W) and targets (B, H, W), leave out ignored pixels, an
 gradients where every pixel is ignored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,3 +141,18 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, LossConfig, str, Tensor | None], Ten
         score, target, cfg.hardest, weight
     ),
 }
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """Return a weight for each class in inverse proportion to its pixels; 0 for an absent one."""
+    return [sum(counts) / (len(counts) * n) if n else 0.0 for n in counts]
+
+
+def check_class_weights(weights: Any, classes: Sequence[str]) -> list[float]:
+    """Return loss.class_weights as floats, one for each class, or raise a ConfigError."""
+    if not isinstance(weights, list) or len(weights) != len(classes):
+        raise ConfigError(
+            f"loss.class_weights={weights}: must be balanced, or one number for each of "
+            f"{', '.join(classes)}"
+        )
+    return [float(weight) for weight in weights]
