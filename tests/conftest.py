@@ -70,6 +70,7 @@ def error_line(
     """Runs a command that must fail with exit code 1; returns its one line on stderr."""
 
     def run(name: str, *arguments: str) -> str:
+        capsys.readouterr()  # of what came before
         with pytest.raises(SystemExit) as stopped:
             command(name, *arguments)
         assert stopped.value.code == 1

@@ -266,7 +266,7 @@ def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     passed_on = {key: value for key, value in arguments.items() if key not in RESOLVED}
     try:
-        pl.Trainer(**passed_on, logger=False, enable_checkpointing=False)
+        pl.Trainer(**passed_on | {"logger": False, "enable_checkpointing": False})
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     return arguments
