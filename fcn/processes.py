@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # set by whatever starts processes
 PATIENCE = timedelta(days=7)  # one process may work for long while the others wait
-GRACE = 10  # seconds that a process waits for the others after a failure
+GRACE = 2  # seconds that a process has to notice by itself that another has failed
 LOST = ("connection closed", "connection reset", "broken pipe", "connection refused", "peer")
 
 
@@ -122,57 +122,54 @@ class Processes:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """End this process if another has failed and a call to the GPU keeps it from noticing."""
+        """End this process if another has failed and a call to torch keeps it from noticing."""
         while not self._over.wait(1):
             try:
                 failed = self.store.check(["failed"])
             except RuntimeError:  # the first process is gone
-                failed = True
+                os._exit(1)
             if failed and not self._over.wait(GRACE):
-                os._exit(self._code())
+                code = self._first_failure()[1]
+                self._leave_together()
+                os._exit(code)
 
-    def _code(self) -> int:
-        """Return the exit code of the process that failed first."""
-        try:
-            return int(self.store.get("failed").split()[1])
-        except (RuntimeError, IndexError, ValueError):
-            return 1
+    def _first_failure(self) -> tuple[int, int]:
+        """Return the rank of the process that failed first, and the exit code of all."""
+        rank, code = self.store.get("failed").split()
+        return int(rank), int(code)
 
     def _fail(self, error: BaseException) -> None:
         """Tell the other processes that this one fails; one that only follows exits quietly."""
-        import torch
-
         self._over.set()
         code = error.code if isinstance(error, Interrupted) else 1
         try:
-            known = self.store.compare_set("failed", "", f"{self.rank} {code}").decode()
-            speaks = int(known.split()[0]) == self.rank
-        except (RuntimeError, ValueError):  # the first process is gone, without a word
-            speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+            self.store.compare_set("failed", "", f"{self.rank} {code}")
+            rank, code = self._first_failure()
+            self._leave_together()
+        except RuntimeError:  # the first process is gone, without a word
+            rank = 0
         if isinstance(error, Interrupted):  # all stop after the same step
-            speaks = self.rank == 0
-        torch.distributed.destroy_process_group()  # whoever waits for this process notices
-        self._leave_together()
-        if not speaks:
-            raise SystemExit(self._code()) from None
+            rank = 0
+        if self.rank != rank:
+            raise SystemExit(code) from None
 
     def _leave_together(self) -> None:
-        """Wait, for a moment, until the others have seen why this process ends.
+        """Wait until all processes know why they end, and let the first one end first.
 
-        The first ends last, since its store holds the reason, and Lightning kills it when another
-        process ends with an error before.
+        Its store holds the reason; and Lightning kills it if another ends with an error before.
         """
-        end = time.monotonic() + GRACE
-        try:
-            if self.rank == 0:
-                while self.store.add("left", 0) < self.world - 1 and time.monotonic() < end:
-                    time.sleep(0.05)
-                self.store.set("first left", "")
-            else:
-                self.store.add("left", 1)
-                self.store.wait(["first left"], timedelta(seconds=GRACE))
-        except RuntimeError:
-            pass  # the first process is gone
+        end = time.monotonic() + 5 * GRACE
+        others = self.world - 1
+        if self.rank == 0:
+            while self.store.add("left", 0) < others and time.monotonic() < end:
+                time.sleep(0.05)
+            self.store.set("first left", "")
+            time.sleep(0.3)  # the others see it
+            return
+        self.store.add("left", 1)
+        while not self.store.check(["first left"]) and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(1)
 
 
 @contextmanager
@@ -219,7 +216,6 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
         yield processes
         processes.wait()  # for the first one, which evaluates alone: all exit with the same code
         processes._over.set()
-        processes._leave_together()
     except BaseException as error:
         processes._fail(error)
         if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):

@@ -279,22 +279,31 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["config"], dict):
+            raise ValueError("no settings in it")
         return {"overrides": [], "data": {}, "history": []} | content
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error}); start a new run with model.init_from={folder}"
+            f"{path}: cannot be read ({error!r}); start a new run with model.init_from={folder}"
         ) from None
 
 
 def _newest_first() -> list[Path]:
     """Return the folders below outputs/ that hold a run, sweeps included; stages are one run."""
-    found = {path.parent for path in OUTPUTS.glob("**/" + RECORD)}
+    found = {path.parent for path in OUTPUTS.glob("**/" + RECORD) if _is_readable(path.parent)}
     runs = [folder for folder in found if not found & set(folder.parents)]
 
     def changed(run: Path) -> float:
         return max(path.stat().st_mtime for path in (run / RECORD, *run.glob("**/*.ckpt")))
 
     return sorted(runs, key=changed, reverse=True)
+
+
+def _is_readable(run: Path) -> bool:
+    try:
+        return bool(_read(run))
+    except ConfigError:
+        return False
 
 
 def _is_finished(run: Path) -> bool:

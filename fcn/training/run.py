@@ -336,8 +336,10 @@ def fit(plan: Plan, run: Training, module: SegmentationModule, console: Console)
     try:
         with run.interruption:
             run.trainer.fit(module, datamodule=run.data, ckpt_path=plan.resume, weights_only=True)
-    except RuntimeError as error:
-        if isinstance(error, UserError) or (line := describe_failure(error)) is None:
+    except UserError:
+        raise
+    except Exception as error:
+        if (line := describe_failure(error)) is None:
             raise
         raise UserError(f"{line} (step {run.trainer.global_step + 1})") from error
 
