@@ -1,0 +1,218 @@
+"""The masks of annotation tools as arrays of values.
+
+A value is a label, or COLOUR + 0xRRGGBB where colours are classes, or TRANSPARENT.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from fcn.data.images import file_errors
+from fcn.errors import DataError
+
+COLOUR = 1 << 24
+TRANSPARENT = -2  # of pixels that are erased by an alpha channel
+SMOOTHED = 0.1  # at most this share of the pixels is the smoothed boundary between others
+REACH = 5  # pixels, side of the window in which a smoothed boundary meets what it separates
+
+
+def read_values(path: Path, colours: bool = False, alpha: bool = False) -> np.ndarray:
+    """Read a mask in any format.
+
+    Args:
+        path: a picture, or .npy.
+        colours: return the colours of palettes and of files with three channels; otherwise the
+            numbers in palettes, and labels where the three channels are equal.
+        alpha: return the alpha channel.
+
+    Returns:
+        int64 (H, W); TRANSPARENT where alpha is below half of its largest value.
+
+    Raises:
+        DataError: unreadable; fractional values; a JPEG that is not black and white.
+    """
+    with file_errors(path, "mask"):
+        if path.suffix == ".npy":
+            return _whole(path, np.load(path))
+        with Image.open(path) as image:
+            is_jpeg, step = image.format == "JPEG", _grey_step(image)
+            as_rgba = image.mode == "PA" or (image.mode == "P" and colours)
+            pixels = np.asarray(image.convert("RGBA") if as_rgba else image)
+            has_alpha = as_rgba or image.mode in ("LA", "RGBA")
+    if is_jpeg:
+        return _black_and_white(path, pixels, colours)
+    values = _whole(path, pixels) // step
+    if values.ndim == 2:
+        return values
+    opacity = values[..., -1]
+    if alpha and has_alpha:
+        return opacity
+    rgb = values[..., :3]
+    if rgb.shape[2] < 3 or (not colours and (rgb == rgb[..., :1]).all()):
+        values = rgb[..., 0]
+    else:
+        values = COLOUR + (rgb << (16, 8, 0)).sum(2)
+    if has_alpha:
+        values = np.where(2 * opacity < max(opacity.max(), 1), TRANSPARENT, values)
+    return values
+
+
+def _grey_step(image: ImageFile.ImageFile) -> int:
+    """Return the factor by which Pillow scales labels in PNGs of 2 and 4 bits."""
+    mode: Any = image.tile[0].args if image.tile else ""
+    return {"L;2": 85, "L;4": 17}.get(mode if isinstance(mode, str) else "", 1)
+
+
+def _whole(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Return pixels as int64; fractions are an error."""
+    values = pixels.astype(np.int64)
+    if (values != pixels).any():
+        raise DataError(f"{path}: fractional values; a mask must hold labels or colours")
+    return values
+
+
+def _black_and_white(path: Path, pixels: np.ndarray, colours: bool) -> np.ndarray:
+    """Return 0 and 255 of a JPEG, whose compression blurs edges."""
+    grey = pixels.reshape(*pixels.shape[:2], -1).mean(2)
+    labels = 0 < grey.max() < 128
+    if colours or labels or ((grey > 64) & (grey < 192)).mean() > 0.1:
+        raise DataError(f"{path}: JPEG changes labels and colours; export the masks as PNG")
+    return np.where(grey < 128, 0, 255)
+
+
+def alpha_is_the_mask(masks: Iterable[Path]) -> bool:
+    """Return whether all masks have the same one colour, so that only their alpha tells."""
+    seen, varies = set[bytes](), False
+    for path in masks:
+        if path.suffix == ".npy":
+            return False
+        with file_errors(path, "mask"), Image.open(path) as image:
+            if image.mode not in ("LA", "RGBA"):
+                return False
+            pixels = np.asarray(image)
+        colour, alpha = pixels[..., :-1], pixels[..., -1]
+        seen.add(colour[0, 0].tobytes())
+        if len(seen) > 1 or (colour != colour[0, 0]).any():
+            return False
+        varies |= bool(alpha.min() < alpha.max())
+    return varies
+
+
+def check_palettes(masks: Iterable[Path]) -> None:
+    """Raise a DataError if a number has two colours in the palettes of masks of labels."""
+    seen = dict[int, tuple[list[int], Path]]()
+    for path in (path for path in masks if path.suffix != ".npy"):
+        with file_errors(path, "mask"), Image.open(path) as image:
+            palette = image.getpalette() or []  # none in grey
+            for number in np.unique(np.asarray(image)).tolist() if palette else ():
+                colour = palette[3 * number : 3 * number + 3]
+                other, first = seen.setdefault(number, (colour, path))
+                if colour != other:
+                    raise DataError(
+                        f"{path}: {number} has the colour {colour}, but {other} in {first}; if "
+                        "colours are the classes, list them: data.classes=[...] "
+                        'data.colours=[[r,g,b],...]; if numbers are, "labels={0: NAME, ...}"'
+                    )
+
+
+def smoothed_pixels(values: np.ndarray, known: Sequence[int]) -> int:
+    """Count the pixels of other values between two known ones, as smoothing makes them.
+
+    Args:
+        values: int64 (H, W).
+        known: the values that are classes.
+    """
+    order = np.array(sorted(known))
+    place = np.searchsorted(order, values).clip(0, len(order) - 1)
+    is_known = order[place] == values
+    highest = maximum_filter(np.where(is_known, place, -1), REACH)
+    lowest = minimum_filter(np.where(is_known, place, len(order)), REACH)
+    return int((~is_known & (lowest < highest)).sum())
+
+
+def nearest(values: Iterable[int], known: Iterable[int]) -> dict[int, int]:
+    """Return the known value whose level or colour is nearest to each value."""
+    targets = np.array(sorted(known))
+    return {v: int(targets[((_rgb(targets) - _rgb(v)) ** 2).sum(-1).argmin()]) for v in values}
+
+
+def _rgb(values: np.ndarray | int) -> np.ndarray:
+    """Return levels and colours as RGB, int64 (..., 3)."""
+    values = np.asarray(values)[..., None]
+    return np.where(values < COLOUR, values, values >> np.array([16, 8, 0]) & 255)
+
+
+def rims(values: np.ndarray) -> tuple[dict[tuple[int, int, int], int], set[tuple[int, int]]]:
+    """Find labels that lie as a line of a pixel between a lower and a higher one.
+
+    Args:
+        values: int64 (H, W).
+
+    Returns:
+        The pixels of each (lower, label, higher), and all (lower, higher) that touch directly.
+    """
+    low, high = minimum_filter(values, 3), maximum_filter(values, 3)
+    inside = (low < values) & (values < high)
+    rows, counts = np.unique(
+        np.stack([low[inside], values[inside], high[inside]], 1), axis=0, return_counts=True
+    )
+    touching = set[tuple[int, int]]()
+    for one, other in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
+        edge = one != other
+        pairs = np.sort(np.stack([one[edge], other[edge]], 1), axis=1)
+        touching |= {(a, b) for a, b in np.unique(pairs, axis=0).tolist()}
+    found = {(a, b, c): n for (a, b, c), n in zip(rows.tolist(), counts.tolist(), strict=True)}
+    return found, touching
+
+
+def combine(
+    layers: Sequence[tuple[int, Path]], alpha: bool, take_nearest: bool, overlaps: dict[Path, int]
+) -> np.ndarray:
+    """Read the masks of an image, one for each class, later ones over earlier ones.
+
+    Args:
+        layers: the value to write and the mask file, for each class.
+        alpha: see `read_values`.
+        take_nearest: cut smoothed boundaries at half of the largest level.
+        overlaps: receives the number of pixels that several masks cover, by the first mask.
+
+    Returns:
+        int64 (H, W), 0 where no mask has a pixel.
+
+    Raises:
+        DataError: a mask is not that of one class; sizes differ.
+    """
+    drawn = [(value, _covered(path, alpha, take_nearest), path) for value, path in layers]
+    result, depth = np.zeros_like(drawn[0][1], np.int64), np.zeros_like(drawn[0][1], np.int64)
+    for value, covered, path in drawn:
+        if covered.shape != result.shape:
+            raise DataError(f"{path}: has another size than {layers[0][1]}; export them alike")
+        result[covered] = value
+        depth += covered
+    overlaps[layers[0][1]] = int((depth > 1).sum())
+    return result
+
+
+def _covered(path: Path, alpha: bool, take_nearest: bool) -> np.ndarray:
+    """Return the pixels that the mask of one class covers, bool (H, W)."""
+    values = read_values(path, alpha=alpha)
+    covered = ~np.isin(values, (0, COLOUR, TRANSPARENT))
+    levels, counts = np.unique(values[covered], return_counts=True)
+    if len(levels) < 2:
+        return covered
+    rest = 1 - (counts.max() + (~covered).sum()) / values.size
+    if levels[-1] >= COLOUR or rest > SMOOTHED:
+        raise DataError(
+            f"{path}: {len(levels) + 1} values, but the mask of one class of several has two; "
+            "choose the masks with masks=FOLDER or a pattern, such as masks=*_labels.png"
+        )
+    if not take_nearest:
+        raise DataError(
+            f"{path}: the boundaries are smoothed ({len(levels) + 1} values); nearest=true cuts "
+            "them at half of the largest"
+        )
+    return values * 2 >= levels[-1]
