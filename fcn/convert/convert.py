@@ -61,8 +61,8 @@ class Scan:
 
     values: dict[int, Found] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of each mask
-    rims: Counter[tuple[int, int, int]] = field(default_factory=Counter)
-    touching: set[tuple[int, int]] = field(default_factory=set)
+    rims: Counter[tuple[int, ...]] = field(default_factory=Counter)  # see `masks.rims`
+    contacts: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
     @property
     def pixels(self) -> int:
@@ -108,7 +108,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     counts = Counter(item.split for item in items)
     shown = ", ".join(f"{split} {counts[split]}" for split in sorted(counts))
     console.print(f"{export.format} in {root}: {len(items)} images ({shown})")
-    own_notes = _mask_notes(export, scan)
+    own_notes = _mask_notes(export, scan, cfg.nearest)
     for note in (*export.notes, *list_notes, *draw_notes, *own_notes, *left_out):
         console.print(note)
     _print_values(scan, labels, info, console)
@@ -189,18 +189,17 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> Sc
 
     def count(item: Item) -> tuple[Any, ...]:
         values = item.read()
-        is_label = values.max() < VOID  # rims mean nothing among colours and ignored pixels
-        return values.shape, np.unique(values, return_counts=True), is_label and rims(values)
+        labels = np.where((values < 0) | (values >= VOID), -1, values)
+        return values.shape, np.unique(values, return_counts=True), rims(labels)
 
     scan = Scan()
     counted = _each(count, items, "reading masks", cfg, console)
-    for item, (shape, (values, pixels), lines) in zip(items, counted, strict=True):
+    for item, (shape, (values, pixels), (lines, contacts)) in zip(items, counted, strict=True):
         scan.sizes.append((shape[1], shape[0]))
         for value, number in zip(values.tolist(), pixels.tolist(), strict=True):
             scan.values.setdefault(value, Found(item.mask)).pixels += number
-        if lines:
-            scan.rims.update(lines[0])
-            scan.touching |= lines[1]
+        scan.rims.update(lines)
+        scan.contacts.update(contacts)
     scan.values = dict(sorted(scan.values.items()))
     return scan
 
@@ -223,7 +222,7 @@ def class_of_values(
         names[data.ignore_index] = IGNORE
     if TRANSPARENT in found:
         background = (name for name in names.values() if name.lower() in BACKGROUND)
-        names[TRANSPARENT] = next(background, IGNORE)
+        names.setdefault(TRANSPARENT, next(background, IGNORE))
     if unknown := [value for value in found if value not in names]:
         known = [value for value in found if value in names]
         share = sum(found[value].pixels for value in unknown) / scan.pixels
@@ -264,19 +263,21 @@ def _named_values(
         return dict(export.names)
     check_palettes(item.mask for item in export.items)
     listed = described(Path(str(cfg.convert))).get("classes")  # what labels mean, in their order
-    values = {value: entry for value, entry in found.items() if value != TRANSPARENT}
-    return _named_by_number(replace(data, classes=listed or data.classes), values, cfg.nearest)
+    return _named_by_number(replace(data, classes=listed or data.classes), found)
 
 
-def _named_by_number(
-    data: DataConfig, found: dict[int, Found], take_nearest: bool
-) -> dict[int, str]:
+def _named_by_number(data: DataConfig, found: dict[int, Found]) -> dict[int, str]:
     """Return the class of each label of masks that come with no more than a list of classes."""
-    classes, most = data.classes, sorted(found, key=lambda value: -found[value].pixels)
+    classes, erased = data.classes, TRANSPARENT in found
+    found = {value: entry for value, entry in found.items() if value != TRANSPARENT}
+    if erased and len(classes) == 2 and len(found) == 1:  # paint on nothing
+        return {TRANSPARENT: classes[0], min(found): classes[1]}
+    most = sorted(found, key=lambda value: -found[value].pixels)
     named = classes if len(classes) > 1 else ["background", *(classes or ["..."])]
     given = f"data.classes=[{','.join(named)}]"
     if max(found, default=0) >= COLOUR:
-        main = most[: len(classes) if len(classes) > 1 else SHOWN]
+        main = [COLOUR, *most] if erased and COLOUR not in found else most
+        main = main[: len(classes) if len(classes) > 1 else SHOWN]
         raise DataError(
             f"{found[max(found)].first}: the colours of the masks are {_shares(most, found)}; list "
             f"them in the order of the classes: {given} "
@@ -308,6 +309,8 @@ def _two_values(found: dict[int, Found]) -> tuple[int, int] | None:
     """Return the two values of masks of two classes, between which others may be smoothed."""
     if found.keys() <= {0, last := max(found, default=0)}:
         return 0, last or 1
+    if found.keys() <= {0, 1, VOID}:
+        return None
     most = sorted(found, key=lambda value: -found[value].pixels)[:2]
     total = sum(entry.pixels for entry in found.values())
     rest = 1 - sum(found[value].pixels for value in most) / total
@@ -587,7 +590,7 @@ def _shares(values: Iterable[int], found: dict[int, Found]) -> str:
     return ", ".join(texts) + more
 
 
-def _mask_notes(export: Export, scan: Scan) -> list[str]:
+def _mask_notes(export: Export, scan: Scan, take_nearest: bool) -> list[str]:
     """Return notes on masks that overlap and on labels that smoothing may have made."""
     notes = []
     if pixels := sum(export.overlaps.values()):
@@ -596,10 +599,15 @@ def _mask_notes(export: Export, scan: Scan) -> list[str]:
             f"{pixels} pixels of {images} images are in several masks; the later class counts"
         )
     for (low, label, high), pixels in scan.rims.items():
-        if (low, high) not in scan.touching and pixels >= SHOWN:
+        if (
+            low >= 0
+            and not take_nearest
+            and pixels >= max(SHOWN, contacts := scan.contacts[low, high])
+        ):
             notes.append(
-                f"{low} and {high} touch nowhere: {pixels} pixels of {label} lie as a thin line "
-                "between them; masks that were resized with smoothing look so"
+                f"{pixels} pixels of {label} are a thin line between {low} and {high}, which touch "
+                f"in {contacts} places: if the masks were resized with smoothing, these are wrong; "
+                "export them again"
             )
     return notes
 
@@ -607,11 +615,16 @@ def _mask_notes(export: Export, scan: Scan) -> list[str]:
 def _print_values(scan: Scan, labels: dict[int, int], info: DatasetInfo, console: Console) -> None:
     """Print what each value of the masks has become; of many, those that have most pixels."""
     table = Table("in the masks", "label", "class", Column("pixels (%)", justify="right"), box=None)
+    most = sorted(scan.values, key=lambda value: -scan.values[value].pixels)[:SHOWN]
     for value, entry in scan.values.items():
         label = labels[value]
+        if value not in most:
+            continue
         name = "(ignored)" if label == VOID else info.classes[label]
         table.add_row(shown(value), str(label), name, percent(entry.pixels / scan.pixels))
     console.print(table)
+    if more := len(scan.values) - len(most):
+        console.print(f"and {more} values of fewer pixels")
     absent = [n for k, n in enumerate(info.classes) if k not in {labels[v] for v in scan.values}]
     if absent:
         console.print(f"in no mask: {', '.join(absent)}")

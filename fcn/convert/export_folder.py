@@ -1,8 +1,8 @@
 """The files of an annotation tool's export: which are masks, and which image each belongs to."""
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +25,8 @@ MASK_WORDS = {
 IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "leftimg8bit", "photo", "photos"}
 IMAGE_WORDS |= {"rgb", "sat"}
 OTHER_WORDS = {"", "dir", "l"}  # mmsegmentation's img_dir, CamVid's _L
+GAP = "[-_. ]"  # between words
+STEMS = 4  # ways to take the name of an image
 # Folders of pictures of masks, and of masks of single objects.
 PREVIEWS = re.compile(
     "SegmentationObject.*|.*Visualization|masks_human|masks_instances|instance|semantic_rgb"
@@ -46,16 +48,14 @@ class Item:
 
 @dataclass(frozen=True)
 class PathInfo:
-    """Split, folders and stem parsed from a path, without the words for masks and images."""
+    """What a path says, without the words for masks and images."""
 
-    stem: str
+    mask_stem: str  # of the file, without words for masks
+    image_stems: tuple[str, ...]  # as it is, without words for images at its end, ...
     split: str
     folders: tuple[str, ...]
     is_mask: bool
     name: str  # of the file, as it is, with its folders
-
-    def key(self, parts: int) -> tuple[Any, ...]:
-        return (self.stem, self.split, self.folders)[:parts]
 
 
 class ExportFolder:
@@ -79,7 +79,7 @@ class ExportFolder:
         chosen_images = self._choose("images", images)
         chosen_masks = self._choose("masks", masks)
         self.pictures = chosen_masks if masks else self._pictures(self.files)
-        mine = set(chosen_images)
+        mine = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
         found = [path for path in self.pictures if path not in mine and self.info(path).is_mask]
         self.masks = chosen_masks if masks else found
         photos = chosen_images if images else self._pictures(self.files)
@@ -133,36 +133,48 @@ class ExportFolder:
         """Take a path apart; the nearest name that says so tells whether it is a mask."""
         *parents, name = nfc(path.relative_to(self._base(path)).as_posix()).split("/")
         name = without_suffixes(name)
-        stem, is_mask = _strip(name)
-        if stem and not is_mask:  # masks are called IMG_1234 too
-            is_mask = None
+        mask_stem, is_mask = _strip(name, MASK_WORDS)
+        image_stem, is_image = _strip(name, IMAGE_WORDS)
+        says = True if is_mask else False if is_image and not image_stem else None  # or IMG_1234
         split, folders = "", list[str]()
         for parent in reversed(parents):
-            rest, says = _strip(parent)
-            is_mask = says if is_mask is None else is_mask
+            rest, mask_word = _strip(parent, MASK_WORDS)
+            rest, image_word = _strip(rest, IMAGE_WORDS)
+            if says is None and (mask_word or image_word):
+                says = mask_word
             if known := SPLITS.get(rest.lower().rstrip("0123456789")):
                 split = split or known
             elif rest:
                 folders.insert(0, rest)
-        full = "_".join([*folders, name] if stem or not folders else folders)
-        return PathInfo(stem, split, tuple(folders), bool(is_mask), full)
+        full = "_".join([*folders, name] if image_stem or not folders else folders)
+        at_end = _strip(name, IMAGE_WORDS, ends=(-1,))[0]
+        stems = (
+            _strip(name, set(), ends=())[0],
+            at_end,
+            image_stem,
+            _strip(image_stem, MASK_WORDS)[0],
+        )
+        return PathInfo(mask_stem, stems, split, tuple(folders), bool(says), full)
 
     def match(self, masks: Sequence[Path]) -> dict[Path, list[Path]]:
         """Find the images of each mask by name, split and folders; by fewer, if they suffice."""
         infos = {path: self.info(path) for path in (*masks, *self.photos)}
         matches = []
         for parts in (3, 2, 1):
-            by_key = defaultdict[Any, list[Path]](list)
-            for path in self.photos:
-                by_key[infos[path].key(parts)].append(path)
-            found = {}
-            for mask in masks:
-                split = infos[mask].split
-                images = by_key[infos[mask].key(parts)]
-                images = [i for i in images if not split or infos[i].split in ("", split)]
-                found[mask] = _same_file_name(mask, images)
-            matches.append(found)
-        return min(matches, key=lambda found: sum(len(images) != 1 for images in found.values()))
+            for kind in range(STEMS):
+                by_key = defaultdict[Any, list[Path]](list)
+                for path in self.photos:
+                    info = infos[path]
+                    by_key[(info.image_stems[kind], info.split, info.folders)[:parts]].append(path)
+                found = {}
+                for mask in masks:
+                    info = infos[mask]
+                    images = by_key[(info.mask_stem, info.split, info.folders)[:parts]]
+                    if info.split:
+                        images = [i for i in images if infos[i].split in ("", info.split)]
+                    found[mask] = _same_file_name(mask, images)
+                matches.append(found)
+        return min(matches, key=_unclear)
 
     def pair(self, read: Callable[[Path], Callable[[], np.ndarray]]) -> list[Item]:
         """Return the masks with their images; masks without one are noted.
@@ -237,15 +249,20 @@ def _same_file_name(mask: Path, images: list[Path]) -> list[Path]:
     return images
 
 
-def _strip(name: str) -> tuple[str, bool | None]:
-    """Return a name without the words for masks and images, and whether these say mask."""
-    words = re.split("[-_. ]", re.sub("annot$", "_annot", name))  # trainannot
-    known, removed = MASK_WORDS | IMAGE_WORDS | OTHER_WORDS, set[str]()
+def _unclear(matches: dict[Path, list[Path]]) -> int:
+    """Return the number of masks that have no image of their own."""
+    own = Counter(images[0] for images in matches.values() if len(images) == 1)
+    return len(matches) - len(own)
+
+
+def _strip(name: str, known: Set[str], ends: Sequence[int] = (-1, 0)) -> tuple[str, bool]:
+    """Return a name without some words at its start and end, and whether it had any of them."""
+    words = re.split(GAP, re.sub("annot$", "_annot", name))  # trainannot
     numbered = re.fullmatch(r"([a-z]+)(\d+)", words[0], re.IGNORECASE)
-    if numbered and numbered[1].lower() in known:  # image7 and mask7
+    if numbered and numbered[1].lower() in known and 0 in ends:  # image7 and mask7
         words[:1] = numbered.groups()
-    for end in (-1, 0):
-        while words and words[end].lower() in known:
-            removed.add(words.pop(end).lower())
-    is_mask = True if removed & MASK_WORDS else False if removed & IMAGE_WORDS else None
-    return "_".join(words), is_mask
+    removed = False
+    for end in ends:
+        while words and words[end].lower() in known | OTHER_WORDS:
+            removed |= words.pop(end).lower() in known
+    return "_".join(words), removed

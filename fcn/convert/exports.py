@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fcn.convert.export_folder import SPLITS, ExportFolder, Item
-from fcn.convert.masks import COLOUR, TRANSPARENT, alpha_is_the_mask, combine, read_values
+from fcn.convert.masks import COLOUR, TRANSPARENT, combine, find_alpha, read_values
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
 from fcn.data.images import file_errors
@@ -219,17 +219,16 @@ def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) 
 
 def classes_by_name(folder: ExportFolder) -> tuple[dict[Path, list[Path]], dict[Path, str]]:
     """Return the image and the class of each mask called IMAGE_CLASS or CLASS_IMAGE, or nothing."""
-    photos = [(folder.info(photo), photo) for photo in folder.photos]
-    photos.sort(key=lambda pair: -len(pair[0].stem))  # the longest name that fits counts
+    photos = [(folder.info(photo).image_stems[0], photo) for photo in folder.photos]
+    photos.sort(key=lambda pair: -len(pair[0]))  # the longest name that fits counts
     matches, classes = dict[Path, list[Path]](), dict[Path, str]()
     for mask in folder.masks:
         info = folder.info(mask)
-        for there, photo in photos:
-            start, end = f"{there.stem}_", f"_{there.stem}"
-            fits = info.stem.startswith(start) or info.stem.endswith(end)
-            if there.stem and fits and info.split in ("", there.split):
-                matches[mask] = [photo]
-                classes[mask] = info.stem.removeprefix(start).removesuffix(end)
+        for name, photo in photos:
+            own = re.escape(name)
+            rest = re.fullmatch(f"{own}_(.+)|(.+)_{own}", info.mask_stem)
+            if rest and info.split in ("", folder.info(photo).split):
+                matches[mask], classes[mask] = [photo], rest[1] or rest[2]
                 break
     pairs = {(matches[mask][0], classes[mask]) for mask in matches}
     objects = any(name.isdecimal() for name in classes.values())  # masks of single objects
@@ -251,7 +250,7 @@ def _one_mask_for_each_class(
     layers = defaultdict[Path, list[tuple[int, Path]]](list)
     for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
         layers[matches[mask][0]].append((names.index(name), mask))
-    alpha, overlaps = alpha_is_the_mask(classes), dict[Path, int]()
+    alpha, overlaps = find_alpha(classes, False), dict[Path, int]()
     items = [
         folder.item(image, rows[0][1], partial(combine, rows, alpha, reading.nearest, overlaps))
         for image, rows in sorted(layers.items())
@@ -385,7 +384,7 @@ FORMATS = (roboflow, cvat, labelme, supervisely, cityscapes, camvid, coco)
 
 def _reader(folder: ExportFolder, reading: Reading) -> Callable[[Path], Callable[[], np.ndarray]]:
     """Return a function that returns the function that reads a mask."""
-    alpha = not reading.colours and alpha_is_the_mask(folder.masks)
+    alpha = find_alpha(folder.masks, reading.colours)
     return lambda mask: partial(read_values, mask, reading.colours, alpha)
 
 

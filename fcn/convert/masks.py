@@ -3,7 +3,9 @@
 A value is a label, or COLOUR + 0xRRGGBB where colours are classes, or TRANSPARENT.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,28 @@ SMOOTHED = 0.1  # at most this share of the pixels is the smoothed boundary betw
 REACH = 5  # pixels, side of the window in which a smoothed boundary meets what it separates
 
 
-def read_values(path: Path, colours: bool = False, alpha: bool = False) -> np.ndarray:
+@dataclass(frozen=True)
+class Alpha:
+    """What the alpha channel of masks means."""
+
+    is_mask: bool = False
+    largest: int = 255  # in all masks
+
+
+OPAQUE = Alpha()
+
+
+def read_values(path: Path, colours: bool = False, alpha: Alpha = OPAQUE) -> np.ndarray:
     """Read a mask in any format.
 
     Args:
         path: a picture, or .npy.
         colours: return the colours of palettes and of files with three channels; otherwise the
             numbers in palettes, and labels where the three channels are equal.
-        alpha: return the alpha channel.
+        alpha: see `find_alpha`.
 
     Returns:
-        int64 (H, W); TRANSPARENT where alpha is below half of its largest value.
+        int64 (H, W); TRANSPARENT where alpha is below half of the largest in all masks.
 
     Raises:
         DataError: unreadable; fractional values; a JPEG that is not black and white.
@@ -49,7 +62,7 @@ def read_values(path: Path, colours: bool = False, alpha: bool = False) -> np.nd
     if values.ndim == 2:
         return values
     opacity = values[..., -1]
-    if alpha and has_alpha:
+    if alpha.is_mask:
         return opacity
     rgb = values[..., :3]
     if rgb.shape[2] < 3 or (not colours and (rgb == rgb[..., :1]).all()):
@@ -57,7 +70,7 @@ def read_values(path: Path, colours: bool = False, alpha: bool = False) -> np.nd
     else:
         values = COLOUR + (rgb << (16, 8, 0)).sum(2)
     if has_alpha:
-        values = np.where(2 * opacity < max(opacity.max(), 1), TRANSPARENT, values)
+        values = np.where(2 * opacity < max(alpha.largest, 1), TRANSPARENT, values)
     return values
 
 
@@ -84,22 +97,32 @@ def _black_and_white(path: Path, pixels: np.ndarray, colours: bool) -> np.ndarra
     return np.where(grey < 128, 0, 255)
 
 
-def alpha_is_the_mask(masks: Iterable[Path]) -> bool:
-    """Return whether all masks have the same one colour, so that only their alpha tells."""
-    seen, varies = set[bytes](), False
+def find_alpha(masks: Iterable[Path], colours: bool) -> Alpha:
+    """Read the alpha channels of all masks.
+
+    Args:
+        masks: the files.
+        colours: whether colours are the classes.
+
+    Returns:
+        It is the mask if all files have the same one colour, and alpha varies.
+    """
+    seen, levels, others = set[bytes](), {0}, False
     for path in masks:
         if path.suffix == ".npy":
-            return False
+            return Alpha()
         with file_errors(path, "mask"), Image.open(path) as image:
             if image.mode not in ("LA", "RGBA"):
-                return False
+                others = True
+                continue
             pixels = np.asarray(image)
-        colour, alpha = pixels[..., :-1], pixels[..., -1]
-        seen.add(colour[0, 0].tobytes())
-        if len(seen) > 1 or (colour != colour[0, 0]).any():
-            return False
-        varies |= bool(alpha.min() < alpha.max())
-    return varies
+        seen |= {
+            colour.tobytes()
+            for colour in np.unique(pixels[..., :-1].reshape(-1, pixels.shape[2] - 1), axis=0)[:2]
+        }
+        levels |= {int(pixels[..., -1].min()), int(pixels[..., -1].max())}
+    is_mask = len(seen) == 1 and len(levels) > 1 and not others and not colours
+    return Alpha(is_mask, max(levels))
 
 
 def check_palettes(masks: Iterable[Path]) -> None:
@@ -146,37 +169,36 @@ def _rgb(values: np.ndarray | int) -> np.ndarray:
     return np.where(values < COLOUR, values, values >> np.array([16, 8, 0]) & 255)
 
 
-def rims(values: np.ndarray) -> tuple[dict[tuple[int, int, int], int], set[tuple[int, int]]]:
-    """Find labels that lie as a line of a pixel between a lower and a higher one.
+def rims(values: np.ndarray) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
+    """Count the pixels of labels that lie as a thin line between a lower and a higher one.
 
     Args:
         values: int64 (H, W).
 
     Returns:
-        The pixels of each (lower, label, higher), and all (lower, higher) that touch directly.
+        The pixels of each (lower, label, higher), and the contacts of each (lower, higher).
     """
     low, high = minimum_filter(values, 3), maximum_filter(values, 3)
     inside = (low < values) & (values < high)
-    rows, counts = np.unique(
-        np.stack([low[inside], values[inside], high[inside]], 1), axis=0, return_counts=True
-    )
-    touching = set[tuple[int, int]]()
-    for one, other in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
-        edge = one != other
-        pairs = np.sort(np.stack([one[edge], other[edge]], 1), axis=1)
-        touching |= {(a, b) for a, b in np.unique(pairs, axis=0).tolist()}
-    found = {(a, b, c): n for (a, b, c), n in zip(rows.tolist(), counts.tolist(), strict=True)}
-    return found, touching
+    lines = np.stack([low[inside], values[inside], high[inside]], 1)
+    pairs = [(values[1:], values[:-1]), (values[:, 1:], values[:, :-1])]
+    edges = [np.stack([a, b], 2)[a != b] for a, b in pairs]
+    return _rows(lines), _rows(np.sort(np.concatenate(edges), axis=1))
+
+
+def _rows(array: np.ndarray) -> Counter[tuple[int, ...]]:
+    rows, counts = np.unique(array, axis=0, return_counts=True)
+    return Counter(dict(zip(map(tuple, rows.tolist()), counts.tolist(), strict=True)))
 
 
 def combine(
-    layers: Sequence[tuple[int, Path]], alpha: bool, take_nearest: bool, overlaps: dict[Path, int]
+    layers: Sequence[tuple[int, Path]], alpha: Alpha, take_nearest: bool, overlaps: dict[Path, int]
 ) -> np.ndarray:
     """Read the masks of an image, one for each class, later ones over earlier ones.
 
     Args:
         layers: the value to write and the mask file, for each class.
-        alpha: see `read_values`.
+        alpha: see `find_alpha`.
         take_nearest: cut smoothed boundaries at half of the largest level.
         overlaps: receives the number of pixels that several masks cover, by the first mask.
 
@@ -197,7 +219,7 @@ def combine(
     return result
 
 
-def _covered(path: Path, alpha: bool, take_nearest: bool) -> np.ndarray:
+def _covered(path: Path, alpha: Alpha, take_nearest: bool) -> np.ndarray:
     """Return the pixels that the mask of one class covers, bool (H, W)."""
     values = read_values(path, alpha=alpha)
     covered = ~np.isin(values, (0, COLOUR, TRANSPARENT))
