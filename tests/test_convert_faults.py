@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 from yaml import safe_load
 
+from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.convert import convert
 from fcn.errors import ConfigError, DataError
+from fcn.output import make_console
 from fcn.pictures.visualize import voc_palette
 from tests.export_files import (
     CLASSES,
@@ -655,6 +658,34 @@ def test_a_mask_of_another_shape_is_not_distorted(tmp_path: Path, samples: list[
             converted(root, tmp_path / "new", data={"classes": CLASSES}, **settings)
 
 
+def test_masks_of_a_class_are_cut_at_half_of_their_largest_level(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    for s in samples:
+        s.labels = np.zeros((24, 32), np.uint8)
+        s.labels[6:16, 8:20] = 1
+        photo(s, tmp_path / "a/images" / s.name)
+        for name in ("road", "pond"):
+            soft = blurred(s.labels, np.array([0, 255])) if name == "road" else s.labels * 0
+            put(tmp_path / "a/masks" / name / f"{s.name}.png", soft.astype(np.uint8))
+    with pytest.raises(DataError, match="nearest=true"):
+        converted(tmp_path / "a", tmp_path / "new")
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", nearest=True)
+    for name, mask in masks.items():
+        soft = blurred(samples[int(name[-1])].labels, np.array([0, 255]))
+        np.testing.assert_array_equal(mask == 2, soft >= 128)
+
+
+def test_two_masks_of_one_image_are_chosen_by_folder(tmp_path: Path, samples: list[Sample]) -> None:
+    root = pictures(tmp_path / "a", samples, lambda labels: labels)
+    for s in samples:
+        put(root / "masks" / s.split / f"{s.name}.png", np.zeros_like(s.labels))
+    with pytest.raises(DataError, match=r"two masks belong to it, .*masks=FOLDER"):
+        converted(root, tmp_path / "new", **THREE)
+    masks, _ = converted(root, tmp_path / "new", **THREE, masks="labels")
+    np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels)
+
+
 # What is not read is counted and named.
 
 
@@ -673,6 +704,23 @@ def test_what_is_left_out_is_named(tmp_path: Path, samples: list[Sample]) -> Non
     assert "bare.png" in printed
     assert "1 .dng" in printed
     assert "Visualization" not in printed
+
+
+def test_what_is_left_out_is_named_even_if_an_error_follows(
+    tmp_path: Path, samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = pictures(tmp_path / "a", samples[:3], lambda labels: labels)
+    for name in ("photo1", "photo2"):
+        path = root / f"images/train/{name}.png"
+        path.rename(path.with_suffix(".dng"))
+    cfg = PrepareDataConfig(
+        data=DataConfig(name="export", classes=CLASSES), convert=str(root), to=str(tmp_path / "new")
+    )
+    with pytest.raises(DataError, match="no validation split, and none can be drawn"):
+        convert(cfg, make_console())
+    printed = capsys.readouterr().out
+    assert "2 of 3 masks have no image" in printed
+    assert "2 files left out: 2 .dng" in printed
 
 
 def test_if_no_mask_has_an_image_the_unread_files_are_named(

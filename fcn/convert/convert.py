@@ -91,7 +91,9 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     mapped = bool(cfg.labels or cfg.data.colours)
     export = recognise(folder, Reading(bool(cfg.data.colours), cfg.nearest, mapped))
     _check_images_once(export.items)
-    left_out = folder.left_out(export.items)
+    console.print(f"{export.format} in {root}: {len(export.items)} images with masks")
+    for note in (*export.notes, *folder.left_out(export.items)):
+        console.print(note)
 
     scan = _scan(export.items, cfg, console)
     names = class_of_values(export, cfg, data, scan)
@@ -106,11 +108,9 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     _write(items, new_names, labels, info, cfg, console)
 
     counts = Counter(item.split for item in items)
-    shown = ", ".join(f"{split} {counts[split]}" for split in sorted(counts))
-    console.print(f"{export.format} in {root}: {len(items)} images ({shown})")
-    own_notes = _mask_notes(export, scan, cfg.nearest)
-    for note in (*export.notes, *list_notes, *draw_notes, *own_notes, *left_out):
+    for note in (*list_notes, *draw_notes, *_mask_notes(export, scan, cfg.nearest)):
         console.print(note)
+    console.print(", ".join(f"{split} {counts[split]} images" for split in sorted(counts)))
     _print_values(scan, labels, info, console)
     if renamed := sum(a != item.image.stem for a, item in zip(new_names, items, strict=True)):
         console.print(f"{renamed} images have new names, listed in {target / RENAMED}")

@@ -82,8 +82,9 @@ class ExportFolder:
         mine = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
         found = [path for path in self.pictures if path not in mine and self.info(path).is_mask]
         self.masks = chosen_masks if masks else found
-        photos = chosen_images if images else self._pictures(self.files)
-        self.photos = sorted(p for p in set(photos) - set(self.masks) if p.suffix != ".npy")
+        others = (p for p in self._pictures(self.files) if not self.info(p).is_mask)
+        photos = set(chosen_images if images else others) - set(self.masks)
+        self.photos = sorted(path for path in photos if path.suffix != ".npy")
 
     def _choose(self, setting: str, given: str | None) -> list[Path]:
         """Return the pictures that a setting names, by a folder or by a pattern."""

@@ -70,7 +70,7 @@ def read_values(path: Path, colours: bool = False, alpha: Alpha = OPAQUE) -> np.
     else:
         values = COLOUR + (rgb << (16, 8, 0)).sum(2)
     if has_alpha:
-        values = np.where(2 * opacity < max(alpha.largest, 1), TRANSPARENT, values)
+        values = np.where(2 * opacity < alpha.largest, TRANSPARENT, values)
     return values
 
 
@@ -122,7 +122,7 @@ def find_alpha(masks: Iterable[Path], colours: bool) -> Alpha:
         }
         levels |= {int(pixels[..., -1].min()), int(pixels[..., -1].max())}
     is_mask = len(seen) == 1 and len(levels) > 1 and not others and not colours
-    return Alpha(is_mask, max(levels))
+    return Alpha(is_mask, max(levels) if seen else 255)
 
 
 def check_palettes(masks: Iterable[Path]) -> None:
