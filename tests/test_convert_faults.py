@@ -221,6 +221,9 @@ def test_classes_given_for_listed_labels_choose_by_name(
         np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], expected)
     with pytest.raises(ConfigError, match=r"there is no lake: rename with"):
         converted(root, tmp_path / "x", data={"classes": ["lake", "background", "road"]})
+    renamed = {"data": {"classes": ["lake", "background", "road"]}, "merge": {"pond": "lake"}}
+    again, _ = converted(root, tmp_path / "again", **renamed)
+    assert all((again[name] == mask).all() for name, mask in masks.items())
 
 
 def test_several_lists_of_plain_masks_must_agree(tmp_path: Path, samples: list[Sample]) -> None:
@@ -278,26 +281,31 @@ def test_own_classes_in_the_layout_of_cityscapes_are_read_from_their_list(
 
 
 @pytest.mark.parametrize("names", [OFFICIAL, OWN], ids=["official names", "own names"])
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("ids", [[0, 1, 2], [1, 2, 3], [0, 2, 4], [2, 3, 5]])
 def test_own_classes_without_a_list_never_become_those_of_cityscapes(
-    tmp_path: Path, samples: list[Sample], names: list[str], first: int
+    tmp_path: Path, samples: list[Sample], names: list[str], ids: list[int]
 ) -> None:
-    cityscapes(tmp_path / "a", samples, names, np.arange(3, dtype=np.uint8) + np.uint8(first))
+    cityscapes(tmp_path / "a", samples, names, np.array(ids, np.uint8))
     with pytest.raises(DataError, match=r"labels=\{"):
         converted(tmp_path / "a", tmp_path / "x")
-    labels = {first + k: name for k, name in enumerate(CLASSES)}
+    labels = dict(zip(ids, CLASSES, strict=True))
     masks, _ = converted(tmp_path / "a", tmp_path / "new", labels=labels)
     assert info(tmp_path / "new")["classes"] == CLASSES
     assert len(masks) == 6
 
 
+@pytest.mark.parametrize(
+    ("ids", "names"),
+    [([7, 11, 26], {"road", "building", "car"}), ([7, 8, 1], {"road", "sidewalk"})],
+)
 def test_official_names_with_ids_of_cityscapes_are_read(
-    tmp_path: Path, samples: list[Sample]
+    tmp_path: Path, samples: list[Sample], ids: list[int], names: set[str]
 ) -> None:
-    cityscapes(tmp_path / "a", samples, OFFICIAL, np.array([7, 11, 26], np.uint8))
+    cityscapes(tmp_path / "a", samples, OFFICIAL, np.array(ids, np.uint8))
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     classes = info(tmp_path / "new")["classes"]
-    assert {classes[k] for k in np.unique(list(masks.values()))} == {"road", "building", "car"}
+    found = set(np.unique(list(masks.values())).tolist()) - {255}
+    assert {classes[label] for label in found} == names
 
 
 # No picture is on both sides.
@@ -321,7 +329,7 @@ def versions(root: Path, name: str, photos: int, count: int) -> Path:
     [
         ("photo{photo}_jpg.rf.{version}a0b", {}, r"photo\d+"),
         ("film{photo}_frame{version}", {"group": r"film\d+"}, r"film\d+"),
-        ("film{photo}_frame{version}", {"group": r"^(.+)_frame"}, r"film\d+"),
+        ("film{photo}_frame{version}", {"group": r"^(.+)_frame\d+$"}, r"film\d+"),
         ("film{photo}/frame{version}", {"group": r"film\d+"}, r"film\d+"),
         ("scene{photo}_{version}_{version}", {"group": r"(.+?)_\d+_\d+"}, r"scene\d+"),
     ],
@@ -379,7 +387,7 @@ LINES = {
 
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 @pytest.mark.parametrize(
-    "file", ["{}.txt", "splits/{}.txt", "ImageSets/Segmentation/{}.txt", "{}_list.lst"]
+    "file", ["{}.txt", "splits/{}.txt", "ImageSets/Segmentation/{}.txt", "{}_list.lst", "{}.csv"]
 )
 def test_lists_beside_the_images_are_read(
     tmp_path: Path, samples: list[Sample], line: Callable[[Sample], str], file: str
@@ -468,6 +476,29 @@ def test_erased_pixels_are_background(
     masks, _ = converted(root, tmp_path / "new", data=dict(settings["data"]))
     for s in samples:
         np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], s.labels == 1)
+
+
+def test_black_masks_with_colours_given_are_refused(tmp_path: Path, samples: list[Sample]) -> None:
+    root = pictures(tmp_path / "a", samples, lambda k: rgba(np.zeros((24, 32, 3)), (k == 1) * 255))
+    colours = {"classes": ["background", "road"], "colours": [[0, 0, 0], [255, 0, 0]]}
+    with pytest.raises(DataError, match=r"alpha channel is the mask; leave out data\.colours"):
+        converted(root, tmp_path / "x", data=dict(colours))
+    masks, _ = converted(root, tmp_path / "new", data=dict(ROAD["data"]))
+    np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels == 1)
+
+
+def test_of_several_folds_of_lists_one_is_used_and_the_others_are_named(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    root = pictures(tmp_path / "a", samples, lambda labels: labels)
+    for fold in (0, 1):
+        put(root / f"folds/{fold}/train.txt", "\n".join(s.name for s in samples[fold::2]))
+        put(root / f"folds/{fold}/val.txt", "\n".join(s.name for s in samples[1 - fold :: 2]))
+    masks, printed = converted(root, tmp_path / "new", **THREE)
+    assert sorted(name for name in masks if name.startswith("val")) == [
+        f"val/photo{k}" for k in (1, 3, 5)
+    ]
+    assert re.search(r"not used: .*folds/1/train.txt", printed)
 
 
 def test_the_case_of_the_brush(tmp_path: Path, cases: Path) -> None:

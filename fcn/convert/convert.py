@@ -32,6 +32,7 @@ from fcn.convert.masks import (
     rims,
     smoothed_pixels,
 )
+from fcn.data.dataset import read_list
 from fcn.data.files import nfc
 from fcn.data.images import image_size, orientation
 from fcn.data.layouts import DESCRIPTION, described
@@ -85,7 +86,9 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     """
     root, target = _folders(cfg)
     pattern = splits.check_pattern(cfg.group)
-    data = _with_description(cfg.data, root)
+    described_here = described(root)
+    data = _with_description(cfg.data, described_here)
+    listed = list(described_here.get("classes", []))
     folder = ExportFolder(root, cfg.images, cfg.masks)
     _check_class_files(folder, cfg)
     mapped = bool(cfg.labels or cfg.data.colours)
@@ -96,8 +99,8 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         console.print(note)
 
     scan = _scan(export.items, cfg, console)
-    names = class_of_values(export, cfg, data, scan)
-    classes = _classes(export, cfg, data, names)
+    names = class_of_values(export, cfg, data, listed, scan)
+    classes = _classes(cfg, names, by_name=bool(export.names or cfg.labels or listed))
     info = _info(export, cfg, data, classes)
     labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
 
@@ -134,10 +137,10 @@ def _folders(cfg: PrepareDataConfig) -> tuple[Path, Path]:
     return root, target
 
 
-def _with_description(data: DataConfig, root: Path) -> DataConfig:
+def _with_description(data: DataConfig, own: dict[str, Any]) -> DataConfig:
     """Return the settings with what the folder's dataset.yaml or classes.txt adds."""
-    own = described(root).items()
-    data = replace(data, **{key: value for key, value in own if getattr(data, key) in (None, [])})
+    missing = {key: value for key, value in own.items() if getattr(data, key) in (None, [])}
+    data = replace(data, **missing)
     twice = [n for n, count in Counter(data.classes).items() if count > 1 and n not in IGNORED]
     if twice:
         raise ConfigError(
@@ -151,12 +154,12 @@ def _check_class_files(folder: ExportFolder, cfg: PrepareDataConfig) -> None:
     """Raise a DataError if several classes.txt differ, unless settings name the classes."""
     if cfg.labels or cfg.data.classes:
         return
-    lists = {path: path.read_bytes().split() for path in folder.named("classes.txt")}
-    for path, content in lists.items():
-        if content != (first := next(iter(lists)), lists[first])[1]:
+    paths = folder.named("classes.txt")
+    for path in paths:
+        if read_list(path) != read_list(paths[0]):
             raise DataError(
-                f"{path} and {first} name classes differently; convert their folders one by one, "
-                "or give data.classes=[...]"
+                f"{path} and {paths[0]} name classes differently; convert their folders one by "
+                "one, or give data.classes=[...]"
             )
 
 
@@ -208,15 +211,22 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> Sc
 
 
 def class_of_values(
-    export: Export, cfg: PrepareDataConfig, data: DataConfig, scan: Scan
+    export: Export, cfg: PrepareDataConfig, data: DataConfig, listed: list[str], scan: Scan
 ) -> dict[int, str]:
     """Return the class of each value, IGNORE where it has none.
+
+    Args:
+        export: what was read.
+        cfg: the settings.
+        data: the settings of the data set, with what dataset.yaml or classes.txt adds.
+        listed: the classes in these files.
+        scan: the values in the masks.
 
     Raises:
         ConfigError, DataError: a value without a class, or settings that do not fit.
     """
     found = scan.values
-    names = _named_values(export, cfg, data, found)
+    names = _named_values(export, cfg, data, listed, found)
     names |= {value: IGNORE for value in (-1, VOID) if value not in names}
     if data.ignore_index is not None:
         names[data.ignore_index] = IGNORE
@@ -231,8 +241,6 @@ def class_of_values(
             raise DataError(_without_class(unknown, found, names, data, smoothed, cfg.nearest))
         levels = [value for value in known if value >= 0]
         names |= {value: names[near] for value, near in nearest(unknown, levels).items()}
-    if cfg.labels:
-        names |= {value: IGNORE for value in found if value not in names}
     merge = _mapping(cfg.merge, "merge", str)
     if wrong := set(merge) - set(names.values()):
         known_names = ", ".join(dict.fromkeys(names.values()))
@@ -244,7 +252,11 @@ def class_of_values(
 
 
 def _named_values(
-    export: Export, cfg: PrepareDataConfig, data: DataConfig, found: dict[int, Found]
+    export: Export,
+    cfg: PrepareDataConfig,
+    data: DataConfig,
+    listed: list[str],
+    found: dict[int, Found],
 ) -> dict[int, str]:
     """Return the values that have a class: by labels, by colours, by the export, or by number."""
     export.check(found)
@@ -262,7 +274,6 @@ def _named_values(
     if export.names:
         return dict(export.names)
     check_palettes(item.mask for item in export.items)
-    listed = described(Path(str(cfg.convert))).get("classes")  # what labels mean, in their order
     return _named_by_number(replace(data, classes=listed or data.classes), found)
 
 
@@ -367,14 +378,11 @@ def _mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]
         raise ConfigError(f"{key}={given}: must be like {rule}, or a YAML file of it") from None
 
 
-def _classes(
-    export: Export, cfg: PrepareDataConfig, data: DataConfig, names: dict[int, str]
-) -> list[str]:
-    """Return the classes in the order of their labels."""
+def _classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bool) -> list[str]:
+    """Return the classes in the order of their labels; data.classes may choose some by name."""
     classes = [name for name in dict.fromkeys(names.values()) if name != IGNORE]
     chosen = cfg.data.classes
-    listed = described(Path(str(cfg.convert))).get("classes")
-    if chosen and not cfg.data.colours and (export.names or cfg.labels or listed):
+    if chosen and not cfg.data.colours and by_name:
         if wrong := [name for name in chosen if name not in classes]:
             raise ConfigError(
                 f"data.classes chooses of {', '.join(classes)}; there is no {wrong[0]}: rename "

@@ -149,7 +149,10 @@ def cityscapes(folder: ExportFolder, reading: Reading) -> Export | None:
 
     def check(values: Iterable[int]) -> None:
         ids = sorted({*values} - {-1, VOID})
-        if not reading.mapped and ids == list(range(ids[-1] + 1))[-len(ids) :] and ids[-1] < 33:
+        # Whole sets hold nearly all of 0..33, and single images always some of the later ids.
+        dense = len(ids) > ids[-1] - ids[0] if ids[-1] < 33 else False
+        dense |= 2 * len(ids) > ids[-1] and ids[-1] < 21
+        if not reading.mapped and (dense or not CITYSCAPES.keys() & ids):
             given = ", ".join(f"{value}: NAME" for value in ids)
             raise DataError(
                 f"{masks[0]}: the ids {ids[0]} to {ids[-1]} look like classes of your own, not "
@@ -250,7 +253,7 @@ def _one_mask_for_each_class(
     layers = defaultdict[Path, list[tuple[int, Path]]](list)
     for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
         layers[matches[mask][0]].append((names.index(name), mask))
-    alpha, overlaps = find_alpha(classes, False), dict[Path, int]()
+    alpha, overlaps = find_alpha(classes), dict[Path, int]()
     items = [
         folder.item(image, rows[0][1], partial(combine, rows, alpha, reading.nearest, overlaps))
         for image, rows in sorted(layers.items())
@@ -384,7 +387,14 @@ FORMATS = (roboflow, cvat, labelme, supervisely, cityscapes, camvid, coco)
 
 def _reader(folder: ExportFolder, reading: Reading) -> Callable[[Path], Callable[[], np.ndarray]]:
     """Return a function that returns the function that reads a mask."""
-    alpha = find_alpha(folder.masks, reading.colours)
+    alpha = find_alpha(folder.masks)
+    if alpha.is_mask and reading.colours:
+        if alpha.is_black:
+            raise DataError(
+                f"{folder.masks[0]}: all masks are black, and their alpha channel is the mask; "
+                "leave out data.colours"
+            )
+        alpha = replace(alpha, is_mask=False)
     return lambda mask: partial(read_values, mask, reading.colours, alpha)
 
 

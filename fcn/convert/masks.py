@@ -27,6 +27,7 @@ class Alpha:
     """What the alpha channel of masks means."""
 
     is_mask: bool = False
+    is_black: bool = False  # all that it covers
     largest: int = 255  # in all masks
 
 
@@ -97,16 +98,8 @@ def _black_and_white(path: Path, pixels: np.ndarray, colours: bool) -> np.ndarra
     return np.where(grey < 128, 0, 255)
 
 
-def find_alpha(masks: Iterable[Path], colours: bool) -> Alpha:
-    """Read the alpha channels of all masks.
-
-    Args:
-        masks: the files.
-        colours: whether colours are the classes.
-
-    Returns:
-        It is the mask if all files have the same one colour, and alpha varies.
-    """
+def find_alpha(masks: Iterable[Path]) -> Alpha:
+    """Read the alpha channels of all masks: they are the masks if all pixels have one colour."""
     seen, levels, others = set[bytes](), {0}, False
     for path in masks:
         if path.suffix == ".npy":
@@ -121,8 +114,8 @@ def find_alpha(masks: Iterable[Path], colours: bool) -> Alpha:
             for colour in np.unique(pixels[..., :-1].reshape(-1, pixels.shape[2] - 1), axis=0)[:2]
         }
         levels |= {int(pixels[..., -1].min()), int(pixels[..., -1].max())}
-    is_mask = len(seen) == 1 and len(levels) > 1 and not others and not colours
-    return Alpha(is_mask, max(levels) if seen else 255)
+    is_mask = len(seen) == 1 and len(levels) > 1 and not others
+    return Alpha(is_mask, not any(map(any, seen)), max(levels) if seen else 255)
 
 
 def check_palettes(masks: Iterable[Path]) -> None:

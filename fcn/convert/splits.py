@@ -27,22 +27,22 @@ def listed_splits(items: Sequence[Item], files: Sequence[Path]) -> tuple[list[It
     by_folder = defaultdict[Path, Lists](dict)
     for path in files:
         words = [SPLITS[w] for w in re.split("[-_. ]", path.stem.lower()) if w in SPLITS]
-        if path.suffix in (".txt", ".lst") and len(words) == 1:
+        if path.suffix in (".txt", ".lst", ".csv") and len(words) == 1:
             by_folder[path.parent][path] = words[0]
-    ends, best, unclear = _path_ends(items), dict[int, Path](), list[Path]()
-    lists = Lists()
-    for folder, these in by_folder.items():
-        found, lines = _named_items(these, ends)
+    ends, unclear, readable = _path_ends(items), list[Path](), list[tuple[dict[int, Path], Lists]]()
+    for lists in by_folder.values():
+        found, lines = _named_items(lists, ends)
         if 2 * len(found) < min(lines, len(items)) or not found:
-            unclear += these
-        elif (len(found), "Segmentation" in folder.parts) > (
-            len(best),
-            any("Segmentation" in path.parts for path in lists),
-        ):
-            best, lists = found, these
+            unclear += lists
+        else:
+            readable.append((found, lists))
     notes = [f"{', '.join(map(str, unclear))}: there, but not understood"] if unclear else []
-    if not best:
+    if not readable:
         return list(items), notes
+    readable.sort(key=lambda entry: (-len(entry[0]), "Segmentation" not in str(min(entry[1]))))
+    (best, lists), *others = readable
+    if others:
+        notes.append(f"not used: {', '.join(str(path) for _, other in others for path in other)}")
     changed = [
         replace(item, split=lists[best[number]]) if number in best else item
         for number, item in enumerate(items)
@@ -106,7 +106,7 @@ def check_pattern(group: str | None) -> re.Pattern[str]:
 def group_of(item: Item, pattern: re.Pattern[str], root: Path) -> str:
     """Return what groups an image: a part of its name, or else of its path, or all of its path."""
     path = item.image.relative_to(root) if item.image.is_relative_to(root) else item.image
-    for text in (path.name, path.as_posix()):
+    for text in (path.stem, path.name, path.as_posix()):
         if (match := pattern.search(nfc(text))) and (found := match[1 if pattern.groups else 0]):
             return found
     return str(item.image)
