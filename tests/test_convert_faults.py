@@ -711,10 +711,35 @@ def test_two_masks_of_one_image_are_chosen_by_folder(tmp_path: Path, samples: li
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
     for s in samples:
         put(root / "masks" / s.split / f"{s.name}.png", np.zeros_like(s.labels))
-    with pytest.raises(DataError, match=r"two masks belong to it, .*masks=FOLDER"):
+    with pytest.raises(DataError, match=r"choose with masks=labels or masks=masks;"):
         converted(root, tmp_path / "new", **THREE)
     masks, _ = converted(root, tmp_path / "new", **THREE, masks="labels")
     np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels)
+
+
+def test_two_masks_of_one_image_are_chosen_by_the_end_of_their_names(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    for s in samples:
+        photo(s, tmp_path / "a" / s.name)
+        put(tmp_path / "a" / f"{s.name}_mask.png", s.labels)
+        put(tmp_path / "a" / f"{s.name}_label.png", np.zeros_like(s.labels))
+    with pytest.raises(DataError, match=r"choose with masks=\*label\.png or masks=\*mask\.png;"):
+        converted(tmp_path / "a", tmp_path / "new", **THREE)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", **THREE, masks="*mask.png")
+    assert {mask.tobytes() for mask in masks.values()} == {s.labels.tobytes() for s in samples}
+
+
+def test_images_and_masks_side_by_side_are_chosen_by_patterns(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    for s in samples:
+        put(tmp_path / "a" / f"{s.name}.bmp", noise(int(s.name[-1])))
+        put(tmp_path / "a" / f"{s.name}.png", s.labels)
+    with pytest.raises(DataError, match=r"or patterns such as images=\*\.jpg masks=\*\.png"):
+        converted(tmp_path / "a", tmp_path / "new", **THREE)
+    chosen = {"images": "*.bmp", "masks": "*.png"}
+    assert len(converted(tmp_path / "a", tmp_path / "new", **THREE, **chosen)[0]) == 6
 
 
 # What is not read is counted and named.

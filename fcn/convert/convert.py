@@ -192,8 +192,7 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> Sc
 
     def count(item: Item) -> tuple[Any, ...]:
         values = item.read()
-        labels = np.where((values < 0) | (values >= VOID), -1, values)
-        return values.shape, np.unique(values, return_counts=True), rims(labels)
+        return values.shape, np.unique(values, return_counts=True), rims(values)
 
     scan = Scan()
     counted = _each(count, items, "reading masks", cfg, console)
@@ -607,11 +606,7 @@ def _mask_notes(export: Export, scan: Scan, take_nearest: bool) -> list[str]:
             f"{pixels} pixels of {images} images are in several masks; the later class counts"
         )
     for (low, label, high), pixels in scan.rims.items():
-        if (
-            low >= 0
-            and not take_nearest
-            and pixels >= max(SHOWN, contacts := scan.contacts[low, high])
-        ):
+        if not take_nearest and pixels >= max(SHOWN, contacts := scan.contacts[low, high]):
             notes.append(
                 f"{pixels} pixels of {label} are a thin line between {low} and {high}, which touch "
                 f"in {contacts} places: if the masks were resized with smoothing, these are wrong; "

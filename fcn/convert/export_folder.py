@@ -206,12 +206,22 @@ class ExportFolder:
             for image in images:
                 if image in masks:
                     raise DataError(
-                        f"{image}: two masks belong to it, {masks[image]} and {mask}; choose with "
-                        "masks=FOLDER or a pattern, such as masks=*_labels.png; if each is the "
-                        "mask of one class, put them in a folder for each class"
+                        f"{image}: two masks belong to it, {masks[image]} and {mask}; choose "
+                        f"with {self._choice(masks[image], mask)}; if each is the mask of one "
+                        "class, put them in a folder for each class"
                     )
                 masks[image] = mask
         return [self.item(image, mask, read(mask)) for image, mask in masks.items()]
+
+    def _choice(self, one: Path, other: Path) -> str:
+        """Return the settings that choose one of two masks: folders, or the ends of names."""
+        paths = [path.relative_to(self._base(path)).parts for path in (one, other)]
+        depth = next(k for k, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
+        if all(len(parts) > depth + 1 for parts in paths):
+            ways = ["/".join(parts[: depth + 1]) for parts in paths]
+        else:
+            ways = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
+        return " or ".join(f"masks={way}" for way in ways)
 
     def no_image(self, masks: Sequence[Path]) -> str:
         """Return the message for masks none of which has an image."""

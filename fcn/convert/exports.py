@@ -189,7 +189,7 @@ def images_and_masks(folder: ExportFolder, reading: Reading) -> Export:
         raise DataError(
             f"{folder.root}: not an export of a known tool (labelme: of labelme2voc), and no masks "
             "by the names of folders (masks, labels, annotations) or files (NAME_mask); set "
-            "images=FOLDER masks=FOLDER"
+            "images=FOLDER masks=FOLDER, or patterns such as images=*.jpg masks=*.png"
         )
     matches = folder.match(folder.masks)
     classes = classes_by_folder(folder, matches)
