@@ -685,7 +685,7 @@ def test_masks_of_another_size_are_found_before_anything_is_written(
 def test_a_mask_of_another_shape_is_not_distorted(tmp_path: Path, samples: list[Sample]) -> None:
     root = pictures(tmp_path / "a", samples, lambda labels: labels[:, :24])
     for settings in ({}, {"resize": True}):
-        with pytest.raises(DataError, match=r"24 x 24.* 32 x 24"):
+        with pytest.raises(DataError, match=r"24 x 24.* 32 x 24: of other proportions"):
             converted(root, tmp_path / "new", data={"classes": CLASSES}, **settings)
 
 
@@ -911,11 +911,17 @@ def named_twice(root: Path, samples: list[Sample]) -> dict[str, Any]:
     return {"data": {"classes": ["background", "road", "road"]}}
 
 
+def deep_label(root: Path, samples: list[Sample]) -> dict[str, Any]:
+    pictures(root, samples, lambda labels: np.where(labels == 2, 300, labels).astype(np.uint16))
+    return {"data": {"classes": CLASSES}}
+
+
 ADVICE: dict[Callable[..., dict[str, Any]], dict[str, Any]] = {  # what the message leaves open
     colours_unnamed: {},
     erased_colours: {},
     ignored_first: {},
     a_gap: {"labels": {0: "background", 1: "road", 7: "pond"}},
+    deep_label: {"labels": {0: "background", 1: "road", 300: "pond"}},
     which_is_ignored: {"data": {"classes": [], "ignore_index": None}},
     smoothed: {},
     half_size: {},

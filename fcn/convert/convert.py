@@ -349,7 +349,9 @@ def _without_class(
 ) -> str:
     """Return what to do about values without a class."""
     value = unknown[0]
-    hint = f"name all with {_map(names, found)}, or set data.ignore_index={value}"
+    hint = f"name all with {_map(names, found)}"
+    if value < VOID:
+        hint += f", or set data.ignore_index={value}"
     if smoothed:
         hint = "they smooth the boundaries between others: nearest=true takes the nearest class"
     elif value >= COLOUR:
@@ -453,7 +455,7 @@ def _fitted(
     """Return the items with masks of their images' size.
 
     Raises:
-        DataError: a mask has another size, unless cfg.resize allows to resize it.
+        DataError: a mask has another size, unless cfg.resize allows to resize it; or another shape.
     """
     result, wrong = [], list[str]()
     for item, (width, height) in zip(items, sizes, strict=True):
@@ -465,10 +467,11 @@ def _fitted(
                 f"{upright[0]} x {upright[1]}"
             )
             fits = [s for s in (upright, stored) if abs(width - height * s[0] / s[1]) <= 1.5]
-            if cfg.resize and not fits:
-                raise DataError(f"{wrong[-1]}, so that resize=true would distort it; export again")
-            if fits:
-                item = replace(item, read=partial(_resized, item, fits[0]))
+            if not fits:
+                raise DataError(
+                    f"{wrong[-1]}: of other proportions, so it shows another area; export it again"
+                )
+            item = replace(item, read=partial(_resized, item, fits[0]))
         result.append(item)
     if wrong and not cfg.resize:
         raise DataError(

@@ -94,7 +94,7 @@ class ExportFolder:
             if base.is_dir():
                 self.bases.insert(0, base)
                 files = list(walk(base))
-                self.files += [path for path in files if path not in set(self.files)]
+                self.files = list(dict.fromkeys((*self.files, *files)))
                 return self._pictures(files)
         found = [
             path
@@ -215,10 +215,12 @@ class ExportFolder:
 
     def _choice(self, one: Path, other: Path) -> str:
         """Return the settings that choose one of two masks: folders, or the ends of names."""
-        paths = [path.relative_to(self._base(path)).parts for path in (one, other)]
+        base = self._base(one)
+        paths = [path.relative_to(base).parts for path in (one, other)]
         depth = next(k for k, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
         if all(len(parts) > depth + 1 for parts in paths):
-            ways = ["/".join(parts[: depth + 1]) for parts in paths]
+            start = Path() if base == self.root else base
+            ways = [str(Path(start, *parts[: depth + 1])) for parts in paths]
         else:
             ways = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
         return " or ".join(f"masks={way}" for way in ways)

@@ -222,22 +222,24 @@ def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) 
 
 def classes_by_name(folder: ExportFolder) -> tuple[dict[Path, list[Path]], dict[Path, str]]:
     """Return the image and the class of each mask called IMAGE_CLASS or CLASS_IMAGE, or nothing."""
-    photos = [(folder.info(photo).image_stems[0], photo) for photo in folder.photos]
-    photos.sort(key=lambda pair: -len(pair[0]))  # the longest name that fits counts
+    photos = defaultdict[str, list[Path]](list)
+    for photo in folder.photos:
+        photos[folder.info(photo).image_stems[0]].append(photo)
     matches, classes = dict[Path, list[Path]](), dict[Path, str]()
     for mask in folder.masks:
         info = folder.info(mask)
-        for name, photo in photos:
-            own = re.escape(name)
-            rest = re.fullmatch(f"{own}_(.+)|(.+)_{own}", info.mask_stem)
-            if rest and info.split in ("", folder.info(photo).split):
-                matches[mask], classes[mask] = [photo], rest[1] or rest[2]
+        words = info.mask_stem.split("_")
+        ends = [(words[:k], words[k:]) for k in range(len(words) - 1, 0, -1)]
+        ends += [(words[k:], words[:k]) for k in range(1, len(words))]
+        for image, name in ends:  # the longest name of an image that fits counts
+            found = photos.get("_".join(image), [])
+            found = [photo for photo in found if info.split in ("", folder.info(photo).split)]
+            if len(found) == 1:
+                matches[mask], classes[mask] = found, "_".join(name)
                 break
     pairs = {(matches[mask][0], classes[mask]) for mask in matches}
     objects = any(name.isdecimal() for name in classes.values())  # masks of single objects
-    if objects or len(pairs) < len(folder.masks):
-        return {}, {}
-    return matches, classes
+    return (matches, classes) if len(pairs) == len(folder.masks) and not objects else ({}, {})
 
 
 def _one_mask_for_each_class(
