@@ -296,7 +296,11 @@ def test_own_classes_without_a_list_never_become_those_of_cityscapes(
 
 @pytest.mark.parametrize(
     ("ids", "names"),
-    [([7, 11, 26], {"road", "building", "car"}), ([7, 8, 1], {"road", "sidewalk"})],
+    [
+        ([7, 11, 26], {"road", "building", "car"}),
+        ([7, 8, 1], {"road", "sidewalk"}),
+        ([7, 8, 255], {"road", "sidewalk"}),
+    ],
 )
 def test_official_names_with_ids_of_cityscapes_are_read(
     tmp_path: Path, samples: list[Sample], ids: list[int], names: set[str]
@@ -607,6 +611,15 @@ def grey_png(labels: np.ndarray, bits: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def test_masks_of_several_pages_are_refused(tmp_path: Path, samples: list[Sample]) -> None:
+    root = pictures(tmp_path / "a", samples, lambda labels: labels)
+    pages = [Image.fromarray((samples[0].labels == k) * np.uint8(255)) for k in (1, 2)]
+    pages[0].save(root / "labels/train/photo0.tif", save_all=True, append_images=pages[1:])
+    (root / "labels/train/photo0.png").unlink()
+    with pytest.raises(DataError, match=r"photo0\.tif: 2 pages"):
+        converted(root, tmp_path / "new", **THREE)
+
+
 PER_CLASS = {
     "folders": "masks/{c}/{n}.png",
     "folders with splits": "masks/{s}/{c}/{n}.png",
@@ -639,6 +652,17 @@ def test_one_mask_for_each_class(
         for label in (1, 2):
             expected = sample.labels == label
             np.testing.assert_array_equal(mask == classes.index(CLASSES[label]), expected)
+
+
+def test_masks_of_a_class_without_an_image_are_counted(tmp_path: Path) -> None:
+    for number in range(4):
+        if number:
+            put(tmp_path / f"a/images/{number}.png", noise(number))
+        for name in ("pond", "road"):
+            put(tmp_path / f"a/masks/{name}/{number}.png", noise(1)[..., 0] // 200 * 255)
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert len(masks) == 3
+    assert "2 of 8 masks have no image" in printed
 
 
 def test_overlaps_of_masks_are_counted(tmp_path: Path) -> None:

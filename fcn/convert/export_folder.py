@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -187,14 +187,7 @@ class ExportFolder:
             DataError: no mask has an image; a mask has several, or an image has.
         """
         matches = self.match(self.masks)
-        bare = [mask for mask, images in matches.items() if not images]
-        if bare and len(bare) == len(matches):
-            raise DataError(self.no_image(bare))
-        if bare:
-            self.notes.append(
-                f"{len(bare)} of {len(matches)} masks have no image and are left out, such as "
-                f"{bare[0]}"
-            )
+        self.note_bare(matches)
         masks = dict[Path, Path]()
         for mask, images in matches.items():
             if len(images) > 1:
@@ -225,12 +218,22 @@ class ExportFolder:
             ways = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
         return " or ".join(f"masks={way}" for way in ways)
 
-    def no_image(self, masks: Sequence[Path]) -> str:
-        """Return the message for masks none of which has an image."""
-        unread = unread_note(path for path in self.files if path.suffix != ".npy")
-        return f"{masks[0]}: no image belongs to this mask, nor to any other; " + (
-            unread or "name images and masks alike, or set images=FOLDER masks=FOLDER"
-        )
+    def note_bare(self, matches: Mapping[Path, list[Path]]) -> None:
+        """Note the masks without an image; if none has one, raise a DataError."""
+        bare = [mask for mask, images in matches.items() if not images]
+        if bare and len(bare) == len(matches):
+            raise DataError(
+                f"{bare[0]}: no image belongs to this mask, nor to any other; "
+                + (self._unread() or "name both alike, or set images=FOLDER masks=FOLDER")
+            )
+        if bare:
+            self.notes.append(
+                f"{len(bare)} of {len(matches)} masks have no image and are left out, such as "
+                f"{bare[0]}"
+            )
+
+    def _unread(self) -> str:
+        return unread_note(path for path in self.files if path.suffix != ".npy")
 
     def item(self, image: Path, mask: Path, read: Callable[[], np.ndarray]) -> Item:
         """Return an item with what the paths say."""
@@ -242,7 +245,7 @@ class ExportFolder:
         notes = list(self.notes)
         if left := sorted(set(self.photos) - {item.image for item in items}):
             notes.append(f"{len(left)} images without a mask are left out, such as {left[0]}")
-        notes.append(unread_note(path for path in self.files if path.suffix != ".npy"))
+        notes.append(self._unread())
         return [note for note in notes if note]
 
 

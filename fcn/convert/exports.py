@@ -100,7 +100,7 @@ def cvat(folder: ExportFolder, reading: Reading) -> Export | None:
     lists = []
     for path in folder.named("labelmap.txt"):
         lines = [line.split(":") for line in read_list(path) if not line.startswith("#")]
-        lists.append(_colour_list(path, [(line[0], _rgb(line[1])) for line in lines]))
+        lists.append(_colour_list(path, [(line[0], _rgb("".join(line[1:2]))) for line in lines]))
     if not lists:
         return None
     items = _pair(folder, replace(reading, colours=_has_colours(lists)))
@@ -150,9 +150,12 @@ def cityscapes(folder: ExportFolder, reading: Reading) -> Export | None:
     def check(values: Iterable[int]) -> None:
         ids = sorted({*values} - {-1, VOID})
         # Whole sets hold nearly all of 0..33, and single images always some of the later ids.
-        dense = len(ids) > ids[-1] - ids[0] if ids[-1] < 33 else False
-        dense |= 2 * len(ids) > ids[-1] and ids[-1] < 21
-        if not reading.mapped and (dense or not CITYSCAPES.keys() & ids):
+        own = bool(ids) and (
+            not CITYSCAPES.keys() & ids
+            or (ids[0] <= 1 and ids[-1] < 33 and len(ids) > ids[-1] - ids[0])
+            or (ids[-1] < 21 and 2 * len(ids) > ids[-1])
+        )
+        if own and not reading.mapped:
             given = ", ".join(f"{value}: NAME" for value in ids)
             raise DataError(
                 f"{masks[0]}: the ids {ids[0]} to {ids[-1]} look like classes of your own, not "
@@ -208,13 +211,13 @@ def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) 
     """Return the class of each mask by its folder, if an image has masks in several."""
     by_image, classes = defaultdict[Path, list[str]](list), dict[Path, str]()
     for mask, images in matches.items():
-        if len(images) == 1:
-            outer = folder.info(images[0]).folders
+        for image in images:
+            outer = folder.info(image).folders
             inner = [name for name in folder.info(mask).folders if name not in outer]
-            if not inner:
+            if len(images) > 1 or not inner:
                 return {}
             classes[mask] = inner[-1]
-            by_image[images[0]].append(inner[-1])
+            by_image[image].append(inner[-1])
     several = any(len(names) > 1 for names in by_image.values())
     alone = all(len(set(names)) == len(names) for names in by_image.values())
     return classes if several and alone else {}
@@ -249,6 +252,7 @@ def _one_mask_for_each_class(
     classes: Mapping[Path, str],
 ) -> Export:
     """Return an export whose masks are drawn over each other, in the order of their names."""
+    folder.note_bare(matches)
     order = sorted(set(classes.values()))
     background = next((name for name in order if name.lower() in BACKGROUND), "background")
     names = [background, *(name for name in order if name != background)]

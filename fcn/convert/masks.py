@@ -47,12 +47,17 @@ def read_values(path: Path, colours: bool = False, alpha: Alpha = OPAQUE) -> np.
         int64 (H, W); TRANSPARENT where alpha is below half of the largest in all masks.
 
     Raises:
-        DataError: unreadable; fractional values; a JPEG that is not black and white.
+        DataError: unreadable; several pages; fractions; a JPEG that is not black and white.
     """
     with file_errors(path, "mask"):
         if path.suffix == ".npy":
-            return _whole(path, np.load(path))
+            pixels = np.load(path)
+            if pixels.ndim != 2:
+                raise DataError(f"{path}: an array {pixels.shape}; a mask must be (H, W)")
+            return _whole(path, pixels)
         with Image.open(path) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise DataError(f"{path}: {pages} pages; save each as a mask of its own")
             is_jpeg, step = image.format == "JPEG", _grey_step(image)
             as_rgba = image.mode == "PA" or (image.mode == "P" and colours)
             pixels = np.asarray(image.convert("RGBA") if as_rgba else image)
