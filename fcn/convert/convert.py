@@ -1,15 +1,16 @@
 """Convert an annotation tool's export to the folder layout: 8-bit masks and dataset.yaml.
 
-Files are read, values become classes, images get splits, all is checked, and then written.
+Masks are read, their values become classes, images get splits, sizes are checked, and only then
+anything is written.
 """
 
 import csv
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,57 +18,34 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
-from yaml import YAMLError, safe_dump, safe_load
+from yaml import safe_dump
 
 from fcn.config import DataConfig, PrepareDataConfig
 from fcn.convert import splits
-from fcn.convert.export_folder import ExportFolder, Item
-from fcn.convert.exports import IGNORE, Export, Reading, colour_names, recognise
-from fcn.convert.masks import (
-    COLOUR,
-    SMOOTHED,
-    TRANSPARENT,
-    check_palettes,
-    nearest,
-    rims,
-    smoothed_pixels,
+from fcn.convert.classes import (
+    SHOWN,
+    Found,
+    Scan,
+    choose_classes,
+    class_of_values,
+    dataset_info,
+    shown,
+    with_description,
 )
+from fcn.convert.export_folder import ExportFolder, Item
+from fcn.convert.exports import Export, Reading, recognise
+from fcn.convert.masks import rims
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
 from fcn.data.images import image_size, orientation
 from fcn.data.layouts import DESCRIPTION, described
-from fcn.dataset_info import BACKGROUND, VOID, DatasetInfo, starts_with_background
+from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import ConfigError, DataError
 from fcn.output import percent, progress
 from fcn.pictures.visualize import palette_image
 from fcn.processes import usable_cores
 
-SHOWN = 20  # values in a message
 RENAMED = "names.csv"  # old and new names, beside the converted data, if they differ
-FIRST = ("background", "bg", "_background_")  # such a class gets label 0
-IGNORED = (IGNORE, "ignored", "__ignore__")  # class names of tools for ignored pixels
-
-
-@dataclass
-class Found:
-    """A value in the masks."""
-
-    first: Path  # a mask that holds it
-    pixels: int = 0
-
-
-@dataclass
-class Scan:
-    """What the masks hold."""
-
-    values: dict[int, Found] = field(default_factory=dict)
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of each mask
-    rims: Counter[tuple[int, ...]] = field(default_factory=Counter)  # see `masks.rims`
-    contacts: Counter[tuple[int, ...]] = field(default_factory=Counter)
-
-    @property
-    def pixels(self) -> int:
-        return sum(found.pixels for found in self.values.values())
 
 
 def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
@@ -86,32 +64,32 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     """
     root, target = _folders(cfg)
     pattern = splits.check_pattern(cfg.group)
-    described_here = described(root)
-    data = _with_description(cfg.data, described_here)
-    listed = list(described_here.get("classes", []))
+    description = described(root)
+    data, listed = with_description(cfg.data, description), description.get("classes", [])
     folder = ExportFolder(root, cfg.images, cfg.masks)
     _check_class_files(folder, cfg)
     mapped = bool(cfg.labels or cfg.data.colours)
     export = recognise(folder, Reading(bool(cfg.data.colours), cfg.nearest, mapped))
     _check_images_once(export.items)
     console.print(f"{export.format} in {root}: {len(export.items)} images with masks")
-    for note in (*export.notes, *folder.left_out(export.items)):
+    notes = [*export.notes, *folder.left_out(export.items)]
+    export.items, list_notes = splits.listed_splits(export.items, folder.files)
+    for note in (*notes, *list_notes):
         console.print(note)
 
     scan = _scan(export.items, cfg, console)
     names = class_of_values(export, cfg, data, listed, scan)
-    classes = _classes(cfg, names, by_name=bool(export.names or cfg.labels or listed))
-    info = _info(export, cfg, data, classes)
+    classes = choose_classes(cfg, names, by_name=bool(export.names or cfg.labels or listed))
+    info = dataset_info(export, cfg, data, classes)
     labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
 
-    items = _fitted(export.items, scan.sizes, cfg)
-    items, list_notes = splits.listed_splits(items, folder.files)
-    items, draw_notes = _split(items, pattern, cfg)
+    items, draw_notes = splits.split_items(export.items, pattern, cfg)
+    items = _fitted(items, scan.sizes, cfg)
     new_names = names_of_files(items)
     _write(items, new_names, labels, info, cfg, console)
 
     counts = Counter(item.split for item in items)
-    for note in (*list_notes, *draw_notes, *_mask_notes(export, scan, cfg.nearest)):
+    for note in (*draw_notes, *_mask_notes(export, scan, cfg.nearest)):
         console.print(note)
     console.print(", ".join(f"{split} {counts[split]} images" for split in sorted(counts)))
     _print_values(scan, labels, info, console)
@@ -135,19 +113,6 @@ def _folders(cfg: PrepareDataConfig) -> tuple[Path, Path]:
         if given and target.resolve().is_relative_to(Path(given).resolve()):
             raise ConfigError(f"to={target} lies in the export; choose a folder outside it")
     return root, target
-
-
-def _with_description(data: DataConfig, own: dict[str, Any]) -> DataConfig:
-    """Return the settings with what the folder's dataset.yaml or classes.txt adds."""
-    missing = {key: value for key, value in own.items() if getattr(data, key) in (None, [])}
-    data = replace(data, **missing)
-    twice = [n for n, count in Counter(data.classes).items() if count > 1 and n not in IGNORED]
-    if twice:
-        raise ConfigError(
-            f"data.classes={data.classes}: {twice[0]} occurs twice; name it {twice[0]}2 there, and "
-            f'to make both one class add "merge={{{twice[0]}2: {twice[0]}}}"'
-        )
-    return data
 
 
 def _check_class_files(folder: ExportFolder, cfg: PrepareDataConfig) -> None:
@@ -204,246 +169,6 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> Sc
         scan.contacts.update(contacts)
     scan.values = dict(sorted(scan.values.items()))
     return scan
-
-
-# Classes, and the class of each value
-
-
-def class_of_values(
-    export: Export, cfg: PrepareDataConfig, data: DataConfig, listed: list[str], scan: Scan
-) -> dict[int, str]:
-    """Return the class of each value, IGNORE where it has none.
-
-    Args:
-        export: what was read.
-        cfg: the settings.
-        data: the settings of the data set, with what dataset.yaml or classes.txt adds.
-        listed: the classes in these files.
-        scan: the values in the masks.
-
-    Raises:
-        ConfigError, DataError: a value without a class, or settings that do not fit.
-    """
-    found = scan.values
-    names = _named_values(export, cfg, data, listed, found)
-    names |= {value: IGNORE for value in (-1, VOID) if value not in names}
-    if data.ignore_index is not None:
-        names[data.ignore_index] = IGNORE
-    if TRANSPARENT in found:
-        background = (name for name in names.values() if name.lower() in BACKGROUND)
-        names.setdefault(TRANSPARENT, next(background, IGNORE))
-    if unknown := [value for value in found if value not in names]:
-        known = [value for value in found if value in names]
-        share = sum(found[value].pixels for value in unknown) / scan.pixels
-        smoothed = share <= SMOOTHED and _are_smoothed(export.items, known, unknown, found)
-        if not smoothed or not cfg.nearest:
-            raise DataError(_without_class(unknown, found, names, data, smoothed, cfg.nearest))
-        levels = [value for value in known if value >= 0]
-        names |= {value: names[near] for value, near in nearest(unknown, levels).items()}
-    merge = _mapping(cfg.merge, "merge", str)
-    if wrong := set(merge) - set(names.values()):
-        known_names = ", ".join(dict.fromkeys(names.values()))
-        raise ConfigError(
-            f"merge: the export has no class {min(wrong)}; its classes are {known_names}"
-        )
-    names = {value: merge.get(name, name) for value, name in names.items()}
-    return {value: IGNORE if name in IGNORED else name for value, name in names.items()}
-
-
-def _named_values(
-    export: Export,
-    cfg: PrepareDataConfig,
-    data: DataConfig,
-    listed: list[str],
-    found: dict[int, Found],
-) -> dict[int, str]:
-    """Return the values that have a class: by labels, by colours, by the export, or by number."""
-    export.check(found)
-    if cfg.labels:
-        names = _mapping(cfg.labels, "labels", int)
-        rest = {} if cfg.nearest else {v: IGNORE for v in found if v not in names}
-        return names | {value: name for value, name in rest.items() if value != TRANSPARENT}
-    if cfg.data.colours:
-        if len(cfg.data.colours) != len(data.classes):
-            raise ConfigError(
-                f"data.colours has {len(cfg.data.colours)} colours, but there are "
-                f"{len(data.classes)} classes: data.classes={data.classes}"
-            )
-        return colour_names([*zip(data.classes, cfg.data.colours, strict=True)])
-    if export.names:
-        return dict(export.names)
-    check_palettes(item.mask for item in export.items)
-    return _named_by_number(replace(data, classes=listed or data.classes), found)
-
-
-def _named_by_number(data: DataConfig, found: dict[int, Found]) -> dict[int, str]:
-    """Return the class of each label of masks that come with no more than a list of classes."""
-    classes, erased = data.classes, TRANSPARENT in found
-    found = {value: entry for value, entry in found.items() if value != TRANSPARENT}
-    if erased and len(classes) == 2 and len(found) == 1:  # paint on nothing
-        return {TRANSPARENT: classes[0], min(found): classes[1]}
-    most = sorted(found, key=lambda value: -found[value].pixels)
-    named = classes if len(classes) > 1 else ["background", *(classes or ["..."])]
-    given = f"data.classes=[{','.join(named)}]"
-    if max(found, default=0) >= COLOUR:
-        main = [COLOUR, *most] if erased and COLOUR not in found else most
-        main = main[: len(classes) if len(classes) > 1 else SHOWN]
-        raise DataError(
-            f"{found[max(found)].first}: the colours of the masks are {_shares(most, found)}; list "
-            f"them in the order of the classes: {given} "
-            f"data.colours=[{','.join(map(shown, main))}]"
-        )
-    if len(classes) < 2:
-        raise DataError(
-            f"{found[max(found)].first}: the labels in the masks are {_shares(found, found)}; name "
-            f'their classes: {given}, or "labels={{7: road, 11: building}}"'
-        )
-    ignored = data.ignore_index
-    if ignored is None and len(classes) == 2 and (two := _two_values(found)):
-        return dict(zip(two, classes, strict=True))  # such as 0 and 255
-    labels = found.keys() - {VOID, ignored}
-    if ignored is None and labels and min(labels) > 0 and max(labels) == len(classes):
-        ignored = 0  # labels 1..K
-    elif ignored is not None and ignored < len(classes) and len(classes) not in labels:
-        if classes[ignored].lower() not in (*BACKGROUND, *IGNORED):
-            raise DataError(
-                f"data.ignore_index={ignored}: does {classes[ignored]} name it? give "
-                + _map({}, labels)
-            )
-        return dict(enumerate(classes))  # one of which is the ignored label
-    numbers = (n for n in range(len(classes) + 1) if n != ignored)
-    return dict(zip(numbers, classes, strict=False))
-
-
-def _two_values(found: dict[int, Found]) -> tuple[int, int] | None:
-    """Return the two values of masks of two classes, between which others may be smoothed."""
-    if found.keys() <= {0, last := max(found, default=0)}:
-        return 0, last or 1
-    if found.keys() <= {0, 1, VOID}:
-        return None
-    most = sorted(found, key=lambda value: -found[value].pixels)[:2]
-    total = sum(entry.pixels for entry in found.values())
-    rest = 1 - sum(found[value].pixels for value in most) / total
-    if len(found) > 2 and rest <= SMOOTHED and max(found) > 2 and min(most) == 0:
-        return 0, max(most)
-    return None
-
-
-def _are_smoothed(
-    items: Sequence[Item], known: Sequence[int], unknown: Sequence[int], found: dict[int, Found]
-) -> bool:
-    """Return whether nearly all pixels of unknown values lie between two known ones."""
-    if len(known) < 2:
-        return False
-    total = sum(found[value].pixels for value in unknown)
-    return sum(smoothed_pixels(item.read(), known) for item in items) >= 0.8 * total
-
-
-def _without_class(
-    unknown: list[int],
-    found: dict[int, Found],
-    names: dict[int, str],
-    data: DataConfig,
-    smoothed: bool,
-    take_nearest: bool,
-) -> str:
-    """Return what to do about values without a class."""
-    value = unknown[0]
-    hint = f"name all with {_map(names, found)}"
-    if value < VOID:
-        hint += f", or set data.ignore_index={value}"
-    if smoothed:
-        hint = "they smooth the boundaries between others: nearest=true takes the nearest class"
-    elif value >= COLOUR:
-        hint = "add them to data.colours and data.classes, where the name ignore leaves them out"
-    elif value == len(data.classes) and 0 in found:
-        hint = f"if 0 is unlabelled, set data.ignore_index=0, or else data.ignore_index={value}"
-    if take_nearest and not smoothed:
-        hint = f"nearest=true is for smoothed boundaries, but these lie elsewhere; {hint}"
-    return f"{found[value].first}: {_shares(unknown, found)} of the masks has no class; {hint}"
-
-
-def _map(names: dict[int, str], values: Iterable[int]) -> str:
-    """Return the setting that names some values, for people to complete."""
-    rows = (f"{value}: {names.get(value, 'NAME')}" for value in sorted(values)[:SHOWN])
-    return f'"labels={{{", ".join(rows)}}}"'
-
-
-def _mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]:
-    """Return a setting that is a mapping, or the name of a YAML file of one; null is IGNORE."""
-    try:
-        content = safe_load(Path(given).read_text("utf-8")) if isinstance(given, str) else given
-        return {kind(k): IGNORE if v is None else str(v) for k, v in (content or {}).items()}
-    except (AttributeError, ValueError, YAMLError):
-        rule = "{7: road, 11: building}" if kind is int else "{truck: car, sky: null}"
-        raise ConfigError(f"{key}={given}: must be like {rule}, or a YAML file of it") from None
-
-
-def _classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bool) -> list[str]:
-    """Return the classes in the order of their labels; data.classes may choose some by name."""
-    classes = [name for name in dict.fromkeys(names.values()) if name != IGNORE]
-    chosen = cfg.data.classes
-    if chosen and not cfg.data.colours and by_name:
-        if wrong := [name for name in chosen if name not in classes]:
-            raise ConfigError(
-                f"data.classes chooses of {', '.join(classes)}; there is no {wrong[0]}: rename "
-                'with "merge={OLD: NEW}"'
-            )
-        classes = list(chosen)
-    elif not chosen:
-        classes.sort(key=lambda name: name.lower() not in FIRST)  # keeps the order of the others
-    if not 2 <= len(classes) <= VOID:
-        raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}")
-    return classes
-
-
-def _info(
-    export: Export, cfg: PrepareDataConfig, data: DataConfig, classes: list[str]
-) -> DatasetInfo:
-    """Return what dataset.yaml is to say."""
-    merge, colours = _mapping(cfg.merge, "merge", str), dict[str, list[int]]()
-    for name, rgb in (*zip(data.classes, data.colours, strict=False), *export.colours.items()):
-        colours.setdefault(merge.get(name, name), list(rgb))
-    known = set(classes) <= set(colours)
-    background = data.background
-    return DatasetInfo(
-        classes,
-        [colours[name] for name in classes] if known else [],
-        background=starts_with_background(classes) if background is None else background,
-        value_range=data.value_range,
-        bands=data.bands,
-    )
-
-
-# Splits
-
-
-def _split(
-    items: Sequence[Item], pattern: Any, cfg: PrepareDataConfig
-) -> tuple[list[Item], list[str]]:
-    """Return the items with a split each, and notes; val is drawn if there is none."""
-    groups = [splits.group_of(item, pattern, Path(str(cfg.convert))) for item in items]
-    alone = sum(group == str(item.image) for group, item in zip(groups, items, strict=True))
-    if cfg.group and alone == len(items):
-        raise ConfigError(f"group={cfg.group}: is in no image's name, such as {items[0].image}")
-    result, pool = splits.draw(items, groups, cfg.val_share, cfg.seed)
-    notes = []
-    if pool:
-        by = f"by group={cfg.group}" if cfg.group else "by names before .rf."
-        if alone == len(items):
-            by = "each image alone; group=REGEX keeps those of one film or scene on one side"
-        elif alone:
-            by += f", {alone} images alone"
-        notes.append(
-            f"no validation split: drawn {splits.draw_note(result, groups, pool)} ({by}; "
-            f"val_share={cfg.val_share}, seed={cfg.seed})"
-        )
-    if shared := splits.shared_groups(result, groups):
-        notes.append(
-            f"train and val share {len(shared)} groups, such as {shared[0]}: if these are versions "
-            "of one picture, the validation is too good"
-        )
-    return result, notes
 
 
 # Check
@@ -583,21 +308,6 @@ def _link(source: Path, target: Path) -> None:
 
 
 # Report
-
-
-def shown(value: int) -> str:
-    """Return a value as people write it: 7, or [128,64,128]."""
-    if value < COLOUR:
-        return "transparent" if value == TRANSPARENT else str(value)
-    return f"[{value >> 16 & 255},{value >> 8 & 255},{value & 255}]"
-
-
-def _shares(values: Iterable[int], found: dict[int, Found]) -> str:
-    """Return values with their share of the pixels."""
-    total, values = sum(entry.pixels for entry in found.values()), list(values)
-    texts = [f"{shown(v)} ({percent(found[v].pixels / total)} %)" for v in values[:SHOWN]]
-    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return ", ".join(texts) + more
 
 
 def _mask_notes(export: Export, scan: Scan, take_nearest: bool) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.export_folder import SPLITS, Item, without_suffixes
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
@@ -91,6 +92,34 @@ def _find(text: str, ends: dict[str, set[int]]) -> int | None:
     return None
 
 
+def split_items(
+    items: Sequence[Item], pattern: re.Pattern[str], cfg: PrepareDataConfig
+) -> tuple[list[Item], list[str]]:
+    """Return the items with a split each, and notes; val is drawn if there is none."""
+    groups = [group_of(item, pattern, Path(str(cfg.convert))) for item in items]
+    alone = sum(group == str(item.image) for group, item in zip(groups, items, strict=True))
+    if cfg.group and alone == len(items):
+        raise ConfigError(f"group={cfg.group}: is in no image's name, such as {items[0].image}")
+    result, pool = draw(items, groups, cfg.val_share, cfg.seed)
+    notes = []
+    if pool:
+        by = f"by group={cfg.group}" if cfg.group else "by names before .rf."
+        if alone == len(items):
+            by = "each image alone; group=REGEX keeps those of one film or scene on one side"
+        elif alone:
+            by += f", {alone} images alone"
+        notes.append(
+            f"no validation split: drawn {_sides(result, groups, pool)} ({by}; "
+            f"val_share={cfg.val_share}, seed={cfg.seed})"
+        )
+    if shared := shared_groups(result, groups):
+        notes.append(
+            f"train and val share {len(shared)} groups, such as {shared[0]}: if these are versions "
+            "of one picture, the validation is too good"
+        )
+    return result, notes
+
+
 def check_pattern(group: str | None) -> re.Pattern[str]:
     """Return the regular expression of the setting `group`, or Roboflow's.
 
@@ -152,16 +181,6 @@ def draw(
     return items, pool
 
 
-def draw_note(items: Sequence[Item], groups: Sequence[str], pool: Sequence[int]) -> str:
-    """Return how many images and groups the draw gave each side."""
-    sides = []
-    for split in ("train", "val"):
-        numbers = [number for number in pool if items[number].split == split]
-        count = len({groups[number] for number in numbers})
-        sides.append(f"{split} {len(numbers)} images of {count} groups")
-    return ", ".join(sides)
-
-
 def shared_groups(items: Sequence[Item], groups: Sequence[str]) -> list[str]:
     """Return the groups that are in train and in val."""
     train, val = (
@@ -169,3 +188,13 @@ def shared_groups(items: Sequence[Item], groups: Sequence[str]) -> list[str]:
         for split in ("train", "val")
     )
     return sorted(train & val)
+
+
+def _sides(items: Sequence[Item], groups: Sequence[str], pool: Sequence[int]) -> str:
+    """Return how many images and groups the draw gave each side."""
+    texts = []
+    for split in ("train", "val"):
+        numbers = [number for number in pool if items[number].split == split]
+        count = len({groups[number] for number in numbers})
+        texts.append(f"{split} {len(numbers)} images of {count} groups")
+    return ", ".join(texts)
