@@ -338,6 +338,24 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     assert info(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
     assert "1 annotations without an outline" in printed
     assert "1 images without annotations" in printed
+    assert "16 pixels of 1 images have several classes" in printed
+
+
+def test_a_category_of_background_is_no_second_one(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.png", "height": 8, "width": 8} for k in (0, 1)],
+        "categories": [{"id": k, "name": n} for k, n in enumerate(["_background_", "road"])],
+        "annotations": [
+            {"image_id": k, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+            for k in (0, 1)
+        ],
+    }
+    put(tmp_path / "a" / "annotations.json", json.dumps(content))
+    for k in (0, 1):
+        put(tmp_path / "a" / f"{k}.png", np.zeros((8, 8, 3), np.uint8))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["_background_", "road"]
+    assert all(mask[:4, :4].all() and mask.sum() == 16 for mask in masks.values())
 
 
 def test_files_of_coco_may_number_categories_differently(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from yaml import YAMLError, safe_load
 
 from fcn.config import DataConfig, PrepareDataConfig
 from fcn.convert.export_folder import Item
-from fcn.convert.exports import IGNORE, Export, colour_names
+from fcn.convert.exports import FIRST, IGNORE, Export, colour_names
 from fcn.convert.masks import (
     COLOUR,
     SMOOTHED,
@@ -24,7 +24,6 @@ from fcn.errors import ConfigError, DataError
 from fcn.output import percent
 
 SHOWN = 20  # values in a message
-FIRST = ("background", "bg", "_background_")  # such a class gets label 0
 IGNORED = (IGNORE, "ignored", "__ignore__")  # class names of tools for ignored pixels
 
 

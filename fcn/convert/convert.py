@@ -316,7 +316,7 @@ def _mask_notes(export: Export, scan: Scan, take_nearest: bool) -> list[str]:
     if pixels := sum(export.overlaps.values()):
         images = sum(map(bool, export.overlaps.values()))
         notes.append(
-            f"{pixels} pixels of {images} images are in several masks; the later class counts"
+            f"{pixels} pixels of {images} images have several classes; the one drawn last counts"
         )
     for (low, label, high), pixels in scan.rims.items():
         if not take_nearest and pixels >= max(SHOWN, contacts := scan.contacts[low, high]):

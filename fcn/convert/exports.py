@@ -20,6 +20,7 @@ from fcn.dataset_info import BACKGROUND, VOID
 from fcn.errors import DataError
 
 IGNORE = "ignore"  # class name of pixels without a class
+FIRST = ("background", "bg", "_background_")  # such a class gets label 0
 # Ids of the classes that are evaluated; Cityscapes' others, -1 to 33, are ignored.
 CITYSCAPES = {
     7: ("road", [128, 64, 128]), 8: ("sidewalk", [244, 35, 232]), 11: ("building", [70, 70, 70]),
@@ -65,7 +66,7 @@ class Export:
     names: dict[int, str] = field(default_factory=dict)  # class of each value; empty: unknown
     colours: dict[str, list[int]] = field(default_factory=dict)  # RGB of classes
     notes: list[str] = field(default_factory=list)
-    overlaps: dict[Path, int] = field(default_factory=dict)  # pixels in several masks of an image
+    overlaps: dict[str, int] = field(default_factory=dict)  # pixels of several classes, by image
     check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
 
 
@@ -259,7 +260,7 @@ def _one_mask_for_each_class(
     layers = defaultdict[Path, list[tuple[int, Path]]](list)
     for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
         layers[matches[mask][0]].append((names.index(name), mask))
-    alpha, overlaps = find_alpha(classes), dict[Path, int]()
+    alpha, overlaps = find_alpha(classes), dict[str, int]()
     items = [
         folder.item(image, rows[0][1], partial(combine, rows, alpha, reading.nearest, overlaps))
         for image, rows in sorted(layers.items())
@@ -279,10 +280,11 @@ def coco(folder: ExportFolder, reading: Reading) -> Export | None:
         if isinstance(rings := annotation.get("segmentation"), list):
             annotation["segmentation"] = [ring for ring in rings if len(ring) >= 6]  # 3 corners
     if not any(annotation.get("segmentation") for annotation in annotations):
-        raise DataError(f"{min(contents)}: no polygons or RLE; boxes are not enough")
+        kind = "panoptic files" if any("segments_info" in a for a in annotations) else "boxes"
+        raise DataError(f"{min(contents)}: {kind} without polygons or RLE; export instances")
     classes = _categories(contents.values())
     photos = _coco_photos(folder)
-    items, empty = [], 0
+    items, empty, overlaps = list[Item](), 0, dict[str, int]()
     for path, content in contents.items():
         rows = content["categories"]
         labels = {row["id"]: classes.index(row["name"]) for row in rows if row["name"] in classes}
@@ -294,7 +296,7 @@ def coco(folder: ExportFolder, reading: Reading) -> Export | None:
         split = next((SPLITS[w] for w in words if w in SPLITS), folder.info(path).split)
         for image in content["images"]:
             photo = _coco_photo(folder, photos, path, image["file_name"], split)
-            read = partial(rasterise, image, outlines[image["id"]], labels)
+            read = partial(rasterise, image, outlines[image["id"]], labels, overlaps)
             empty += not outlines[image["id"]]
             info = folder.info(photo)
             items.append(Item(photo, split or info.split, info.name, path, read))
@@ -302,7 +304,7 @@ def coco(folder: ExportFolder, reading: Reading) -> Export | None:
     notes = [f"{boxes} annotations without an outline are left out"] if boxes else []
     if empty:
         notes.append(f"{empty} images without annotations are all background")
-    return Export("COCO", items, dict(enumerate(classes)), notes=notes)
+    return Export("COCO", items, dict(enumerate(classes)), notes=notes, overlaps=overlaps)
 
 
 def _coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
@@ -350,7 +352,9 @@ def _coco_photo(
 
 def _categories(contents: Iterable[dict[str, Any]]) -> list[str]:
     """Return the classes of files of COCO, which may number them differently."""
-    names = ["background"]
+    contents = list(contents)
+    rows = [row for content in contents for row in content["categories"]]
+    names = [next((row["name"] for row in rows if row["name"].lower() in FIRST), "background")]
     for content in contents:
         used = {annotation["category_id"] for annotation in content["annotations"]}
         # Roboflow adds a category above the others, which no annotation has.
@@ -361,9 +365,18 @@ def _categories(contents: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def rasterise(
-    image: dict[str, Any], annotations: Sequence[dict[str, Any]], labels: dict[int, int]
+    image: dict[str, Any],
+    annotations: Sequence[dict[str, Any]],
+    labels: dict[int, int],
+    overlaps: dict[str, int],
 ) -> np.ndarray:
     """Draw the outlines of an image of COCO, small ones over large ones and over crowd regions.
+
+    Args:
+        image: an entry of "images".
+        annotations: those of the image.
+        labels: of the categories, by their ids.
+        overlaps: receives the number of pixels that several classes cover, by file name.
 
     Returns:
         int64 (H, W); 0 where nothing is annotated.
@@ -382,9 +395,11 @@ def rasterise(
             shape = rle.frPyObjects(shape, height, width)
         size = (bool(annotation.get("iscrowd")), int(rle.area(shape)))
         layers.append((size, rle.decode(shape) > 0, labels[annotation["category_id"]]))
-    values = np.zeros((height, width), np.int64)
+    values, shared = np.zeros((height, width), np.int64), np.zeros((height, width), bool)
     for _, inside, label in sorted(layers, key=lambda layer: layer[0], reverse=True):
+        shared |= inside & (values > 0) & (values != label)
         values[inside] = label
+    overlaps[image["file_name"]] = int(shared.sum())
     return values
 
 

@@ -203,7 +203,7 @@ def _rows(*columns: np.ndarray) -> Counter[tuple[int, ...]]:
 
 
 def combine(
-    layers: Sequence[tuple[int, Path]], alpha: Alpha, take_nearest: bool, overlaps: dict[Path, int]
+    layers: Sequence[tuple[int, Path]], alpha: Alpha, take_nearest: bool, overlaps: dict[str, int]
 ) -> np.ndarray:
     """Read the masks of an image, one for each class, later ones over earlier ones.
 
@@ -226,7 +226,7 @@ def combine(
             raise DataError(f"{path}: has another size than {layers[0][1]}; export them alike")
         result[covered] = value
         depth += covered
-    overlaps[layers[0][1]] = int((depth > 1).sum())
+    overlaps[str(layers[0][1])] = int((depth > 1).sum())
     return result
 
 
