@@ -54,7 +54,7 @@ def hashes(root: Path) -> dict[str, str]:
 def copied_cases(tmp_path: Path, cases: Path) -> Path:
     """A copy of all cases; links that were stored as text files are links again."""
     root = tmp_path / "cases"
-    shutil.copytree(cases, root)
+    shutil.copytree(cases, root, symlinks=True)
     for folder in [root, *root.rglob("*")]:
         if folder.is_dir():
             folder.chmod(0o755)
@@ -821,6 +821,25 @@ def test_linked_folders_are_followed(tmp_path: Path, copied_cases: Path) -> None
 def test_composed_and_decomposed_names_are_the_same(tmp_path: Path, cases: Path) -> None:
     masks, _ = converted(cases / "field3/nfd", tmp_path / "new")
     assert sorted(name.split("/")[0] for name in masks) == ["train"] * 4 + ["val"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("photo0.json", '{"version": "5.5", "shapes": [{"points": [[0, 0]]}]}', "run labelme2voc"),
+        ("photo0.png.json", '{"objects": [{"classTitle": "road"}]}', "Supervisely's own format"),
+        ("annotations.xml", "<?xml version='1.0'?>\n<annotations></annotations>", "CVAT's XML"),
+        ("photo0.txt", "0 0.1 0.1 0.5 0.1 0.5 0.5\n", "YOLO's polygons"),
+        ("notes.txt", "nothing", "not an export of a known tool"),
+    ],
+)
+def test_formats_that_cannot_be_read_are_named(
+    tmp_path: Path, samples: list[Sample], name: str, content: str, advice: str
+) -> None:
+    photo(samples[0], tmp_path / "a/photo0")
+    put(tmp_path / "a" / name, content)
+    with pytest.raises(DataError, match=rf"{advice}.*, and no masks by the names"):
+        converted(tmp_path / "a", tmp_path / "new")
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -37,6 +37,13 @@ SEGNET = [  # CamVid's classes in SegNet's copy, which does not list them; 11 is
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "cyclist", IGNORE,
 ]  # fmt: skip
+# Suffix and content of files that cannot be read here, and what to export instead.
+FOREIGN = (
+    (".json", '"shapes"', "labelme's polygons: run labelme2voc, or export COCO"),
+    (".json", '"classTitle"', "Supervisely's own format: export masks, or COCO"),
+    (".xml", "<annotations", "CVAT's XML: export Segmentation mask 1.1, or COCO"),
+    (".txt", r"^\d+( [\d.]+){6,}$", "YOLO's polygons: export masks, or COCO"),
+)
 
 
 @dataclass(frozen=True)
@@ -191,9 +198,9 @@ def images_and_masks(folder: ExportFolder, reading: Reading) -> Export:
     """
     if not folder.masks:
         raise DataError(
-            f"{folder.root}: not an export of a known tool (labelme: of labelme2voc), and no masks "
-            "by the names of folders (masks, labels, annotations) or files (NAME_mask); set "
-            "images=FOLDER masks=FOLDER, or patterns such as images=*.jpg masks=*.png"
+            f"{_foreign(folder)}, and no masks by the names of folders (masks, labels, "
+            "annotations) or files (NAME_mask); set images=FOLDER masks=FOLDER, or patterns such "
+            "as images=*.jpg masks=*.png"
         )
     matches = folder.match(folder.masks)
     classes = classes_by_folder(folder, matches)
@@ -206,6 +213,17 @@ def images_and_masks(folder: ExportFolder, reading: Reading) -> Export:
         items = [folder.item(images[0], mask, read(mask)) for mask, images in matches.items()]
         return Export("images and masks", items)
     return Export("images and masks", _pair(folder, reading))
+
+
+def _foreign(folder: ExportFolder) -> str:
+    """Return what an export that cannot be read is."""
+    for path in folder.files:
+        for suffix, content, advice in FOREIGN:
+            if path.suffix == suffix and re.search(
+                content, path.read_text("utf-8", "replace"), re.M
+            ):
+                return f"{path}: {advice}"
+    return f"{folder.root}: not an export of a known tool"
 
 
 def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) -> dict[Path, str]:
