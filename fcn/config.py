@@ -306,7 +306,10 @@ class PrepareDataConfig(Schema):
         str | None, about("first convert an annotation tool's export in this folder")
     ] = None
     to: Annotated[str | None, about("convert: the new folder to write, for data=folder")] = None
-    images: Annotated[str | None, about("convert: where the images are, if it is not clear")] = None
+    images: Annotated[
+        str | None,
+        about("convert: where the images are, if it is not clear: a folder, or such as *.jpg"),
+    ] = None
     masks: Annotated[str | None, about("convert: where the masks are, likewise")] = None
     labels: Annotated[
         Any, about("convert: {7: road, 11: building}, the rest ignored; or a YAML file of it")
@@ -318,7 +321,24 @@ class PrepareDataConfig(Schema):
         float, about("convert: images drawn for val where there is no such split", gt=0, lt=1)
     ] = 0.2
     seed: Seed = 0
-    link: Annotated[bool, about("convert: link the images; false: copy them")] = True
+    group: Annotated[
+        str | None,
+        about(
+            "convert: regular expression; images in whose names it, or its first group, finds the "
+            "same text stay on one side of the draw; null: versions by Roboflow"
+        ),
+    ] = None
+    nearest: Annotated[
+        bool, about("convert: smoothed boundaries in masks become the class of the nearest value")
+    ] = False
+    resize: Annotated[bool, about("convert: enlarge or shrink masks to their images")] = False
+    link: Annotated[
+        bool,
+        about(
+            "convert: link the images, which saves space, but editing a converted image then "
+            "edits the original; false: copy them"
+        ),
+    ] = False
 
 
 @dataclass
