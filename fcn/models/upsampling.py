@@ -167,7 +167,8 @@ class TransposedConvolution(Upsampling):
     @torch.no_grad()
     def drift(self) -> float:
         """Return the norm of the kernels' difference from bilinear ones, over the norm of these."""
-        kernels, own = self.kernels().double(), self.diagonal().double()
+        # On the CPU: Apple's GPUs have no float64.
+        kernels, own = self.kernels().cpu().double(), self.diagonal().cpu().double()
         bilinear = bilinear_kernel(self.kernel).to(own)
         across = kernels.square().sum() - own.square().sum()  # of one class onto another
         change = (own - bilinear).square().sum() + across.clamp(min=0)
