@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from fcn.device import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_memory
 from fcn.models.fast_forms import WIDE
 from fcn.models.fcn import FCN
-from fcn.models.upsampling import UPSAMPLINGS, FixedUpsampling, bilinear_kernel, make_upsampling
+from fcn.models.upsampling import FixedUpsampling, bilinear_kernel, make_upsampling
 from fcn.models.vgg import WideConv2d
 
 M_PERTURB = -6  # of glibc's malloc.h: fresh memory is filled with the complement of a byte
 LIMIT = {"32-true": 2e-5, "bf16-mixed": 0.01}  # of the largest value
-MAPS = [*product((1, 2, 3, 4), (1, 2, 3, 5)), (1, 40), (2, 40), (40, 1), (7, 7)]
-IMAGES = [*product((1, 2, 3, 33, 64), (1, 2, 33)), (1, 97), (97, 1), (97, 97)]
+MAPS = [*product((1, 2, 3), (1, 2, 5)), (1, 40), (2, 40), (40, 1), (4, 7)]
+IMAGES = [*product((1, 2, 33), (1, 2, 33)), (1, 97), (97, 1), (64, 97)]
+FACTORS = {2: 21, 8: 5, 32: 2}  # and so many classes
 
 # Inputs, outputs, kernel and padding of: fc6 of mini, of narrow and wide heads, and behind a
 # padding of 100; fc7; scores.
@@ -73,9 +74,10 @@ def bilinear(layer: FixedUpsampling, score: Tensor) -> Tensor:
     return F.conv_transpose2d(score, kernels, stride=layer.factor, groups=score.shape[1])
 
 
-def with_gradients(form, layer: nn.Module, image: Tensor, slope: Tensor | None = None) -> dict:  # type: ignore[no-untyped-def,type-arg]
+def with_gradients(form, layer, image, slope=None, *, bf16=False) -> dict:  # type: ignore[no-untyped-def,type-arg]
     image = image.detach().requires_grad_()
-    result = form(layer, image)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        result = form(layer, image)
     slope = torch.randn_like(result) if slope is None else slope
     wanted = {"input": image, **dict(layer.named_parameters())}
     found = torch.autograd.grad(result, list(wanted.values()), slope.to(result.dtype))
@@ -99,11 +101,10 @@ def worst_error(layer: nn.Module, image: Tensor, precision: str, reference) -> f
         slope = slope.to(torch.bfloat16)
         expected = with_gradients(reference, exact, image.double().contiguous(), slope.double())
         expected.pop("slope")
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found = with_gradients(own_form, own, image, slope)
-        with torch.inference_mode():
-            at_inference = rounded if isinstance(layer, nn.Conv2d) else own
-            found["inference"] = at_inference(image)
+    found = with_gradients(own_form, own, image, slope, bf16=bf16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        at_inference = rounded if isinstance(layer, nn.Conv2d) else own
+        found["inference"] = at_inference(image)
     expected["inference"] = expected["output"]
     errors = [
         (found[name].double() - value).abs().nan_to_num(nan=1e38, posinf=1e38).max()
@@ -113,20 +114,21 @@ def worst_error(layer: nn.Module, image: Tensor, precision: str, reference) -> f
     return float(max(errors))
 
 
-def worst_over(layers, maps, precision, reference, batches=(1, 2, 3)) -> dict:  # type: ignore[no-untyped-def,type-arg]
+def worst_over(layers, maps, precision, reference, batches=(1, 3)) -> dict:  # type: ignore[no-untyped-def,type-arg]
     """The worst error over the grid, and every cell beyond the limit."""
     wrong, worst, cells = {}, 0.0, 0
     for (name, channels, layer), (h, w), batch in product(layers, maps, batches):
         side = layer.kernel_size[0] - 2 * layer.padding[0] if isinstance(layer, nn.Conv2d) else 1
         if min(h, w) < side:  # behind a padding of 100 maps are larger
             h, w = h + side - 1, w + side - 1
-        for layout in (torch.contiguous_format, torch.channels_last):
-            image = torch.randn(batch, channels, h, w).contiguous(memory_format=layout)
-            error, cells = worst_error(layer, image, precision, reference), cells + 1
-            if error > LIMIT[precision]:
-                wrong[name, (batch, h, w), layout] = error
-            else:
-                worst = max(worst, error)
+        image = torch.randn(batch, channels, h, w)
+        if layout := cells % 2:
+            image = image.contiguous(memory_format=torch.channels_last)
+        error, cells = worst_error(layer, image, precision, reference), cells + 1
+        if error > LIMIT[precision]:
+            wrong[name, (batch, h, w), layout] = error
+        else:
+            worst = max(worst, error)
     print(f"{cells} cells in {precision}, worst error {worst:.2g}, {len(wrong)} wrong")
     return wrong
 
@@ -138,7 +140,7 @@ def test_wide_convolutions_are_exact_for_every_size(precision: str) -> None:
     small = [(s, c, layer) for s, c, layer in layers if layer.weight.numel() < 300_000]
     large = [(s, c, layer) for s, c, layer in layers if layer.weight.numel() >= 300_000]
     assert not worst_over(small, MAPS, precision, convolution)
-    assert not worst_over(large, MAPS[::3], precision, convolution, batches=(1, 2))
+    assert not worst_over(large, MAPS[::2], precision, convolution, batches=(2,))
 
 
 @pytest.mark.parametrize("precision", LIMIT)
@@ -146,7 +148,7 @@ def test_wide_convolutions_are_exact_for_every_size(precision: str) -> None:
 def test_convolutions_of_the_backbone_are_exact_in_either_layout(precision: str) -> None:
     layers = [(s, s[0], nn.Conv2d(s[0], s[1], s[2], padding=s[3])) for s in BACKBONE_LAYERS]
     padded = [(s, c, layer) for s, c, layer in layers if s[3] == 100]
-    assert not worst_over(layers[: -len(padded)], IMAGES, precision, convolution, batches=(1, 2))
+    assert not worst_over(layers[: -len(padded)], IMAGES, precision, convolution, batches=(2,))
     assert not worst_over(padded, [(1, 1), (2, 33), (97, 3)], precision, convolution, batches=(1,))
 
 
@@ -154,15 +156,16 @@ def test_convolutions_of_the_backbone_are_exact_in_either_layout(precision: str)
 @pytest.mark.usefixtures("dirty_memory")
 def test_upsampling_is_exact_for_every_size(precision: str) -> None:
     """Under autocast too it computes in float32, from scores of either precision."""
-    for choice, factor in product(UPSAMPLINGS, (2, 8, 16, 32)):
+    # The other choices are made of these.
+    for choice in ("fixed", "learned", "learned_channelwise", "nearest_conv", "interpolate"):
         layers = []
-        for classes in (2, 21):
+        for factor, classes in FACTORS.items():
             layer = make_upsampling(choice, factor, classes, final=True)
             for parameter in layer.parameters():
                 nn.init.normal_(parameter)
-            layers.append(((choice, factor, classes), classes, layer))
-        reference = bilinear if isinstance(layer, FixedUpsampling) else own_form
-        assert not worst_over(layers, MAPS[:-3:3], precision, reference, batches=(1, 2))
+            layers.append(((choice, factor), classes, layer))
+        reference = bilinear if choice == "fixed" else own_form
+        assert not worst_over(layers, [(1, 1), (1, 5), (2, 3), (4, 1)], precision, reference)
 
 
 NETWORKS = [
@@ -183,11 +186,14 @@ def test_scores_and_gradients_do_not_depend_on_what_memory_held(
 ) -> None:
     """Of whole networks in training, bit for bit."""
     model = FCN(**{"num_classes": 5, "width": 16, "head_width": 256, "dropout": 0.0} | arguments)
-    for layer in (model.score_fr, *(getattr(model, f"score_{p}", None) for p in ("pool4", "pool3"))):
+    for layer in (
+        model.score_fr,
+        *(getattr(model, f"score_{p}", None) for p in ("pool4", "pool3")),
+    ):
         if layer is not None:
             nn.init.normal_(layer.weight, std=0.1)
     start = copy.deepcopy(model.state_dict())
-    for batch, height, width in ((2, 1, 1), (2, 32, 97), (3, 64, 64), (2, 97, 31), (2, 50, 2)):
+    for batch, height, width in ((2, 1, 1), (2, 40, 97), (3, 64, 64), (2, 97, 2)):
         image = torch.randint(256, (batch, model.in_channels, height, width), dtype=torch.uint8)
         results = []
         for byte in (0x7F, 0x3F):  # 3.4e38 and 0.75

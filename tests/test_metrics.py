@@ -1,9 +1,12 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
+from torch.profiler import ProfilerActivity, profile
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fcn.inference.metrics import (
     LEVEL,
@@ -72,7 +75,43 @@ def test_many_pixels_are_counted_exactly() -> None:
     assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
 
 
-def test_images_add_up_to_torchmetrics_confusion() -> None:
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("classes", [2, 21, 150])
+@pytest.mark.usefixtures("deterministic")
+def test_an_image_costs_no_more_memory_than_a_few_numbers_a_pixel(classes: int) -> None:
+    """Nor is an operation used that must not be where results are to be deterministic."""
+    image = torch.randint(0, classes, (1, 375, 500))
+    confusion = ConfusionMatrix(classes)
+    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as measured:
+        confusion.update(image, image)
+    taken = sum(max(event.cpu_memory_usage, 0) for event in measured.events())
+    assert taken < 100 * image.numel()
+    assert int(confusion.compute().diagonal().sum()) == image.numel()
+
+
+def test_batches_add_up_to_torchmetrics_confusion() -> None:
+    rng = np.random.default_rng(0)
+    own, theirs = ConfusionMatrix(6), MulticlassConfusionMatrix(6, ignore_index=255)
+    for _ in range(3):
+        target = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)))
+        predicted = torch.from_numpy(rng.choice([0, 1, 3, 4], (5, 6, 7)))
+        own.update(predicted, target)
+        theirs.update(predicted, target)
+        kept = own.compute()
+        assert torch.equal(kept, theirs.compute())
+    own.reset()
+    assert int(kept.sum()) > 0
+    own.update(predicted, target)
+    assert int(own.compute().sum()) == int((target != 255).sum())
+
+
+def test_images_add_up_to_the_confusion_of_a_batch() -> None:
     rng = np.random.default_rng(0)
     target = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)).astype(np.uint8))
     target[3] = 255

@@ -48,7 +48,8 @@ class Upsampling(nn.Module):
 
     A subclass implements `full(score)`: float (B, K, h, w) -> (B, K, (h-1)f + k, (w-1)f + k), with
     f = `factor` and k = `kernel`: the rows and columns that one score reaches, by default those of
-    the bilinear kernel. Its weights learn without decay, and stay float32 at inference.
+    the bilinear kernel. Its weights learn without decay, and stay float32 under autocast. All its
+    tensors are parameters or persistent buffers, which loading fills.
     """
 
     def __init__(self, factor: int) -> None:
