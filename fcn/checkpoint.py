@@ -63,7 +63,7 @@ class Checkpoint:
             )
 
     def model(self) -> FCN:
-        """Return the model, float32, on the CPU, in evaluation mode; it shares `weights`' memory.
+        """Return the model, float32, on the CPU, in evaluation mode.
 
         It is built without memory of its own, so that no weights are drawn: loading leaves the
         random state alone, and takes a fraction of the time.
@@ -71,12 +71,16 @@ class Checkpoint:
         try:
             with torch.device("meta"):
                 model = FCN(**self.about["model"])
-            own = model.state_dict()
-            fitting = {
-                name: tensor.to(own[name].dtype).contiguous() if name in own else tensor
+            # Copies: the weights may lie in a mapped file, which can change.
+            copies = {
+                name: tensor.to(
+                    torch.float32 if tensor.is_floating_point() else tensor.dtype,
+                    copy=True,
+                    memory_format=torch.contiguous_format,
+                )
                 for name, tensor in self.weights.items()
             }
-            model.load_state_dict(fitting, assign=True)
+            model.load_state_dict(copies, assign=True)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(

@@ -118,7 +118,7 @@ def test_commands_refuse_a_precision_in_the_same_words(
     line = error_line(
         which,
         *given,
-        "trainer=cpu",
+        "trainer.accelerator=cpu",
         f"trainer.precision={name}",
         f"hydra.run.dir={tmp_path / 'run'}",
     )
@@ -201,5 +201,7 @@ def test_a_loaded_model_is_float32_and_can_be_trained(
         assert torch.equal(tensor, model.state_dict()[name].to(tensor.dtype))
         assert tensor.is_contiguous()
         assert tensor.dtype in (torch.float32, torch.int64)
+    path.write_bytes(bytes(path.stat().st_size))  # a file copied over it changes no loaded model
+    assert torch.equal(loaded.mean, model.mean.float())
     loaded.train()(torch.rand(2, 3, 40, 40)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in loaded.parameters())
