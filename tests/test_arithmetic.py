@@ -23,6 +23,7 @@ from fcn.models.vgg import WideConv2d
 
 M_PERTURB = -6  # of glibc's malloc.h: fresh memory is filled with the complement of a byte
 LIMIT = {"32-true": 2e-5, "bf16-mixed": 0.01}  # of the largest value
+PRECISIONS = [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"]
 MAPS = [*product((1, 2, 3), (1, 2, 5)), (1, 40), (2, 40), (40, 1), (4, 7)]
 IMAGES = [*product((1, 2, 33), (1, 2, 33)), (1, 97), (97, 1), (64, 97)]
 FACTORS = {2: 21, 8: 5, 32: 2}  # and so many classes
@@ -133,7 +134,7 @@ def worst_over(layers, maps, precision, reference, batches=(1, 3)) -> dict:  # t
     return wrong
 
 
-@pytest.mark.parametrize("precision", LIMIT)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.usefixtures("dirty_memory")
 def test_wide_convolutions_are_exact_for_every_size(precision: str) -> None:
     layers = [(s, s[0], WideConv2d(s[0], s[1], s[2], padding=s[3])) for s in WIDE_LAYERS]
@@ -143,7 +144,7 @@ def test_wide_convolutions_are_exact_for_every_size(precision: str) -> None:
     assert not worst_over(large, MAPS[::2], precision, convolution, batches=(2,))
 
 
-@pytest.mark.parametrize("precision", LIMIT)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.usefixtures("dirty_memory")
 def test_convolutions_of_the_backbone_are_exact_in_either_layout(precision: str) -> None:
     layers = [(s, s[0], nn.Conv2d(s[0], s[1], s[2], padding=s[3])) for s in BACKBONE_LAYERS]
@@ -152,7 +153,7 @@ def test_convolutions_of_the_backbone_are_exact_in_either_layout(precision: str)
     assert not worst_over(padded, [(1, 1), (2, 33), (97, 3)], precision, convolution, batches=(1,))
 
 
-@pytest.mark.parametrize("precision", LIMIT)
+@pytest.mark.parametrize("precision", list(LIMIT))
 @pytest.mark.usefixtures("dirty_memory")
 def test_upsampling_is_exact_for_every_size(precision: str) -> None:
     """Under autocast too it computes in float32, from scores of either precision."""
@@ -178,7 +179,7 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("precision", LIMIT)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("arguments", NETWORKS, ids=lambda a: a["backbone"])
 @pytest.mark.usefixtures("dirty_memory")
 def test_scores_and_gradients_do_not_depend_on_what_memory_held(

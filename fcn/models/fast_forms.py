@@ -64,8 +64,9 @@ def is_product(layer: nn.Conv2d, image: Tensor) -> bool:
     - 7 x 7 with padding 3 from 128 channels or more, on maps of 1 or 2 rows: the gradient of the
       taps that meet no row of the map stays uninitialised memory. (Likewise 5 x 5 on 1 row, 9 x 9
       on 1 to 3 rows; never 3 x 3, few columns, or paddings other than half the kernel.)
-    In float32 these maps take the product too: for them it is about as fast, and float32 may be
-    computed in bfloat16 (ONEDNN_DEFAULT_FPMATH_MODE).
+    In float32 these maps take the product too, as oneDNN may compute it in bfloat16
+    (ONEDNN_DEFAULT_FPMATH_MODE). `mini` trains a fifth faster by it on crops of 64 x 64, and a
+    tenth slower on strips of 64 x 384.
     """
     if not runs_on_cpu(image):
         return False
