@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +19,9 @@ from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, SurgeryError, normalisation_warning, transplant
 from fcn.output import atomic_write
 from fcn.pictures.visualize import palette
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HUB = "hf://"  # addresses of the Hugging Face Hub: hf://USER/NAME
 PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
@@ -61,10 +63,24 @@ class Checkpoint:
             )
 
     def model(self) -> FCN:
-        """Return the model, on the CPU, in evaluation mode."""
+        """Return the model, float32, on the CPU, in evaluation mode.
+
+        It is built without memory of its own, so that no weights are drawn: loading leaves the
+        random state alone, and takes a fraction of the time.
+        """
         try:
-            model = FCN(**self.about["model"])
-            model.load_state_dict(self.weights)
+            with torch.device("meta"):
+                model = FCN(**self.about["model"])
+            # Copies: the weights may lie in a mapped file, which can change.
+            copies = {
+                name: tensor.to(
+                    torch.float32 if tensor.is_floating_point() else tensor.dtype,
+                    copy=True,
+                    memory_format=torch.contiguous_format,
+                )
+                for name, tensor in self.weights.items()
+            }
+            model.load_state_dict(copies, assign=True)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
@@ -224,8 +240,10 @@ def initialise(
         raise CheckpointError(str(error)) from error
 
 
-def surgery_table(report: Report) -> Table:
+def surgery_table(report: Report) -> "Table":
     """Return a table of each status, how many tensors have it, and which."""
+    from rich.table import Table  # importing it changes Python's random state
+
     table = Table("status", "tensors", "which", title=f"weights from {report.source}", box=None)
     for status in dict.fromkeys(entry.status for entry in report.tensors):
         entries = [entry for entry in report.tensors if entry.status == status]

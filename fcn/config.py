@@ -37,7 +37,7 @@ def one_of(meaning: str, *choices: str) -> Any:
 DEVICE = about("where to compute: auto, cpu, cuda, mps; auto: a GPU if there is one")
 CHECKPOINT = about("a .ckpt or .safetensors file of this project, or a run's folder")
 PRECISION = one_of(
-    "32-true, bf16-mixed; auto: as trained, where the device computes in bfloat16",
+    "32-true, bf16-mixed; auto: the latter where the device computes in bfloat16",
     "auto",
     "32-true",
     "bf16-mixed",

@@ -21,6 +21,7 @@ from fcn import checkpoint
 from fcn.config import PredictConfig
 from fcn.data.dataset import read_image
 from fcn.dataset_info import DatasetInfo
+from fcn.device import resolve_precision
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
@@ -43,10 +44,12 @@ def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) 
     output = Path(cfg.output)
     images = find_images(cfg.input, output, sys.stdin)
     jobs = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    precision = cfg.trainer.get("precision", "auto")
+    resolve_precision(precision, processes.device)  # its error names this command's setting
     predictor = Predictor(
         cfg.checkpoint,
         str(processes.device),
-        precision=cfg.trainer.get("precision", "auto"),
+        precision=precision,
         tile=cfg.tile,
         flip=cfg.flip,
         scales=cfg.scales,

@@ -25,12 +25,12 @@ from fcn.data.download import fetch
 from fcn.data.layouts import VOC_CLASSES, open_split
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.dataset_info import DatasetInfo
-from fcn.device import computes_bf16
+from fcn.device import resolve_precision
 from fcn.errors import CheckpointError, ConfigError
 from fcn.models.fcn import FCN, SKIPS
 from fcn.processes import Processes
 from fcn.training.loss import check_class_weights, make_loss
-from fcn.training.optim import make_optimizer
+from fcn.training.optim import check_batch_norm, make_optimizer
 from fcn.training.record import Record, read_record
 
 # What becomes of each argument of Lightning's Trainer that is not simply passed on.
@@ -56,8 +56,6 @@ REFUSED = {
 }
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true",
               "single_device")  # fmt: skip
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
-SPELLINGS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
 BATCHES_TO_LOG = 10  # steps between points of the loggers
 
 
@@ -140,7 +138,11 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
     if record:
         record.check_unchanged(asdict(cfg))
     trainer = _checked_arguments(cfg.trainer)
-    device, precision = _device_and_precision(trainer, processes)
+    device = processes.device
+    precision = resolve_precision(trainer.get("precision"), device, training=True).name
+    trainer["precision"] = precision
+    if device.type != "cuda":
+        trainer["sync_batchnorm"] = False  # torch has it for CUDA alone
     recipe = replace(cfg.recipe, lr=learning_rate(cfg.recipe, cfg.model.name))
     for group in ("logger", "callbacks"):
         for entry in getattr(cfg, group).values():
@@ -272,30 +274,6 @@ def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _device_and_precision(
-    trainer: dict[str, Any], processes: Processes
-) -> tuple[torch.device, str]:
-    """Resolve where and how precisely a run computes, in its Trainer's arguments too."""
-    accelerator = trainer.get("accelerator", "auto")
-    if accelerator == "gpu" and processes.device.type == "cpu":
-        raise ConfigError("trainer.accelerator=gpu is not available on this machine; use auto")
-    device = processes.device
-    precision = str(trainer.get("precision") or "auto")
-    precision = SPELLINGS.get(precision, precision)
-    if precision == "auto":
-        precision = "bf16-mixed" if computes_bf16(device) else "32-true"
-    if precision.startswith("16") and device.type == "cpu":
-        raise ConfigError(f"trainer.precision={precision} needs a GPU; use bf16-mixed or 32-true")
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"trainer.precision={precision}: must be one of auto, {', '.join(PRECISIONS)}"
-        )
-    trainer["precision"] = precision
-    if device.type != "cuda":
-        trainer["sync_batchnorm"] = False  # torch has it for CUDA alone
-    return device, precision
-
-
 def _check_target(entry: Mapping[str, Any], group: str) -> None:
     """Raise a ConfigError if the `_target_` of a logger or callback does not exist."""
     try:
@@ -326,6 +304,7 @@ def _classes_before_reading(cfg: TrainConfig) -> list[str]:
 
 def _check_learning(cfg: TrainConfig, recipe: RecipeConfig, classes: Sequence[str]) -> None:
     """Check the loss and the optimiser, on a network without memory."""
+    check_batch_norm(recipe, cfg.backbone.name, cfg.model.padding)
     make_loss(cfg.loss, recipe.loss_reduction)
     if classes:
         _class_weights(cfg, classes)

@@ -44,8 +44,9 @@ from fcn.training.callbacks import (
     Watch,
 )
 from fcn.training.interruption import AtomicCheckpoints, Interruption
-from fcn.training.loss import balanced_weights, make_loss
+from fcn.training.loss import balanced_weights, make_loss, rare_note
 from fcn.training.module import SegmentationModule
+from fcn.training.optim import warmup_note
 from fcn.training.plan import Plan, check_combinations, resolve
 
 MEASURED_IMAGES = 8  # training images on which the size of pretrained features is measured
@@ -82,6 +83,8 @@ def train_one(
     """Train a model, evaluate its best checkpoint, and write what the run leaves; see `train`."""
     started = time.monotonic()
     plan = resolve(cfg, folder, processes, console)
+    if note := warmup_note(plan.recipe, plan.length.max_steps):
+        console.print(f"warning: {note}", style="yellow")
     with opened_folder(plan, processes):
         look_at_data(plan, processes, console)
         model, surgery = first_model(plan, console)
@@ -162,10 +165,12 @@ def make_module(
     weights = plan.class_weights
     if weights == "balanced":
         classes = plan.train.classes
-        counts = class_pixels(plan.train, console) if processes.rank == 0 else []
-        weights = balanced_weights(processes.share(counts))
+        counts = processes.share(class_pixels(plan.train, console) if processes.rank == 0 else [])
+        weights = balanced_weights(counts)
         shown = (f"{name} {weight:.3g}" for name, weight in zip(classes, weights, strict=True))
         console.print(f"class weights: {', '.join(shown)}")
+        if note := rare_note(weights, counts, classes):
+            console.print(f"warning: {note}", style="yellow")
     weight = torch.tensor(weights, dtype=torch.float32) if weights else None
     loss = make_loss(plan.loss, plan.recipe.loss_reduction, weight)
     assert plan.recipe.lr is not None
@@ -370,7 +375,7 @@ def _mean_iou(plan: Plan, path: Path) -> float:
     """Return the mean IoU of a checkpoint on the validation split."""
     from fcn.inference.evaluate import evaluate
 
-    model = InferenceModel(checkpoint.load(path), plan.device, bf16="bf16" in plan.precision)
+    model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
     quiet = Console(quiet=True)
     return evaluate(model, plan.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
 
@@ -398,7 +403,7 @@ def evaluate_best(
             curves = {"training loss": history.loss}, {"validation mean IoU": history.mean_iou}
             plots.curves(*curves).save(folder / "curves.png")
         metrics = evaluate_and_write(
-            InferenceModel(model, plan.device, bf16="bf16" in plan.precision),
+            InferenceModel(model, plan.device, plan.precision),
             plan.val,
             folder,
             console,
