@@ -23,6 +23,8 @@ T = TypeVar("T")
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # set by whatever starts processes
 PATIENCE = timedelta(days=7)  # one process may work for long while the others wait
 GRACE = 2  # seconds that a process has to notice by itself that another has failed
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true",
+              "single_device")  # fmt: skip
 LOST = ("connection closed", "connection reset", "broken pipe", "connection refused", "peer")
 
 
@@ -193,6 +195,11 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
             f"trainer.{min(unknown)} is for training; here: {', '.join(wanted)}, precision"
         )
     wanted |= {key: trainer[key] for key in wanted if trainer.get(key) is not None}
+    if wanted["strategy"] not in STRATEGIES:
+        raise ConfigError(
+            f"trainer.strategy={wanted['strategy']}: must be one of {', '.join(STRATEGIES)}; a "
+            "checkpoint needs the whole model in every process"
+        )
     if str(wanted["strategy"]).startswith("ddp"):
         wanted["strategy"] = "ddp"  # its variants differ in training alone
     environment = dict(os.environ)

@@ -120,7 +120,6 @@ def test_an_argument_is_refused_with_the_reason(
         ("precision", "foo"),
         ("precision", "16-mixed"),
         ("profiler", "stopwatch"),
-        ("strategy", "fsdp"),
         ("val_check_interval", "00:00:10:00"),
         ("val_check_interval", 0),
         ("val_check_interval", 2.0),

@@ -273,7 +273,7 @@ class Pictures(Callback):
                 logger.log_metrics({f"drift from bilinear/{name}": drift}, step)
             shown = self.info.classes[: self.kernels]
             picture = plots.kernels(
-                layer.diagonal().detach()[: len(shown)].double().cpu().numpy(),
+                layer.diagonal().detach()[: len(shown)].cpu().double().numpy(),
                 bilinear_kernel(layer.kernel).double().numpy(),
                 shown,
                 f"{name} at step {step}: drift {100 * drift:.1f} %",

@@ -54,8 +54,6 @@ REFUSED = {
     "own order",
     "use_distributed_sampler": "the run distributes its images over the processes itself",
 }
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true",
-              "single_device")  # fmt: skip
 BATCHES_TO_LOG = 10  # steps between points of the loggers
 
 
@@ -260,12 +258,6 @@ def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in REFUSED and value != known[name].default:
             raise ConfigError(f"trainer.{name} is set by the run itself: {REFUSED[name]}")
     arguments = {key: value for key, value in given.items() if key not in REFUSED}
-    strategy = str(arguments.get("strategy", "auto"))
-    if strategy not in STRATEGIES:
-        raise ConfigError(
-            f"trainer.strategy={strategy}: must be one of {', '.join(STRATEGIES)}; a checkpoint "
-            "needs the whole model in every process"
-        )
     passed_on = {key: value for key, value in arguments.items() if key not in RESOLVED}
     try:
         pl.Trainer(**passed_on | {"logger": False, "enable_checkpointing": False})
