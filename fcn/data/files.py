@@ -37,21 +37,23 @@ def walk(folder: Path) -> Iterator[Path]:
 
     A link to a folder that the walk comes to anyway, or is in, is left out.
     """
-    root = Path(os.path.realpath(folder))
 
-    def visit(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    def visit(folder: Path, above: tuple[Path, ...], roots: tuple[Path, ...]) -> Iterator[Path]:
         here = Path(os.path.realpath(folder))
         if here in above:
             return
+        if folder.is_symlink() or not roots:
+            roots = (*roots, here)
         for path in sorted(folder.iterdir()):
+            target = Path(os.path.realpath(path))
             if path.name.startswith("."):
                 continue
             if not path.is_dir():
                 yield path
-            elif not path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(root):
-                yield from visit(path, (*above, here))
+            elif not path.is_symlink() or not any(map(target.is_relative_to, roots)):
+                yield from visit(path, (*above, here), roots)
 
-    return visit(folder, ())
+    return visit(folder, (), ())
 
 
 def is_image(path: Path) -> bool:
