@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 VOID = 255  # ignored pixels in every target, whatever number the mask files use
 # The image mean that the FCN authors subtract for VOC and PASCAL-Context: blue, green, red of 255.
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
+MEAN_COLOUR = (124, 116, 104)  # the same, RGB: below transparent pixels, and beyond an image's edge
 BACKGROUND = ("background", "bg", "_background_", "unlabelled", "unlabeled", "void", "other")
 
 

@@ -19,7 +19,7 @@ import fcn
 from fcn import checkpoint
 from fcn.config import ExportConfig
 from fcn.data import images
-from fcn.data.dataset import Pair, SegmentationDataset
+from fcn.data.dataset import Pair, SegmentationDataset, read_mask
 from fcn.data.images import Pixels, image_size, range_note, read_image, to_uint8, upright
 from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.dataset_info import DatasetInfo
@@ -73,25 +73,26 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(image, image[:1].expand(3, 1, 7))
 
 
-def test_transparency_changes_no_colour(tmp_path: Path) -> None:
+MEAN = (124, 116, 104)
+
+
+def test_what_lies_under_transparent_pixels_does_not_count(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(path := tmp_path / "clear.png", transparency=b"\x00\x80\xff")
-    expected = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
-    assert read_image(path)[:, 0].T.tolist() == expected
+    half = [round(v * 128 / 255 + m * 127 / 255) for v, m in zip((40, 50, 60), MEAN, strict=True)]
+    assert read_image(path)[:, 0].T.tolist() == [[*MEAN], half, [70, 80, 90]]
 
 
-def test_large_images_are_read_only_if_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_of_any_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for suffix in ("png", "tif"):
         path = save(tmp_path / f"large.{suffix}", np.arange(300).reshape(15, 20) % 251)
-        with pytest.raises(DataError, match=rf"large\.{suffix}: unreadable image"):
-            read_image(path)
-        assert read_image(path, large=True)[0, 14, 19] == 299 % 251
+        assert image_size(path) == (20, 15)
+        assert read_image(path)[0, 14, 19] == 299 % 251
+        assert read_mask(path, 251, 255)[14, 19] == 299 % 251
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda path: read_image(path, large=True), [path] * 16))
+            list(pool.map(read_image, [path] * 16))
         assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -107,12 +108,13 @@ def test_threads_decode_large_images_at_the_same_time(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(images, "from_pillow", decode)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda path: read_image(path, large=True), [path] * 2))
+        list(pool.map(read_image, [path] * 2))
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_16_bit_colours_keep_all_their_bits(tmp_path: Path, channels: int) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (9, 7, channels)).astype(np.uint16)
+    deep[..., 3:] = 65535  # opaque
     bgr = deep[..., [2, 1, 0, 3][:channels]]
     for suffix in ("png", "tif")[: 5 - channels]:  # OpenCV's TIFF does not say what alpha is
         cv2.imwrite(str(path := tmp_path / f"deep.{suffix}"), bgr)
@@ -167,11 +169,19 @@ def test_bands_are_chosen_by_name(tmp_path: Path) -> None:
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 0]])
 
 
-def test_transparency_of_a_deep_tiff_is_dropped(tmp_path: Path) -> None:
-    settings = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
-    path = raster(tmp_path / "a.tif", BANDS[..., :4].astype(np.int16), **settings)
-    image = read_image(path, DatasetInfo(value_range=[0, 255]))
-    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., :3])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_the_transparency_of_a_deep_tiff_counts_unless_bands_are_given(
+    tmp_path: Path, kind: str
+) -> None:
+    deep = np.full((1, 3, 4), 20_000, np.uint16)
+    deep[..., 3] = 0, 30_000, 65535
+    path = raster(tmp_path / "a.tif", deep, photometric="rgb", extrasamples=[kind])
+    rgb = DatasetInfo(bands=["red", "green", "blue"])
+    assert (read_image(path, rgb) == round(20_000 / 257)).all()
+    weight = np.array([0, 30_000, 65535]) / 65535
+    seen = 78 * (weight if kind == "unassalpha" else 1)
+    expected = (seen + (1 - weight) * np.array(MEAN)[:, None]).round()
+    assert np.array_equal(read_image(path)[:, 0], expected)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.io import loadmat
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fcn.data.images import Source, file_errors, image_size, orientation, read_image, upright
+from fcn.data.images import (
+    Source,
+    file_errors,
+    image_size,
+    orientation,
+    read_image,
+    read_stored,
+    upright,
+)
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import DataError
 
@@ -165,13 +172,13 @@ def read_labels(source: Source) -> np.ndarray:
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ValueError(f"GTcls.Segmentation is {labels.ndim}-D {labels.dtype}")
             return np.array(labels, order="C")
-    with file_errors(source, "mask"), source.open("rb") as stream, Image.open(stream) as file:
-        if file.mode not in ("P", "L"):
-            raise DataError(
-                f"{source}: a mask must be a palette or grey 8-bit image of class labels, but this "
-                f"one has mode {file.mode}; to convert it, run {CONVERT}"
-            )
-        return np.array(file)
+    labels, problem = read_stored(source)
+    if problem:
+        raise DataError(
+            f"{source}: a mask must be a palette or grey image of class labels, of 8 bits at most, "
+            f"but this one has {problem}; to convert it, run {CONVERT}"
+        )
+    return labels
 
 
 def read_bytes(source: Source, kind: str) -> bytes:

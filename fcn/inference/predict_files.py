@@ -202,7 +202,7 @@ def _read_ahead(
     """Yield each job with its image, while the next ones are read: one per core."""
     waiting = deque[tuple[Job, Future[Tensor]]]()
     for job in jobs:
-        waiting.append((job, pool.submit(read_image, job.image, info, large=True)))
+        waiting.append((job, pool.submit(read_image, job.image, info)))
         if len(waiting) > usable_cores():
             yield waiting.popleft()
     yield from waiting

@@ -131,9 +131,9 @@ class Predictor:
         """Return any image that `__call__` takes as (C, H, W) on the CPU, uint8 or float32."""
         channels, value_range = self.model.model.in_channels, self.info.value_range
         if isinstance(image, str | Path):
-            return read_image(Path(image), self.info, large=True)
+            return read_image(Path(image), self.info)
         if isinstance(image, Image.Image):
-            return as_tensor(from_pillow(image.copy()), self.info)
+            return as_tensor(from_pillow(image), self.info)
         if isinstance(image, np.ndarray):
             # A copy, as PyTorch takes neither read-only arrays nor negative strides.
             image = torch.from_numpy(image.copy()).movedim(-1, 0)
