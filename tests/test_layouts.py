@@ -133,6 +133,11 @@ def test_a_folder_is_paired_by_name(own: DataConfig) -> None:
     assert dataset.classes == [f"class {i}" for i in range(11)]
     for index in range(3):
         assert dataset[index][1].flatten().tolist() == [*range(11), 255]
+    with pytest.raises(
+        DataError, match=r"labels 0, 1, \.\.\. are named class 0.*leave data\.classes"
+    ):
+        open_split(replace(own, classes=[f"name {i}" for i in range(11)]), "train")
+    (Path(own.root) / "classes.txt").unlink()
     named = replace(own, classes=[f"name {i}" for i in range(11)])
     assert open_split(named, "train").classes == named.classes
 
