@@ -193,7 +193,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def named(source: str, output: str, lines: str = "") -> dict[str, str]:
-    images = find_images(source, Path(output), lines.splitlines())
+    images, _ = find_images(source, Path(output), lines.splitlines())
     return {str(path): str(name) for path, name in images.items()}
 
 
@@ -237,15 +237,74 @@ def test_no_images_are_an_error(tree: Path, source: str, output: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "file"),
+    ("images", "shared"),
     [
         ({"x/a.jpg": "a", "x/a.png": "a"}, "out/a.png"),
         ({"x/a.jpg": "a", "y/a.jpg": "a"}, "out/a.png"),
         ({"x/overlays/a.jpg": "overlays/a", "x/a.jpg": "a"}, "out/overlays/a.png"),
-        ({"x/../out/a.png": "a"}, "out/a.png"),
     ],
 )
-def test_two_images_for_one_file_are_an_error(images: dict[str, str], file: str) -> None:
-    paths = {Path(image): Path(name) for image, name in images.items()}
-    with pytest.raises(ConfigError, match=file):
-        plan(paths, Path("out"), overlays=True, probabilities=False)
+def test_images_that_share_a_name_are_named_and_the_rest_is_planned(
+    images: dict[str, str], shared: str
+) -> None:
+    paths = {Path(image): Path(name) for image, name in images.items()} | {Path("b.jpg"): Path("b")}
+    jobs, lines = plan(paths, Path("out"), overlays=True, probabilities=True)
+    assert [job.image for job in jobs] == [Path("b.jpg")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{', '.join(images)}: all belong to {shared}, so none")
+
+
+def test_no_image_is_overwritten(tree: Path) -> None:
+    images, _ = find_images("photos/two words.png", Path("photos"), [])
+    with pytest.raises(ConfigError, match="is an image to predict; choose another output"):
+        plan(images, Path("photos"), overlays=True, probabilities=False)
+
+
+def test_the_advice_for_a_shared_name_works(
+    predict: Predict, error_line: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(20, 30).save("photos/3.tif")
+    arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
+    error = error_line("predict", *arguments)
+    assert "2 of 8 images have no mask" in error
+    assert sorted(path.name for path in Path("out").glob("*.png")) == [
+        f"{index}.png" for index in (0, 1, 2, 4, 5, 6)
+    ]
+    assert "1 images predicted" in predict(input="photos/3.tif", output="other")
+    Path("photos/3.tif").rename("photos/third.tif")
+    assert "2 images predicted, 6 were done before" in predict()
+
+
+def test_linked_folders_and_what_is_left_out_are_seen(predict: Predict, root: Path) -> None:
+    (root / "elsewhere").mkdir()
+    photo(20, 30).save("elsewhere/linked.png")
+    (root / "photos/day1").symlink_to(root / "elsewhere")
+    Path("photos/film.mp4").touch()
+    Path("photos/.DS_Store").touch()
+    said = predict()
+    assert "8 images predicted; " in said
+    assert Path("out/day1/linked.png").is_file()
+    assert "note: 1 file left out: 1 .mp4 (save their frames as PNG)" in said
+    with pytest.raises(ConfigError, match=r"no images found.*; 1 file left out: 1 \.mp4"):
+        find_images("photos/*.mp4", Path("out"), [])
+
+
+def test_a_full_disk_is_named_with_the_file(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    predict(output="before")
+    smallest = min(path.stat().st_size for path in Path("before").rglob("*.png"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing more is then an OSError
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 1, limits[1]))
+        with pytest.raises(OSError, match=r"File too large: 'out") as error:
+            predict()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "out" in str(error.value.filename)
+    assert not list(Path("out").rglob("*.part"))

@@ -3,7 +3,7 @@
 import glob
 import json
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import PredictConfig
-from fcn.data.dataset import read_image
+from fcn.data.files import finder, is_image, unread_note, walk
+from fcn.data.images import read_image
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
@@ -33,7 +34,7 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
 
     Raises:
         ConfigError: no images, outputs that collide, or an output folder with other settings.
-        DataError: at the end, if images could not be read.
+        DataError: at the end, if images could not be read, or share a name.
     """
     with launch(cfg.trainer) as processes:
         _predict_images(cfg, console, processes)
@@ -41,8 +42,8 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
 
 def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) -> None:
     output = Path(cfg.output)
-    images = find_images(cfg.input, output, sys.stdin)
-    jobs = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    images, note = find_images(cfg.input, output, sys.stdin)
+    jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
     predictor = Predictor(
         cfg.checkpoint,
         str(processes.device),
@@ -73,11 +74,16 @@ def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) 
                 failed += 1
                 print(error, flush=True)  # of whichever process
     failed = int(processes.sum(torch.tensor(failed)))
+    for line in unclear if processes.rank == 0 else ():
+        print(line, flush=True)
     made = len(jobs) - skipped - failed
     before = f", {skipped} were done before" if skipped else ""
     console.print(f"{made} images predicted{before}; masks in {output}")
-    if failed and processes.rank == 0:
-        raise DataError(f"{failed} of {len(jobs)} images could not be read; they are listed above")
+    if note:
+        console.print(f"note: {note}")
+    if (failed or unclear) and processes.rank == 0:
+        left = failed + len(images) - len(jobs)
+        raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
 
 
 @dataclass(frozen=True)
@@ -96,49 +102,60 @@ class Job:
         return min(outputs) >= max(since, image)
 
 
-def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, Path]:
-    """Return the images that `input=` names, sorted, and the name of each: a path without suffix.
+def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[Path, Path], str]:
+    """Find the images that `input=` names, sorted, and the name of each: a path without suffix.
 
     Sub-folders of a folder, and those that a pattern's wildcards match, are kept in the names.
-    Hidden files, the output folder, and files that Pillow cannot read are left out.
+    Linked folders count as folders. Hidden files, the output folder, and files that are not read
+    here are left out.
 
     Args:
         source: a file, a folder, a glob pattern, or - for the paths in `lines`.
         output: the folder to write to.
         lines: one path a line.
+
+    Returns:
+        The names, and a note on files that look like images but are not read; "" without any.
     """
-    base = Path(source)
+    base, note, find = Path(source), "", finder()
     if source == "-":
-        images = {Path(line.rstrip("\r\n")) for line in lines if line.strip()}
+        images = {find(Path(line.rstrip("\r\n"))) for line in lines if line.strip()}
         names = {path: Path(path.stem) for path in sorted(images)}
     elif base.is_file():
         names = {base: Path(base.stem)}
     else:
-        found: Iterable[Path] = base.rglob("*")
-        if not base.is_dir():
+        if base.is_dir():
+            found: Iterable[Path] = walk(base)
+        else:
             found = map(Path, glob.iglob(source, recursive=True))
             base = Path(*takewhile(lambda part: not glob.has_magic(part), base.parts))
-        suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        names = {
-            path: path.relative_to(base).with_suffix("")
+        files = [
+            path
             for path in sorted(found)
-            if path.suffix.lower() in suffixes
-            and path.is_file()
+            if not path.is_dir()
             and not any(part.startswith(".") for part in path.relative_to(base).parts)
+            and output.resolve() not in path.absolute().parents
             and output.resolve() not in path.resolve().parents
-        }
+        ]
+        names = {path: path.relative_to(base).with_suffix("") for path in files if is_image(path)}
+        note = unread_note(files)
     if not names:
-        raise ConfigError(
-            f"input={source}: no images found outside output={output}; check the paths"
-        )
-    return names
+        found_none = f"input={source}: no images found outside output={output}; check the paths"
+        raise ConfigError(f"{found_none}; {note}" if note else found_none)
+    return names, note
 
 
 def plan(
     images: dict[Path, Path], output: Path, *, overlays: bool, probabilities: bool
-) -> list[Job]:
-    """Return what to write for each image; raise a ConfigError if two belong to one file."""
-    jobs, taken = [], {image.resolve(): image for image in images}
+) -> tuple[list[Job], list[str]]:
+    """Return what to write for each image, and a line for each name that several images share.
+
+    Raises:
+        ConfigError: an image would be overwritten.
+    """
+    jobs: list[Job] = []
+    owners = defaultdict[Path, list[Path]](list)
+    given = {image.resolve() for image in images}
     for image, name in images.items():
         outputs = {"mask": output / f"{name}.png"}
         if overlays:
@@ -146,14 +163,23 @@ def plan(
         if probabilities:
             outputs["probabilities"] = output / f"{name}.npz"
         for path in outputs.values():
-            if other := taken.get(path.resolve()):
+            if path.resolve() in given:
                 raise ConfigError(
-                    f"{image} would be written to {path}, which belongs to {other}; rename one of "
-                    "them, or choose another output"
+                    f"{image} would be written to {path}, which is an image to predict; choose "
+                    "another output"
                 )
-            taken[path.resolve()] = image
+            owners[path].append(image)
         jobs.append(Job(image, outputs))
-    return jobs
+    shared = {
+        tuple(sharing): path for path, sharing in reversed(owners.items()) if len(sharing) > 1
+    }
+    left_out = {image for sharing in shared for image in sharing}
+    lines = [
+        f"{', '.join(map(str, sharing))}: all belong to {path}, so none is predicted; rename all "
+        "but one, or predict each into an output of its own"
+        for sharing, path in shared.items()
+    ]
+    return [job for job in jobs if job.image not in left_out], lines
 
 
 def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
