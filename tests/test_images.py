@@ -1,8 +1,10 @@
 """Images as people have them: depth, sign, bands, pages, EXIF, and networks of other channels."""
 
 import struct
+import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -282,6 +284,78 @@ def test_each_tiff_is_read_or_its_message_names_the_setting(cases: Path, name: s
         read_image(path)
 
 
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-synta'
+    'x-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{}"/>'
+    "</rdf:RDF></x:xmpmeta>"
+)
+
+
+def with_chunk(path: Path, kind: bytes, content: bytes, late: bool) -> None:
+    """Insert a chunk before or after the pixels of a PNG."""
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    chunk, data = struct.pack(">I", len(content)) + kind + content + checksum, path.read_bytes()
+    place = (data.rindex(b"IEND") if late else data.index(b"IDAT")) - 4
+    path.write_bytes(data[:place] + chunk + data[place:])
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def chunk_of(kind: str, orientation: int) -> tuple[bytes, bytes]:
+    if kind == "exif":
+        return b"eXIf", exif_of(orientation).tobytes()[6:]
+    return b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP.format(orientation).encode()
+
+
+PLACES: dict[str, Callable[[Path, Image.Image, int], None]] = {
+    **{
+        suffix: lambda path, image, turn: image.save(path, exif=exif_of(turn), quality=100)
+        for suffix in ("jpg", "webp", "avif")
+    },
+    "tif": lambda path, image, turn: image.save(path, tiffinfo={274: turn}),
+    "deep.tif": lambda path, image, turn: tifffile.imwrite(
+        path, np.asarray(image).astype(np.uint16), photometric="rgb",
+        extratags=[(274, "H", 1, turn, True)],
+    ),
+    **{
+        f"{kind}-{place}.png": lambda path, image, turn, kind=kind, place=place: (
+            image.save(path),
+            with_chunk(path, *chunk_of(kind, turn), late=place == "late"),
+        )
+        for kind in ("exif", "xmp")
+        for place in ("early", "late")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", [0, *range(1, 9), 9])
+@pytest.mark.parametrize("place", PLACES)
+def test_every_reader_agrees_on_size_and_orientation(
+    tmp_path: Path, place: str, orientation: int
+) -> None:
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8], pixels[8:, :8] = 255, 128
+    PLACES[place](path := tmp_path / f"a.{place}", Image.fromarray(pixels), orientation)
+    turned = orientation if orientation in range(1, 9) else 1
+    expected = upright(pixels, turned)
+    info = DatasetInfo(value_range=[0, 255]) if "deep" in place else DatasetInfo()
+    image = read_image(path, info).permute(1, 2, 0).numpy()
+    assert np.abs(image.astype(int) - expected).max() <= (
+        30 if "avif" in place or "webp" in place else 3
+    )
+    assert image_size(path) == expected.shape[1::-1]
+    assert images.orientation(path) == turned
+    if "deep" not in place:
+        with Image.open(path) as opened:
+            oracle = ImageOps.exif_transpose(opened)
+        assert oracle is not None
+        assert np.array_equal(image, oracle.convert("RGB"))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_mask_is_turned_like_its_image(tmp_path: Path, orientation: int) -> None:
     labels = np.random.default_rng(0).integers(0, 5, (6, 9)).astype(np.uint8)
@@ -451,3 +525,40 @@ def test_raw_masks_are_grey_labels(tmp_path: Path, command: Callable[..., Any]) 
     as_opencv_reads = cv2.imread(str(tmp_path / "raw" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(raw, as_opencv_reads)
     assert len(np.unique(raw)) > 1
+
+
+HEIF_CODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from fcn.data.files import is_image, unread_note
+assert ".heic" not in Image.EXTENSION
+import pillow_heif
+from fcn.data.images import image_size, orientation, read_image
+pixels = np.zeros((16, 24, 3), np.uint8)
+pixels[:8, :8], pixels[8:, :8] = 255, 128
+file = pillow_heif.from_bytes("RGB", (24, 16), pixels.tobytes())
+exif = Image.Exif()
+exif[0x0112] = 6
+path = Path(sys.argv[1])
+file.save(path, quality=-1, chroma=444, exif=exif.tobytes())
+assert is_image(path) and not unread_note([path])
+image = read_image(path)
+assert (24, 16) == tuple(image.shape[1:]) and image_size(path) == (16, 24), image.shape
+assert orientation(path) == 1
+assert abs(image[0].int() - np.rot90(pixels[..., 0], -1)).max() <= 3
+"""
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    command = [sys.executable, "-c", HEIF_CODE, str(tmp_path / "a.HEIC")]
+    subprocess.run(command, check=True)
+
+
+def test_a_heic_file_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    with pytest.raises(DataError, match=r'a\.HEIC: .*pip install "fcn-segmentation\[heif\]"'):
+        read_image(tmp_path / "a.HEIC")
