@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -93,6 +94,23 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def bound_memory() -> None:
+    """Make oneDNN forget the kernels of image sizes that it met long ago.
+
+    It keeps 1,024 by default, each with memory of its own, and every size needs others. Like
+    `keep_memory` this is for a process of our own, before its first convolution.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, PyTorch's
+        os.environ.setdefault(name, "128")  # several times what one size needs
+
+
+def return_memory() -> None:
+    """Give memory that is free between pieces in use back to the system, on glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class InferenceModel:

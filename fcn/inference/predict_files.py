@@ -2,9 +2,10 @@
 
 import glob
 import json
+import math
 import sys
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -20,13 +21,17 @@ from torch import Tensor
 from fcn import checkpoint
 from fcn.config import PredictConfig
 from fcn.data.files import finder, is_image, unread_note, walk
-from fcn.data.images import read_image
+from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
+from fcn.device import bound_memory, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
+
+PIXELS_WAITING = 50_000_000  # of images that are read ahead, and of those being written
+RETURN_EVERY = 16  # images after which free memory goes back to the system
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -36,6 +41,7 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
         ConfigError: no images, outputs that collide, or an output folder with other settings.
         DataError: at the end, if images could not be read, or share a name.
     """
+    bound_memory()
     with launch(cfg.trainer) as processes:
         _predict_images(cfg, console, processes)
 
@@ -205,33 +211,52 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
 
 def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
-    writing, info = deque[Future[None]](), predictor.info
+    writing, info = deque[tuple[int, Future[None]]](), predictor.info
     with ThreadPoolExecutor() as pool:
-        for job, reading in _read_ahead(pool, jobs, info):
+        for number, (job, reading) in enumerate(_read_ahead(pool, jobs, info)):
             try:
                 image = reading.result()
             except DataError as error:
                 yield error
                 continue
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            writing.append(pool.submit(write, job.outputs, image, mask, kept, info, raw))
-            if len(writing) > usable_cores():  # bounds the memory
-                writing.popleft().result()
+            future = pool.submit(write, job.outputs, image, mask, kept, info, raw)
+            writing.append((mask.size, future))
+            while _too_many(writing):
+                writing.popleft()[1].result()
+            if number % RETURN_EVERY == 0:
+                return_memory()
             yield None
-        for future in writing:
+        for _, future in writing:
             future.result()
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
-    """Yield each job with its image, while the next ones are read: one per core."""
-    waiting = deque[tuple[Job, Future[Tensor]]]()
+    """Yield each job with its image, while the next ones are read: one per core, unless large."""
+    waiting = deque[tuple[int, tuple[Job, Future[Tensor]]]]()
     for job in jobs:
-        waiting.append((job, pool.submit(read_image, job.image, info)))
-        if len(waiting) > usable_cores():
-            yield waiting.popleft()
-    yield from waiting
+        waiting.append((_pixels(job.image), (job, pool.submit(read_image, job.image, info))))
+        while _too_many(waiting):
+            yield waiting.popleft()[1]
+    for _, reading in waiting:
+        yield reading
+
+
+def _pixels(image: Path) -> int:
+    """Return the pixels of an image by its header; 0 if reading it is going to fail."""
+    try:
+        return math.prod(image_size(image))
+    except DataError:
+        return 0
+
+
+def _too_many(waiting: Sequence[tuple[int, object]]) -> bool:
+    """Return True if more images wait than there are cores, or more pixels than memory allows."""
+    return len(waiting) > usable_cores() or (
+        len(waiting) > 1 and sum(pixels for pixels, _ in waiting) > PIXELS_WAITING
+    )
 
 
 def write(
