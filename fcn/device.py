@@ -106,10 +106,21 @@ def bound_memory() -> None:
         os.environ.setdefault(name, "128")  # several times what one size needs
 
 
-def return_memory() -> None:
-    """Give memory that is free between pieces in use back to the system, on glibc."""
+def resident_memory() -> int:
+    """Return how many bytes of memory this process occupies; 0 where only Linux could tell."""
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text(encoding="utf-8").split()[1]) if statm.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+def return_memory(above: int) -> None:
+    """Give free memory back to the system, on glibc, if the process occupies more than `above`.
+
+    Images of many sizes leave gaps that fit no other, so that `keep_memory` would keep ever more;
+    to give back all of it after each image would double the time of a small network.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
+    if trim is not None and resident_memory() > above:
         trim(0)
 
 

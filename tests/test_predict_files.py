@@ -1,7 +1,11 @@
 """Predicting image files: what is found, written, skipped and reported."""
 
+import ctypes
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from fcn.inference.predict_files import find_images, plan
 from fcn.inference.predictor import Predictor
 from fcn.output import make_console
 from fcn.pictures.visualize import overlay, voc_palette
+from fcn.processes import usable_cores
 from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "cow", "bus"]
@@ -289,6 +294,55 @@ def test_linked_folders_and_what_is_left_out_are_seen(predict: Predict, root: Pa
         find_images("photos/*.mp4", Path("out"), [])
 
 
+GROWTH = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from fcn.config import PredictConfig
+from fcn.device import keep_memory
+from fcn.inference import predict_files
+from fcn.output import make_console
+
+keep_memory()
+libc, write, used = ctypes.CDLL(None), predict_files.write, []
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+info = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
+libc.mallinfo2.restype = info
+photos, sizes = Path("many"), np.random.default_rng(0).integers(32, 300, (150, 2))
+photos.mkdir()
+for number, (height, width) in enumerate(sizes):
+    Image.new("RGB", (int(width), int(height)), (number, 90, 9)).save(photos / f"{number:03}.png")
+
+
+def counted(*arguments):
+    write(*arguments)
+    used.append(libc.mallinfo2().uordblks)
+
+
+predict_files.write = counted
+cfg = PredictConfig("m.safetensors", "many", "masks", overlays=False)
+cfg.trainer = {"accelerator": "cpu"}
+predict_files.main(cfg, Path("."), make_console())
+print(min(used[-30:]) - min(used[20:50]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc counts what is used")
+def test_memory_does_not_grow_with_the_sizes_of_images(root: Path) -> None:
+    command = [sys.executable, "-c", GROWTH]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout.splitlines()[-1]) < 8_000_000
+
+
+def test_a_few_large_images_wait_or_one_small_one_a_core() -> None:
+    large, cores = predict_files.PIXELS_WAITING, usable_cores()
+    assert not predict_files._too_many([(9, None)] * cores)
+    assert predict_files._too_many([(9, None)] * (cores + 1))
+    assert not predict_files._too_many([(10 * large, None)])
+    assert predict_files._too_many([(large, None), (1, None)])
+
+
 def test_a_full_disk_is_named_with_the_file(
     predict: Predict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,8 +350,6 @@ def test_a_full_disk_is_named_with_the_file(
     predict(output="before")
     smallest = min(path.stat().st_size for path in Path("before").rglob("*.png"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing more is then an OSError
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 1, limits[1]))

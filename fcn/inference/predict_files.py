@@ -23,15 +23,15 @@ from fcn.config import PredictConfig
 from fcn.data.files import finder, is_image, unread_note, walk
 from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
-from fcn.device import bound_memory, return_memory
+from fcn.device import bound_memory, resident_memory, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
 
+SPARE_MEMORY = 1_000_000_000  # bytes that may stay occupied between images, for speed
 PIXELS_WAITING = 50_000_000  # of images that are read ahead, and of those being written
-RETURN_EVERY = 16  # images after which free memory goes back to the system
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -212,8 +212,9 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
 def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
     writing, info = deque[tuple[int, Future[None]]](), predictor.info
+    above = resident_memory() + SPARE_MEMORY
     with ThreadPoolExecutor() as pool:
-        for number, (job, reading) in enumerate(_read_ahead(pool, jobs, info)):
+        for job, reading in _read_ahead(pool, jobs, info):
             try:
                 image = reading.result()
             except DataError as error:
@@ -224,8 +225,7 @@ def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataE
             writing.append((mask.size, future))
             while _too_many(writing):
                 writing.popleft()[1].result()
-            if number % RETURN_EVERY == 0:
-                return_memory()
+            return_memory(above)
             yield None
         for _, future in writing:
             future.result()
