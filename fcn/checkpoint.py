@@ -57,7 +57,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"checkpoint={self.path} has the classes {', '.join(self.classes)}, but "
                 f"data={data} has {', '.join(classes)}; "
-                "choose data of the same classes in the same order"
+                "choose the data it was trained on, or data.classes"
             )
 
     def model(self) -> FCN:

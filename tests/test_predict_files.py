@@ -336,11 +336,10 @@ def test_memory_does_not_grow_with_the_sizes_of_images(root: Path) -> None:
 
 
 def test_a_few_large_images_wait_or_one_small_one_a_core() -> None:
-    large, cores = predict_files.PIXELS_WAITING, usable_cores()
-    assert not predict_files._too_many([(9, None)] * cores)
-    assert predict_files._too_many([(9, None)] * (cores + 1))
-    assert not predict_files._too_many([(10 * large, None)])
-    assert predict_files._too_many([(large, None), (1, None)])
+    large, cores = predict_files.WAITING, usable_cores()
+    assert not predict_files._is_full([9] * (cores + 1))
+    assert predict_files._is_full([9] * (cores + 2))
+    assert predict_files._is_full([large, 1])
 
 
 def test_a_full_disk_is_named_with_the_file(

@@ -2,7 +2,6 @@
 
 import glob
 import json
-import math
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,8 +29,8 @@ from fcn.output import atomic_write, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
 
-SPARE_MEMORY = 1_000_000_000  # bytes that may stay occupied between images, for speed
-PIXELS_WAITING = 50_000_000  # of images that are read ahead, and of those being written
+SPARE_MEMORY = 500_000_000  # bytes that may stay occupied between images, for speed
+WAITING = 2**24  # pixels of images read ahead, and of those waiting to be written
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -220,10 +219,12 @@ def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataE
             except DataError as error:
                 yield error
                 continue
+            del reading  # or it would keep the image while the next one is read
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            future = pool.submit(write, job.outputs, image, mask, kept, info, raw)
-            writing.append((mask.size, future))
-            while _too_many(writing):
+            done = pool.submit(write, job.outputs, image, mask, kept, info, raw)
+            writing.append((mask.size, done))
+            del image, mask, kept, done
+            while _is_full([size for size, _ in writing]):
                 writing.popleft()[1].result()
             return_memory(above)
             yield None
@@ -234,29 +235,29 @@ def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataE
 def _read_ahead(
     pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
-    """Yield each job with its image, while the next ones are read: one per core, unless large."""
-    waiting = deque[tuple[int, tuple[Job, Future[Tensor]]]]()
+    """Yield each job with its image, while the next ones are read: one per core, if small."""
+    waiting = deque[tuple[int, Job, Future[Tensor]]]()
     for job in jobs:
-        waiting.append((_pixels(job.image), (job, pool.submit(read_image, job.image, info))))
-        while _too_many(waiting):
-            yield waiting.popleft()[1]
-    for _, reading in waiting:
-        yield reading
+        pixels = _pixels(job.image)
+        while waiting and _is_full([pixels, *(size for size, *_ in waiting)]):
+            yield waiting.popleft()[1:]
+        waiting.append((pixels, job, pool.submit(read_image, job.image, info)))
+    while waiting:
+        yield waiting.popleft()[1:]
 
 
 def _pixels(image: Path) -> int:
-    """Return the pixels of an image by its header; 0 if reading it is going to fail."""
+    """Return the number of pixels of an image; if its header does not tell, very many."""
     try:
-        return math.prod(image_size(image))
+        width, height = image_size(image)
     except DataError:
-        return 0
+        return WAITING
+    return width * height
 
 
-def _too_many(waiting: Sequence[tuple[int, object]]) -> bool:
-    """Return True if more images wait than there are cores, or more pixels than memory allows."""
-    return len(waiting) > usable_cores() or (
-        len(waiting) > 1 and sum(pixels for pixels, _ in waiting) > PIXELS_WAITING
-    )
+def _is_full(sizes: Sequence[int]) -> bool:
+    """Return True if images of these numbers of pixels are more than shall be in memory."""
+    return len(sizes) > usable_cores() + 1 or sum(sizes) > WAITING
 
 
 def write(

@@ -31,7 +31,6 @@ ERROR_COLOURS = {
     "ignored": (128, 128, 128),
 }
 PLAIN = DatasetInfo()  # VOC's colours, and label 0 is background
-ROWS = 256  # of a picture that are blended at once
 COLUMNS, CELL, SPACE, LINE = 4, 320, 12, 22  # of a grid of pictures; pixels
 
 
@@ -96,15 +95,12 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
             f"image must be uint8 (H, W, 3) of the mask's size {mask.shape}, "
             f"got {image.dtype} {image.shape}"
         )
-    weight = np.full((256, 1), alpha, np.float32)
+    weight = np.full((256, 1), alpha)
     weight[VOID] = alpha / 3
     if info.background:
         weight[0] = 0
-    tint, result = palette(info) * weight, np.empty_like(image)
-    for start in range(0, len(mask), ROWS):  # a few rows at a time, to spare memory
-        rows = slice(start, start + ROWS)
-        blended = image[rows] * (1 - weight)[mask[rows]] + tint[mask[rows]]
-        result[rows] = blended.round()
+    tint = palette(info) * weight
+    result = (image * (1 - weight)[mask] + tint[mask]).round().astype(np.uint8)
     result[_outline(mask, info)] = 255
     return result
 
