@@ -290,12 +290,16 @@ def read_stored(source: Source) -> tuple[np.ndarray, str]:
         return values[..., 0], ""
 
 
-def from_pillow(image: Image.Image) -> Pixels:
+def from_pillow(image: Any) -> Pixels:
     """Return the pixels of a Pillow image, upright; it may be decoded in place.
 
     Raises:
         ValueError: Pillow has decoded it before, and lost bits that its file has.
     """
+    if image.format == "TIFF" and not _keeps_bits(image) and _is_one_page(image):
+        image.fp.seek(0)
+        with _open_tiff(image.fp, "image") as file:
+            return _from_tiff(file)
     if _has_lost_bits(image):
         raise ValueError(
             "Pillow has decoded this image and lost bits of its file; give the file's path, or "
@@ -312,8 +316,15 @@ def from_pillow(image: Image.Image) -> Pixels:
     return Pixels(upright(values, turned), [*colours, ALPHA][: values.shape[2]], span)
 
 
+def _is_one_page(image: Any) -> bool:
+    """Return True if a TIFF can still be read from its file, and is one image."""
+    return bool(image.tile) and image.fp is not None and image.n_frames == 1
+
+
 def _has_lost_bits(image: Image.Image) -> bool:
     """Return True if Pillow has decoded an image of more bits, as far as that can be known."""
+    if image.format == "TIFF" and not _keeps_bits(image):
+        return True
     if not isinstance(image, ImageFile.ImageFile) or image.tile:
         return False
     if image.format not in ("PNG", "PPM", "JPEG2000", "TIFF"):
@@ -446,14 +457,13 @@ def _jpeg2000(image: Any) -> tuple[np.ndarray, tuple[int, int]]:
     return np.array(image).astype(np.uint16) >> (16 - bits), (0, 2**bits - 1)
 
 
-def _is_plain(image: Any) -> bool:
-    """Return whether Pillow reads all of a TIFF: one page, unsigned, no band without a meaning."""
+def _keeps_bits(image: Any) -> bool:
+    """Return True if Pillow reads all of a TIFF's page: unsigned, no band without a meaning."""
     tags = image.tag_v2
     bits, samples = max(tags.get(BITS, (1,))), tags.get(277, 1)
     extra = tags.get(338, (0,) if "A" in image.getbands() else ())  # Pillow takes any for alpha
     return (
-        image.n_frames == 1
-        and samples == len(image.getbands())
+        samples == len(image.getbands())
         and bits <= (16 if samples == 1 else 8)
         and set(extra) <= {1, 2}  # extra samples: transparency
         and set(tags.get(339, (1,))) == {1}  # sample format: unsigned
@@ -496,25 +506,30 @@ def _opened(source: Source, kind: str) -> Iterator[Any]:
         is_tiff = stream.read(4)[:2] in (b"II", b"MM")
         stream.seek(0)
         try:
-            image = _open_pillow(stream)
+            image: Any = _open_pillow(stream)
         except UnidentifiedImageError:
             if not is_tiff:
                 raise
         else:
             with image:
-                if image.format != "TIFF" or _is_plain(image):
+                if image.format != "TIFF" or (image.n_frames == 1 and _keeps_bits(image)):
                     yield image
                     return
         stream.seek(0)
-        try:
-            import tifffile  # of the extra [tiff]
-        except ImportError:
-            raise DataError(
-                f"{source}: a TIFF of several bands or pages, or with deep or signed pixels; to "
-                'read it: pip install "fcn-segmentation[tiff]"'
-            ) from None
-        with tifffile.TiffFile(stream) as file:
+        with _open_tiff(stream, str(source)) as file:
             yield file
+
+
+def _open_tiff(stream: Any, name: str) -> Any:
+    """Open a TIFF with tifffile."""
+    try:
+        import tifffile  # of the extra [tiff]
+    except ImportError:
+        raise DataError(
+            f"{name}: a TIFF of several bands or pages, or with deep or signed pixels; to read it: "
+            'pip install "fcn-segmentation[tiff]"'
+        ) from None
+    return tifffile.TiffFile(stream)
 
 
 def _open_pillow(stream: BinaryIO) -> Image.Image:
