@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +19,9 @@ from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, SurgeryError, normalisation_warning, transplant
 from fcn.output import atomic_write
 from fcn.pictures.visualize import palette
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HUB = "hf://"  # addresses of the Hugging Face Hub: hf://USER/NAME
 PREFIX = "model."  # of the model's tensors in a Lightning checkpoint
@@ -61,10 +63,24 @@ class Checkpoint:
             )
 
     def model(self) -> FCN:
-        """Return the model, on the CPU, in evaluation mode."""
+        """Return the model, float32, on the CPU, in evaluation mode.
+
+        It is built without memory of its own, so that no weights are drawn: loading leaves the
+        random state alone, and takes a fraction of the time.
+        """
         try:
-            model = FCN(**self.about["model"])
-            model.load_state_dict(self.weights)
+            with torch.device("meta"):
+                model = FCN(**self.about["model"])
+            # Copies: the weights may lie in a mapped file, which can change.
+            copies = {
+                name: tensor.to(
+                    torch.float32 if tensor.is_floating_point() else tensor.dtype,
+                    copy=True,
+                    memory_format=torch.contiguous_format,
+                )
+                for name, tensor in self.weights.items()
+            }
+            model.load_state_dict(copies, assign=True)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
@@ -187,7 +203,7 @@ def sha256(path: Path) -> str:
 
 def initialise(
     model: FCN,
-    init_from: str | None,
+    source: Checkpoint | None,
     weights: str | None,
     classes: Sequence[str],
     *,
@@ -197,7 +213,7 @@ def initialise(
 
     Args:
         model: changed in place.
-        init_from: a checkpoint of this project; its scores are kept for the classes it shares.
+        source: a checkpoint of this project; its scores are kept for the classes it shares.
         weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file. Its mean
             and std come with it: torchvision's, or a safetensors file's metadata, or its tensors.
         classes: the model's class names.
@@ -211,21 +227,23 @@ def initialise(
         UserError: they cannot be fetched.
     """
     try:
-        if init_from is not None:
-            return _from_checkpoint(model, init_from, classes)
+        if source is not None:
+            return _from_checkpoint(model, source, classes)
         if weights is None:
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
-        source = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
-        report = transplant(model, source, weights, new_head=new_head)
+        tensors = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
+        report = transplant(model, tensors, weights, new_head=new_head)
         report.warning = normalisation_warning(model) if local else ""
         return report
     except SurgeryError as error:
         raise CheckpointError(str(error)) from error
 
 
-def surgery_table(report: Report) -> Table:
+def surgery_table(report: Report) -> "Table":
     """Return a table of each status, how many tensors have it, and which."""
+    from rich.table import Table  # importing it changes Python's random state
+
     table = Table("status", "tensors", "which", title=f"weights from {report.source}", box=None)
     for status in dict.fromkeys(entry.status for entry in report.tensors):
         entries = [entry for entry in report.tensors if entry.status == status]
@@ -236,8 +254,8 @@ def surgery_table(report: Report) -> Table:
     return table
 
 
-def _from_checkpoint(model: FCN, path: str, classes: Sequence[str]) -> Report:
-    source, backbone = read(path), model.arguments["backbone"]
+def _from_checkpoint(model: FCN, source: Checkpoint, classes: Sequence[str]) -> Report:
+    path, backbone = str(source.path), model.arguments["backbone"]
     theirs = source.about["model"]["backbone"]
     if theirs != backbone:
         raise CheckpointError(

@@ -3,13 +3,14 @@
 `python -m fcn.cli NAME key=value ...` runs any of them.
 """
 
-import json
 import os
 import re
+import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from string import Template
@@ -21,13 +22,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fcn.config import CONFIGS, SCHEMAS, flat_keys, quoted, unknown_key, validate
-from fcn.errors import ConfigError, Interrupted, UserError
+from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
+from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, own_sentence
 from fcn.output import make_console
-from fcn.processes import rank
+from fcn.processes import is_first
+from fcn.training.record import (
+    LOCK,
+    OUTPUTS,
+    find_run,
+    new_folder,
+    run_of,
+    settings_to_resume,
+)
 
 COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "train": "fcn.training.run",
@@ -47,6 +56,10 @@ OPEN_KEYS = (
 )
 
 
+DATED = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")  # in outputs/
+LABELS = ("model.name", "backbone.name", "recipe.name")  # of choices, which `group=CHOICE` makes
+
+
 def run(name: str) -> Any:
     """Run a command with the settings of the command line; exit with 1 after an error.
 
@@ -60,51 +73,168 @@ def run(name: str) -> Any:
     if name == "import_caffe":  # the ILSVRC classifier is no model of ours, but can be imported
         ConfigStore.instance().store(group="model", name="vgg16", node={"name": "vgg16"})
     OmegaConf.register_new_resolver("settings", _describe_settings, replace=True)
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    results: list[Any] = []
-    failures: list[Exception] = []
+    command = Command(name)
 
     @hydra.main(config_path=str(CONFIGS), config_name=name, version_base="1.3")
     def entry(cfg: Any) -> Any:
-        try:
-            settings: Any = validate(cfg, SCHEMAS[name])
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            os.chdir(HydraConfig.get().runtime.cwd)  # paths start there, for hydra.job.chdir too
-            main = import_module(COMMANDS[name]).main
-            import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
-            results.append(main(settings, folder, make_console(quiet=rank() > 0)))
-            return results[-1]
-        except Interrupted as error:  # ends a multirun too
-            if rank() == 0:
-                print(error, file=sys.stderr)
-            sys.exit(error.code)  # past Hydra, which would print more around it
-        except (UserError, OSError) as error:
-            if show_traceback:
-                raise
-            failures.append(error)  # Hydra would print more around it
+        return command.run_job(cfg)
 
     try:
-        sys.argv[1:] = arguments(name, sys.argv[1:])
-        overrides = [argument for argument in sys.argv[1:] if argument not in ("-h", "--help")]
-        if len(overrides) < len(sys.argv) - 1 and not any(a.startswith("-") for a in overrides):
+        given = checked(sys.argv[1:])
+        overrides = [argument for argument in given if argument not in ("-h", "--help")]
+        if len(overrides) < len(given) and not any(a.startswith("-") for a in overrides):
             show_help(name, overrides)
-        else:
-            entry()
-        for error in failures:
+            return None
+        with _full_errors("1"), _arguments(command.arguments(given)):
+            entry()  # Hydra raises its errors instead of printing them
+        for error in command.failures[:-1]:
             print(f"error: {_one_line(error, name)}", file=sys.stderr)
-        if failures:
-            sys.exit(1)
+        if command.failures:
+            raise command.failures[-1]
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # of `--help | head`; Python would complain again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if show_traceback:
+    except (UserError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+        command.discard_folder()
+        if command.traceback:
             raise
         print(f"error: {_one_line(error, name)}", file=sys.stderr)
         sys.exit(1)
-    return results[-1] if results else None
+    return command.result
+
+
+class Command:
+    """A command as Hydra runs it: with the settings that it has composed, once or for each job.
+
+    Args:
+        name: a key of `COMMANDS`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.traceback = os.environ.get("HYDRA_FULL_ERROR")  # asked for by the user
+        self.flags: list[str] = []  # of Hydra's, such as --config-path
+        self.run: Path | None = None  # the folder of the run that is resumed
+        self.made: Path | None = None  # the folder that was made for this command
+        self.result: Any = None
+        self.failures: list[Exception] = []
+
+    def arguments(self, given: list[str]) -> list[str]:
+        """Return the command line as Hydra is to see it: with the folder to work in."""
+        overrides = [a for a in given if "=" in a and not a.startswith("-")]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        keys = {override.key_or_group: override for override in parsed}
+        several = {"-m", "--multirun"} & set(given)
+        self.flags = [a for a in given if a not in overrides and a not in several]
+        folder = str(keys["hydra.run.dir"].value()) if "hydra.run.dir" in keys else None
+        resume = keys["resume"].value() if self.name == "train" and "resume" in keys else None
+        if not is_first():  # only the first process makes a folder, and tells the others
+            if resume not in (None, "auto"):
+                self.run = find_run(str(resume), overrides, folder)
+            kept = [a for a in given if not a.startswith("hydra.") and a not in several]
+            return [*kept, "hydra.output_subdir=null", "hydra.run.dir=."]
+        if resume is not None:
+            if several:
+                raise ConfigError("resume continues one run: leave out --multirun")
+            self.run = find_run(str(resume), overrides, folder)
+            given = [a for a in given if not a.startswith(("resume=", "hydra.run.dir="))]
+            if self.run is None:  # of resume=auto: a new one
+                given = [*given, *([f"hydra.run.dir={quoted(folder)}"] if folder else [])]
+            else:
+                path = resume if str(resume).endswith(".ckpt") else self.run
+                given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.run)}"]
+                return [*given, "hydra.output_subdir=null"]
+        informs = any(a.startswith(("--cfg", "-c", "--info", "-i", "--hydra-help")) for a in given)
+        if self.name in DATED and not (folder or several or informs):
+            self.made = new_folder(OUTPUTS / self.name)
+            given = [*given, f"hydra.run.dir={quoted(self.made)}"]
+        return given
+
+    def run_job(self, cfg: Any) -> Any:
+        """Run the command on what Hydra has composed; an error is kept for `run`."""
+        job = HydraConfig.get()
+        try:
+            os.chdir(job.runtime.cwd)  # paths start there, for hydra.job.chdir too
+            settings = self.settings(cfg, list(job.overrides.task))
+            folder = self.run or Path(job.runtime.output_dir)
+            main = import_module(COMMANDS[self.name]).main
+            import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
+            own = [*self.flags, *job.overrides.task]  # with which Lightning starts others
+            with _full_errors(self.traceback), _arguments(own):
+                self.result = main(settings, folder, make_console(quiet=not is_first()))
+            return self.result
+        except Interrupted as error:  # ends a multirun too
+            print(error, file=sys.stderr)
+            sys.exit(error.code)  # past Hydra, which would print more around it
+        except (UserError, OSError, RuntimeError) as error:
+            self.failures.append(error)  # Hydra would print more around it
+            return None
+
+    def settings(self, cfg: Any, given: list[str]) -> Any:
+        """Return the settings, checked: those of a run that is resumed or evaluated come first."""
+        for key, _, value in (override.lstrip("+").partition("=") for override in given):
+            if key in LABELS:
+                raise ConfigError(f"{key}: only a label; use {key.partition('.')[0]}={value}")
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+        if self.run is not None:
+            resume = values["resume"]
+            values = settings_to_resume(self.run, values, given) | {"resume": resume}
+        elif self.name == "train":
+            values["trainer"] = later_wins(values["trainer"], given)
+        elif self.name in ("evaluate", "explain") and values["checkpoint"] not in (None, MISSING):
+            chosen = any(override.lstrip("+").startswith("data=") for override in given)
+            run = None if chosen else run_of(values["checkpoint"])
+            if run is not None:
+                own = [o for o in given if o.lstrip("+").startswith("data.")]
+                values["data"] = settings_to_resume(run, values, own)["data"]
+        settings: Any = check(values, SCHEMAS[self.name])
+        if hasattr(settings, "data") and "://" not in settings.data.root:  # for run.json
+            settings.data.root = str(Path(settings.data.root).absolute())
+        return settings
+
+    def discard_folder(self) -> None:
+        """Remove the folder that was made for a command that wrote nothing."""
+        left = {path.name for path in self.made.iterdir()} if self.made else {""}
+        if self.made and left <= {".hydra", LOCK}:
+            shutil.rmtree(self.made)
+
+
+def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
+    """Return Trainer's arguments with one of max_steps and max_epochs: that given later.
+
+    Args:
+        trainer: as Hydra has composed them, in the order of the files.
+        given: the overrides of the command line, which come after all files.
+    """
+    lengths = ("max_steps", "max_epochs")
+    typed = [key for o in given for key in lengths if o.lstrip("+").startswith(f"trainer.{key}=")]
+    order = typed or [key for key in trainer if key in lengths and trainer[key] is not None]
+    return {key: value for key, value in trainer.items() if key not in lengths or key == order[-1]}
+
+
+@contextmanager
+def _full_errors(value: str | None) -> Iterator[None]:
+    """Let HYDRA_FULL_ERROR have a value for a while; None: leave it unset."""
+    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+    if value is not None:
+        os.environ["HYDRA_FULL_ERROR"] = value
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _arguments(given: list[str]) -> Iterator[None]:
+    """Let the command line be another for a while."""
+    before, sys.argv = sys.argv, [sys.argv[0], *given]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def show_help(name: str, overrides: list[str]) -> None:
@@ -117,8 +247,8 @@ def show_help(name: str, overrides: list[str]) -> None:
         print(Template(cfg.hydra.help.template).substitute(APP_CONFIG_GROUPS="".join(choices)))
 
 
-def arguments(name: str, given: list[str]) -> list[str]:
-    """Return the command line as Hydra is to see it."""
+def checked(given: list[str]) -> list[str]:
+    """Return the command line with a + where Hydra wants one; bad quotes are a ConfigError."""
     given = [re.sub(OPEN_KEYS, r"++\1", argument) for argument in given]
     for argument in (a for a in given if "=" in a and not a.startswith("-")):
         try:
@@ -128,60 +258,16 @@ def arguments(name: str, given: list[str]) -> list[str]:
                 f"{argument}: names with brackets or = need quotes of their own: \"KEY='NAME'\", "
                 "\"KEY=[a,'NAME']\""
             ) from None
-    if name == "train":
-        given = _resumed(given)
-    if rank() > 0 and not any(a.startswith("hydra.output_subdir=") for a in given):
-        # Only the first process of a run makes its folder.
-        named = any(a.startswith("hydra.run.dir=") for a in given)
-        given += ["hydra.output_subdir=null"] + ([] if named else ["hydra.run.dir=."])
     return given
-
-
-def _resumed(given: list[str]) -> list[str]:
-    """Return the command line that resumes a run: in its folder, with its settings first.
-
-    `resume=last` means the newest run below outputs/train, or that of hydra.run.dir;
-    `resume=RUN/checkpoints/NAME.ckpt` means RUN.
-    """
-    overrides = [a for a in given if "=" in a and not a.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    keys = {override.key_or_group: override.value() for override in parsed}
-    resume = keys.get("resume")
-    if resume is None:
-        return given
-    if {"-m", "--multirun"} & set(given):
-        raise ConfigError("resume continues one run: leave out --multirun")
-    if "hydra.run.dir" in keys:
-        folder = Path(str(keys["hydra.run.dir"]))
-    elif resume == "last":
-        folder = _newest_run()
-    else:
-        folder = Path(str(resume)).parent.parent
-    record = folder / "run.json"
-    if not record.is_file():
-        raise ConfigError(f"resume={resume}: no run in {folder} (it has no run.json)")
-    first = json.loads(record.read_text(encoding="utf-8"))["overrides"]
-    before = {override.partition("=")[0].lstrip("+"): override for override in first}
-    if "stages" not in before:
-        before.pop("model.init_from", None)  # a resumed run has its own weights
-    if "hydra.run.dir" not in keys:
-        given = [*given, f"hydra.run.dir={quoted(folder)}"]
-    return [*(override for key, override in before.items() if key not in keys), *given]
-
-
-def _newest_run() -> Path:
-    """Return the folder below outputs/train that was changed last and holds a checkpoint."""
-    runs = sorted(Path("outputs/train").glob("*"), key=lambda run: run.stat().st_mtime)
-    runs = [run for run in runs if any(run.glob("**/checkpoints/*.ckpt"))]
-    if not runs:
-        raise ConfigError("resume=last: no run with a checkpoint in outputs/train; give its path")
-    return runs[-1]
 
 
 def _one_line(error: Exception, name: str) -> str:
     """Return an error's message: of Hydra's, which have many lines, what names the mistake."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return own_sentence(error)
+    if isinstance(error, RuntimeError) and not isinstance(error, HydraException):
+        line = describe_failure(error) or f"{type(error).__name__}: {own_sentence(error)}"
+        return f"{line} (HYDRA_FULL_ERROR=1 in the environment shows where)"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -38,7 +37,7 @@ def one_of(meaning: str, *choices: str) -> Any:
 DEVICE = about("where to compute: auto, cpu, cuda, mps; auto: a GPU if there is one")
 CHECKPOINT = about("a .ckpt or .safetensors file of this project, or a run's folder")
 PRECISION = one_of(
-    "32-true, bf16-mixed; auto: as trained, where the device computes in bfloat16",
+    "32-true, bf16-mixed; auto: the latter where the device computes in bfloat16",
     "auto",
     "32-true",
     "bf16-mixed",
@@ -311,7 +310,10 @@ class PrepareDataConfig(Schema):
         str | None, about("first convert an annotation tool's export in this folder")
     ] = None
     to: Annotated[str | None, about("convert: the new folder to write, for data=folder")] = None
-    images: Annotated[str | None, about("convert: where the images are, if it is not clear")] = None
+    images: Annotated[
+        str | None,
+        about("convert: where the images are, if it is not clear: a folder, or such as *.jpg"),
+    ] = None
     masks: Annotated[str | None, about("convert: where the masks are, likewise")] = None
     labels: Annotated[
         Any, about("convert: {7: road, 11: building}, the rest ignored; or a YAML file of it")
@@ -323,7 +325,24 @@ class PrepareDataConfig(Schema):
         float, about("convert: images drawn for val where there is no such split", gt=0, lt=1)
     ] = 0.2
     seed: Seed = 0
-    link: Annotated[bool, about("convert: link the images; false: copy them")] = True
+    group: Annotated[
+        str | None,
+        about(
+            "convert: regular expression; images in whose names it, or its first group, finds the "
+            "same text stay on one side of the draw; null: versions by Roboflow"
+        ),
+    ] = None
+    nearest: Annotated[
+        bool, about("convert: smoothed boundaries in masks become the class of the nearest value")
+    ] = False
+    resize: Annotated[bool, about("convert: enlarge or shrink masks to their images")] = False
+    link: Annotated[
+        bool,
+        about(
+            "convert: link the images, which saves space, but editing a converted image then "
+            "edits the original; false: copy them"
+        ),
+    ] = False
 
 
 @dataclass
@@ -390,25 +409,18 @@ SCHEMAS = {
 T = TypeVar("T")
 
 
-def validate(cfg: DictConfig, schema: type[T]) -> T:
+def check(values: Any, schema: type[T]) -> T:
     """Return settings as an instance of their schema.
 
     Args:
-        cfg: the settings that Hydra composed.
-        schema: one of `SCHEMAS`.
+        values: plain values by key.
+        schema: one of `SCHEMAS`, or a group of it.
 
     Raises:
         ConfigError: a mandatory value is missing; a value is out of range; a key is unknown.
     """
-    try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is missing: give {error.full_key}=VALUE") from None
-    return check(values, schema)
-
-
-def check(values: Any, schema: type[T]) -> T:
-    """Return plain values as an instance of a schema, or raise a ConfigError; see `validate`."""
+    if missing := [key for key, value in flat_keys(values).items() if value == MISSING]:
+        raise ConfigError(f"{missing[0]} is missing: give {missing[0]}=VALUE")
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
@@ -481,71 +493,3 @@ def quoted(value: object) -> str:
     """Return a value for Hydra's command line, whatever characters it has."""
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
-
-
-def learning_rate(recipe: RecipeConfig, model: str) -> float:
-    """Return the learning rate of a model under a recipe.
-
-    Raises:
-        ConfigError: the recipe has none for it.
-    """
-    lr = recipe.lr if recipe.lr is not None else recipe.lr_by_model.get(model)
-    if lr is None:
-        raise ConfigError(
-            f"recipe={recipe.name} has no learning rate for model={model}: set recipe.lr"
-        )
-    return lr
-
-
-def check_training(cfg: TrainConfig) -> None:
-    """Check that settings fit together: combinations that cannot learn are errors.
-
-    Raises:
-        ConfigError: names the keys and the reason.
-    """
-    model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
-    lr, reduction = learning_rate(recipe, model.name), recipe.loss_reduction
-    if recipe.scale[0] > recipe.scale[1]:
-        raise ConfigError(f"recipe.scale={recipe.scale}: must be [from, to] with from <= to")
-    if recipe.crop is None and recipe.scale != [1, 1]:
-        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]")
-    if cfg.backbone.freeze and not (cfg.backbone.weights or model.init_from or cfg.resume):
-        raise ConfigError(
-            f"backbone.freeze={cfg.backbone.freeze} would keep random weights: set "
-            "backbone.weights, or backbone.freeze=null"
-        )
-    if cfg.resume and model.init_from and not cfg.stages:
-        raise ConfigError("resume continues with the run's own weights: leave out model.init_from")
-    if reduction == "mean" and lr < 1e-8:
-        raise ConfigError(
-            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=mean: nothing would be learned; "
-            "raise it, or use sum"
-        )
-    if reduction == "mean":
-        return
-    if cfg.loss.name != "cross_entropy":
-        raise ConfigError(
-            f"loss={cfg.loss.name} does not fit recipe.loss_reduction=sum: it is a mean by its "
-            "definition; use loss=cross_entropy, or mean"
-        )
-    if lr > 1e-6:
-        raise ConfigError(
-            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over about "
-            "200,000 pixels needs 1e-10 (32s) to 1e-14 (8s); lower it, or use mean"
-        )
-    if trainer.get("accumulate_grad_batches", 1) > 1:
-        raise ConfigError(
-            "recipe.loss_reduction=sum does not fit trainer.accumulate_grad_batches > 1, which "
-            "averages over its batches; use 1, or mean"
-        )
-    if trainer.get("precision") in ("16-mixed", "16-true", 16, "16"):
-        raise ConfigError(
-            f"trainer.precision={trainer['precision']} does not fit recipe.loss_reduction=sum: "
-            "the sum overflows float16; use 32-true or bf16-mixed"
-        )
-    if model.stride < 32 and not (model.init_from or cfg.resume or model.skip_scales):
-        raise ConfigError(
-            f"model={model.name} straight from VGG does not fit recipe={recipe.name}: its unscaled "
-            "skips would drown the scores; set model.init_from to an FCN of the next coarser "
-            "stride, or use model=fcn8s_atonce"
-        )

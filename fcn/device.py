@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fcn.errors import ConfigError
+from fcn.models.fast_forms import weight_layout
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
@@ -51,25 +52,81 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def uses_bf16(precision: str, about: Mapping[str, Any], device: torch.device) -> bool:
-    """Return True if a checkpoint is to run under autocast to bfloat16.
+@dataclass(frozen=True)
+class Precision:
+    """What a precision's name means."""
+
+    name: str  # as Lightning spells it
+    autocast: torch.dtype | None  # of matrix products and convolutions; None: that of the weights
+    weights: torch.dtype
+
+
+# "true" computes in the weights' own type; "mixed" keeps float32 weights and computes in another.
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("32-true", None, torch.float32),
+        Precision("bf16-mixed", torch.bfloat16, torch.float32),
+        Precision("16-mixed", torch.float16, torch.float32),
+        Precision("bf16-true", None, torch.bfloat16),
+        Precision("16-true", None, torch.float16),
+        Precision("64-true", None, torch.float64),
+    )
+}
+SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning's
+
+
+def resolve_precision(
+    name: str | int | None,
+    device: torch.device,
+    *,
+    training: bool = False,
+    trained: str | None = None,
+    key: str = "trainer.precision",
+) -> Precision:
+    """Return what a named precision means on a device: the one place that decides it.
 
     Args:
-        precision: 32-true, bf16-mixed, or auto: as trained, where the device computes in bfloat16.
-        about: what the checkpoint records about its training.
+        name: a name in `PRECISIONS` or `SHORT`; auto or None for the best: in training bf16-mixed
+            where the device computes in bfloat16; otherwise as trained, where the device can.
+            Everything else is 32-true.
         device: where it will run.
+        training: for a training run.
+        trained: the precision that a checkpoint was trained with, if known.
+        key: the setting that names it, for the error.
+
+    Raises:
+        ConfigError: an unknown name, or one that this device does not compute.
     """
-    if precision == "auto":
-        return about.get("precision") == "bf16-mixed" and computes_bf16(device)
-    return precision == "bf16-mixed"
+    if name is None or name == "auto":
+        wanted = "bf16-mixed" if training else SHORT.get(str(trained), str(trained))
+        best = PRECISIONS.get(wanted, PRECISIONS["32-true"])
+        dtype = best.autocast or best.weights
+        slow = dtype == torch.bfloat16 and not computes_bf16(device)
+        return PRECISIONS["32-true"] if slow or _lacking(dtype, device) else best
+    full = SHORT.get(str(name), str(name))
+    if full not in PRECISIONS:
+        raise ConfigError(f"{key}={name}: must be auto, {', '.join(PRECISIONS)}")
+    precision = PRECISIONS[full]
+    if lacking := _lacking(precision.autocast or precision.weights, device):
+        raise ConfigError(f"{key}={name} {lacking}; use auto, 32-true or bf16-mixed")
+    return precision
+
+
+def _lacking(dtype: torch.dtype, device: torch.device) -> str:
+    """Return why a device is not to compute in a type, or ""."""
+    if dtype == torch.float16 and device.type == "cpu":
+        return "needs a GPU"
+    if dtype == torch.float64 and device.type == "mps":
+        return "is not available on Apple's GPUs"
+    return ""
 
 
 def optimize(model: FCN, device: torch.device | str) -> FCN:
     """Move a network to a device, in place, in its fastest form there; it can still be trained.
 
     Each layer chooses its form by itself at every call (`fcn.models.fast_forms`). What is left to
-    do is the layout of the weights: a GPU wants channels_last, while a CPU's convolutions reorder
-    them anyway, and its optimiser would copy any layout but contiguous.
+    do is the layout of the weights.
 
     Args:
         model: the network.
@@ -79,8 +136,7 @@ def optimize(model: FCN, device: torch.device | str) -> FCN:
         The same network.
     """
     device = torch.device(device)
-    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
-    return model.to(device).to(memory_format=layout)
+    return model.to(device).to(memory_format=weight_layout(device))
 
 
 def keep_memory() -> None:
@@ -128,27 +184,43 @@ class InferenceModel:
     """A model prepared for inference: on its device, in evaluation mode, at its precision.
 
     Args:
-        model: with bf16 a copy of it is used; otherwise the model itself is moved.
+        model: with 32-true the model itself is moved; otherwise a copy of it is used.
         device: where it runs.
-        bf16: run under autocast to bfloat16. The weights of convolutions are rounded once, here,
-            instead of at every call; the scores are the same.
+        precision: of `resolve_precision`, or a name that it takes. With "mixed" the weights of
+            convolutions are rounded once, here, instead of at every call; the scores are the same.
+        bf16: True for bf16-mixed, False for 32-true, instead of `precision`.
+
+    Raises:
+        ConfigError: the device does not compute at this precision.
     """
 
-    def __init__(self, model: FCN, device: torch.device, bf16: bool) -> None:
-        self.device, self.bf16 = device, bf16
-        self.precision = "bf16-mixed" if bf16 else "32-true"
-        self.model = copy.deepcopy(model).eval() if bf16 else model.eval()
+    def __init__(
+        self,
+        model: FCN,
+        device: torch.device,
+        precision: Precision | str = "32-true",
+        *,
+        bf16: bool | None = None,
+    ) -> None:
+        if bf16 is not None:
+            precision = "bf16-mixed" if bf16 else "32-true"
+        if not isinstance(precision, Precision):
+            precision = resolve_precision(precision, device, key="precision")
+        self.device, self.precision = device, precision.name
+        self.autocast, weights = precision.autocast, precision.weights
+        same = self.autocast is None and weights == torch.float32
+        self.model = model.eval() if same else copy.deepcopy(model).eval().to(weights)
         optimize(self.model, device)
         upsampling = (u for u in self.model.modules() if isinstance(u, Upsampling))
         kept = {id(layer) for u in upsampling for layer in u.modules()}  # these stay float32
-        for layer in self.model.modules() if bf16 else ():
+        for layer in self.model.modules() if self.autocast else ():
             if isinstance(layer, nn.Conv2d) and id(layer) not in kept:
-                layer.to(torch.bfloat16)
+                layer.to(self.autocast)
 
     @torch.inference_mode()
     def score(self, image: Tensor) -> Tensor:
         """Return the scores, float (B, K, H, W), of images on any device, see `FCN.forward`."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.model(image.to(self.device))
 
     def predict(self, image: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The errors that a user can fix: each message is one line that says what, where and what to do."""
 
+import re
+
 
 class UserError(Exception):
     """An error that the user can fix. The message is one line: what, where and what to do."""
@@ -36,3 +38,32 @@ class Interrupted(UserError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+# Words of torch's errors -> what they mean, and the setting that helps.
+FAILURES = {
+    "out of memory|not enough memory|can(no|')t allocate memory": "out of memory; set a smaller "
+    "recipe.batch_size (and trainer.accumulate_grad_batches for the same step), a "
+    "smaller recipe.crop, or a narrower backbone.head_width",
+    "more than 1 value per channel": "batch norm needs more than one value for each channel; set a "
+    "larger recipe.batch_size or recipe.crop",
+    "shared memory|shm|bus error|exited unexpectedly|killed by signal": "the loading processes "
+    "lack shared memory, or were killed; set data.num_workers=0, or give the container more "
+    "(docker run --shm-size=1g)",
+    "does not support dense gradients|closure": "recipe.optimizer does not fit this training; use "
+    "sgd or adamw",
+}
+
+
+def describe_failure(error: BaseException) -> str | None:
+    """Return one line for an error of torch that people meet; None for any other."""
+    text = str(error).lower()
+    return next((line for words, line in FAILURES.items() if re.search(words, text)), None)
+
+
+def own_sentence(error: BaseException) -> str:
+    """Return the message of an error without what a loading process wrote around it."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    return " ".join(text.split())

@@ -7,23 +7,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+# rich is imported where it is used: its import changes Python's random state.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
-def make_console(*, quiet: bool = False) -> Console:
+def make_console(*, quiet: bool = False) -> "Console":
     """Return a console that prints text as it is; without a terminal, wide enough for tables."""
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else 110
     return Console(quiet=quiet, width=width, markup=False, highlight=False, soft_wrap=True)
 
 
-def progress(console: Console) -> Progress:
+def progress(console: "Console") -> "Progress":
     """Return a progress bar with counts and time left, which disappears when it is done.
 
     Without a terminal nothing is shown.
     """
+    from rich.progress import MofNCompleteColumn, Progress
+
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     hidden = not console.is_terminal
     return Progress(*columns, console=console, transient=True, disable=hidden)

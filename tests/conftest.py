@@ -19,6 +19,7 @@ from torch import nn
 from fcn import cli
 from fcn.config import BackboneConfig, DataConfig, ModelConfig, RecipeConfig, TrainConfig
 from fcn.models.fcn import FCN
+from tests.export_files import Sample, make_samples
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,12 @@ def cases() -> Path:
     if "FCN_CASES_ROOT" not in os.environ:
         pytest.skip("FCN_CASES_ROOT is unset: the folder of the cases binary255, roboflow, ...")
     return Path(os.environ["FCN_CASES_ROOT"])
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Four images of train and two of val; each shows all classes and some ignored pixels."""
+    return make_samples(tmp_path)
 
 
 @pytest.fixture
@@ -70,6 +77,7 @@ def error_line(
     """Runs a command that must fail with exit code 1; returns its one line on stderr."""
 
     def run(name: str, *arguments: str) -> str:
+        capsys.readouterr()  # of what came before
         with pytest.raises(SystemExit) as stopped:
             command(name, *arguments)
         assert stopped.value.code == 1

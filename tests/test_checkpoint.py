@@ -160,12 +160,12 @@ def test_a_model_starts_from_a_coarser_one_of_the_same_classes(tmp_path: Path) -
     coarse = with_random_scores(small(stride=32, mean=(0.1, 0.2, 0.3))).eval()
     path = str(write(tmp_path / "coarse.safetensors", coarse))
     fine = small(stride=16)
-    initialise(fine, path, "imagenet", CLASSES)  # init_from has priority over backbone.weights
+    initialise(fine, read(path), "imagenet", CLASSES)
     assert torch.equal(fine.score_fr.weight, coarse.score_fr.weight)
     assert torch.equal(fine.mean, coarse.mean)
 
     others = small(stride=32)  # as many classes, but others: nothing is inherited
-    report = initialise(others, path, None, ["v", "w", "x", "y", "z"])
+    report = initialise(others, read(path), None, ["v", "w", "x", "y", "z"])
     assert report is not None
     assert "score_fr.weight" in report.named("initialised")
     assert not others.score_fr.weight.any()
@@ -174,4 +174,4 @@ def test_a_model_starts_from_a_coarser_one_of_the_same_classes(tmp_path: Path) -
 def test_another_backbone_is_named_with_this_ones(tmp_path: Path) -> None:
     path = str(write(tmp_path / "mini.safetensors", small(backbone="mini")))
     with pytest.raises(CheckpointError, match=r"mini.*vgg11"):
-        initialise(small(backbone="vgg11"), path, None, CLASSES)
+        initialise(small(backbone="vgg11"), read(path), None, CLASSES)

@@ -18,6 +18,7 @@ from fcn import cli
 from fcn.checkpoint import load, write_safetensors
 from fcn.config import REPOSITORY, SCHEMAS
 from fcn.errors import ConfigError
+from fcn.processes import RANKS
 from tests.conftest import TinyVOC, small
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # in this process; `script` starts others
@@ -255,15 +256,22 @@ def test_a_split_without_masks_is_predicted_for_vocs_server(
     assert not (root / "run" / "metrics.json").exists()
 
 
-def test_only_the_first_process_makes_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+def test_only_the_first_process_makes_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key in RANKS:
         monkeypatch.delenv(key, raising=False)
-    assert cli.arguments("train", ["seed=1"]) == ["seed=1"]
+    seed, *made = cli.Command("train").arguments(["seed=1"])
+    assert seed == "seed=1"
+    (folder,) = (tmp_path / "outputs" / "train").iterdir()
+    assert made == [f"hydra.run.dir='outputs/train/{folder.name}'"]
+    assert cli.Command("train").arguments(["hydra.run.dir=a"]) == ["hydra.run.dir=a"]
     monkeypatch.setenv("RANK", "3")
-    none = "hydra.output_subdir=null"
-    assert cli.arguments("train", ["seed=1"]) == ["seed=1", none, "hydra.run.dir=."]
-    assert cli.arguments("train", ["hydra.run.dir=a"]) == ["hydra.run.dir=a", none]
-    assert cli.arguments("train", [none]) == [none]  # of Lightning's launcher
+    none = ["hydra.output_subdir=null", "hydra.run.dir=."]
+    for given in ([], ["hydra.run.dir=a"], ["-m", "hydra.run.dir='b c'", none[0]]):
+        assert cli.Command("train").arguments(["seed=1", *given]) == ["seed=1", *none]
+    assert len(list((tmp_path / "outputs" / "train").iterdir())) == 1
 
 
 # Of each command: arguments that hold a common mistake, and what its one line must name.
@@ -288,7 +296,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("recipe=heavy model=fcn32s loss=dice", "loss=dice does not fit"),
         ("+callbacks.mine._target_=nowhere.Mine", "nowhere"),
         ("model.stride=12", "stride must be 32, 16 or 8"),
-        ("backbone.name=resnet", "backbone must be one of"),
+        ("backbone.name=vgg16", "only a label; use backbone=vgg16"),
+        ("model.name=fcn32s", "only a label; use model=fcn32s"),
         ("upsampling.name=cubic", "upsampling must be one of"),
         ("backbone.weights=nowhere.pth", "nowhere.pth: no such weights file"),
         ("model.init_from=notes.ckpt", "notes.ckpt: damaged"),
@@ -299,7 +308,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("data=folder data.root=.", "images"),
         ("data=shapes data.root=mine", "data=folder"),
         ("resume=last hydra.run.dir=new", "run.json"),
-        ("resume=last", "outputs/train"),
+        ("resume=last", "no run with a checkpoint in outputs"),
         ("stages=[fcn16s,fcn32s]", "coarse to fine"),
         ("seed", "seed"),
     ],

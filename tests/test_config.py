@@ -11,21 +11,24 @@ from fcn.config import (
     CONFIGS,
     SCHEMAS,
     TrainConfig,
-    check_training,
+    check,
     flat_keys,
-    learning_rate,
     unknown_key,
-    validate,
 )
 from fcn.errors import ConfigError
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS
+from fcn.training.plan import check_combinations, learning_rate
+
+
+def checked(cfg: Any) -> TrainConfig:
+    return check(OmegaConf.to_container(cfg, resolve=True), TrainConfig)
 
 
 def composed(*overrides: str) -> TrainConfig:
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return validate(compose("train", list(overrides)), TrainConfig)
+        return checked(compose("train", list(overrides)))
 
 
 def choices(group: str) -> set[str]:
@@ -65,7 +68,7 @@ def test_the_authors_experiments_are_the_authors(
     name: str, stride: int, lr: float, steps: int, scales: dict[str, float]
 ) -> None:
     cfg = composed(f"experiment={name}", "model.init_from=coarser.ckpt")
-    check_training(cfg)
+    check_combinations(cfg)
     assert cfg.model.stride == stride
     assert cfg.model.skip_scales == scales
     assert (cfg.model.padding, cfg.model.dropout) == (100, 0.5)
@@ -86,7 +89,7 @@ def test_the_authors_experiments_are_the_authors(
 
 def test_the_accumulated_recipe_is_the_2015_papers() -> None:
     cfg = composed("recipe=accumulated", "backbone=vgg16")
-    check_training(cfg)
+    check_combinations(cfg)
     assert (cfg.recipe.batch_size, cfg.trainer["accumulate_grad_batches"]) == (1, 20)
     assert (cfg.recipe.lr, cfg.recipe.momentum) == (1e-4, 0.9)
     assert (cfg.recipe.bias_lr_factor, cfg.recipe.loss_reduction) == (2, "mean")
@@ -112,7 +115,7 @@ def test_an_explicit_rate_wins() -> None:
 )
 def test_settings_that_cannot_learn_are_errors(overrides: list[str]) -> None:
     with pytest.raises(ConfigError, match="recipe"):
-        check_training(composed(*overrides))
+        check_combinations(composed(*overrides))
 
 
 # Values that each of these settings must not take.
@@ -141,12 +144,12 @@ INVALID: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("key", "values"), INVALID.items())
 def test_a_value_out_of_range_is_named_with_its_key(key: str, values: list[Any]) -> None:
     cfg = OmegaConf.structured(composed())
-    assert validate(cfg, TrainConfig)
+    assert checked(cfg)
     for value in values:
         changed = cfg.copy()
         OmegaConf.update(changed, key, value)
         with pytest.raises(ConfigError, match=f"{key}"):
-            validate(changed, TrainConfig)
+            checked(changed)
 
 
 @pytest.mark.parametrize(

@@ -1,188 +1,37 @@
-import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
-from yaml import safe_load
 
-from fcn.config import DataConfig, PrepareDataConfig
-from fcn.convert.convert import convert
+from fcn.config import DataConfig
 from fcn.data.dataset import read_labels
 from fcn.data.layouts import open_split
 from fcn.errors import ConfigError, DataError
 from fcn.pictures.visualize import voc_palette
-
-CLASSES = ["background", "road", "pond"]
-COLOURS = [[0, 0, 0], [128, 64, 128], [70, 130, 180]]
-
-
-@dataclass
-class Sample:
-    """An image and its labels, 0..2 or 255, as a writer of an export takes them."""
-
-    name: str
-    split: str
-    image: Path
-    labels: np.ndarray
-
-
-@pytest.fixture
-def samples(tmp_path: Path) -> list[Sample]:
-    """Four images of train and two of val; each shows all classes and some ignored pixels."""
-    rng, found = np.random.default_rng(0), []
-    for number in range(6):
-        labels = np.zeros((24, 32), np.uint8)
-        labels[4 + number : 20, 3:15] = 1
-        labels[8:14, 10 : 18 + number] = 2
-        labels[22] = 255
-        path = tmp_path / f"photo{number}.png"
-        Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(path)
-        found.append(Sample(f"photo{number}", "train" if number < 4 else "val", path, labels))
-    return found
-
-
-def put(path: Path, content: str | bytes | np.ndarray, palette: Any = None) -> Path:
-    """Write a file, whatever folder it needs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, np.ndarray):
-        picture = Image.fromarray(content)
-        if palette is not None:
-            picture.putpalette(np.asarray(palette, np.uint8).tobytes())
-        picture.save(path)
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content, encoding="utf-8")
-    return path
-
-
-def photo(sample: Sample, path: Path) -> None:
-    put(path.with_suffix(sample.image.suffix), sample.image.read_bytes())
-
-
-# Each writes an export of samples with classes and the colours of the labels 0..255.
-
-
-def roboflow(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    table = "".join(f"{k}, {name}\n" for k, name in enumerate(classes))
-    for s in samples:
-        folder = root / {"train": "train", "val": "valid"}[s.split]
-        put(folder / "_classes.csv", f"Pixel Value, Class\n{table}")
-        photo(s, folder / f"{s.name}_jpg.rf.0a1b.jpg")
-        put(folder / f"{s.name}_jpg.rf.0a1b_mask.png", s.labels)
-
-
-def cvat(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    rows = dict(zip([*classes, "ignored"], [*colours[: len(classes)], colours[255]], strict=True))
-    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in rows.items()]
-    put(root / "labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines]))
-    for split in ("train", "val"):
-        names = [s.name for s in samples if s.split == split]
-        put(root / "ImageSets" / "Segmentation" / f"{split}.txt", "\n".join(names))
-    for s in samples:
-        photo(s, root / "JPEGImages" / s.name)
-        for kind in ("SegmentationClass", "SegmentationObject"):
-            put(root / kind / f"{s.name}.png", colours[s.labels])
-
-
-def labelme(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    put(root / "class_names.txt", "\n".join(classes))
-    for s in samples:
-        photo(s, root / "JPEGImages" / s.name)
-        put(root / "SegmentationClassPNG" / f"{s.name}.png", s.labels, voc_palette())
-        put(root / "SegmentationClassVisualization" / f"{s.name}.jpg", colours[s.labels])
-
-
-def labelme_npy(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    put(root / "class_names.txt", "\n".join(classes))
-    for s in samples:
-        photo(s, root / "JPEGImages" / s.name)
-        buffer = io.BytesIO()
-        np.save(buffer, np.where(s.labels == 255, -1, s.labels.astype(np.int32)))
-        put(root / "SegmentationClass" / f"{s.name}.npy", buffer.getvalue())
-
-
-def supervisely(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    machine = {name: [k] * 3 for k, name in enumerate(classes) if k}
-    machine["ignored"] = [255] * 3
-    put(root / "obj_class_to_machine_color.json", json.dumps(machine))
-    seen = [
-        {"title": name, "color": "#{:02X}{:02X}{:02X}".format(*colours[k])}
-        for k, name in enumerate(classes)
-    ]
-    put(root / "meta.json", json.dumps({"classes": seen}))
-    for s in samples:
-        photo(s, root / s.split / "img" / s.name)
-        mask = np.repeat(s.labels[..., None], 3, axis=2)
-        put(root / s.split / "masks_machine" / f"{s.name}{s.image.suffix}.png", mask)
-        put(root / s.split / "masks_human" / f"{s.name}.png", colours[s.labels])
-
-
-def camvid(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    rows = [*zip(colours[: len(classes)], classes, strict=True), (colours[255], "Void")]
-    put(root / "label_colors.txt", "".join(f"{r} {g} {b}\t\t{n}\n" for (r, g, b), n in rows))
-    for s in samples:
-        photo(s, root / "701_StillsRaw_full" / s.split / s.name)
-        put(root / "LabeledApproved_full" / f"{s.name}_L.png", colours[s.labels])
-
-
-def class_dict(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    rows = [*zip(classes, colours[: len(classes)], strict=True), ("Void", colours[255])]
-    table = "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in rows)
-    put(root / "class_dict.csv", f"name,r,g,b\n{table}")
-    for s in samples:
-        photo(s, root / s.split / s.name)
-        put(root / f"{s.split}_labels" / f"{s.name}_L.png", colours[s.labels])
-
-
-def coco(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    from pycocotools import mask as rle
-
-    for split in ("train", "val"):
-        content: dict[str, Any] = {"images": [], "annotations": []}
-        content["categories"] = [{"id": 9 + k, "name": n} for k, n in enumerate(classes) if k]
-        content["categories"].append({"id": 300, "name": "ignored"})
-        for number, s in enumerate(s for s in samples if s.split == split):
-            photo(s, root / "images" / s.name)
-            height, width = s.labels.shape
-            entry = {"id": number, "height": height, "width": width}
-            content["images"].append(entry | {"file_name": f"{s.name}{s.image.suffix}"})
-            for label in set(np.unique(s.labels).tolist()) - {0}:
-                shape = rle.encode(np.asfortranarray(s.labels == label))
-                shape["counts"] = shape["counts"].decode()
-                category = 300 if label == 255 else 9 + label
-                entry = {"image_id": number, "category_id": category, "segmentation": shape}
-                content["annotations"].append(entry)
-        put(root / "annotations" / f"instances_{split}2017.json", json.dumps(content))
-
-
-WRITERS = [roboflow, cvat, labelme, labelme_npy, supervisely, camvid, class_dict, coco]
-
-
-def converted(root: Path, to: Path, **settings: Any) -> tuple[dict[str, np.ndarray], str]:
-    """Convert; return the masks by their id, SPLIT/NAME, and what was printed."""
-    data = DataConfig(name="export", **settings.pop("data", {}))
-    console = Console(file=io.StringIO(), width=200)
-    cfg = PrepareDataConfig(data=data, convert=str(root), to=str(to), processes=1, **settings)
-    target = convert(cfg, console)
-    masks = {}
-    for split in sorted(os.listdir(to / "images")):
-        dataset = open_split(target, split)
-        assert all(image.shape[1:] == mask.shape for image, mask in dataset)
-        masks |= {pair.id: read_labels(pair.mask) for pair in dataset.pairs}
-    assert isinstance(console.file, io.StringIO)
-    return masks, console.file.getvalue()
-
-
-def info(to: Path) -> dict[str, Any]:
-    return safe_load((to / "dataset.yaml").read_text())
+from tests.export_files import (
+    CLASSES,
+    COLOURS,
+    WRITERS,
+    Sample,
+    camvid,
+    class_dict,
+    coco,
+    converted,
+    cvat,
+    info,
+    labelme,
+    labelme_npy,
+    photo,
+    pictures,
+    put,
+    roboflow,
+    supervisely,
+)
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -279,14 +128,6 @@ def test_a_validation_split_is_drawn_by_seed(tmp_path: Path, cases: Path) -> Non
     assert len(first) == 2
     assert val("b", val_share=0.34) == first
     assert any(val(f"c{seed}", val_share=0.34, seed=seed) != first for seed in (1, 2, 3))
-
-
-def pictures(root: Path, samples: list[Sample], form: Callable[[np.ndarray], np.ndarray]) -> Path:
-    """Write images/SPLIT/NAME and labels/SPLIT/NAME.png, with masks in some form."""
-    for s in samples:
-        photo(s, root / "images" / s.split / s.name)
-        put(root / "labels" / s.split / f"{s.name}.png", form(s.labels))
-    return root
 
 
 BINARY = {
@@ -497,6 +338,24 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     assert info(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
     assert "1 annotations without an outline" in printed
     assert "1 images without annotations" in printed
+    assert "16 pixels of 1 images have several classes" in printed
+
+
+def test_a_category_of_background_is_no_second_one(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.png", "height": 8, "width": 8} for k in (0, 1)],
+        "categories": [{"id": k, "name": n} for k, n in enumerate(["_background_", "road"])],
+        "annotations": [
+            {"image_id": k, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+            for k in (0, 1)
+        ],
+    }
+    put(tmp_path / "a" / "annotations.json", json.dumps(content))
+    for k in (0, 1):
+        put(tmp_path / "a" / f"{k}.png", np.zeros((8, 8, 3), np.uint8))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["_background_", "road"]
+    assert all(mask[:4, :4].all() and mask.sum() == 16 for mask in masks.values())
 
 
 def test_files_of_coco_may_number_categories_differently(tmp_path: Path) -> None:
@@ -563,12 +422,6 @@ def label_without_class(root: Path, samples: list[Sample]) -> dict[str, Any]:
     return {"data": {"classes": CLASSES}}
 
 
-def mask_without_image(root: Path, samples: list[Sample]) -> dict[str, Any]:
-    pictures(root, samples, lambda labels: labels)
-    (root / "images" / "val" / "photo5.png").unlink()
-    return {"data": {"classes": CLASSES}}
-
-
 def unknown_merge(root: Path, samples: list[Sample]) -> dict[str, Any]:
     pictures(root, samples, lambda labels: labels)
     return {"data": {"classes": CLASSES}, "merge": {"lake": "pond"}}
@@ -587,7 +440,6 @@ ERRORS = {
     palettes_differ: r"photo1\.png: 0 has the colour .*photo0\.png; if colours are the classes",
     zero_or_last_unlabelled: "if 0 is unlabelled, set data.ignore_index=0",
     label_without_class: r"photo0.png: 7 .*labels=\{0: background, 1: road, 7: NAME, ",
-    mask_without_image: "photo5.png: no images belong to this mask",
     unknown_merge: "merge: the export has no class lake",
     no_mapping: r"labels=\['road'\]: must be like \{7: road",
 }

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 import fcn
 from fcn import checkpoint
 from fcn.checkpoint import initialise
-from fcn.config import BackboneConfig, ModelConfig, RecipeConfig, check_training
+from fcn.config import BackboneConfig, ModelConfig, RecipeConfig
 from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, _torchvision_names, fit_to_features, transplant
 from fcn.training.optim import parameter_groups
+from fcn.training.plan import check_combinations
 from fcn.training.run import train
 from tests.conftest import TinyVOC, small
 
@@ -207,7 +208,7 @@ def test_random_weights_are_not_frozen(tiny_voc: TinyVOC) -> None:
     cfg = tiny_voc.training()
     cfg.backbone.freeze = "conv3"
     with pytest.raises(ConfigError, match="random weights"):
-        check_training(cfg)
+        check_combinations(cfg)
 
 
 def test_a_wrong_normalisation_is_printed_before_training(

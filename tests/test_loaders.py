@@ -15,17 +15,22 @@ from fcn.config import RecipeConfig
 from fcn.data.layouts import open_split
 from fcn.data.loaders import (
     EvaluationSamples,
+    Loader,
     SameSizeBatches,
     SegmentationData,
     TrainingBatches,
     TrainingSamples,
     evaluation_loader,
-    leave_process_group,
+    ignore_signals,
     loading_processes,
 )
 from fcn.data.transforms import TrainTransform
-from fcn.errors import DataError
 from tests.conftest import TinyVOC
+
+
+def opened(tiny_voc: TinyVOC, recipe: RecipeConfig) -> SegmentationData:
+    train, val = (open_split(tiny_voc.config(), name) for name in ("train", "val"))
+    return SegmentationData(train, val, recipe, seed=1, num_workers=0)
 
 
 def test_batches_have_these_images_and_seeds() -> None:
@@ -113,7 +118,7 @@ def test_the_loading_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> None:
     """6 steps of 2 batches; after step 4, the loader starts at batch 8 of 12."""
     recipe = RecipeConfig(name="test", batch_size=3, crop=16)
-    data = SegmentationData(tiny_voc.config(), recipe, seed=1)
+    data = opened(tiny_voc, recipe)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_step=4, max_steps=6, accumulate_grad_batches=2, num_devices=1, global_rank=0,
         world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")),
@@ -124,12 +129,6 @@ def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> No
     expected = list(TrainingBatches(4, 3, 12, seed=1))[8]
     assert data.training_ids(8) == [f"t{index}" for index, _ in expected]
     assert [len(image) for image, _ in data.val_dataloader()] == [1, 1]  # 3 // 2 at a time
-
-
-def test_overlapping_splits_are_an_error_at_once(tiny_voc: TinyVOC) -> None:
-    tiny_voc.listing("val").write_text("v0\nt2\n")
-    with pytest.raises(DataError, match="t2"):
-        SegmentationData(tiny_voc.config(), RecipeConfig(name="test"), seed=0)
 
 
 class Slow(Dataset[int]):
@@ -148,7 +147,7 @@ def interrupted(result: Path) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     for number in numbers:
         signal.signal(number, lambda number, _: heard.append(number))
-    batches = iter(DataLoader(Slow(), num_workers=2, worker_init_fn=leave_process_group))
+    batches = iter(Loader(Slow(), num_workers=2, worker_init_fn=ignore_signals))
     got = [int(next(batches)) for _ in range(2)]
     for number in numbers:
         os.killpg(os.getpgrp(), number)

@@ -1,15 +1,18 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
+from torch.profiler import ProfilerActivity, profile
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fcn.inference.metrics import (
     LEVEL,
     TRIMAP_WIDTHS,
+    ConfusionMatrix,
     Trimap,
-    confusion_matrix,
     estimate,
     image_confusions,
     rates,
@@ -44,7 +47,7 @@ def test_metrics_equal_a_brute_force_count(seed: int) -> None:
     rng = np.random.default_rng(seed)
     target = rng.choice([0, 1, 2, 4, 6, 255], (3, 9, 8))
     predicted = rng.choice([0, 1, 2, 3, 4, 6], (3, 9, 8))
-    confusion = confusion_matrix(7)
+    confusion = ConfusionMatrix(7)
     for t, p in zip(target, predicted, strict=True):
         confusion.update(torch.from_numpy(p)[None], torch.from_numpy(t)[None])
     result = scores(confusion.compute())
@@ -66,13 +69,49 @@ def test_all_background_by_hand() -> None:
 
 def test_many_pixels_are_counted_exactly() -> None:
     """A float32 count would stop at 2^24."""
-    confusion = confusion_matrix(2)
+    confusion = ConfusionMatrix(2)
     confusion.confmat[1, 1] = 2**24
     confusion.update(torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64))
     assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
 
 
-def test_images_add_up_to_torchmetrics_confusion() -> None:
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("classes", [2, 21, 150])
+@pytest.mark.usefixtures("deterministic")
+def test_an_image_costs_no_more_memory_than_a_few_numbers_a_pixel(classes: int) -> None:
+    """Nor is an operation used that must not be where results are to be deterministic."""
+    image = torch.randint(0, classes, (1, 375, 500))
+    confusion = ConfusionMatrix(classes)
+    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as measured:
+        confusion.update(image, image)
+    taken = sum(max(event.cpu_memory_usage, 0) for event in measured.events())
+    assert taken < 100 * image.numel()
+    assert int(confusion.compute().diagonal().sum()) == image.numel()
+
+
+def test_batches_add_up_to_torchmetrics_confusion() -> None:
+    rng = np.random.default_rng(0)
+    own, theirs = ConfusionMatrix(6), MulticlassConfusionMatrix(6, ignore_index=255)
+    for _ in range(3):
+        target = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)))
+        predicted = torch.from_numpy(rng.choice([0, 1, 3, 4], (5, 6, 7)))
+        own.update(predicted, target)
+        theirs.update(predicted, target)
+        kept = own.compute()
+        assert torch.equal(kept, theirs.compute())
+    own.reset()
+    assert int(kept.sum()) > 0
+    own.update(predicted, target)
+    assert int(own.compute().sum()) == int((target != 255).sum())
+
+
+def test_images_add_up_to_the_confusion_of_a_batch() -> None:
     rng = np.random.default_rng(0)
     target = torch.from_numpy(rng.choice([0, 1, 2, 4, 255], (5, 6, 7)).astype(np.uint8))
     target[3] = 255
@@ -80,7 +119,7 @@ def test_images_add_up_to_torchmetrics_confusion() -> None:
     each = image_confusions(predicted, target, 6)
     assert each.shape == (5, 6, 6)
     for images in (slice(None), *(slice(i, i + 1) for i in range(5))):
-        expected = confusion_matrix(6)
+        expected = ConfusionMatrix(6)
         expected.update(predicted[images], target[images].long())
         assert torch.equal(each[images].sum(0), expected.compute())
     together = rates(tally(each))
@@ -132,7 +171,7 @@ def test_trimap_equals_the_distance_transform_of_every_label(shape: tuple[int, i
 def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_boundary() -> None:
     target = torch.zeros(1, 9, 15, dtype=torch.uint8)
     prediction = torch.randint(0, 2, target.shape)
-    trimap, confusion = Trimap(2), confusion_matrix(2)
+    trimap, confusion = Trimap(2), ConfusionMatrix(2)
     trimap.update(prediction, target)
     assert np.isnan(trimap.mean_iou()).all()
     target[:, :, 7:] = 1

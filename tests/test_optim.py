@@ -1,19 +1,26 @@
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
-from fcn.config import RecipeConfig
+from fcn.config import LossConfig, RecipeConfig
 from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
+from fcn.training.loss import make_loss
+from fcn.training.module import SegmentationModule
 from fcn.training.optim import (
+    check_batch_norm,
     make_optimizer,
     make_schedule,
     optimizer_class,
     parameter_groups,
     rate_at,
+    warmup_note,
 )
 from tests.conftest import small, with_random_scores
 
@@ -120,3 +127,61 @@ def test_every_weight_of_an_upsampling_layer_learns_without_decay() -> None:
     assert groups["plain"]["weight_decay"] == 0
     upscore = {id(p) for name, p in model.named_parameters() if name.startswith("upscore")}
     assert {id(p) for p in groups["plain"]["params"]} == upscore
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("clip", [None, 0, 1.0])
+def test_an_optimiser_is_fused_wherever_lightning_can_clip_its_gradients(
+    name: str, precision: str, clip: float | None
+) -> None:
+    recipe = RecipeConfig(name="x", optimizer=name)
+    model = small(backbone="mini")
+    module = SegmentationModule(model, recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
+    module._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)  # type: ignore[assignment]
+    optimizer = module._make_optimizer()
+    mixed = precision.endswith("-mixed")
+    assert bool(optimizer.defaults["fused"]) == (not (mixed and clip))
+    if mixed and clip:  # Lightning itself raises where it cannot
+        MixedPrecision(precision, "cpu").clip_gradients(optimizer, clip)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["foreach", "differentiable"])
+def test_other_forms_of_an_optimiser_take_the_place_of_the_fused_one(key: str) -> None:
+    recipe = RecipeConfig(name="x", optimizer="adamw", optimizer_arguments={key: True})
+    assert make_optimizer(small(), recipe, 1e-3).defaults[key]
+    both = RecipeConfig(name="x", optimizer="adamw", optimizer_arguments={key: True, "fused": True})
+    with pytest.raises(ConfigError, match="fused"):
+        make_optimizer(small(), both, 1e-3)
+    named = RecipeConfig(name="x", optimizer_arguments={"fused": True})
+    with pytest.raises(ConfigError, match="gradient_clip_val"):
+        make_optimizer(small(), named, 1e-3, fused=False)
+
+
+def test_a_warm_up_beyond_the_end_of_the_run_is_named() -> None:
+    recipe = RecipeConfig(name="x", warmup_steps=50)
+    note = warmup_note(recipe, 49)
+    assert "recipe.warmup_steps=50" in note
+    recipe.warmup_steps = int(note.rpartition("=")[2])  # as it advises
+    assert not warmup_note(recipe, 49)
+    assert not warmup_note(RecipeConfig(name="x", warmup_steps=50), 50)
+    assert max(rate_at(step, recipe, 49) for step in range(49)) == 1
+
+
+@pytest.mark.parametrize("backbone", ["mini", "vgg11_bn", "vgg11"])
+@pytest.mark.parametrize("padding", ["aligned", 100])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_norm_over_one_value_is_found_from_the_settings(
+    backbone: str, padding: int | str, batch: int
+) -> None:
+    """Where training itself raises an error."""
+    model = small(backbone=backbone, padding=padding).train()
+    for crop in (1, 16, 17, 26, 27, 32, 33, 64):
+        recipe = RecipeConfig(name="x", crop=crop, batch_size=batch)
+        map_of_one = False
+        try:
+            model(torch.zeros(batch, 3, crop, crop))
+        except ValueError:  # torch's "Expected more than 1 value per channel when training"
+            map_of_one = True
+        with pytest.raises(ConfigError, match="batch norm") if map_of_one else nullcontext():
+            check_batch_norm(recipe, backbone, padding)

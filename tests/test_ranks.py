@@ -32,6 +32,7 @@ import pytorch_lightning as pl
 import torch
 from fcn.checkpoint import load
 from fcn.config import DataConfig, LossConfig, RecipeConfig
+from fcn.data.layouts import open_split
 from fcn.data.loaders import SegmentationData
 from fcn.training.loss import make_loss
 from fcn.training.module import SegmentationModule
@@ -52,7 +53,9 @@ if __name__ == "__main__":
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     module = Validation(
         load("model.safetensors"), recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
-    trainer.validate(module, datamodule=SegmentationData(data, recipe, 0), verbose=False)
+    splits = open_split(data, data.train_split), open_split(data, data.val_split)
+    both = SegmentationData(*splits, recipe, 0, data.num_workers)
+    trainer.validate(module, datamodule=both, verbose=False)
     if devices > 1:
         torch.distributed.destroy_process_group()
 """

@@ -25,7 +25,7 @@ from fcn import checkpoint
 from fcn.config import CompareConfig, DataConfig, flat_keys
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.layouts import open_split
-from fcn.device import InferenceModel, computes_bf16, pick_device
+from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError, UserError
 from fcn.inference.evaluate import METRICS, predicted_rows, read_metrics, read_per_image
 from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, Resampled, estimate, rates, resample
@@ -397,8 +397,8 @@ def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
 def _load(run: Run, device: torch.device) -> InferenceModel:
     """Load the model of a run as it was evaluated."""
     model = checkpoint.load(run.checkpoint)
-    bf16 = run.metrics["protocol"]["precision"] == "bf16-mixed" and computes_bf16(device)
-    return InferenceModel(model, device, bf16)
+    evaluated = run.metrics["protocol"]["precision"]
+    return InferenceModel(model, device, resolve_precision("auto", device, trained=evaluated))
 
 
 def _spread(mean_iou: Tensor, images: int) -> list[int]:

@@ -1,40 +1,26 @@
-"""What annotation tools export: one function per format, which finds images, masks and classes.
-
-A mask is an array of values: labels, or COLOUR + 0xRRGGBB where its colours are classes.
-"""
+"""What annotation tools export: one function per format, which finds images, masks and classes."""
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from fcn.convert.export_folder import SPLITS, ExportFolder, Item
+from fcn.convert.masks import COLOUR, TRANSPARENT, combine, find_alpha, read_values
 from fcn.data.dataset import read_list
+from fcn.data.files import nfc
 from fcn.data.images import file_errors
+from fcn.dataset_info import BACKGROUND, VOID
 from fcn.errors import DataError
 
-COLOUR = 1 << 24
 IGNORE = "ignore"  # class name of pixels without a class
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "dev": "val"}
-SPLITS |= {"validation": "val", "test": "test", "testing": "test"}
-SUFFIXES = {*Image.registered_extensions(), ".npy"}
-# First or last words of folders and files that tell a mask from its image.
-MASK_WORDS = {
-    "annotation", "annotations", "annot", "label", "labels", "labelids", "mask", "masks", "machine",
-    "gt", "gtfine", "gtcoarse", "ground", "truth", "groundtruth", "seg", "segmentation", "semantic",
-    "segmentationclass", "segmentationclasspng", "segmentationclassnpy", "segmentationclassaug",
-}  # fmt: skip
-IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "leftimg8bit", "photo", "photos"}
-IMAGE_WORDS |= {"rgb", "sat"}
-# Folders of pictures of masks, and of masks of single objects.
-UNUSED = {"SegmentationObject", "SegmentationObjectPNG", "SegmentationClassVisualization"}
-UNUSED |= {"SegmentationObjectVisualization", "masks_human", "masks_instances", "__MACOSX"}
+FIRST = ("background", "bg", "_background_")  # such a class gets label 0
 # Ids of the classes that are evaluated; Cityscapes' others, -1 to 33, are ignored.
 CITYSCAPES = {
     7: ("road", [128, 64, 128]), 8: ("sidewalk", [244, 35, 232]), 11: ("building", [70, 70, 70]),
@@ -45,22 +31,37 @@ CITYSCAPES = {
     26: ("car", [0, 0, 142]), 27: ("truck", [0, 0, 70]), 28: ("bus", [0, 60, 100]),
     31: ("train", [0, 80, 100]), 32: ("motorcycle", [0, 0, 230]), 33: ("bicycle", [119, 11, 32]),
 }  # fmt: skip
+CITYSCAPES_NAME = re.compile(r"[a-z-]+_\d{6}_\d{6}_gt(Fine|Coarse)_labelIds")
 CAMVID = ("0001TP", "0006R0", "0016E5", "Seq05VD")  # its film sequences
 SEGNET = [  # CamVid's classes in SegNet's copy, which does not list them; 11 is ignored
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "cyclist", IGNORE,
 ]  # fmt: skip
+# Suffix and content of files that cannot be read here, and what to export instead.
+FOREIGN = (
+    (".json", '"shapes"', "labelme's polygons: run labelme2voc, or export COCO"),
+    (".json", '"classTitle"', "Supervisely's own format: export masks, or COCO"),
+    (".xml", "<annotations", "CVAT's XML: export Segmentation mask 1.1, or COCO"),
+    (".txt", r"^\d+( [\d.]+){6,}$", "YOLO's polygons: export masks, or COCO"),
+)
 
 
 @dataclass(frozen=True)
-class Item:
-    """An image and its mask."""
+class Reading:
+    """How the settings want masks to be read."""
 
-    image: Path
-    split: str  # train, val or test; "" if the export does not say
-    name: str  # with its folders, where several images have the same name
-    mask: Path  # the file that holds the mask
-    read: Callable[[], np.ndarray]  # the mask's values, int64 (H, W)
+    colours: bool = False  # the colours of masks are classes, even in palettes and in grey
+    nearest: bool = False  # smoothed boundaries go to the nearest class
+    mapped: bool = False  # settings say what the values mean, whatever the export says
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """A file that names the classes of masks."""
+
+    path: Path
+    names: dict[int, str]  # class of each value
+    colours: dict[str, list[int]] = field(default_factory=dict)  # RGB of classes
 
 
 @dataclass
@@ -72,297 +73,224 @@ class Export:
     names: dict[int, str] = field(default_factory=dict)  # class of each value; empty: unknown
     colours: dict[str, list[int]] = field(default_factory=dict)  # RGB of classes
     notes: list[str] = field(default_factory=list)
+    overlaps: dict[str, int] = field(default_factory=dict)  # pixels of several classes, by image
+    check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a path says; an image and its mask have all but `is_mask` in common."""
-
-    stem: str
-    split: str
-    folders: tuple[str, ...]
-    is_mask: bool
-
-    def key(self, parts: int) -> tuple[Any, ...]:
-        return (self.stem, self.split, self.folders)[:parts]
-
-    def name(self) -> str:
-        return "_".join(filter(None, (*self.folders, self.stem)))
-
-
-class Tree:
-    """The files of an export.
-
-    Args:
-        root: its folder.
-        images: folder of the images, if they lie elsewhere or look like masks.
-        masks: folder of the masks, if they look like images.
-        colours: the colours of the masks are classes, even in palettes and in grey.
+def recognise(folder: ExportFolder, reading: Reading) -> Export:
+    """Return what an export holds, by the first format that knows it.
 
     Raises:
-        DataError: no such folder.
+        DataError: no masks, masks without an image, unreadable lists.
     """
-
-    def __init__(self, root: Path, images: Path | None, masks: Path | None, colours: bool) -> None:
-        self.images, self.root, self.colours = images or root, root, colours
-        self.roots = [folder for folder in (images, masks, root) if folder]
-        for folder in self.roots:
-            if not folder.is_dir():
-                raise DataError(f"{folder}: no such folder; unpack an archive first")
-        self.files = _files(root)
-        self.pictures = _pictures(_files(masks) if masks else self.files)
-        self.masks = [path for path in self.pictures if masks or self.place(path).is_mask]
-        photos = _pictures(_files(images)) if images else _pictures(self.files)
-        self.photos = sorted(set(photos) - set(self.masks))
-
-    def named(self, *names: str) -> list[Path]:
-        """Return the files of these names."""
-        return [path for path in self.files if path.name in names]
-
-    def ending(self, word: str) -> list[Path]:
-        """Return the masks: if there are any, the pictures whose names end so, and no others."""
-        if masks := [path for path in self.pictures if path.stem.endswith(word)]:
-            self.photos = sorted({*self.photos, *self.masks} - set(masks))
-            self.masks = masks
-        return self.masks
-
-    def place(self, path: Path) -> Place:
-        """Take a path apart; the nearest name that says so tells whether it is a mask."""
-        root = next(folder for folder in self.roots if path.is_relative_to(folder))
-        *parents, name = path.relative_to(root).parts
-        while Path(name).suffix.lower() in SUFFIXES:  # also NAME.jpg.png
-            name = Path(name).stem
-        stem, is_mask = _strip(name)
-        if stem and not is_mask:  # masks are called IMG_1234 too
-            is_mask = None
-        split, folders = "", list[str]()
-        for parent in reversed(parents):
-            rest, says = _strip(parent)
-            is_mask = says if is_mask is None else is_mask
-            if known := SPLITS.get(rest.lower().rstrip("0123456789")):
-                split = split or known
-            elif rest:
-                folders.insert(0, rest)
-        return Place(stem, split, tuple(folders), bool(is_mask))
-
-    def pair(self, masks: Sequence[Path], *, colours: bool = False) -> list[Item]:
-        """Find the image of each mask by name, split and folders; by fewer, if they suffice.
-
-        Args:
-            masks: the mask files.
-            colours: as of the tree.
-
-        Raises:
-            DataError: a mask has no image, or several.
-        """
-        places = {path: self.place(path) for path in (*masks, *self.photos)}
-        matches = []
-        for parts in (3, 2, 1):
-            by_key = defaultdict[Any, list[Path]](list)
-            for path in self.photos:
-                by_key[places[path].key(parts)].append(path)
-            matches.append([by_key[places[mask].key(parts)] for mask in masks])
-        found = min(matches, key=lambda match: sum(len(images) != 1 for images in match))
-        lists = {  # VOC's, of paths below the folder of the masks
-            line.strip('"'): SPLITS[path.stem.lower()]
-            for path in self.files
-            if "ImageSets" in path.parts and path.suffix == ".txt" and path.stem.lower() in SPLITS
-            for line in read_list(path)
-        }
-        items = []
-        for mask, images in zip(masks, found, strict=True):
-            if len(images) != 1:
-                raise DataError(
-                    f"{mask}: {len(images) or 'no'} images belong to this mask; rename files, or "
-                    "set images=FOLDER masks=FOLDER"
-                )
-            here, there = places[mask], places[images[0]]
-            steps = mask.with_suffix("").parts
-            ends = ("/".join(steps[start:]) for start in range(len(steps)))
-            listed = next((lists[end] for end in ends if end in lists), "")
-            read = partial(read_values, mask, colours or self.colours)
-            items.append(
-                Item(images[0], here.split or there.split or listed, there.name(), mask, read)
-            )
-        if len({item.image for item in items}) < len(items):
-            raise DataError(f"{self.root}: several masks belong to one image; set masks=FOLDER")
-        return items
+    found = (read(folder, reading) for read in FORMATS)
+    export = next(filter(None, found), None) or images_and_masks(folder, reading)
+    if not export.items:
+        raise DataError(f"{folder.root}: {export.format}, but no masks")
+    return export
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the files in a folder and those below it, without hidden ones."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [p for p in files if not any(name[0] == "." for name in p.relative_to(folder).parts)]
-
-
-def _pictures(files: Iterable[Path]) -> list[Path]:
-    return [p for p in files if p.suffix.lower() in SUFFIXES and not UNUSED.intersection(p.parts)]
-
-
-def _strip(name: str) -> tuple[str, bool | None]:
-    """Return a name without the words for masks and images, and whether these say mask."""
-    words = re.split("[-_. ]", re.sub("annot$", "_annot", name))  # trainannot
-    known, removed = MASK_WORDS | IMAGE_WORDS | {"", "l"}, set[str]()  # CamVid's _L
-    numbered = re.fullmatch(r"([a-z]+)(\d+)", words[0], re.IGNORECASE)
-    if numbered and numbered[1].lower() in known:  # image7 and mask7
-        words[:1] = numbered.groups()
-    for end in (-1, 0):
-        while words and words[end].lower() in known:
-            removed.add(words.pop(end).lower())
-    is_mask = True if removed & MASK_WORDS else False if removed & IMAGE_WORDS else None
-    return "_".join(words), is_mask
-
-
-def read_values(path: Path, colours: bool) -> np.ndarray:
-    """Read a mask in any format.
-
-    Args:
-        path: a picture, or .npy.
-        colours: return the colours of palettes and of files with three channels; otherwise the
-            numbers in palettes, and labels where the three channels are equal.
-
-    Returns:
-        int64 (H, W).
-
-    Raises:
-        DataError: fractional values; a JPEG that is not black and white.
-    """
-    if path.suffix == ".npy":
-        return np.load(path).astype(np.int64)
-    with Image.open(path) as image:
-        is_jpeg = image.format == "JPEG"
-        pixels = np.asarray(image.convert("RGB") if image.mode == "P" and colours else image)
-    if is_jpeg:  # compression blurs edges
-        grey = pixels.reshape(*pixels.shape[:2], -1).mean(2)
-        labels = 0 < grey.max() < 128
-        if colours or labels or ((grey > 64) & (grey < 192)).mean() > 0.1:
-            raise DataError(f"{path}: JPEG changes labels and colours; export the masks as PNG")
-        return np.where(grey < 128, 0, 255)
-    values = pixels.astype(np.int64)
-    if (values != pixels).any():
-        raise DataError(f"{path}: fractional values; a mask must hold labels or colours")
-    if values.ndim == 2:
-        return values
-    rgb = values[..., :3]  # without transparency
-    if rgb.shape[2] < 3 or (not colours and (rgb == rgb[..., :1]).all()):
-        return rgb[..., 0]
-    return COLOUR + (rgb << (16, 8, 0)).sum(2)
-
-
-def check_palettes(masks: Iterable[Path]) -> None:
-    """Raise a DataError if a number has two colours in the palettes of masks of labels."""
-    seen = dict[int, tuple[list[int], Path]]()
-    for path in (path for path in masks if path.suffix != ".npy"):
-        with Image.open(path) as image:
-            palette = image.getpalette() or []  # none in grey
-            for number in np.unique(np.asarray(image)).tolist() if palette else ():
-                colour = palette[3 * number : 3 * number + 3]
-                other, first = seen.setdefault(number, (colour, path))
-                if colour != other:
-                    raise DataError(
-                        f"{path}: {number} has the colour {colour}, but {other} in {first}; if "
-                        "colours are the classes, list them: data.classes=[...] "
-                        'data.colours=[[r,g,b],...]; if numbers are, "labels={0: NAME, ...}"'
-                    )
-
-
-def colour_names(rows: Sequence[tuple[str, list[int]]]) -> dict[int, str]:
-    """Return the class of each value of masks in colours, from pairs of name and RGB.
-
-    A mask of one channel holds grey levels if all colours are grey, otherwise the numbers of rows.
-    """
-    grey = all(len(set(rgb)) == 1 for _, rgb in rows)
-    numbers = {rgb[0] if grey else number: name for number, (name, rgb) in enumerate(rows)}
-    return numbers | {COLOUR + (r << 16) + (g << 8) + b: name for name, (r, g, b) in rows}
-
-
-def roboflow(tree: Tree) -> Export | None:
+def roboflow(folder: ExportFolder, reading: Reading) -> Export | None:
     """Semantic masks: SPLIT/_classes.csv, NAME.jpg, NAME_mask.png."""
-    tables = tree.named("_classes.csv")
-    if not tables or not read_list(tables[0])[0].startswith("Pixel"):
-        return None
-    rows = [line.split(",", 1) for line in read_list(tables[0])[1:]]
-    names = {int(value): name.strip() for value, name in rows}
-    return Export("Roboflow semantic masks", tree.pair(tree.ending("_mask")), names)
-
-
-def cvat(tree: Tree) -> Export | None:
-    """Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
-    lists = tree.named("labelmap.txt")
-    if not lists:
-        return None
-    lines = [line.split(":") for line in read_list(lists[0]) if not line.startswith("#")]
-    rows = [(line[0], [int(value) for value in line[1].split(",")]) for line in lines]
-    items = tree.pair(tree.masks, colours=True)
-    return Export("CVAT segmentation masks", items, colour_names(rows), dict(rows))
-
-
-def labelme(tree: Tree) -> Export | None:
-    """labelme2voc: class_names.txt, JPEGImages, masks in PNG, or in .npy with -1 for ignored."""
-    lists = tree.named("class_names.txt")
-    if not lists:
-        return None
-    names = [name for name in read_list(lists[0]) if name != "__ignore__"]
-    masks = [path for path in tree.masks if path.suffix != ".npy"] or tree.masks
-    return Export("labelme's VOC export", tree.pair(masks), dict(enumerate(names)))
-
-
-def supervisely(tree: Tree) -> Export | None:
-    """Masks: obj_class_to_machine_color.json, DATASET/img/NAME, DATASET/masks_machine/NAME.png."""
-    tables = tree.named("obj_class_to_machine_color.json")
+    tables = [path for path in folder.named("_classes.csv") if _starts(path, "Pixel")]
     if not tables:
         return None
-    rows = {"background": [0, 0, 0]} | json.loads(tables[0].read_text("utf-8"))
-    colours = {"background": [0, 0, 0]}
-    for path in tree.named("meta.json"):  # the colours that people see
-        for entry in json.loads(path.read_text("utf-8")).get("classes", []):
+    lists = []
+    for path in tables:
+        rows = [line.split(",", 1) for line in read_list(path)[1:]]
+        lists.append(ClassList(path, {int(value): name.strip() for value, name in rows}))
+    folder.select_masks("_mask")
+    return _with_lists("Roboflow semantic masks", _pair(folder, reading), lists, reading)
+
+
+def cvat(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
+    lists = []
+    for path in folder.named("labelmap.txt"):
+        lines = [line.split(":") for line in read_list(path) if not line.startswith("#")]
+        lists.append(_colour_list(path, [(line[0], _rgb("".join(line[1:2]))) for line in lines]))
+    if not lists:
+        return None
+    items = _pair(folder, replace(reading, colours=_has_colours(lists)))
+    return _with_lists("CVAT segmentation masks", items, lists, reading)
+
+
+def labelme(folder: ExportFolder, reading: Reading) -> Export | None:
+    """labelme2voc: class_names.txt, JPEGImages, masks in PNG, or in .npy with -1 for ignored."""
+    lists = [_numbered_list(path) for path in folder.named("class_names.txt")]
+    if not lists:
+        return None
+    folder.masks = [path for path in folder.masks if path.suffix != ".npy"] or folder.masks
+    return _with_lists("labelme's VOC export", _pair(folder, reading), lists, reading)
+
+
+def supervisely(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Masks: obj_class_to_machine_color.json, DATASET/img/NAME, DATASET/masks_machine/NAME.png."""
+    lists, colours = [], {"background": [0, 0, 0]}
+    for path in folder.named("obj_class_to_machine_color.json"):
+        rows = {"background": [0, 0, 0]} | _json(path)
+        lists.append(_colour_list(path, [*rows.items()]))
+    if not lists:
+        return None
+    for path in folder.named("meta.json"):  # the colours that people see
+        for entry in _json(path).get("classes", []):
             colours[entry["title"]] = list(bytes.fromhex(entry["color"].lstrip("#")))
-    items = tree.pair(tree.masks, colours=True)
-    return Export("Supervisely masks", items, colour_names([*rows.items()]), colours)
+    items = _pair(folder, replace(reading, colours=True))
+    return replace(_with_lists("Supervisely masks", items, lists, reading), colours=colours)
 
 
-def cityscapes(tree: Tree) -> Export | None:
-    """gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png."""
-    masks = [path for path in tree.pictures if path.stem.endswith("_labelIds")]
+def cityscapes(folder: ExportFolder, reading: Reading) -> Export | None:
+    """gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png.
+
+    CVAT and datumaro write their own classes so, numbered by the rows of label_colors.txt.
+    """
+    masks = [path for path in folder.pictures if path.stem.endswith("_labelIds")]
     if not masks:
         return None
+    folder.masks = masks
+    items = _pair(folder, replace(reading, colours=False))
+    if lists := [_numbered_list(path) for path in folder.named("label_colors.txt")]:
+        return _with_lists("Cityscapes' layout", items, lists, reading)
+    if not all(CITYSCAPES_NAME.fullmatch(mask.stem) for mask in masks):
+        return Export("Cityscapes' layout", items)  # of a team's own classes
     names = dict.fromkeys(range(-1, 34), IGNORE) | {k: name for k, (name, _) in CITYSCAPES.items()}
-    return Export("Cityscapes", tree.pair(masks), names, dict(CITYSCAPES.values()))
+
+    def check(values: Iterable[int]) -> None:
+        ids = sorted({*values} - {-1, VOID})
+        # Whole sets hold nearly all of 0..33, and single images always some of the later ids.
+        own = bool(ids) and (
+            not CITYSCAPES.keys() & ids
+            or (ids[0] <= 1 and ids[-1] < 33 and len(ids) > ids[-1] - ids[0])
+            or (ids[-1] < 21 and 2 * len(ids) > ids[-1])
+        )
+        if own and not reading.mapped:
+            given = ", ".join(f"{value}: NAME" for value in ids)
+            raise DataError(
+                f"{masks[0]}: the ids {ids[0]} to {ids[-1]} look like classes of your own, not "
+                f'like those of Cityscapes; name them: "labels={{{given}}}"'
+            )
+
+    return Export("Cityscapes", items, names, dict(CITYSCAPES.values()), check=check)
 
 
-def camvid(tree: Tree) -> Export | None:
+def camvid(folder: ExportFolder, reading: Reading) -> Export | None:
     """Colour masks with a list: label_colors.txt of "r g b name", or class_dict.csv.
 
     CamVid's own masks are called NAME_L.png. SegNet's copy of it has labels and no list.
     """
-    lists = tree.named("label_colors.txt", "class_dict.csv")
-    if not lists and any(
-        path.name.startswith(CAMVID) and "trainannot" in path.parts for path in tree.masks
+    paths = folder.named("label_colors.txt", "class_dict.csv")
+    if not paths and any(
+        path.name.startswith(CAMVID) and "trainannot" in path.parts for path in folder.masks
     ):
-        return Export("CamVid of SegNet", tree.pair(tree.masks), dict(enumerate(SEGNET)))
-    if not lists:
+        return Export("CamVid of SegNet", _pair(folder, reading), dict(enumerate(SEGNET)))
+    if not paths:
         return None
-    rows = []
-    for line in read_list(lists[0]):
-        if numbers := re.search(r"(?:^|,)\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)", line):
-            name = line.replace(numbers[0], "").strip(" \t,")
-            name = IGNORE if name.lower() == "void" else name
-            rows.append((name, [int(number) for number in numbers.groups()]))
-    items = tree.pair(tree.ending("_L"), colours=True)
-    return Export(f"colour masks with {lists[0].name}", items, colour_names(rows), dict(rows))
+    lists = [_colour_list(path, _colour_rows(path)) for path in paths]
+    folder.select_masks("_L")
+    items = _pair(folder, replace(reading, colours=_has_colours(lists)))
+    return _with_lists(f"masks with {paths[0].name}", items, lists, reading)
 
 
-def coco(tree: Tree) -> Export | None:
+def images_and_masks(folder: ExportFolder, reading: Reading) -> Export:
+    """Images and masks in folders of their own or side by side, which their names tell apart.
+
+    If there is one mask for each class, its folder or the end of its name is the class.
+    """
+    if not folder.masks:
+        raise DataError(
+            f"{_foreign(folder)}, and no masks by the names of folders (masks, labels, "
+            "annotations) or files (NAME_mask); set images=FOLDER masks=FOLDER, or patterns such "
+            "as images=*.jpg masks=*.png"
+        )
+    matches = folder.match(folder.masks)
+    classes = classes_by_folder(folder, matches)
+    if not classes and not any(matches.values()):
+        matches, classes = classes_by_name(folder)
+    if len(set(classes.values())) > 1:
+        return _one_mask_for_each_class(folder, reading, matches, classes)
+    if classes:  # all names end alike, so that the end means mask
+        read = _reader(folder, reading)
+        items = [folder.item(images[0], mask, read(mask)) for mask, images in matches.items()]
+        return Export("images and masks", items)
+    return Export("images and masks", _pair(folder, reading))
+
+
+def _foreign(folder: ExportFolder) -> str:
+    """Return what an export that cannot be read is."""
+    for path in folder.files:
+        for suffix, content, advice in FOREIGN:
+            if path.suffix == suffix and re.search(
+                content, path.read_text("utf-8", "replace"), re.M
+            ):
+                return f"{path}: {advice}"
+    return f"{folder.root}: not an export of a known tool"
+
+
+def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) -> dict[Path, str]:
+    """Return the class of each mask by its folder, if an image has masks in several."""
+    by_image, classes = defaultdict[Path, list[str]](list), dict[Path, str]()
+    for mask, images in matches.items():
+        for image in images:
+            outer = folder.info(image).folders
+            inner = [name for name in folder.info(mask).folders if name not in outer]
+            if len(images) > 1 or not inner:
+                return {}
+            classes[mask] = inner[-1]
+            by_image[image].append(inner[-1])
+    several = any(len(names) > 1 for names in by_image.values())
+    alone = all(len(set(names)) == len(names) for names in by_image.values())
+    return classes if several and alone else {}
+
+
+def classes_by_name(folder: ExportFolder) -> tuple[dict[Path, list[Path]], dict[Path, str]]:
+    """Return the image and the class of each mask called IMAGE_CLASS or CLASS_IMAGE, or nothing."""
+    photos = defaultdict[str, list[Path]](list)
+    for photo in folder.photos:
+        photos[folder.info(photo).image_stems[0]].append(photo)
+    matches, classes = dict[Path, list[Path]](), dict[Path, str]()
+    for mask in folder.masks:
+        info = folder.info(mask)
+        words = info.mask_stem.split("_")
+        ends = [(words[:k], words[k:]) for k in range(len(words) - 1, 0, -1)]
+        ends += [(words[k:], words[:k]) for k in range(1, len(words))]
+        for image, name in ends:  # the longest name of an image that fits counts
+            found = photos.get("_".join(image), [])
+            found = [photo for photo in found if info.split in ("", folder.info(photo).split)]
+            if len(found) == 1:
+                matches[mask], classes[mask] = found, "_".join(name)
+                break
+    pairs = {(matches[mask][0], classes[mask]) for mask in matches}
+    objects = any(name.isdecimal() for name in classes.values())  # masks of single objects
+    return (matches, classes) if len(pairs) == len(folder.masks) and not objects else ({}, {})
+
+
+def _one_mask_for_each_class(
+    folder: ExportFolder,
+    reading: Reading,
+    matches: Mapping[Path, list[Path]],
+    classes: Mapping[Path, str],
+) -> Export:
+    """Return an export whose masks are drawn over each other, in the order of their names."""
+    folder.note_bare(matches)
+    order = sorted(set(classes.values()))
+    background = next((name for name in order if name.lower() in BACKGROUND), "background")
+    names = [background, *(name for name in order if name != background)]
+    layers = defaultdict[Path, list[tuple[int, Path]]](list)
+    for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
+        layers[matches[mask][0]].append((names.index(name), mask))
+    alpha, overlaps = find_alpha(classes), dict[str, int]()
+    items = [
+        folder.item(image, rows[0][1], partial(combine, rows, alpha, reading.nearest, overlaps))
+        for image, rows in sorted(layers.items())
+    ]
+    notes = [f"{', '.join(names[1:])} are drawn over each other in this order"]
+    title = "one mask for each class"
+    return Export(title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps)
+
+
+def coco(folder: ExportFolder, reading: Reading) -> Export | None:
     """COCO: JSON files with polygons or RLE; what is not annotated is background."""
-    contents = {}
-    for path in (path for path in tree.files if path.suffix == ".json"):
-        with file_errors(path, "file"):
-            text = path.read_text("utf-8-sig")
-            content = json.loads(text) if '"categories"' in text else None
-        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-            contents[path] = content
-    if any("instances" in path.name for path in contents):  # other files annotate the same images
-        contents = {path: c for path, c in contents.items() if "instances" in path.name}
+    contents = _coco_files(folder)
     if not contents:
         return None
     annotations = [a for content in contents.values() for a in content["annotations"]]
@@ -370,12 +298,11 @@ def coco(tree: Tree) -> Export | None:
         if isinstance(rings := annotation.get("segmentation"), list):
             annotation["segmentation"] = [ring for ring in rings if len(ring) >= 6]  # 3 corners
     if not any(annotation.get("segmentation") for annotation in annotations):
-        raise DataError(f"{min(contents)}: no polygons or RLE; boxes are not enough")
+        kind = "panoptic files" if any("segments_info" in a for a in annotations) else "boxes"
+        raise DataError(f"{min(contents)}: {kind} without polygons or RLE; export instances")
     classes = _categories(contents.values())
-    items, empty, known = [], 0, set(tree.photos)
-    by_name = defaultdict[str, list[Path]](list)
-    for photo in (*tree.photos, *tree.masks):  # whatever the names of images say
-        by_name[photo.name].append(photo)
+    photos = _coco_photos(folder)
+    items, empty, overlaps = list[Item](), 0, dict[str, int]()
     for path, content in contents.items():
         rows = content["categories"]
         labels = {row["id"]: classes.index(row["name"]) for row in rows if row["name"] in classes}
@@ -384,32 +311,68 @@ def coco(tree: Tree) -> Export | None:
             if annotation.get("segmentation"):
                 outlines[annotation["image_id"]].append(annotation)
         words = re.split("[^a-z]+", path.stem.lower())
-        split = next((SPLITS[w] for w in words if w in SPLITS), tree.place(path).split)
+        split = next((SPLITS[w] for w in words if w in SPLITS), folder.info(path).split)
         for image in content["images"]:
-            parts = tuple(re.split(r"[\\/]", image["file_name"]))
-            photos = by_name[parts[-1]]
-            photos = [p for p in photos if p.parts[-len(parts) :] == parts] or photos
-            photos = [p for p in photos if tree.place(p).split in (split, "")] or photos
-            photos = [p for p in photos if p in known] or photos
-            if len(photos) != 1:
-                raise DataError(
-                    f"{path}: {len(photos) or 'no'} images called {image['file_name']} in "
-                    f"{tree.images}; set images=FOLDER"
-                )
-            read = partial(rasterise, image, outlines[image["id"]], labels)
+            photo = _coco_photo(folder, photos, path, image["file_name"], split)
+            read = partial(rasterise, image, outlines[image["id"]], labels, overlaps)
             empty += not outlines[image["id"]]
-            place = tree.place(photos[0])
-            items.append(Item(photos[0], split or place.split, place.name(), path, read))
+            info = folder.info(photo)
+            items.append(Item(photo, split or info.split, info.name, path, read))
     boxes = sum(not annotation.get("segmentation") for annotation in annotations)
     notes = [f"{boxes} annotations without an outline are left out"] if boxes else []
     if empty:
         notes.append(f"{empty} images without annotations are all background")
-    return Export("COCO", items, dict(enumerate(classes)), notes=notes)
+    return Export("COCO", items, dict(enumerate(classes)), notes=notes, overlaps=overlaps)
+
+
+def _coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
+    """Return the content of the files of COCO, of instances alone if there are others."""
+    contents = {}
+    for path in (path for path in folder.files if path.suffix == ".json"):
+        content = _json(path, '"categories"')
+        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+            contents[path] = content
+    instances = {path: c for path, c in contents.items() if "instances" in path.name}
+    return instances or contents  # other files annotate the same images
+
+
+def _coco_photos(folder: ExportFolder) -> dict[str, list[Path]]:
+    """Return all pictures by name, whatever the names of images say."""
+    by_name = defaultdict[str, list[Path]](list)
+    for photo in dict.fromkeys((*folder.photos, *folder.masks)):
+        by_name[nfc(photo.name)].append(photo)
+    return by_name
+
+
+def _coco_photo(
+    folder: ExportFolder,
+    by_name: Mapping[str, list[Path]],
+    source: Path,
+    file_name: str,
+    split: str,
+) -> Path:
+    """Return the image of a name in COCO, the one with the same folders, split, or kind."""
+    parts = tuple(re.split(r"[\\/]", nfc(file_name)))
+    found = by_name.get(parts[-1], [])
+    for rule in (
+        lambda path: tuple(map(nfc, path.parts[-len(parts) :])) == parts,
+        lambda path: folder.info(path).split in (split, ""),
+        lambda path: path in folder.photos,
+    ):
+        found = list(filter(rule, found)) or found if len(found) > 1 else found
+    if len(found) != 1:
+        raise DataError(
+            f"{source}: {len(found) or 'no'} images called {file_name} in {folder.root}; set "
+            "images=FOLDER"
+        )
+    return found[0]
 
 
 def _categories(contents: Iterable[dict[str, Any]]) -> list[str]:
     """Return the classes of files of COCO, which may number them differently."""
-    names = ["background"]
+    contents = list(contents)
+    rows = [row for content in contents for row in content["categories"]]
+    names = [next((row["name"] for row in rows if row["name"].lower() in FIRST), "background")]
     for content in contents:
         used = {annotation["category_id"] for annotation in content["annotations"]}
         # Roboflow adds a category above the others, which no annotation has.
@@ -420,9 +383,18 @@ def _categories(contents: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def rasterise(
-    image: dict[str, Any], annotations: Sequence[dict[str, Any]], labels: dict[int, int]
+    image: dict[str, Any],
+    annotations: Sequence[dict[str, Any]],
+    labels: dict[int, int],
+    overlaps: dict[str, int],
 ) -> np.ndarray:
     """Draw the outlines of an image of COCO, small ones over large ones and over crowd regions.
+
+    Args:
+        image: an entry of "images".
+        annotations: those of the image.
+        labels: of the categories, by their ids.
+        overlaps: receives the number of pixels that several classes cover, by file name.
 
     Returns:
         int64 (H, W); 0 where nothing is annotated.
@@ -441,33 +413,135 @@ def rasterise(
             shape = rle.frPyObjects(shape, height, width)
         size = (bool(annotation.get("iscrowd")), int(rle.area(shape)))
         layers.append((size, rle.decode(shape) > 0, labels[annotation["category_id"]]))
-    values = np.zeros((height, width), np.int64)
+    values, shared = np.zeros((height, width), np.int64), np.zeros((height, width), bool)
     for _, inside, label in sorted(layers, key=lambda layer: layer[0], reverse=True):
+        shared |= inside & (values > 0) & (values != label)
         values[inside] = label
+    overlaps[image["file_name"]] = int(shared.sum())
     return values
-
-
-def folders(tree: Tree) -> Export:
-    """Images and masks in folders of their own or side by side, which their names tell apart."""
-    if not tree.masks:
-        raise DataError(
-            f"{tree.root}: not an export of a known tool (labelme: of labelme2voc), and no masks "
-            "by the names of folders (masks, labels, annotations) or files (NAME_mask); set "
-            "images=FOLDER masks=FOLDER"
-        )
-    return Export("images and masks", tree.pair(tree.masks))
 
 
 FORMATS = (roboflow, cvat, labelme, supervisely, cityscapes, camvid, coco)
 
 
-def recognise(tree: Tree) -> Export:
-    """Return what an export holds, by the first format that knows it.
+def _reader(folder: ExportFolder, reading: Reading) -> Callable[[Path], Callable[[], np.ndarray]]:
+    """Return a function that returns the function that reads a mask."""
+    alpha = find_alpha(folder.masks)
+    if alpha.is_mask and reading.colours:
+        if alpha.is_black:
+            raise DataError(
+                f"{folder.masks[0]}: all masks are black, and their alpha channel is the mask; "
+                "leave out data.colours"
+            )
+        alpha = replace(alpha, is_mask=False)
+    return lambda mask: partial(read_values, mask, reading.colours, alpha)
+
+
+def _pair(folder: ExportFolder, reading: Reading) -> list[Item]:
+    return folder.pair(_reader(folder, reading))
+
+
+def _with_lists(
+    title: str, items: list[Item], lists: Sequence[ClassList], reading: Reading
+) -> Export:
+    """Return an export whose masks are read by lists of classes: by the nearest, if they differ.
 
     Raises:
-        DataError: no masks, masks without an image, unreadable lists.
+        DataError: lists differ, and it is not clear which one belongs to a mask.
     """
-    export = next((found for read in FORMATS if (found := read(tree))), None) or folders(tree)
-    if not export.items:
-        raise DataError(f"{tree.root}: {export.format}, but no masks")
-    return export
+    colours = {name: rgb for entry in lists for name, rgb in entry.colours.items()}
+    first = lists[0]
+    other = next((entry for entry in lists if entry.names != first.names), None)
+    if other is None or reading.mapped:
+        return Export(title, items, first.names, colours)
+    classes = list(dict.fromkeys(name for entry in lists for name in entry.names.values()))
+    renumbered = []
+    for item in items:
+        above = [entry for entry in lists if item.mask.is_relative_to(entry.path.parent)]
+        depth = max((len(entry.path.parts) for entry in above), default=0)
+        own = [entry for entry in above if len(entry.path.parts) == depth]
+        if not own or any(entry.names != own[0].names for entry in own):
+            one, two = own[:2] if len(own) > 1 else (first, other)
+            raise DataError(
+                f"{one.path} and {two.path} name classes differently, and {item.mask} may be "
+                'read by either; say what its values mean: "labels={0: NAME, 1: NAME}"'
+            )
+        numbers = {value: classes.index(name) for value, name in own[0].names.items()}
+        read = partial(_renumber, item, numbers, own[0].path)
+        renumbered.append(replace(item, read=read))
+    note = f"{first.path} and {other.path} differ: each mask is read by the list in its folder"
+    names = dict(enumerate(classes))
+    return Export(title, renumbered, names, colours, [note])
+
+
+def _renumber(item: Item, numbers: Mapping[int, int], source: Path) -> np.ndarray:
+    """Read a mask whose values have other numbers in a list of all classes."""
+    values = item.read()
+    found, places = np.unique(values, return_inverse=True)
+    kept = (-1, TRANSPARENT, VOID)
+    wrong = [v for v in found.tolist() if v not in numbers and v not in kept and v < COLOUR]
+    if wrong:
+        raise DataError(f"{item.mask}: the value {wrong[0]} has no class in {source}; add it there")
+    table = np.array([numbers.get(value, value) for value in found.tolist()])
+    return table[places].reshape(values.shape)
+
+
+def colour_names(rows: Sequence[tuple[str, list[int]]]) -> dict[int, str]:
+    """Return the class of each value of masks in colours, from pairs of name and RGB.
+
+    A mask of one channel holds grey levels if all colours are grey, otherwise the numbers of rows.
+    """
+    grey = all(len(set(rgb)) == 1 for _, rgb in rows)
+    numbers = {rgb[0] if grey else number: name for number, (name, rgb) in enumerate(rows)}
+    return numbers | {COLOUR + (r << 16) + (g << 8) + b: name for name, (r, g, b) in rows}
+
+
+def _colour_list(path: Path, rows: Sequence[tuple[str, list[int]]]) -> ClassList:
+    """Return a list of classes and colours; rows without a colour are numbers."""
+    coloured = [(name, rgb) for name, rgb in rows if rgb]
+    if len(coloured) < len(rows):
+        return ClassList(path, {number: name for number, (name, _) in enumerate(rows)})
+    return ClassList(path, colour_names(rows), dict(rows))
+
+
+def _has_colours(lists: Sequence[ClassList]) -> bool:
+    return any(entry.colours for entry in lists)
+
+
+def _numbered_list(path: Path) -> ClassList:
+    """Return a list whose rows are numbers; label_colors.txt has colours before the names."""
+    if path.name == "label_colors.txt":
+        rows = _colour_rows(path)
+    else:
+        rows = [(name, []) for name in read_list(path) if name != "__ignore__"]
+    colours = {name: rgb for name, rgb in rows if rgb}
+    return ClassList(path, {number: name for number, (name, _) in enumerate(rows)}, colours)
+
+
+def _colour_rows(path: Path) -> list[tuple[str, list[int]]]:
+    """Return name and colour, if there is one, in each row of a list of CamVid or Cityscapes."""
+    rows = []
+    for line in read_list(path):
+        numbers = re.search(r"(?:^|,)\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)", line)
+        if path.suffix == ".csv" and not numbers:
+            continue  # the head
+        name = line.replace(numbers[0], "") if numbers else line
+        name = name.strip(" \t,")
+        name = IGNORE if name.lower() == "void" else name
+        rows.append((name, [int(number) for number in numbers.groups()] if numbers else []))
+    return rows
+
+
+def _rgb(text: str) -> list[int]:
+    return [int(value) for value in text.split(",")] if text else []
+
+
+def _starts(path: Path, text: str) -> bool:
+    return "".join(read_list(path)[:1]).startswith(text)
+
+
+def _json(path: Path, word: str = "") -> Any:
+    """Return the content of a JSON file, None if it lacks a word."""
+    with file_errors(path, "file"):
+        text = path.read_text("utf-8-sig")
+        return json.loads(text) if word in text else None

@@ -4,10 +4,16 @@ The order of training is a pure function of the seed: batch t of a run holds the
 in the same way, for any number of workers and however often the run was interrupted.
 """
 
-import os
+import multiprocessing
+import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fcn.config import DataConfig, RecipeConfig
-from fcn.data.dataset import SegmentationDataset, check_overlap
-from fcn.data.layouts import open_split
+from fcn.config import RecipeConfig
+from fcn.data.dataset import SegmentationDataset
 from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.dataset_info import VOID
+from fcn.errors import ConfigError
 from fcn.processes import usable_cores
 
 
@@ -126,13 +132,49 @@ def loading_processes(wanted: int | None, device: torch.device, processes: int =
     return min(8, cores // 4 if device.type == "cpu" else max(1, cores))
 
 
+def ignore_signals(worker: int) -> None:
+    """Keep signals that a terminal, systemd or SLURM sends to all processes away from a worker.
+
+    The main process still needs its batches to finish the step.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class Loader(DataLoader[tuple[Tensor, Tensor]]):
+    """A loader whose processes end with the program, though they ignore signals.
+
+    It has the state that Lightning asks for: none, the sampler knows the position.
+    """
+
+    def __iter__(self) -> Any:
+        before = set(multiprocessing.active_children())
+        iterator = super().__iter__()
+        if workers := set(multiprocessing.active_children()) - before:
+            Finalize(None, _kill, (workers,), exitpriority=100)  # before multiprocessing waits
+        return iterator
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        with suppress(ValueError):  # it was closed
+            worker.kill()
+
+
 def evaluation_loader(
     dataset: SegmentationDataset,
     batch_size: int,
     num_workers: int = 0,
     rank: int = 0,
     world: int = 1,
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> Loader:
     """Return a loader of batches (image uint8 (B, C, H, W), target uint8 (B, H, W)).
 
     Args:
@@ -142,55 +184,68 @@ def evaluation_loader(
         rank: of this process among those that evaluate together.
         world: number of these.
     """
-    return DataLoader(
+    return Loader(
         EvaluationSamples(dataset),
         batch_sampler=SameSizeBatches(dataset.sizes(), batch_size, rank, world),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_process_group,
+        worker_init_fn=ignore_signals,
     )
 
 
-def leave_process_group(worker: int) -> None:
-    """Keep Ctrl-C and a scheduler's SIGTERM, sent to the process group, away from a worker.
+def check_shared_memory(
+    recipe: RecipeConfig, image: Tensor, wanted: int | None, device: torch.device, world: int
+) -> None:
+    """Raise a ConfigError if the batches of the loading processes do not fit into shared memory.
 
-    The main process still needs its batches to finish the step.
+    Args:
+        recipe: batch_size, crop.
+        image: uint8 (C, H, W), a training image.
+        wanted: data.num_workers.
+        device: that computes.
+        world: processes that train together.
     """
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-    else:  # Windows knows Ctrl-C only
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class TrainingLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """A loader with the state that Lightning asks for: none, the sampler knows the position."""
-
-    def state_dict(self) -> dict[str, int]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        pass
+    workers, memory = loading_processes(wanted, device, world), Path("/dev/shm")
+    if not workers or not memory.is_dir():
+        return
+    pixels = recipe.crop**2 if recipe.crop else image.shape[1] * image.shape[2]
+    # Each process has two batches of images and masks under way.
+    need = 2 * workers * world * recipe.batch_size * (len(image) + 1) * pixels
+    free = shutil.disk_usage(memory).free
+    if free < need:
+        raise ConfigError(
+            f"data.num_workers={workers}: their batches need {need / 1e6:.0f} MB of shared memory, "
+            f"but {memory} has {free / 1e6:.0f} MB; set data.num_workers=0, or give the container "
+            "more (docker run --shm-size=1g)"
+        )
 
 
 class SegmentationData(pl.LightningDataModule):
-    """The training and validation split of a data set under a recipe; they must not overlap."""
+    """The training and validation split of a data set under a recipe.
 
-    def __init__(self, data: DataConfig, recipe: RecipeConfig, seed: int) -> None:
+    Args:
+        train: the split to train on.
+        val: the split to validate on.
+        recipe: batch size and transforms.
+        seed: of the order and the transforms.
+        num_workers: loading processes; None chooses for the device.
+        val_limit: validate on the first images alone; None: on all.
+    """
+
+    def __init__(
+        self,
+        train: SegmentationDataset,
+        val: SegmentationDataset,
+        recipe: RecipeConfig,
+        seed: int,
+        num_workers: int | None = None,
+        val_limit: int | None = None,
+    ) -> None:
         super().__init__()
-        self.data, self.recipe, self.seed = data, recipe, seed
-        self.train = open_split(data, data.train_split)
-        self.val = open_split(data, data.val_split)
-        check_overlap(self.train, self.val)
-
-    @property
-    def classes(self) -> list[str]:
-        return self.train.classes
-
-    def keep_first(self, images: int) -> None:
-        """Train on the first images alone (Lightning's overfit_batches)."""
-        self.train = SegmentationDataset(
-            self.train.pairs[:images], self.train.info, self.train.name
-        )
+        self.train, self.val, self.recipe, self.seed = train, val, recipe, seed
+        self.num_workers = num_workers
+        if val_limit is not None:
+            self.val = SegmentationDataset(val.pairs[:val_limit], val.info, val.name)
 
     def training_ids(self, batch: int) -> list[str]:
         """Return the image ids of a batch of the run, by its index on this rank."""
@@ -208,28 +263,28 @@ class SegmentationData(pl.LightningDataModule):
             start,
         )
 
-    def train_dataloader(self) -> TrainingLoader:
+    def train_dataloader(self) -> Loader:
         assert self.trainer is not None
         recipe, trainer = self.recipe, self.trainer
         transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
-        return TrainingLoader(
+        return Loader(
             TrainingSamples(self.train, transform),
             batch_sampler=self._batches(trainer.global_step * trainer.accumulate_grad_batches),
             num_workers=loading_processes(
-                self.data.num_workers, trainer.strategy.root_device, trainer.num_devices
+                self.num_workers, trainer.strategy.root_device, trainer.num_devices
             ),
             collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_process_group,
+            worker_init_fn=ignore_signals,
         )
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def val_dataloader(self) -> Loader:
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         return evaluation_loader(
             self.val,
             max(1, self.recipe.batch_size // 2),
-            loading_processes(self.data.num_workers, device, self.trainer.num_devices),
+            loading_processes(self.num_workers, device, self.trainer.num_devices),
             self.trainer.global_rank,
             self.trainer.world_size,
         )

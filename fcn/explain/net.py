@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.explain.section import Section
-from fcn.inference.metrics import confusion_matrix, scores
+from fcn.inference.metrics import image_confusions, scores
 from fcn.models.alignment import coordinate_map
 from fcn.models.fcn import FCN, SKIPS
 from fcn.models.upsampling import TransposedConvolution, Upsampling, bilinear_kernel
@@ -90,7 +90,7 @@ def network(s: Section, subject: Subject) -> None:
     panels["ground truth"] = colorize(target.numpy(), subject.info)
     for net in filter(None, (subject.coarse, model)):
         prediction = net(batch)[0].argmax(0)
-        confusion = confusion_matrix(len(subject.classes))(prediction[None], target[None].long())
+        confusion = image_confusions(prediction[None], target[None], len(subject.classes))[0]
         title = f"FCN-{net.stride}s\nmean IoU {percent(scores(confusion).mean_iou)} %"
         panels[title] = colorize(prediction.numpy(), subject.info)
     caption = """The classes that networks give to the pixels. FCN-32s has one score for 32 × 32

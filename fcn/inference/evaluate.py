@@ -24,7 +24,7 @@ from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
 from fcn.data.layouts import open_split
 from fcn.data.loaders import evaluation_loader, loading_processes
-from fcn.device import InferenceModel, uses_bf16
+from fcn.device import InferenceModel, resolve_precision
 from fcn.errors import ConfigError, UserError
 from fcn.inference.metrics import Scores, Trimap, image_confusions, rates, scores, tally
 from fcn.output import atomic_write, percent, progress, write_json
@@ -80,8 +80,10 @@ def _evaluate_checkpoint(
             scan([dataset], console, training=False)
         else:
             print_notes([dataset], console)
-    bf16 = uses_bf16(cfg.trainer.get("precision", "auto"), trained.about, processes.device)
-    model = InferenceModel(trained.model(), processes.device, bf16)
+    precision = resolve_precision(
+        cfg.trainer.get("precision"), processes.device, trained=trained.about.get("precision")
+    )
+    model = InferenceModel(trained.model(), processes.device, precision)
     if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)
         console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")

@@ -22,7 +22,7 @@ from fcn.config import PredictConfig
 from fcn.data.files import finder, is_image, unread_note, walk
 from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
-from fcn.device import bound_memory, resident_memory, return_memory
+from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
@@ -49,10 +49,12 @@ def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) 
     output = Path(cfg.output)
     images, note = find_images(cfg.input, output, sys.stdin)
     jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    precision = cfg.trainer.get("precision", "auto")
+    resolve_precision(precision, processes.device)  # its error names this command's setting
     predictor = Predictor(
         cfg.checkpoint,
         str(processes.device),
-        precision=cfg.trainer.get("precision", "auto"),
+        precision=precision,
         tile=cfg.tile,
         flip=cfg.flip,
         scales=cfg.scales,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fcn import checkpoint
 from fcn.data.images import as_tensor, from_pillow, read_image, to_uint8
 from fcn.dataset_info import DatasetInfo
-from fcn.device import InferenceModel, pick_device, uses_bf16
+from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.pictures import visualize
@@ -36,7 +36,8 @@ class Predictor:
     Args:
         path: a .ckpt, a .safetensors or a run's folder.
         device: auto, cpu, cuda, mps; auto is a GPU where there is one.
-        precision: 32-true, bf16-mixed; auto: as the model was trained.
+        precision: a name in `fcn.device.PRECISIONS`; auto: as the model was trained, where the
+            device computes so.
         tile: longest side, in pixels, that goes through the network at once; larger images are cut
             into overlapping windows, for the same scores in bounded memory. auto is `TILE`, None
             never cuts.
@@ -70,8 +71,10 @@ class Predictor:
         trained = checkpoint.read(path)
         self.info, self.classes = trained.info, trained.classes
         chosen = pick_device(device)
-        bf16 = uses_bf16(precision, trained.about, chosen)
-        self.model = InferenceModel(trained.model(), chosen, bf16)
+        computed = resolve_precision(
+            precision, chosen, trained=trained.about.get("precision"), key="precision"
+        )
+        self.model = InferenceModel(trained.model(), chosen, computed)
         self.tile = TILE if isinstance(tile, str) else tile
         self.flip, self.scales = flip, list(scales)
         self._tiles(2**20)  # raises an error at once if the tile is too small for this network

@@ -164,7 +164,7 @@ class FCN(nn.Module):
                 f"a float image must be in [0, 1], got values up to {image.max():g}; "
                 "divide it by 255, or pass it as uint8"
             )
-        return (image - self.mean) / self.std
+        return (image.to(self.mean.dtype) - self.mean) / self.std
 
     def skip_scale(self, pool: str) -> float:
         """Return the factor on a skip's features, pool4 or pool3."""

@@ -48,7 +48,8 @@ class Upsampling(nn.Module):
 
     A subclass implements `full(score)`: float (B, K, h, w) -> (B, K, (h-1)f + k, (w-1)f + k), with
     f = `factor` and k = `kernel`: the rows and columns that one score reaches, by default those of
-    the bilinear kernel. Its weights learn without decay, and stay float32 at inference.
+    the bilinear kernel. Its weights learn without decay, and stay float32 under autocast. All its
+    tensors are parameters or persistent buffers, which loading fills.
     """
 
     def __init__(self, factor: int) -> None:
@@ -167,7 +168,8 @@ class TransposedConvolution(Upsampling):
     @torch.no_grad()
     def drift(self) -> float:
         """Return the norm of the kernels' difference from bilinear ones, over the norm of these."""
-        kernels, own = self.kernels().double(), self.diagonal().double()
+        # On the CPU: Apple's GPUs have no float64.
+        kernels, own = self.kernels().cpu().double(), self.diagonal().cpu().double()
         bilinear = bilinear_kernel(self.kernel).to(own)
         across = kernels.square().sum() - own.square().sum()  # of one class onto another
         change = (own - bilinear).square().sum() + across.clamp(min=0)

@@ -100,22 +100,22 @@ def networks(num_classes: int, device: torch.device) -> dict[str, nn.Module]:
     }
 
 
-def inference(model: nn.Module, image: Tensor, bf16: bool) -> Task:
+def inference(model: nn.Module, image: Tensor, precision: str) -> Task:
     """Return a task that labels every pixel of a uint8 image."""
     if isinstance(model, FCN):
-        return partial(devices.InferenceModel(model, image.device, bf16).predict, image)
+        return partial(devices.InferenceModel(model, image.device, precision).predict, image)
     model, image = model.eval(), image / 255
     return torch.inference_mode()(lambda: scores(model, image).argmax(1))
 
 
-def training(model: nn.Module, image: Tensor, bf16: bool) -> Task:
+def training(model: nn.Module, image: Tensor, precision: str) -> Task:
     """Return a task that takes one training step: forward, loss, backward, update."""
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-6, momentum=0.9, fused=True)
     target = image[:, 0].long() % 2
     image = image if isinstance(model, FCN) else image / 255
 
     def step() -> None:
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             score = scores(model, image)
         F.cross_entropy(score, target).backward()
         optimizer.step()
@@ -202,9 +202,7 @@ def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]
     torch.manual_seed(0)
     device = devices.pick_device(cfg.device)
     rounds = 3 if cfg.quick else cfg.rounds
-    ours = "32-true"
-    if devices.uses_bf16(cfg.precision, {"precision": "bf16-mixed"}, device):
-        ours = "bf16-mixed"
+    ours = devices.resolve_precision(cfg.precision, device, training=True, key="precision").name
     report: dict[str, Any] = {
         "machine": devices.describe_machine(device),
         "settings": asdict(cfg),
@@ -215,7 +213,7 @@ def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]
         tasks = {}
         for name, model in models.items():
             precision = ours if isinstance(model, FCN) else "32-true"
-            tasks[f"{name}, {precision}"] = make(model, image, precision == "bf16-mixed")
+            tasks[f"{name}, {precision}"] = make(model, image, precision)
         for precision in dict.fromkeys(("32-true", ours)):
             tasks[f"matrix product, {precision}"] = matrix_product(device, precision)
         rows = measure(tasks, rounds)

@@ -27,24 +27,56 @@ CHECK_EVERY = 10  # batches between looks at a GPU's loss, which has to be waite
 REPORT_EVERY = 60  # seconds between lines where there is no progress bar
 WARN_AFTER = 3  # steps, after which a run's length is estimated
 DAY = 24 * 3600  # seconds
-SAME = 3  # validations with one class alone predicted before a warning
+COLLAPSE_PATIENCE = 3  # consecutive validations that predict a single class before a warning
 
 
-def checkpoints(folder: Path) -> list[ModelCheckpoint]:
-    """Return callbacks that keep best.ckpt, by validation mean IoU, and last.ckpt.
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps best.ckpt, by validation mean IoU, wherever the run's folder has moved to."""
 
-    `last` comes second, so that it knows the best so far.
-    """
-    common: dict[str, Any] = {
+    def __init__(self, folder: Path) -> None:
+        super().__init__(filename="best", monitor="val/mean_iou", mode="max", **_keep_one(folder))
+        self.scored_again: float | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Return the key of its state in a checkpoint, that of Lightning's own class."""
+        return super().state_key.replace(type(self).__name__, "ModelCheckpoint", 1)
+
+    def score_again(self, mean_iou: float) -> None:
+        """Let best.ckpt have another mean IoU, in 0..1: its validation split has changed."""
+        self.scored_again = mean_iou
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best so far, in this run's folder: it may have been moved."""
+        path = str(Path(str(self.dirpath), "best.ckpt"))
+        score = state_dict["best_model_score"]
+        if self.scored_again is not None:
+            score = torch.tensor(self.scored_again)
+        best = {path: score} if state_dict["best_model_path"] else {}
+        state: dict[str, Any] = {"dirpath": self.dirpath}
+        state |= {"best_model_path": path if best else ""}
+        state |= {"best_k_models": best, "kth_best_model_path": path if best else ""}
+        state |= {"best_model_score": score, "kth_value": score}
+        super().load_state_dict(state_dict | state)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps last.ckpt, of the last validation."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(filename="last", **_keep_one(folder))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over nothing: the file is overwritten by the next validation."""
+
+
+def _keep_one(folder: Path) -> dict[str, Any]:
+    return {
         "dirpath": folder,
         "save_top_k": 1,
         "enable_version_counter": False,
         "save_on_train_epoch_end": False,
     }
-    return [
-        ModelCheckpoint(filename="best", monitor="val/mean_iou", mode="max", **common),
-        ModelCheckpoint(filename="last", **common),
-    ]
 
 
 class History(Callback):
@@ -137,11 +169,14 @@ class Watch(Callback):
 
     Args:
         classes: their names.
+        precision: of the run.
         console: for the warning.
     """
 
-    def __init__(self, classes: list[str], console: Console) -> None:
+    def __init__(self, classes: list[str], precision: str, console: Console) -> None:
         self.classes, self.console = classes, console
+        full = "" if precision == "32-true" else "trainer.precision=32-true, "
+        self.remedy = f"set {full}a lower recipe.lr or trainer.gradient_clip_val=1"
         self.loss: Tensor | None = None
         self.same = 0
 
@@ -162,17 +197,17 @@ class Watch(Callback):
         if not all(bool(torch.isfinite(weight).all()) for weight in pl_module.parameters()):
             raise TrainingError(
                 f"weights are infinite after step {trainer.global_step}; resume=last continues "
-                "from the last checkpoint: set a lower recipe.lr or trainer.gradient_clip_val=1"
+                f"from the last checkpoint: {self.remedy}"
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn when the model has predicted one class alone for some validations."""
         predicted = pl_module.validation_confusion.sum(0).nonzero().flatten()  # type: ignore
         self.same = self.same + 1 if len(predicted) == 1 else 0
-        if self.same == SAME and not trainer.sanity_checking:
+        if self.same == COLLAPSE_PATIENCE and not trainer.sanity_checking:
             self.console.print(
                 f"warning: every pixel was predicted {self.classes[int(predicted)]} in the last "
-                f"{SAME} validations. {ONE_CLASS_CAUSES}",
+                f"{COLLAPSE_PATIENCE} validations. {ONE_CLASS_CAUSES}",
                 style="yellow",
             )
 
@@ -181,12 +216,14 @@ class Watch(Callback):
         if math.isfinite(float(self.loss)):
             return
         batch = trainer.fit_loop.total_batch_idx
+        # A GPU's loss is looked at every few batches, so it may have been lost before.
+        when = "by" if self.loss.device.type == "cuda" else "in"
         images = trainer.datamodule.training_ids(batch)  # type: ignore[attr-defined]
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise TrainingError(
-            f"the loss is {float(self.loss)} in step {trainer.global_step + 1} (learning rate "
+            f"the loss is {float(self.loss)} {when} step {trainer.global_step + 1} (learning rate "
             f"{rate:g}, images {', '.join(images)}); resume=last continues from the last "
-            "checkpoint: set a lower recipe.lr or trainer.gradient_clip_val=1"
+            f"checkpoint: {self.remedy}"
         )
 
 

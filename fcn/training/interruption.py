@@ -1,4 +1,4 @@
-"""Stopping without loss: atomic checkpoints, and signals that end a run after a whole step.
+"""Graceful shutdown: atomic checkpoints, and signals that end a run after a whole step.
 
 Lightning's own checkpoints pass through the system's temporary folder, and its signal handlers may
 save in the middle of a step; neither allows to resume a run bit for bit.
@@ -6,6 +6,7 @@ save in the middle of a step; neither allows to resume a run bit for bit.
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -13,14 +14,15 @@ from typing import Any, Self
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
 from fcn.errors import Interrupted, UserError
 from fcn.output import atomic_write
+from fcn.processes import Processes
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+DATA_PATIENCE = 20  # seconds to wait for data after a signal
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -60,10 +62,14 @@ class Interruption(Callback):
     Args:
         last: the checkpoint to save.
         console: where to say so.
+        processes: that train together.
     """
 
-    def __init__(self, last: Path, console: Console) -> None:
-        self.last, self.console = last, console
+    def __init__(self, last: Path, console: Console, processes: Processes) -> None:
+        self.last, self.console, self.processes = last, console, processes
+        self.trainer: pl.Trainer | None = None  # while it trains
+        self.in_step, self.step_started = False, -1  # the batch that began last
+        self.heard = 0.0  # when the first signal came
         self.received = 0  # the number of the signal
         in_slurm = "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1")  # Windows has none
         self.signals = [*SIGNALS, signal.SIGUSR1] if in_slurm else SIGNALS
@@ -76,6 +82,8 @@ class Interruption(Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.received:
+            self._end_alarm()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -84,40 +92,82 @@ class Interruption(Callback):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            # torchrun passes on what its processes have received from the terminal themselves.
+            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.heard < 2:
+                return
+            self._stop_at_once(number)
+        self.heard = time.monotonic()
         self.received = number
-        signal.signal(number, self.before[signal.Signals(number)])
         name = signal.Signals(number).name
         self.console.print(f"{name}: stopping after this step; a second one stops at once")
+        if hasattr(signal, "SIGALRM"):
+            self.seen_batch = self.step_started
+            signal.signal(signal.SIGALRM, self._give_up)
+            signal.setitimer(signal.ITIMER_REAL, DATA_PATIENCE, DATA_PATIENCE)
+
+    def _stop_at_once(self, number: int) -> None:
+        kept = f"{self.last} is kept" if self.last.is_file() else "nothing is saved"
+        raise Interrupted(
+            f"stopped at once by {signal.Signals(number).name}: this step is lost; {kept}",
+            128 + number,
+        )
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        """Stop waiting for data that may never come; a step that is under way is left alone."""
+        waits = self.trainer is not None and not self.in_step
+        if not waits or self.step_started != self.seen_batch:
+            self.seen_batch = self.step_started
+            return
+        assert self.trainer is not None
+        if self.processes.world > 1:  # saving takes all of them
+            self._stop_at_once(self.received)
+        self._save_and_stop(self.trainer, self.received)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers again, over Lightning's."""
-        if not self.received:
-            self._install()
+        self._install()
+        self.trainer = trainer
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stop between two steps: everything that belongs to the last one is done by now."""
-        if trainer.fit_loop.total_batch_idx % trainer.accumulate_grad_batches == 0:
-            self._stop_if_received(trainer)
+        self.in_step, self.step_started = True, trainer.fit_loop.total_batch_idx
+        whole = self.step_started % trainer.accumulate_grad_batches == 0
+        if whole and (number := self.processes.any_signal(self.received)):
+            self._save_and_stop(trainer, number)
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """Note that the next batch is waited for."""
+        self.in_step = False
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that a validation, too, is to be finished."""
+        self.in_step = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the next batch is waited for."""
+        self.in_step = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop before the evaluation."""
-        self._stop_if_received(trainer)
+        if number := self.processes.any_signal(self.received, at_once=True):
+            self._save_and_stop(trainer, number)
 
-    def _stop_if_received(self, trainer: pl.Trainer) -> None:
-        number = self.received
-        if trainer.world_size > 1:
-            received = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(received, reduce_op="max"))
-        if not number:
-            return
+    def _save_and_stop(self, trainer: pl.Trainer, number: int) -> None:
+        self._end_alarm()
         save_between_steps(trainer, self.last)
         raise Interrupted(
             f"interrupted by {signal.Signals(number).name} after step {trainer.global_step}, saved "
-            f"in {self.last}; resume={self.last} continues",
+            f"in {self.last}; resume={self.last.parent.parent} continues",
             128 + number,
         )
+
+    def _end_alarm(self) -> None:
+        if hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def save_between_steps(trainer: pl.Trainer, path: Path) -> None:
@@ -125,9 +175,8 @@ def save_between_steps(trainer: pl.Trainer, path: Path) -> None:
 
     Lightning has counted its batch already, which a resumed run would then leave out.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     for count in (progress.total, progress.current):
-        assert isinstance(count, _ProcessedTracker)
         count.completed -= count.completed % trainer.accumulate_grad_batches
         count.ready = count.started = count.processed = count.completed
     trainer.save_checkpoint(path)

@@ -4,34 +4,160 @@ All take scores (B, K, H, W) and targets (B, H, W), leave out ignored pixels, an
 gradients where every pixel is ignored.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn.config import LossConfig
 from fcn.dataset_info import VOID
 from fcn.errors import ConfigError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+RARE = 100  # times as much weight as the average pixel has: worth a note
+
+
+class Loss(nn.Module):
+    """A loss of (score, target); the weight of classes is a buffer, which follows the device.
+
+    Args:
+        cfg: the choice's arguments.
+        reduction: sum or mean over pixels; every choice but cross_entropy is a mean.
+        weight: (K,), of the classes, or None. Not stored in checkpoints.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, cfg: LossConfig, reduction: str, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.cfg, self.reduction = cfg, reduction
+        weight = None if weight is None else weight.float()
+        self.register_buffer("weight", weight, persistent=False)
+
+
+class CrossEntropyLoss(Loss):
+    """See `pixel_loss`."""
+
+    def forward(self, score: Tensor, target: Tensor) -> Tensor:
+        smoothing = self.cfg.label_smoothing
+        return pixel_loss(score, target, self.reduction, weight=self.weight, smoothing=smoothing)
+
+
+class DiceLoss(CrossEntropyLoss):
+    """Cross entropy and `dice_loss`, as in nnU-Net (Isensee et al. 2021)."""
+
+    def forward(self, score: Tensor, target: Tensor) -> Tensor:
+        return super().forward(score, target) + self.cfg.dice_weight * dice_loss(score, target)
+
+
+class FocalLoss(Loss):
+    """See `focal_loss`."""
+
+    def forward(self, score: Tensor, target: Tensor) -> Tensor:
+        return focal_loss(score, target, self.cfg.gamma, self.weight)
+
+
+class HardExampleLoss(Loss):
+    """See `hard_example_loss`."""
+
+    def forward(self, score: Tensor, target: Tensor) -> Tensor:
+        return hard_example_loss(score, target, self.cfg.hardest, self.weight)
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropyLoss,
+    "dice": DiceLoss,
+    "focal": FocalLoss,
+    "ohem": HardExampleLoss,
+}
 
 
 def make_loss(cfg: LossConfig, reduction: str, weight: Tensor | None = None) -> Loss:
-    """Return a loss of (score, target).
-
-    Args:
-        cfg: the choice and its arguments.
-        reduction: sum or mean over pixels; every choice but cross_entropy is a mean.
-        weight: float (K,), of the classes, or None.
+    """Return the loss that the settings name, see `Loss`.
 
     Raises:
         ConfigError: an unknown choice.
     """
     if cfg.name not in LOSSES:
         raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
-    choice = LOSSES[cfg.name]
-    return lambda score, target: choice(score, target, cfg, reduction, weight)
+    return LOSSES[cfg.name](cfg, reduction, weight)
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """Return weights by which every class that occurs has the same share of the pixels' weight.
+
+    w_k = N / (K n_k), of N pixels in all, and n_k in each of the K classes that occur, so that the
+    mean over pixels is 1 (scikit-learn's "balanced"; King & Zeng 2001). A class without pixels has
+    weight 0: nothing is known of it.
+
+    Args:
+        counts: pixels of each class in the training masks.
+
+    Raises:
+        ConfigError: there are no pixels at all.
+    """
+    total, present = sum(counts), sum(n > 0 for n in counts)
+    if not present:
+        raise ConfigError(
+            "loss.class_weights=balanced: the training masks hold no pixel of any class; leave it "
+            "out"
+        )
+    return [total / (present * n) if n > 0 else 0.0 for n in counts]
+
+
+def check_class_weights(weights: Any, classes: Sequence[str]) -> list[float]:
+    """Return given class weights as floats.
+
+    Args:
+        weights: as the setting holds them.
+        classes: the names of the labels.
+
+    Raises:
+        ConfigError: not one number for each class, a negative or infinite one, or all zero.
+    """
+    given = isinstance(weights, Sequence) and not isinstance(weights, str)
+    if (
+        not given
+        or len(weights) != len(classes)
+        or any(isinstance(w, bool) or not isinstance(w, int | float) for w in weights)
+    ):
+        raise ConfigError(
+            f"loss.class_weights={weights}: must be balanced, or one number for each of "
+            f"{', '.join(classes)}"
+        )
+    limits = torch.finfo(torch.float32)
+    if not all(w == 0 or limits.tiny <= w <= limits.max for w in weights) or not any(weights):
+        raise ConfigError(
+            f"loss.class_weights={list(weights)}: must be 0 or more, finite, and not all 0"
+        )
+    return [float(w) for w in weights]
+
+
+def rare_note(weights: Sequence[float], counts: Sequence[int], classes: Sequence[str]) -> str:
+    """Return a note on classes so rare that balance lets few pixels decide, or "".
+
+    Balanced weights have no bound: a class with 9 of 100,000 pixels gets thousands of times the
+    weight of others, and the network is fitted to those 9 pixels.
+
+    Args:
+        weights: of the classes.
+        counts: pixels of each class in the training masks.
+        classes: their names.
+    """
+    mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / max(sum(counts), 1)
+    rare = [
+        f"{name} ({n:,} pixels, each with {w / mean:.3g} times the average weight)"
+        for name, n, w in zip(classes, counts, weights, strict=True)
+        if n and w > RARE * mean
+    ]
+    if not rare:
+        return ""
+    return (
+        f"few pixels decide what is learned of {', '.join(rare)}; if the mean IoU suffers, give "
+        "loss.class_weights as a list with smaller numbers for them"
+    )
 
 
 def pixel_loss(
@@ -44,28 +170,27 @@ def pixel_loss(
 ) -> Tensor:
     """Return the softmax cross entropy over the pixels that are not ignored.
 
+    A class's weight counts its pixels several times, whatever their smoothed targets are. PyTorch's
+    own cross entropy spreads smoothing in proportion to the weights instead, so that rare classes,
+    and even absent ones, get most of every pixel's target (pytorch#104776).
+
     Args:
         score: float (B, K, H, W).
         target: int64 (B, H, W), 0..K-1, 255 = ignored.
         reduction: "sum" (Caffe's SoftmaxWithLoss with normalize: false) or "mean"; with weights,
             the weighted mean.
         weight: float (K,), of the classes.
-        smoothing: share of every target that is spread over all classes, 0..1.
+        smoothing: share of every target that is spread evenly over all classes, 0..1 (Szegedy et
+            al. 2016, sec. 7).
 
     Returns:
         float scalar, in nats.
     """
-    # A GPU's own sum adds in any order, and raises where results must be deterministic.
-    kind = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
-    total = F.cross_entropy(
-        score.float(), target, weight, ignore_index=VOID, reduction=kind, label_smoothing=smoothing
-    ).sum()
+    loss, mass = _pixel_losses(score, target, weight, smoothing)
+    total = (loss * mass).sum()
     if reduction == "sum":
         return total
-    seen = target != VOID
-    if weight is None:
-        return total / seen.sum().clamp(min=1)
-    mass = weight[target[seen]].sum()
+    mass = mass.sum()
     return total / torch.where(mass > 0, mass, 1)
 
 
@@ -77,7 +202,7 @@ def dice_loss(score: Tensor, target: Tensor) -> Tensor:
     seen = (target != VOID)[:, None]
     labels = torch.where(target != VOID, target, 0)
     one_hot = F.one_hot(labels, score.shape[1]).permute(0, 3, 1, 2) * seen
-    probability = score.float().softmax(1) * seen
+    probability = _at_least_float32(score).softmax(1) * seen
     both, each = (probability * one_hot).sum((0, 2, 3)), (probability + one_hot).sum((0, 2, 3))
     present = one_hot.sum((0, 2, 3)) > 0
     dice = 2 * both / each.clamp(min=1e-6)
@@ -89,11 +214,10 @@ def focal_loss(score: Tensor, target: Tensor, gamma: float, weight: Tensor | Non
 
     Source: Lin et al. 2017.
     """
-    loss, seen = _pixel_losses(score, target)
-    factor = (1 - (-loss).exp()) ** gamma * seen
-    if weight is not None:
-        factor = factor * weight[torch.where(seen, target, 0)]
-    return (factor * loss).sum() / seen.sum().clamp(min=1)
+    loss, mass = _pixel_losses(score, target, weight)
+    # Below gamma = 1 the power has an infinite gradient where p rounds to 1.
+    miss = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).eps)
+    return (miss**gamma * loss * mass).sum() / (target != VOID).sum().clamp(min=1)
 
 
 def hard_example_loss(
@@ -109,34 +233,29 @@ def hard_example_loss(
 
     Source: Shrivastava et al. 2016.
     """
-    loss, seen = _pixel_losses(score, target)
+    loss, mass = _pixel_losses(score, target, weight)
+    loss = (loss * mass)[target != VOID]
+    count = max(1, math.ceil(hardest * len(loss)))
+    return loss.topk(min(count, len(loss))).values.sum() / count
+
+
+def _pixel_losses(
+    score: Tensor, target: Tensor, weight: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return each pixel's cross entropy, and its weight; both (B, H, W), 0 where ignored.
+
+    Pixel by pixel: a GPU's own sum adds in any order, and raises where results must be
+    deterministic.
+    """
+    score = _at_least_float32(score)
+    loss = F.cross_entropy(
+        score, target, ignore_index=VOID, reduction="none", label_smoothing=smoothing
+    )
+    mass = (target != VOID).to(loss.dtype)
     if weight is not None:
-        loss = loss * weight[torch.where(seen, target, 0)]
-    count = int((hardest * seen.sum()).ceil().clamp(min=1))
-    return loss[seen].topk(min(count, int(seen.sum()))).values.sum() / count
+        mass = mass * weight.to(loss.dtype)[torch.where(target != VOID, target, 0)]
+    return loss, mass
 
 
-def _pixel_losses(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each pixel's cross entropy (B, H, W), 0 where ignored, and which are not ignored."""
-    loss = F.cross_entropy(score.float(), target, ignore_index=VOID, reduction="none")
-    return loss, target != VOID
-
-
-def _cross_entropy(
-    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
-) -> Tensor:
-    return pixel_loss(score, target, reduction, weight=weight, smoothing=cfg.label_smoothing)
-
-
-# Choice -> the loss, a scalar, of (score, target, its arguments, reduction, weight of classes).
-LOSSES: dict[str, Callable[[Tensor, Tensor, LossConfig, str, Tensor | None], Tensor]] = {
-    "cross_entropy": _cross_entropy,
-    "dice": lambda score, target, cfg, reduction, weight: (
-        _cross_entropy(score, target, cfg, reduction, weight)
-        + cfg.dice_weight * dice_loss(score, target)
-    ),
-    "focal": lambda score, target, cfg, _, weight: focal_loss(score, target, cfg.gamma, weight),
-    "ohem": lambda score, target, cfg, _, weight: hard_example_loss(
-        score, target, cfg.hardest, weight
-    ),
-}
+def _at_least_float32(score: Tensor) -> Tensor:
+    return score if score.dtype == torch.float64 else score.float()

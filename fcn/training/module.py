@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fcn.config import RecipeConfig
 from fcn.dataset_info import VOID
 from fcn.device import optimize
-from fcn.inference.metrics import confusion_matrix, scores
+from fcn.inference.metrics import ConfusionMatrix, scores
 from fcn.models.fcn import FCN
 from fcn.training.loss import Loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
@@ -27,7 +27,7 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the network.
         recipe: how it learns.
-        loss: of (score, target).
+        loss: of (score, target); a submodule, so that its weights follow the device.
         lr: its learning rate.
         seed: of dropout.
         about: plain values kept in every checkpoint, from which `fcn.load` builds the model:
@@ -54,7 +54,7 @@ class SegmentationModule(pl.LightningModule):
         # module, so that its weights are not stored twice.
         self.training_forward = torch.compile(model.forward) if compile else model.forward
         self.recipe, self.loss, self.lr, self.seed = recipe, loss, lr, seed
-        self.confusion = confusion_matrix(model.arguments["num_classes"], over_ranks=True)
+        self.confusion = ConfusionMatrix(model.arguments["num_classes"], sync_on_compute=True)
 
     def setup(self, stage: str) -> None:
         """Move the model to its device in its fastest form there."""
@@ -122,6 +122,7 @@ class SegmentationModule(pl.LightningModule):
         }
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        # Lightning does not clip gradients that a fused optimiser is to unscale.
-        scales = self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val
-        return make_optimizer(self.model, self.recipe, self.lr, fused=not scales)
+        # Lightning clips no gradients of a fused optimiser under mixed precision, be there any to
+        # unscale (float16) or not (bfloat16).
+        clips = self.trainer.gradient_clip_val and self.trainer.precision.endswith("-mixed")
+        return make_optimizer(self.model, self.recipe, self.lr, fused=not clips)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fcn.config import RecipeConfig
 from fcn.errors import ConfigError
 from fcn.models.upsampling import Upsampling
+from fcn.models.vgg import variant
 
 POLY_POWER = 0.9  # Liu et al. 2015 (ParseNet); DeepLab's since
 
@@ -64,7 +65,11 @@ def make_optimizer(
         model: its trainable parameters.
         recipe: optimizer and its arguments, momentum, weight_decay, bias_lr_factor.
         lr: the learning rate of weights.
-        fused: update in one pass over weights, gradients and momenta instead of four.
+        fused: update in one pass over weights, gradients and momenta instead of four, if the
+            optimiser can.
+
+    Raises:
+        ConfigError: an unknown optimiser, or arguments that it does not take.
     """
     groups, kind = parameter_groups(model, recipe, lr), optimizer_class(recipe.optimizer)
     accepted = inspect.signature(kind).parameters
@@ -73,11 +78,18 @@ def make_optimizer(
         arguments["momentum"] = recipe.momentum
     if "betas" in accepted:
         arguments["betas"] = (recipe.momentum, 0.999)
-    if "fused" in accepted and fused:
+    # These two exclude the fused form, and whoever names them wants them.
+    given = recipe.optimizer_arguments
+    if "fused" in accepted and fused and not (given.get("foreach") or given.get("differentiable")):
         arguments["fused"] = True
+    if given.get("fused") and not fused:
+        raise ConfigError(
+            "recipe.optimizer_arguments.fused=true does not fit trainer.gradient_clip_val under "
+            "mixed precision; leave it out"
+        )
     try:
-        return kind(groups, **arguments | recipe.optimizer_arguments)
-    except (TypeError, ValueError) as error:
+        return kind(groups, **arguments | given)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"recipe.optimizer={recipe.optimizer}: {error}") from error
 
 
@@ -109,6 +121,47 @@ def rate_at(step: int, recipe: RecipeConfig, max_steps: int) -> float:
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
     }[recipe.schedule]
     return warm * decay
+
+
+def warmup_note(recipe: RecipeConfig, max_steps: int) -> str:
+    """Return a note if the run ends before its warm-up does, or "".
+
+    Args:
+        recipe: warmup_steps.
+        max_steps: optimiser steps of the run.
+    """
+    if recipe.warmup_steps <= max_steps:
+        return ""
+    return (
+        f"recipe.warmup_steps={recipe.warmup_steps} is longer than the run of {max_steps} steps: "
+        f"the learning rate is never reached; use recipe.warmup_steps={max_steps // 10}"
+    )
+
+
+def check_batch_norm(recipe: RecipeConfig, backbone: str, padding: int | str) -> None:
+    """Check that batch norm will see more than one value per channel, which it cannot normalise.
+
+    Args:
+        recipe: crop and batch_size; whole images (crop=null) are not checked.
+        backbone: a name in `fcn.models.vgg.VARIANTS`.
+        padding: "aligned" or 100, see `FCN`.
+
+    Raises:
+        ConfigError: crops so small that a map is a single pixel, in batches of one.
+    """
+    if recipe.crop is None or recipe.batch_size > 1 or not variant(backbone).batch_norm:
+        return
+    first, fc6 = (100, 0) if padding == 100 else (1, 3)
+    side = recipe.crop + 2 * first - 2
+    for _ in range(4):  # pool1 to pool4
+        side = -(-side // 2)
+    if backbone == "mini":  # with batch norm in the head
+        side = -(-side // 2) + 2 * fc6 - 6
+    if side == 1:
+        raise ConfigError(
+            f"recipe.batch_size=1 with recipe.crop={recipe.crop} leaves batch norm (backbone="
+            f"{backbone}) a single value per channel; use recipe.batch_size=2, or recipe.crop=64"
+        )
 
 
 def make_schedule(

@@ -2,14 +2,11 @@
 
 import inspect
 import logging
-import shlex
-import subprocess
-import sys
 import time
 import warnings
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +15,50 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from fcn import checkpoint
-from fcn.config import CONFIGS, REPOSITORY, ModelConfig, TrainConfig, check_training, flat_keys
+from fcn.config import CONFIGS, ModelConfig, TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
-from fcn.data.download import fetch
 from fcn.data.images import range_note
-from fcn.data.loaders import SegmentationData
-from fcn.dataset_info import DatasetInfo
+from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.device import InferenceModel, describe_machine
-from fcn.errors import ConfigError
+from fcn.errors import ConfigError, UserError, describe_failure
 from fcn.inference.evaluate import evaluate_and_write, print_last_line, read_metrics
-from fcn.models.fcn import FCN, SKIPS
+from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
 from fcn.output import percent, write_json
 from fcn.pictures import plots
-from fcn.processes import rank
-from fcn.training.callbacks import History, Pictures, ProgressBar, Watch, checkpoints
+from fcn.processes import Processes, launch
+from fcn.training import record
+from fcn.training.callbacks import (
+    BestCheckpoint,
+    History,
+    LastCheckpoint,
+    Pictures,
+    ProgressBar,
+    Watch,
+)
 from fcn.training.interruption import AtomicCheckpoints, Interruption
-from fcn.training.loss import Loss, make_loss
+from fcn.training.loss import balanced_weights, make_loss, rare_note
 from fcn.training.module import SegmentationModule
-from fcn.training.plan import Plan, resolve, set_length
+from fcn.training.optim import warmup_note
+from fcn.training.plan import Plan, check_combinations, resolve
 
-PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
-            "torchmetrics", "torchvision")  # fmt: skip
-MEASURED = 8  # training images on which the size of pretrained features is measured
+MEASURED_IMAGES = 8  # training images on which the size of pretrained features is measured
 
 
 def main(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
-    """Train one model, or one after the other with `stages`; return the mean IoU, in 0..1."""
-    try:
-        return (train_stages if cfg.stages else train)(cfg, folder, console)
-    finally:
-        if torch.distributed.is_initialized():  # its threads may abort a process that exits
-            torch.distributed.destroy_process_group()
+    """Run the command train; see `train`."""
+    return train(cfg, folder, console)
 
 
 def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
-    """Train a model, evaluate its best checkpoint, and write what the run leaves.
+    """Train a model, or one after the other with `stages`, in as many processes as are asked for.
 
     Args:
         cfg: validated settings.
@@ -73,223 +71,362 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     Raises:
         UserError: the settings, the data or the weights make the run impossible.
     """
+    hide_hints()
+    with launch(cfg.trainer, training=True) as processes:
+        cfg, folder = processes.share((cfg, folder))
+        return (train_stages if cfg.stages else train_one)(cfg, folder, processes, console)
+
+
+def train_one(
+    cfg: TrainConfig, folder: Path, processes: Processes, console: Console
+) -> float | None:
+    """Train a model, evaluate its best checkpoint, and write what the run leaves; see `train`."""
     started = time.monotonic()
-    plan = resolve(cfg, folder)
-    data = _open_data(cfg, console)
-    set_length(plan, data, cfg.recipe.batch_size)
-    model = _build_model(cfg, plan, data.train.info)
-    surgery = None if plan.resume else _first_weights(cfg, model, data, console)
-    about = _describe(cfg, plan, model, data)
-    if plan.resume is not None:
-        _check_resumed(plan.resume, about)
-    loss = _make_loss(cfg, data, plan.device, console)
-    module = SegmentationModule(
-        model, cfg.recipe, loss, plan.lr, cfg.seed, about, compile=cfg.compile
-    )
-    trainer, history, interruption = _make_trainer(cfg, plan, data, console)
-    _print_start(cfg, plan, trainer, model, surgery, data, console)
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", _record(cfg, plan, data))
-    with interruption:
-        trainer.fit(module, datamodule=data, ckpt_path=plan.resume, weights_only=True)
-    best = _best_checkpoint(trainer, plan, console)
-    if best is None:
-        return None
-    metrics = _evaluate_best(cfg, plan, best, about, history, data, console)
-    for logger in trainer.loggers:
-        _log_settings(logger, cfg, metrics["mean_iou"])
-    seconds = time.monotonic() - started
-    print_last_line(console, metrics, f"after {seconds:.0f} s", folder)
-    return metrics["mean_iou"]
-
-
-def _open_data(cfg: TrainConfig, console: Console) -> SegmentationData:
-    """Fetch what is missing, if wanted, open both splits, and look through their masks."""
-    if cfg.data.download:
-        fetch(cfg.data, console)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data, channels = SegmentationData(cfg.data, cfg.recipe, cfg.seed), cfg.model.in_channels
-    for split in (data.train, data.val):
-        if channels not in (None, 3) and not split.info.bands:
-            split.info = replace(split.info, bands=list(range(channels)))
-    _ = data.train[0]  # an image that does not fit the settings stops the run before it starts
-    if note := range_note([pair.image for pair in data.train.pairs], data.train.info):
+    plan = resolve(cfg, folder, processes, console)
+    if note := warmup_note(plan.recipe, plan.length.max_steps):
         console.print(f"warning: {note}", style="yellow")
-    if cfg.data.scan and rank() == 0:
-        scan([data.train, data.val], console, training=True)
-    return data
+    with opened_folder(plan, processes):
+        look_at_data(plan, processes, console)
+        model, surgery = first_model(plan, console)
+        module = make_module(plan, model, processes, console)
+        run = make_trainer(plan, module, processes, console)
+        print_start(plan, model, surgery, console)
+        write_run_record(plan, model, processes)
+        fit(plan, run, module, console)
+        best = run.checkpoint_to_keep()
+        if best is None or processes.rank > 0:
+            return None
+        model, metadata = save_best_model(plan, best, module)
+        metrics = evaluate_best(plan, model, metadata, run.history, console)
+        for logger in run.trainer.loggers:
+            log_settings(logger, plan, metrics["mean_iou"])
+        record.finish(folder)
+        print_last_line(console, metrics, f"after {time.monotonic() - started:.0f} s", folder)
+        return metrics["mean_iou"]
 
 
-def _build_model(cfg: TrainConfig, plan: Plan, info: DatasetInfo) -> FCN:
-    """Build the model for a data set."""
-    channels = len(info.bands) or 3
-    if cfg.model.in_channels not in (None, channels):
+@contextmanager
+def opened_folder(plan: Plan, processes: Processes) -> Iterator[None]:
+    """Make the run's folder and hold it; another run, or a finished one, is an error."""
+    if processes.rank > 0:
+        yield
+        return
+    folder = plan.folder
+    if plan.record is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise ConfigError(
-            f"model.in_channels={cfg.model.in_channels}: data.bands={info.bands} are {channels} "
-            "channels; leave it out"
+            f"{folder} holds a run already: resume={folder} continues it, another hydra.run.dir "
+            "starts a new one"
         )
-    scales = cfg.model.skip_scales
-    if source := plan.resume or cfg.model.init_from:  # its scores were learned with its own scales
-        theirs = checkpoint.read(source).about["model"]["skip_scales"]
-        scales = {k: v for k, v in theirs.items() if k in SKIPS[cfg.model.stride]} | scales
-    try:
-        model = FCN(
-            stride=cfg.model.stride,
-            num_classes=len(info.classes),
-            in_channels=channels,
-            backbone=cfg.backbone.name,
-            upsampling=cfg.upsampling.name,
-            padding=cfg.model.padding,
-            skip_scales=scales,
-            width=cfg.backbone.width,
-            head_width=cfg.backbone.head_width,
-            dropout=cfg.model.dropout,
-        )
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    if cfg.backbone.freeze:
-        model.backbone.freeze(cfg.backbone.freeze)
-    return model
+    folder.mkdir(parents=True, exist_ok=True)
+    with record.locked(folder):
+        yield
 
 
-def _first_weights(
-    cfg: TrainConfig, model: FCN, data: SegmentationData, console: Console
-) -> Report | None:
-    """Give the model its first weights; None if they stay random."""
+def look_at_data(plan: Plan, processes: Processes, console: Console) -> None:
+    """Read an image, and all masks: what does not fit the settings stops the run here."""
+    image, _ = plan.train[0]
+    if processes.rank == 0:
+        sources = [pair.image for pair in plan.train.pairs]
+        if note := range_note(sources, plan.train.info):
+            console.print(f"warning: {note}", style="yellow")
+        check_shared_memory(plan.recipe, image, plan.num_workers, plan.device, processes.world)
+        if plan.scan:
+            scan([plan.train, plan.val], console, training=True)
+    processes.wait()
+
+
+def first_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
+    """Build the model and give it its first weights, unless a checkpoint is resumed.
+
+    Returns:
+        The model, and what became of each tensor; None if the weights are random or resumed.
+    """
+    pl.seed_everything(plan.seed, verbose=False)
+    model, weights = FCN(**plan.model), plan.weights
+    if plan.freeze:
+        model.backbone.freeze(plan.freeze)
+    if plan.resume is not None:
+        return model, None
     surgery = checkpoint.initialise(
-        model,
-        cfg.model.init_from,
-        cfg.backbone.weights,
-        data.classes,
-        new_head=cfg.backbone.head_weights is None,
+        model, weights.source, weights.backbone, plan.train.classes, new_head=weights.new_head
     )
-    if surgery and cfg.recipe.fit_to_features:
-        first = [data.train[index][0] for index in range(min(len(data.train), MEASURED))]
-        fit_to_features(model, first, surgery)
+    if surgery and weights.fit_to_features:
+        first = range(min(len(plan.train), MEASURED_IMAGES))
+        fit_to_features(model, [plan.train[index][0] for index in first], surgery)
     if surgery and surgery.warning:
         console.print(f"warning: {surgery.source}: {surgery.warning}", style="yellow")
-    return surgery
+    return model, surgery
 
 
-def _make_loss(
-    cfg: TrainConfig, data: SegmentationData, device: torch.device, console: Console
-) -> Loss:
-    """Return the loss, with class weights as given or in balance with the training masks."""
-    weights = cfg.loss.class_weights
-    if weights is None:
-        return make_loss(cfg.loss, cfg.recipe.loss_reduction)
+def make_module(
+    plan: Plan, model: FCN, processes: Processes, console: Console
+) -> SegmentationModule:
+    """Return what Lightning trains: the model under its recipe, with its loss."""
+    weights = plan.class_weights
     if weights == "balanced":
-        counts = class_pixels(data.train, console)
-        weights = [sum(counts) / (len(counts) * max(n, 1)) for n in counts]
-        shown = (f"{k} {w:.3g}" for k, w in zip(data.classes, weights, strict=True))
+        classes = plan.train.classes
+        counts = processes.share(class_pixels(plan.train, console) if processes.rank == 0 else [])
+        weights = balanced_weights(counts)
+        shown = (f"{name} {weight:.3g}" for name, weight in zip(classes, weights, strict=True))
         console.print(f"class weights: {', '.join(shown)}")
-    if not isinstance(weights, list) or len(weights) != len(data.classes):
-        raise ConfigError(
-            f"loss.class_weights={weights}: must be balanced, or one number for each of "
-            f"{', '.join(data.classes)}"
-        )
-    return make_loss(cfg.loss, cfg.recipe.loss_reduction, torch.tensor(weights, device=device))
+        if note := rare_note(weights, counts, classes):
+            console.print(f"warning: {note}", style="yellow")
+    weight = torch.tensor(weights, dtype=torch.float32) if weights else None
+    loss = make_loss(plan.loss, plan.recipe.loss_reduction, weight)
+    assert plan.recipe.lr is not None
+    return SegmentationModule(
+        model, plan.recipe, loss, plan.recipe.lr, plan.seed, describe(plan, model),
+        compile=plan.compile,
+    )  # fmt: skip
 
 
-def _describe(cfg: TrainConfig, plan: Plan, model: FCN, data: SegmentationData) -> dict[str, Any]:
+def describe(plan: Plan, model: FCN) -> dict[str, Any]:
     """Return what every checkpoint keeps: how to build its model, and how it was trained."""
-    training = asdict(cfg.recipe) | {
-        "lr": plan.lr,
-        "max_steps": plan.trainer["max_steps"],
-        "accumulate": plan.trainer.get("accumulate_grad_batches", 1),
-    }
+    length, settings = plan.length, plan.settings
     return {
         "model": model.arguments,
-        **checkpoint.info_metadata(data.train.info),
-        "data": {"name": cfg.data.name, "train": data.train.fingerprint()},
-        "recipe": cfg.recipe.name,
-        "training": training,
+        **checkpoint.info_metadata(plan.train.info),
+        "data": {"name": settings.data.name, "train": plan.train.fingerprint()},
+        "recipe": plan.recipe.name,
+        "training": asdict(plan.recipe)
+        | {"max_steps": length.max_steps, "accumulate": length.accumulate},
         "precision": plan.precision,
-        "seed": cfg.seed,
+        "seed": plan.seed,
     }
 
 
-def _check_resumed(path: Path, about: dict[str, Any]) -> None:
-    """Check that a checkpoint is of the run that is to be resumed."""
-    theirs = checkpoint.read(path).about
-    pairs = {f"model.{k}": (theirs["model"].get(k, v), v) for k, v in about["model"].items()}
-    pairs["data.classes"] = (theirs["classes"], about["classes"])
-    pairs["recipe.optimizer"] = tuple(a["training"]["optimizer"] for a in (theirs, about))
-    for key, (before, now) in pairs.items():
-        if before != now:
-            raise ConfigError(
-                f"resume={path}: it was trained with {key}={before}, not {now}; resume with the "
-                "same settings, or start a new run with model.init_from"
-            )
+@dataclass
+class Training:
+    """What works together while a run trains."""
+
+    trainer: pl.Trainer
+    data: SegmentationData
+    history: History
+    interruption: Interruption
+    best: BestCheckpoint | None  # None: the run keeps no checkpoints
+    last: Path
+
+    def checkpoint_to_keep(self) -> Path | None:
+        """Return the checkpoint that becomes the model: the best, or the last if none is."""
+        if self.best is None:
+            return None
+        if not self.best.best_model_path:  # nothing was validated
+            self.trainer.save_checkpoint(self.last)
+            return self.last
+        return Path(self.best.best_model_path)
 
 
-def _make_trainer(
-    cfg: TrainConfig, plan: Plan, data: SegmentationData, console: Console
-) -> tuple[pl.Trainer, History, Interruption]:
+def make_trainer(
+    plan: Plan, module: SegmentationModule, processes: Processes, console: Console
+) -> Training:
     """Return Lightning's Trainer, and the callbacks that the run itself looks at."""
-    hide_hints()
+    data = SegmentationData(
+        plan.train, plan.val, plan.recipe, plan.seed, plan.num_workers, plan.val_limit
+    )
+    folder = plan.folder / "checkpoints"
     history = History(console)
-    interruption = Interruption(plan.folder / "checkpoints" / "last.ckpt", console)
+    interruption = Interruption(folder / "last.ckpt", console, processes)
     log = plan.folder / "metrics.csv"
-    if log.is_file() and rank() == 0:  # of a resumed run; Lightning's logger would delete it
+    if log.is_file() and processes.rank == 0:  # Lightning's logger would delete a resumed run's
         log.rename(log.with_suffix(f".{len(list(plan.folder.glob('metrics*.csv')))}.csv"))
-    loggers = [_instantiate(entry, "logger", save_dir=plan.folder) for entry in cfg.logger.values()]
-    callbacks = [_instantiate(entry, "callbacks") for entry in cfg.callbacks.values()]
+    loggers = [_instantiate(entry, "logger", plan.folder) for entry in plan.loggers]
+    callbacks = [_instantiate(entry, "callbacks", plan.folder) for entry in plan.callbacks]
     callbacks += [
         history,
-        Watch(data.classes, console),
+        Watch(plan.train.classes, plan.precision, console),
         interruption,
-        Pictures(data.train.info),
+        Pictures(plan.train.info),
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
-    if cfg.recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema_decay))
-    given = plan.trainer | {"callbacks": callbacks}
-    given["enable_progress_bar"] = given.get("enable_progress_bar", True) and console.is_terminal
+    if plan.recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=plan.recipe.ema_decay))
+    given = dict(plan.trainer)
+    shows_bar = given.get("enable_progress_bar")
+    given["enable_progress_bar"] = shows_bar is not False and console.is_terminal
     if given["enable_progress_bar"]:
         callbacks.append(ProgressBar(leave=False))
-    if not given.get("fast_dev_run") and given.get("enable_checkpointing", True):
-        callbacks += checkpoints(plan.folder / "checkpoints")
+    best = None
+    if not given.get("fast_dev_run") and given.get("enable_checkpointing") is not False:
+        best = BestCheckpoint(folder)
+        callbacks += [best, LastCheckpoint(folder)]  # the last knows the best so far
     defaults: dict[str, Any] = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     try:
         trainer = pl.Trainer(
             **defaults | given,
+            callbacks=callbacks,
             plugins=[AtomicCheckpoints()],
             default_root_dir=plan.folder,
             logger=loggers,
             use_distributed_sampler=False,  # the samplers of fcn.data share out by rank themselves
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"trainer: {error}") from error
-    if cfg.recipe.loss_reduction == "sum" and trainer.world_size > 1:
-        raise ConfigError(
-            "recipe.loss_reduction=sum does not fit several processes, whose gradients are "
-            "averaged; use trainer.devices=1, or mean"
-        )
-    return trainer, history, interruption
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    return Training(trainer, data, history, interruption, best, folder / "last.ckpt")
 
 
-def _instantiate(entry: dict[str, Any], group: str, **defaults: Any) -> Any:
-    """Return what a `_target_` names; `defaults` fill the arguments that it knows and lacks."""
+def _instantiate(entry: Mapping[str, Any], group: str, folder: Path) -> Any:
+    """Return what a `_target_` names, working in the run's folder unless its settings say where.
+
+    {folder} in its texts is the run's folder, too.
+    """
+    place = str(folder.absolute())
+    filled = {
+        k: v.replace("{folder}", place) if isinstance(v, str) else v for k, v in entry.items()
+    }
     try:
-        target = get_class(entry["_target_"])
-        known = inspect.signature(target).parameters
-        own = {key: value for key, value in defaults.items() if key in known and key not in entry}
-        if entry.get("tracking_uri", "") is None:  # MLflow's
-            folder = defaults["save_dir"].absolute()
-            own = {"tracking_uri": f"sqlite:///{folder}/mlflow.db"}
-            own["artifact_location"] = str(folder / "mlruns")
-        return instantiate(entry, **own)
+        if "save_dir" in inspect.signature(get_class(filled["_target_"])).parameters:
+            filled = {"save_dir": folder} | filled
+        return instantiate(filled)
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
 
 
-def _log_settings(logger: Logger, cfg: TrainConfig, mean_iou: float) -> None:
+def print_start(plan: Plan, model: FCN, surgery: Report | None, console: Console) -> None:
+    """Print what is about to be trained, on what, and where its weights come from."""
+    count = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
+    source = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    title = plan.title
+    for name, value in {
+        "model": title["model"],
+        "upsampling": f"{title['upsampling']}, {kernels:,} trainable parameters",
+        "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
+        "data": title["data"],
+        "recipe": title["recipe"],
+        "device": f"{plan.device}, precision {plan.precision}",
+        "weights": source or "random",
+    }.items():
+        table.add_row(name, value)
+    console.print(table)
+    if surgery is not None:
+        console.print(checkpoint.surgery_table(surgery))
+    elif plan.record is None and plan.settings.data.layout != "shapes":
+        console.print(
+            "note: a network for photographs learns far more from ImageNet weights: "
+            "backbone=vgg16 recipe=finetune"
+        )
+
+
+def data_record(plan: Plan) -> dict[str, Any]:
+    """Return what run.json keeps of both splits: it tells whether their images have changed."""
+    splits = {"train": plan.train, "val": plan.val}
+    return {
+        key: {"name": split.name, "images": len(split), "ids_sha256": split.fingerprint()}
+        for key, split in splits.items()
+    }
+
+
+def write_run_record(plan: Plan, model: FCN, processes: Processes) -> None:
+    """Write run.json: what the run's numbers depend on."""
+    if processes.rank > 0:
+        return
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    content = record.start(overrides) | {
+        "data": data_record(plan),
+        "machine": describe_machine(plan.device),
+        "model": model.arguments,
+        "config": asdict(plan.settings),
+    }
+    record.write_record(plan.folder, content)
+
+
+def fit(plan: Plan, run: Training, module: SegmentationModule, console: Console) -> None:
+    """Train to the end, or until a signal; what torch complains about becomes one line."""
+    if plan.record:
+        _continue_run(plan, run, console)
+    try:
+        with run.interruption:
+            run.trainer.fit(module, datamodule=run.data, ckpt_path=plan.resume, weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:
+        if (line := describe_failure(error)) is None:
+            raise
+        raise UserError(f"{line} (step {run.trainer.global_step + 1})") from error
+
+
+def _continue_run(plan: Plan, run: Training, console: Console) -> None:
+    """Say what differs from the run that is resumed; a new validation split has a new best."""
+    assert plan.record is not None
+    console.print(f"resuming {plan.record.folder} from {plan.record.checkpoint.name}")
+    for key, (before, now) in plan.record.changes(asdict(plan.settings)).items():
+        console.print(f"  {key}: {before} -> {now}")
+    before, now = plan.record.data, data_record(plan)
+    for key in now:
+        old = before.get(key, now[key])
+        if old["ids_sha256"] == now[key]["ids_sha256"]:
+            continue
+        console.print(
+            f"warning: the {key} images have changed: {old['images']} before, "
+            f"{now[key]['images']} now; the run is no longer equal to one left alone",
+            style="yellow",
+        )
+        best = plan.folder / "checkpoints" / "best.ckpt"
+        if key == "val" and run.best is not None and best.is_file():
+            run.best.score_again(_mean_iou(plan, best))
+            console.print("the best checkpoint so far was validated again on the new split")
+
+
+def _mean_iou(plan: Plan, path: Path) -> float:
+    """Return the mean IoU of a checkpoint on the validation split."""
+    from fcn.inference.evaluate import evaluate
+
+    model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
+    quiet = Console(quiet=True)
+    return evaluate(model, plan.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
+
+
+def save_best_model(
+    plan: Plan, best: Path, module: SegmentationModule
+) -> tuple[FCN, dict[str, Any]]:
+    """Write model.safetensors, before anything that may still fail; return it and its metadata."""
+    model, metadata = checkpoint.load(best), describe(plan, module.model)
+    checkpoint.write_safetensors(plan.folder / "model.safetensors", model, metadata)
+    return model, metadata
+
+
+def evaluate_best(
+    plan: Plan, model: FCN, metadata: dict[str, Any], history: History, console: Console
+) -> dict[str, Any]:
+    """Evaluate the best model, write the numbers and pictures; return the metrics.
+
+    Raises:
+        UserError: says that the model is there, and how to evaluate it again.
+    """
+    folder, settings = plan.folder, plan.settings
+    try:
+        if history.loss and history.mean_iou:
+            curves = {"training loss": history.loss}, {"validation mean IoU": history.mean_iou}
+            plots.curves(*curves).save(folder / "curves.png")
+        metrics = evaluate_and_write(
+            InferenceModel(model, plan.device, plan.precision),
+            plan.val,
+            folder,
+            console,
+            data=settings.data.name,
+            split=settings.data.val_split,
+            batch_size=max(1, plan.recipe.batch_size // 2),  # no more memory than in validation
+            num_workers=plan.num_workers,
+        )
+    except Exception as error:
+        reason = describe_failure(error) or " ".join(str(error).split())
+        raise UserError(
+            f"the evaluation failed ({reason}), but {folder}/model.safetensors is there; "
+            f"python scripts/evaluate.py checkpoint={folder} evaluates it"
+        ) from error
+    assert metrics is not None
+    path = folder / "model.safetensors"
+    checkpoint.write_safetensors(path, model.cpu(), metadata | {"metrics": metrics})
+    return metrics
+
+
+def log_settings(logger: Logger, plan: Plan, mean_iou: float) -> None:
     """Log the settings, and the final mean IoU as what runs are ranked by."""
-    settings = {key: str(value) for key, value in flat_keys(asdict(cfg)).items()}
+    settings = {key: str(value) for key, value in flat_keys(asdict(plan.settings)).items()}
     if isinstance(logger, TensorBoardLogger):
         logger.log_hyperparams(settings, {"hp_metric": mean_iou})
     else:
@@ -313,179 +450,72 @@ def hide_hints() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _print_start(
-    cfg: TrainConfig,
-    plan: Plan,
-    trainer: pl.Trainer,
-    model: FCN,
-    surgery: Report | None,
-    data: SegmentationData,
-    console: Console,
-) -> None:
-    """Print what is about to be trained, on what, and where its weights come from."""
-    parameters = sum(p.numel() for p in model.parameters())
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
-    images = cfg.recipe.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-    weights = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in {
-        "model": f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}",
-        "upsampling": f"{cfg.upsampling.name}, {kernels:,} trainable parameters",
-        "parameters": f"{parameters:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
-        "data": f"{cfg.data.name} in {cfg.data.root}: {len(data.train)} training images, "
-        f"{len(data.val)} validation images, {len(data.classes)} classes"
-        + (f", bands {', '.join(map(str, bands))}" if (bands := data.train.info.bands) else ""),
-        "recipe": f"{cfg.recipe.name}: {trainer.max_steps} steps of {images} images, "
-        f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
-        "device": f"{plan.device}, precision {plan.precision}",
-        "weights": weights or "random",
-    }.items():
-        table.add_row(name, value)
-    console.print(table)
-    if surgery is not None:
-        console.print(checkpoint.surgery_table(surgery))
-    elif plan.resume is None and cfg.data.layout != "shapes":
-        console.print(
-            "note: a network for photographs learns far more from ImageNet weights: "
-            "backbone=vgg16 recipe=finetune"
-        )
-
-
-def _origin() -> dict[str, Any]:
-    """Return how a run was started, with which versions."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    return {
-        "command": shlex.join(sys.argv),
-        "overrides": overrides,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
-def _record(cfg: TrainConfig, plan: Plan, data: SegmentationData) -> dict[str, Any]:
-    """Return the contents of run.json: what the run's numbers depend on."""
-    return _origin() | {
-        "data": {
-            files.name: {"images": len(files), "ids_sha256": files.fingerprint()}
-            for files in (data.train, data.val)
-        },
-        "machine": describe_machine(plan.device),
-        "config": asdict(cfg),
-    }
-
-
-def _commit() -> str | None:
-    """Return this checkout's git commit, with `+changes` if files differ; None without git."""
-    if not (REPOSITORY / ".git").exists():
-        return None
-    git = ["git", "-C", str(REPOSITORY)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    except OSError:  # git is not installed
-        return None
-    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
-
-
-def _best_checkpoint(trainer: pl.Trainer, plan: Plan, console: Console) -> Path | None:
-    """Return the checkpoint to evaluate; None where there is none, and in later processes."""
-    if plan.trainer.get("fast_dev_run") or not trainer.checkpoint_callbacks:
-        console.print("without checkpoints there is nothing to evaluate; no model was saved")
-        return None
-    best, last = (plan.folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    kept = trainer.checkpoint_callbacks[0]
-    assert isinstance(kept, ModelCheckpoint)
-    if not kept.best_model_path:  # nothing was validated
-        trainer.save_checkpoint(last)
-    if not trainer.is_global_zero:
-        return None
-    return best if best.is_file() else last
-
-
-def _evaluate_best(
-    cfg: TrainConfig,
-    plan: Plan,
-    best: Path,
-    about: dict[str, Any],
-    history: History,
-    data: SegmentationData,
-    console: Console,
-) -> dict[str, Any]:
-    """Evaluate a checkpoint, write the numbers, the pictures and the model; return the metrics."""
-    if history.loss and history.mean_iou:
-        curves = {"training loss": history.loss}, {"validation mean IoU": history.mean_iou}
-        plots.curves(*curves).save(plan.folder / "curves.png")
-    model = checkpoint.load(best)
-    metrics = evaluate_and_write(
-        InferenceModel(model, plan.device, bf16="bf16" in plan.precision),
-        data.val,
-        plan.folder,
-        console,
-        data=cfg.data.name,
-        split=cfg.data.val_split,
-        num_workers=cfg.data.num_workers,
-    )
-    assert metrics is not None
-    about = about | {"metrics": metrics}
-    checkpoint.write_safetensors(plan.folder / "model.safetensors", model.cpu(), about)
-    return metrics
-
-
-def train_stages(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
+def train_stages(
+    cfg: TrainConfig, folder: Path, processes: Processes, console: Console
+) -> float | None:
     """Train each model of `cfg.stages` from the best checkpoint of the one before.
 
     FCN-32s, then 16s from it, then 8s (PAMI 2016, sec. 4.3). Each stage is a run of its own in
-    folder/NAME. With resume=last finished stages are kept and the interrupted one continues.
+    folder/NAME. When it is resumed, finished stages are kept and the interrupted one continues.
 
     Returns:
-        The mean IoU of the last stage, in 0..1.
+        The mean IoU of the last stage, in 0..1; None in processes other than the first.
 
     Raises:
         UserError: as `train`; the stages are not in order.
     """
+    stages = _stages(cfg, folder)
+    if processes.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        content = record.start(overrides) | {"stages": cfg.stages, "config": asdict(cfg)}
+        record.write_record(folder, content)
+    for index, stage in enumerate(stages):
+        own = folder / stage.model.name
+        done, started = processes.share(
+            ((own / "metrics.json").is_file() and (own / "model.safetensors").is_file(),
+             any((own / "checkpoints").glob("*.ckpt")))
+        )  # fmt: skip
+        if done:
+            continue
+        console.rule(stage.model.name)
+        if started:
+            stage = replace(stage, model=replace(stage.model, init_from=None), resume="last")
+        elif index:
+            best = folder / stages[index - 1].model.name / "checkpoints" / "best.ckpt"
+            stage = replace(stage, model=replace(stage.model, init_from=str(best)))
+        train_one(stage, own, processes, console)
+        processes.wait()
+    if processes.rank > 0:
+        return None
+    results = {
+        stage.model.name: read_metrics(folder / stage.model.name / "metrics.json")
+        for stage in stages
+    }
+    write_json(folder / "stages.json", results)
+    record.finish(folder)
+    _print_stages(cfg, results, console)
+    return list(results.values())[-1]["mean_iou"]
+
+
+def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
+    """Return the settings of each stage, all of them checked before the first one trains."""
     models = [_stage_model(cfg.model, name) for name in cfg.stages]
     strides = [model.stride for model in models]
-    if cfg.resume not in (None, "last"):
-        raise ConfigError(f"resume={cfg.resume}: stages are resumed with resume=last")
     if strides != sorted(set(strides), reverse=True):
         raise ConfigError(
             f"stages={cfg.stages}: must go from coarse to fine, such as [fcn32s,fcn16s,fcn8s]"
         )
-    for model in models:  # every stage is checked before the first one trains
-        previous = "the stage before" if model is not models[0] else model.init_from
-        staged = replace(cfg, model=replace(model, init_from=previous), resume=None)
-        resolve(staged, folder / model.name) if cfg.resume is None else check_training(staged)
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", _origin())
-    results: dict[str, dict[str, Any]] = {}
-    for index, model in enumerate(models):
-        own = folder / model.name
-        started = any((own / "checkpoints").glob("*.ckpt"))
-        if index:
-            model.init_from = str(folder / models[index - 1].name / "checkpoints" / "best.ckpt")
-        if not (own / "model.safetensors").is_file():  # the last file that a run writes
-            console.rule(model.name)
-            if started:
-                model.init_from = None
-            train(replace(cfg, model=model, resume="last" if started else None), own, console)
-        if (own / "metrics.json").is_file():  # written by the first process
-            results[model.name] = read_metrics(own / "metrics.json")
-    if rank() > 0:
-        return None
-    write_json(folder / "stages.json", results)
-    source = cfg.model.init_from or cfg.backbone.weights or "random weights"
-    table = Table(
-        "stage", "from", "mean IoU %", "pixel acc. %", "mean acc. %", "f.w. IoU %", box=None
-    )
-    for name, metrics in results.items():
-        keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
-        table.add_row(name, source, *(percent(metrics[key]) for key in keys))
-        source = name
-    console.print(table)
-    return results[models[-1].name]["mean_iou"]
+    stages = [replace(cfg, model=model, stages=[], resume=None) for model in models]
+    for index, stage in enumerate(stages):
+        previous = "the stage before" if index else stage.model.init_from
+        check_combinations(replace(stage, model=replace(stage.model, init_from=previous)))
+        if cfg.resume is None and any((folder / stage.model.name / "checkpoints").glob("*.ckpt")):
+            raise ConfigError(
+                f"{folder} holds a run already: resume={folder} continues it, another "
+                "hydra.run.dir starts a new one"
+            )
+    return stages
 
 
 def _stage_model(base: ModelConfig, name: str) -> ModelConfig:
@@ -495,3 +525,15 @@ def _stage_model(base: ModelConfig, name: str) -> ModelConfig:
         raise ConfigError(f"stages: no model {name}; choices: {', '.join(paths)}")
     choice: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.load(paths[name])))
     return replace(choice, padding=base.padding, dropout=base.dropout, init_from=base.init_from)
+
+
+def _print_stages(cfg: TrainConfig, results: dict[str, dict[str, Any]], console: Console) -> None:
+    source = cfg.model.init_from or cfg.backbone.weights or "random weights"
+    table = Table(
+        "stage", "from", "mean IoU %", "pixel acc. %", "mean acc. %", "f.w. IoU %", box=None
+    )
+    for name, metrics in results.items():
+        keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+        table.add_row(name, source, *(percent(metrics[key]) for key in keys))
+        source = name
+    console.print(table)

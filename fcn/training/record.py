@@ -1,0 +1,350 @@
+"""The record of a run: its folder, who works in it, and the settings with which it resumes.
+
+run.json in a run's folder holds all its settings, its data and what happened to it. Everything that
+continues or repeats a run reads them there, and nowhere else.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from fcn.config import CONFIGS, REPOSITORY, flat_keys
+from fcn.errors import ConfigError
+from fcn.output import write_json
+
+RECORD, LOCK = "run.json", ".lock"
+CHECKPOINTS = ("last.ckpt", "best.ckpt")
+OUTPUTS = Path("outputs")
+PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
+            "torchmetrics", "torchvision")  # fmt: skip
+# Settings that a resumed run cannot change: its weights and its optimiser's state would not fit.
+FIXED = (
+    "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
+    "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
+    "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay", "stages",
+)  # fmt: skip
+# Settings that say how a run was started, not what it is.
+STARTING = ("resume", "model.init_from", "data.download")
+REPEATED = ("recipe", "experiment")  # choices that set keys of several groups
+
+
+@dataclass(frozen=True)
+class Record:
+    """What run.json knows of a run that is resumed."""
+
+    folder: Path
+    checkpoint: Path
+    settings: dict[str, Any]
+    model: dict[str, Any]  # arguments of FCN
+    data: dict[str, Any]  # by split: the number and the checksum of its ids
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that differ: key -> (before, now)."""
+        before, now = flat_keys(self.settings), flat_keys(settings)
+        return {
+            key: (before.get(key), now.get(key))
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key) and not key.startswith(STARTING)
+        }
+
+    def check_unchanged(self, settings: Mapping[str, Any]) -> None:
+        """Raise a ConfigError if a setting changed that a resumed run cannot change."""
+        for key, (before, now) in self.changes(settings).items():
+            if key.startswith(FIXED) or (key == "data.classes" and before and now):
+                raise ConfigError(
+                    f"resume={self.folder}: it was trained with {key}={before}, not {now}; resume "
+                    "with the same settings, or start a new run with model.init_from"
+                )
+
+
+def new_folder(parent: Path) -> Path:
+    """Make parent/DATE_TIME; a second one of the same second gets a suffix.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        folder = parent / (name if attempt == 1 else f"{name}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot be made ({error.strerror}); set hydra.run.dir to a folder that "
+                "can be written to"
+            ) from error
+    raise ConfigError(f"{parent}: 1000 runs were started in one second")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder while this process works in it.
+
+    Raises:
+        ConfigError: another process works in it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{folder}: another process works there at this moment; wait until it is done, or "
+            "choose another folder"
+        ) from None
+    except (NotImplementedError, OSError):  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_live(folder: Path) -> bool:
+    """Return True if a process works in a folder."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+
+
+def find_run(resume: str, given: Sequence[str], folder: str | None) -> Path | None:
+    """Return the folder of the run that `resume` means; None for a new one.
+
+    Args:
+        resume: a run's folder or one of its checkpoints; last: the newest run below outputs/ that
+            is not finished; auto: the run that the same command has left unfinished, or a new one.
+        given: the overrides of the command line.
+        folder: hydra.run.dir, if it is given; it is the run that last and auto mean.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if folder is not None and resume in ("last", "auto"):
+        run = Path(folder)
+        if resume == "auto" and not any(run.glob("**/*.ckpt")):
+            return None
+    elif resume == "auto":
+        wanted = _without_resume(given)
+        started = [run for run in _newest_first() if not _is_finished(run) and not is_live(run)]
+        same = [run for run in started if _without_resume(_read(run)["overrides"]) == wanted]
+        if not same:
+            return None
+        run = same[0]
+    elif resume == "last":
+        runs = [run for run in _newest_first() if any(run.glob("**/*.ckpt"))]
+        unfinished = [run for run in runs if not _is_finished(run)]
+        longer = any(o.lstrip("+").startswith(("trainer.max_", "trainer.min_")) for o in given)
+        if not unfinished and not (longer and runs):
+            raise ConfigError(
+                f"resume=last: no run in {OUTPUTS} is unfinished; resume=FOLDER "
+                "trainer.max_steps=N trains a finished one further"
+                if runs
+                else f"resume=last: no run with a checkpoint in {OUTPUTS}; give its folder"
+            )
+        run = (unfinished or runs)[0]
+    else:
+        path = Path(resume)
+        run = path.parent.parent if path.suffix == ".ckpt" else path
+        if path.suffix == ".ckpt" and not path.is_file():
+            raise ConfigError(f"resume={resume}: no such checkpoint")
+    if not (run / RECORD).is_file():
+        raise ConfigError(f"resume={resume}: no run in {run} (it has no {RECORD})")
+    if is_live(run):
+        raise ConfigError(f"resume={resume}: {run} is being trained at this moment")
+    return run
+
+
+def read_record(folder: Path, resume: str) -> Record:
+    """Read the record of a run that is to be resumed.
+
+    Args:
+        folder: of the run.
+        resume: one of its checkpoints; otherwise the newest one is meant.
+
+    Raises:
+        ConfigError: no checkpoint, or a damaged record.
+    """
+    content = _read(folder)
+    kept = [folder / "checkpoints" / name for name in CHECKPOINTS]
+    kept = [path for path in kept if path.is_file()]
+    newest = max(kept, key=lambda path: path.stat().st_mtime_ns, default=None)
+    path = Path(resume) if resume.endswith(".ckpt") else newest
+    if path is None:
+        raise ConfigError(f"resume={resume}: no checkpoint in {folder / 'checkpoints'}")
+    model = content.get("model")
+    if model is None:  # of a run before version 0.2
+        from fcn import checkpoint
+
+        model = checkpoint.read(path).about["model"]
+    return Record(folder, path, content["config"], model, content["data"], content["history"])
+
+
+def settings_to_resume(
+    folder: Path, composed: Mapping[str, Any], given: Sequence[str]
+) -> dict[str, Any]:
+    """Return the recorded settings of a run, with the new command line on top.
+
+    Args:
+        folder: of the run.
+        composed: what Hydra makes of the new command line.
+        given: the overrides of the new command line; those of the first one may be repeated.
+
+    Raises:
+        ConfigError: another recipe or experiment, which are choices of a new run.
+    """
+    content = _read(folder)
+    settings, known = content["config"], {o.lstrip("+") for o in content["overrides"]}
+    for override in given:
+        key, _, value = override.lstrip("+~").partition("=")
+        if override.lstrip("+") in known or key.startswith("hydra"):
+            continue
+        choice = CONFIGS / key / f"{value}.yaml"
+        if key in REPEATED:
+            raise ConfigError(
+                f"{override}: a resumed run keeps its {key}; change single settings, such as "
+                "recipe.lr=0.001, or start a new run"
+            )
+        if key in ("logger", "callbacks"):
+            settings[key] = composed[key]
+        elif choice.is_file():
+            settings[key] |= OmegaConf.to_container(OmegaConf.load(choice)) or {}
+        else:
+            _set(settings, composed, key.split("."))
+    return settings
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the recorded settings of a run."""
+    return _read(folder)["config"]
+
+
+def run_of(checkpoint: str) -> Path | None:
+    """Return the folder of the run that a checkpoint belongs to; None if it belongs to none."""
+    path = Path(checkpoint)
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / RECORD).is_file():
+            return folder
+    return None
+
+
+def start(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return how a run was started, with which versions."""
+    return {
+        "command": shlex.join(sys.argv),
+        "overrides": list(overrides),
+        "started": _now(),
+        "commit": _commit(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write run.json; a resumed run keeps how it was first started, and adds to its history."""
+    path, record = folder / RECORD, dict(content)
+    record.setdefault("history", [])
+    if path.is_file():
+        before = _read(folder)
+        event = {key: record[key] for key in ("command", "overrides", "started", "commit")}
+        record |= {key: before[key] for key in ("command", "overrides", "started", "commit")}
+        record["history"] = [*before["history"], event]
+    write_json(path, record)
+
+
+def finish(folder: Path) -> None:
+    """Record that a run has come to its end."""
+    write_json(folder / RECORD, _read(folder) | {"finished": _now()})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Return the content of run.json, or raise a ConfigError."""
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["config"], dict):
+            raise ValueError("no settings in it")
+        return {"overrides": [], "data": {}, "history": []} | content
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error!r}); start a new run with model.init_from={folder}"
+        ) from None
+
+
+def _newest_first() -> list[Path]:
+    """Return the folders below outputs/ that hold a run, sweeps included; stages are one run."""
+    found = {path.parent for path in OUTPUTS.glob("**/" + RECORD) if _is_readable(path.parent)}
+    runs = [folder for folder in found if not found & set(folder.parents)]
+
+    def changed(run: Path) -> float:
+        return max(path.stat().st_mtime for path in (run / RECORD, *run.glob("**/*.ckpt")))
+
+    return sorted(runs, key=changed, reverse=True)
+
+
+def _is_readable(run: Path) -> bool:
+    try:
+        return bool(_read(run))
+    except ConfigError:
+        return False
+
+
+def _is_finished(run: Path) -> bool:
+    content = _read(run)
+    if "finished" in content:
+        return True
+    old = "versions" in content and not {"model", "stages"} & content.keys()  # before version 0.2
+    return old and (run / "metrics.json").is_file() and (run / "model.safetensors").is_file()
+
+
+def _without_resume(overrides: Sequence[str]) -> list[str]:
+    kept = (override.lstrip("+") for override in overrides)
+    return sorted(o for o in kept if not o.startswith(("resume=", "hydra.run.dir=")))
+
+
+def _set(settings: dict[str, Any], composed: Mapping[str, Any], parts: list[str]) -> None:
+    """Copy one setting from `composed`, by the names on the way to it; none there: remove it."""
+    *way, last = parts
+    target: Any = settings
+    source: Any = composed
+    for part in way:
+        target = target.setdefault(part, {})
+        source = source.get(part, {})
+    if last in source:
+        target[last] = source[last]
+    else:
+        target.pop(last, None)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """Return this checkout's git commit, with `+changes` if files differ; None without git."""
+    if not (REPOSITORY / ".git").exists():
+        return None
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return None
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")

@@ -1,0 +1,148 @@
+"""Every argument of Lightning's Trainer is honoured, or refused with the reason."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+
+from fcn.errors import ConfigError
+from fcn.processes import Processes
+from fcn.training.plan import REFUSED, RESOLVED, Plan, resolve
+from fcn.training.run import first_model, hide_hints, make_module, make_trainer
+from tests.conftest import TinyVOC
+
+QUIET = Console(quiet=True)
+ALONE = Processes(0, 1, torch.device("cpu"))
+# Arguments that Lightning gets as they are, with a value that is not their default.
+PASSED_ON: dict[str, Any] = {
+    "benchmark": False,
+    "detect_anomaly": True,
+    "deterministic": True,
+    "enable_checkpointing": False,
+    "enable_model_summary": True,
+    "gradient_clip_algorithm": "value",
+    "gradient_clip_val": 0.5,
+    "inference_mode": False,
+    "max_time": "00:01:00:00",
+    "min_steps": 3,
+    "num_sanity_val_steps": 1,
+    "profiler": "simple",
+}
+# Arguments that a run resolves: a value, and what Lightning then gets.
+CHANGED: list[tuple[str, Any, str, Any]] = [
+    ("accelerator", "cpu", "accelerator", "cpu"),
+    ("accumulate_grad_batches", 2, "accumulate_grad_batches", 2),
+    ("check_val_every_n_epoch", 2, "val_check_interval", 4),
+    ("devices", "1", "devices", "1"),
+    ("enable_progress_bar", False, "enable_progress_bar", False),
+    ("fast_dev_run", 2, "max_steps", 2),
+    ("limit_train_batches", 0.5, "val_check_interval", 1),
+    ("limit_val_batches", 1, "limit_val_batches", 1),
+    ("log_every_n_steps", 3, "log_every_n_steps", 3),
+    ("max_epochs", 3, "max_steps", 6),
+    ("max_steps", 5, "max_steps", 5),
+    ("min_epochs", 2, "min_steps", 4),
+    ("num_nodes", 1, "num_nodes", 1),
+    ("overfit_batches", 1, "limit_val_batches", 1),
+    ("precision", "bf16", "precision", "bf16-mixed"),
+    ("strategy", "auto", "strategy", "auto"),
+    ("sync_batchnorm", True, "sync_batchnorm", False),  # torch has it for CUDA alone
+    ("val_check_interval", 0.5, "val_check_interval", 1),
+]
+
+
+def planned(tiny_voc: TinyVOC, folder: Path, **trainer: Any) -> Plan:
+    cfg = tiny_voc.training()
+    cfg.logger = {}
+    cfg.trainer = {"accelerator": "cpu", "precision": "32-true"} | trainer
+    if not {"max_epochs", "max_steps"} & trainer.keys():
+        cfg.trainer["max_steps"] = 8
+    return resolve(cfg, folder, ALONE, QUIET)
+
+
+def test_the_tables_name_every_argument() -> None:
+    known = set(inspect.signature(pl.Trainer).parameters)
+    assert known == {*RESOLVED, *REFUSED, *PASSED_ON}
+    assert {name for name, *_ in CHANGED} == RESOLVED
+
+
+@pytest.mark.parametrize(("name", "value"), PASSED_ON.items())
+def test_an_argument_is_passed_on(tiny_voc: TinyVOC, tmp_path: Path, name: str, value: Any) -> None:
+    assert planned(tiny_voc, tmp_path, **{name: value}).trainer[name] == value
+
+
+@pytest.mark.parametrize(("name", "value", "key", "expected"), CHANGED)
+def test_an_argument_is_resolved(
+    tiny_voc: TinyVOC, tmp_path: Path, name: str, value: Any, key: str, expected: Any
+) -> None:
+    """Four training images in batches of two: two batches an epoch."""
+    hide_hints()
+    plan = planned(tiny_voc, tmp_path, **{name: value})
+    assert plan.trainer[key] == expected
+    model, _ = first_model(plan, QUIET)
+    trainer = make_trainer(plan, make_module(plan, model, ALONE, QUIET), ALONE, QUIET).trainer
+    assert trainer.max_steps == plan.length.max_steps
+    assert trainer.limit_train_batches in (1.0, value if name == "fast_dev_run" else 1.0)
+    if name != "fast_dev_run":  # which Lightning resolves itself
+        assert trainer.check_val_every_n_epoch is None  # the interval counts over the whole run
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_argument_is_refused_with_the_reason(
+    tiny_voc: TinyVOC, tmp_path: Path, name: str
+) -> None:
+    default = inspect.signature(pl.Trainer).parameters[name].default
+    with pytest.raises(ConfigError) as error:
+        planned(tiny_voc, tmp_path, **{name: not default})
+    assert REFUSED[name] in str(error.value)
+    planned(tiny_voc, tmp_path, **{name: default})  # Lightning's own default changes nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accumulate_grad_batches", 0),
+        ("accumulate_grad_batches", "abc"),
+        ("accumulate_grad_batches", 1.5),
+        ("check_val_every_n_epoch", 0.5),
+        ("gradient_clip_algorithm", "sideways"),
+        ("limit_train_batches", 1.5),
+        ("limit_val_batches", "some"),
+        ("max_epochs", 0),
+        ("max_epochs", "abc"),
+        ("max_steps", 0),
+        ("max_steps", 2.5),
+        ("max_steps", -1),
+        ("precision", "foo"),
+        ("precision", "16-mixed"),
+        ("profiler", "stopwatch"),
+        ("strategy", "fsdp"),
+        ("val_check_interval", "00:00:10:00"),
+        ("val_check_interval", 0),
+        ("val_check_interval", 2.0),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_key(
+    tiny_voc: TinyVOC, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer.*{name}|trainer: |trainer\.max_steps"):
+        planned(tiny_voc, tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_of_few_validation_images_is_at_least_one(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    plan = planned(tiny_voc, tmp_path, limit_val_batches=0.1)
+    assert plan.val_limit == 1
+    assert "limit_val_batches" not in plan.trainer
+
+
+def test_a_plan_cannot_be_changed(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    plan = planned(tiny_voc, tmp_path)
+    with pytest.raises(AttributeError):
+        plan.seed = 1  # type: ignore[misc]

@@ -1,0 +1,196 @@
+"""Several processes of a command speak with one voice and end together, whatever happens to one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcn.config import REPOSITORY
+from tests.conftest import TinyVOC
+
+TRAIN = str(REPOSITORY / "scripts" / "train.py")
+QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
+QUICK += ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "logger=none"]
+TWO = ["trainer.devices=2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+STEPS = ["trainer.max_steps=400", "trainer.val_check_interval=4"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+ASK = """
+import sys
+from fcn.processes import launch
+
+with launch({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}) as processes:
+    rank = processes.rank
+    heard = [processes.any_signal(15 if rank and step == 2 else 0) for step in range(5)]
+    print(rank, processes.share(rank), heard, processes.any_signal(0, at_once=True), flush=True)
+    if len(sys.argv) > 1 and rank == int(sys.argv[1]):
+        from fcn.errors import DataError
+        raise DataError("only this process saw it")
+    processes.wait()
+"""
+
+
+def start(*command: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that it has started, itself first."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def wait_for(run: Path, pattern: str = "checkpoints/last.ckpt") -> None:
+    end = time.monotonic() + 120
+    while not any(run.glob(pattern)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert any(run.glob(pattern))
+
+
+def last_step(run: Path) -> int:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_processes_agree_at_the_same_step(tmp_path: Path) -> None:
+    (tmp_path / "ask.py").write_text(ASK)
+    process = start(sys.executable, "ask.py", folder=tmp_path)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    answer = "0 [0, 0, 0, 15, 0] 0"  # a step after it was received
+    assert sorted(out.splitlines()) == [f"0 {answer}", f"1 {answer}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_error_is_said_once_and_ends_all(tmp_path: Path, rank: str) -> None:
+    (tmp_path / "ask.py").write_text(ASK)
+    process = start(sys.executable, "ask.py", rank, folder=tmp_path)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1, err
+    assert err.count("DataError: only this process saw it") == 1
+    assert "frame #" not in err
+
+
+@pytest.mark.slow
+def test_a_damaged_image_of_one_process_is_one_line(tiny_voc: TinyVOC) -> None:
+    tiny_voc.image("t1").write_bytes(tiny_voc.image("t1").read_bytes()[:700])
+    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *STEPS, "hydra.run.dir=run"]
+    for workers in (0, 2):
+        own = f"data.num_workers={workers}"
+        process = start(sys.executable, *command, own, folder=tiny_voc.root)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 1
+        assert len(err.strip().splitlines()) == 1, err
+        assert "t1.jpg" in err
+        assert len(err) < 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [[], TWO])
+def test_a_signal_to_every_process_saves_once(tiny_voc: TinyVOC, several: list[str]) -> None:
+    """As systemd and SLURM send it, to the loading processes too."""
+    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *several, *STEPS, "hydra.run.dir=run"]
+    process = start(sys.executable, *command, "data.num_workers=2", folder=tiny_voc.root)
+    wait_for(tiny_voc.root / "run")
+    members = family(process.pid)
+    assert len(members) >= 3
+    for member in reversed(members):
+        os.kill(member, signal.SIGTERM)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 143, err
+    assert "Traceback" not in out + err
+    assert err.count("interrupted by SIGTERM after step") == 1
+    step = int(re.findall(r"after step (\d+)", err)[0])
+    assert last_step(tiny_voc.root / "run") == step
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_restarted_and_nothing_changes(tiny_voc: TinyVOC) -> None:
+    steps = ["trainer.max_steps=60", "trainer.val_check_interval=4"]
+    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *steps]
+    whole = start(sys.executable, *command, "hydra.run.dir=whole", folder=tiny_voc.root)
+    assert whole.wait(timeout=200) == 0
+    elastic = [*TORCHRUN, "--max-restarts=2", *command, "resume=auto"]
+    process = start(*elastic, folder=tiny_voc.root)
+    wait_for(tiny_voc.root, "outputs/train/*/checkpoints/last.ckpt")
+    os.kill(family(process.pid)[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (run, tiny_voc.root / "whole")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.slow
+def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
+    """Two agents on the loopback, one process each: the same validation as of one process."""
+    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=4", "trainer.val_check_interval=4"]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    agent += ["--master_addr=127.0.0.1", "--master_port=29611"]
+    nodes = [
+        start(*agent, f"--node_rank={rank}", TRAIN, *own, "trainer.num_nodes=2",
+              "trainer.devices=1", folder=tiny_voc.root)
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    for node in nodes:
+        assert node.stdout is not None
+        assert node.stderr is not None
+        node.stdout.close()
+        node.stderr.close()
+    (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
+    one = start(
+        sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), f"checkpoint={run}",
+        "trainer.accelerator=cpu", "hydra.run.dir=one", folder=tiny_voc.root,
+    )  # fmt: skip
+    assert one.wait(timeout=100) == 0
+    found, expected = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (run, tiny_voc.root / "one")
+    )
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_torchrun_trains_stages_in_one_folder(tiny_voc: TinyVOC) -> None:
+    own = [*tiny_voc.overrides(), *QUICK, *TWO, "stages=[fcn32s,fcn16s]"]
+    own += ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    process = start(*TORCHRUN, TRAIN, *own, folder=tiny_voc.root)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
+    assert list(json.loads((run / "stages.json").read_text())) == ["fcn32s", "fcn16s"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_paths_of_a_pipe(tiny_voc: TinyVOC) -> None:
+    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    assert start(sys.executable, TRAIN, *own, "trainer.devices=1", "hydra.run.dir=run",
+                 folder=tiny_voc.root).wait(timeout=100) == 0  # fmt: skip
+    predict = [str(REPOSITORY / "scripts" / "predict.py"), "checkpoint=run", "input=-", *TWO]
+    paths = "".join(f"{path}\n" for path in sorted(tiny_voc.image("t0").parent.iterdir()))
+    done = subprocess.run(
+        [sys.executable, *predict, "trainer.accelerator=cpu", "output=masks"],
+        cwd=tiny_voc.root, env=ENVIRONMENT, input=paths, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "6 images predicted" in done.stdout
+    assert len(list((tiny_voc.root / "masks").glob("*.png"))) == 6

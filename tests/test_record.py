@@ -1,0 +1,372 @@
+"""A run's folder has one owner, and its record is what resuming and evaluating read."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcn import cli
+from fcn.config import REPOSITORY
+from fcn.errors import ConfigError, Interrupted
+from fcn.training import module
+from fcn.training.record import is_live, locked, new_folder
+from fcn.training.run import train
+from tests.conftest import TinyVOC
+from tests.test_training import Within, crash, kill, quiet
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
+QUICK += ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer=cpu", "logger=none"]
+QUICK += ["trainer.precision=32-true"]
+TERM = 15
+
+
+def record(run: str | Path) -> dict[str, Any]:
+    return json.loads((Path(run) / "run.json").read_text())
+
+
+def last_step(run: str | Path) -> int:
+    path = Path(run) / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.fixture
+def run_in(
+    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Runs a command in the folder of a tiny data set."""
+    monkeypatch.chdir(tiny_voc.root)
+    return command
+
+
+def interrupt(run_in: Callable[..., Any], *arguments: str, after: int = 1) -> None:
+    """Start a run that is stopped after a step."""
+    with Within("training_step", after, kill(TERM)), pytest.raises(SystemExit) as stopped:
+        run_in("train", *arguments)
+    assert stopped.value.code == 128 + TERM
+
+
+def test_folders_made_in_one_second_are_different(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_folder(tmp_path / "train"), range(20)))
+    assert len(set(made)) == 20
+
+
+@pytest.mark.slow
+def test_four_runs_started_at_once_leave_four_models(tiny_voc: TinyVOC) -> None:
+    script = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *tiny_voc.overrides()]
+    runs = [
+        subprocess.Popen([*script, *QUICK, f"seed={seed}"], cwd=tiny_voc.root) for seed in range(4)
+    ]
+    assert [run.wait() for run in runs] == [0] * 4
+    folders = list((tiny_voc.root / "outputs" / "train").iterdir())
+    assert sorted(record(folder)["config"]["seed"] for folder in folders) == [0, 1, 2, 3]
+    assert all((folder / "model.safetensors").is_file() for folder in folders)
+
+
+def test_an_invalid_setting_leaves_no_folder(
+    tiny_voc: TinyVOC, error_line: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    before = set(tiny_voc.root.rglob("*"))
+    error_line("train", *tiny_voc.overrides(), "recipe.lr=-1")
+    error_line("train", *tiny_voc.overrides(), "model.stride=12")
+    error_line("train", "data.root=new", "loss.class_weights=[1,2]")
+    left = set(tiny_voc.root.rglob("*")) - before
+    assert left <= {tiny_voc.root / "outputs", tiny_voc.root / "outputs" / "train"}
+
+
+def test_a_live_run_is_not_resumed(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    with locked(Path("run")):
+        assert is_live(Path("run"))
+        assert "is being trained" in error_line("train", "resume=run")
+        again = [*tiny_voc.overrides(), *QUICK, "hydra.run.dir=run"]
+        assert "holds a run already" in error_line("train", *again)
+    assert not is_live(Path("run"))
+
+
+@pytest.mark.parametrize("how", ["moved", "linked", "in place"])
+def test_a_run_keeps_its_best_model_wherever_its_folder_is(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    said = iter([0.9, 0.1, 0.2])  # by the validations at steps 3, 6 and 8
+    original = module.scores
+    monkeypatch.setattr(
+        module, "scores", lambda confusion: replace(original(confusion), mean_iou=next(said))
+    )
+    cfg, run = tiny_voc.training(), tmp_path / "run"
+    with Within("training_step", 4, kill(TERM)), pytest.raises(Interrupted):
+        train(cfg, run, quiet())
+    if how != "in place":
+        run.rename(tmp_path / "elsewhere")
+        run = tmp_path / "elsewhere"
+    if how == "linked":
+        run = tmp_path / "link"
+        run.symlink_to(tmp_path / "elsewhere")
+    cfg.resume = "last"
+    train(cfg, run, quiet())
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 3
+
+
+def test_last_is_the_newest_unfinished_run_sweeps_included(
+    tiny_voc: TinyVOC,
+    run_in: Callable[..., Any],
+    error_line: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tiny_voc.overrides()
+    interrupt(run_in, *data, *QUICK, "hydra.run.dir=outputs/sweep/a/0")
+    run_in("train", *data, *QUICK)  # a finished one, and the newest
+    capsys.readouterr()
+    run_in("train", "resume=last")
+    assert "resuming outputs/sweep/a/0" in capsys.readouterr().out
+    assert last_step("outputs/sweep/a/0") == 4
+    assert "unfinished" in error_line("train", "resume=last")
+    run_in("train", "resume=last", "trainer.max_steps=6")  # of a finished one: the newest
+    assert last_step("outputs/sweep/a/0") == 6
+
+
+def test_a_folder_and_a_checkpoint_name_a_run(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir='a run'")
+    interrupt(run_in, "resume='a run'", after=2)
+    assert last_step("a run") == 3
+    run_in("train", "resume='a run/checkpoints/last.ckpt'")
+    assert last_step("a run") == 4
+    assert len(record("a run")["history"]) == 2
+    assert "finished" in record("a run")
+
+
+def test_the_recorded_settings_come_back_wherever_they_came_from(
+    tiny_voc: TinyVOC,
+    run_in: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of --config-path, and of an experiment; from another folder than the first one."""
+    data = [o for o in tiny_voc.overrides() if not o.startswith("data.root")] + ["data.root=."]
+    recipe = ["experiment=voc_mini", "recipe.lr=2e-3", "data.masks=SegmentationClass"]
+    recipe += ["data.train_split=train", "recipe.warmup_steps=0"]
+    run_in("train", *data, *recipe, *QUICK, "hydra.run.dir=first")
+    flags = ["--config-path", str(Path("first/.hydra").absolute()), "--config-name", "config"]
+    interrupt(run_in, *flags, "hydra.run.dir=again")
+    monkeypatch.chdir("tiny")
+    run_in("train", "resume=../again", "recipe.lr=1e-3")
+    assert "recipe.lr: 0.002 -> 0.001" in capsys.readouterr().out
+    before, after = (record(f"../{name}")["config"] for name in ("first", "again"))
+    assert after["recipe"] == before["recipe"] | {"lr": 1e-3}
+    assert after["data"] == before["data"]
+    assert after["trainer"] == before["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("backbone.freeze=conv1", "backbone.freeze"),
+        ("recipe.backbone_lr_factor=0.1", "recipe.backbone_lr_factor"),
+        ("recipe.optimizer=sgd", "recipe.optimizer"),
+        ("recipe.ema_decay=0.9", "recipe.ema_decay"),
+        ("model=fcn32s", "model.stride"),
+        ("upsampling=learned", "upsampling.name"),
+        ("backbone.width=8", "backbone.width"),
+        ("data.classes=[background,cat,dog,cow]", "data.classes"),
+        ("recipe=modern", "keeps its recipe"),
+        ("experiment=voc_mini", "keeps its experiment"),
+    ],
+)
+def test_what_cannot_change_is_refused(
+    tiny_voc: TinyVOC,
+    run_in: Callable[..., Any],
+    error_line: Callable[..., str],
+    changed: str,
+    words: str,
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    before = (Path("run") / "run.json").read_bytes()
+    assert words in error_line("train", "resume=run", changed)
+    assert (Path("run") / "run.json").read_bytes() == before
+
+
+def test_choices_that_a_resumed_run_can_change_are_changed(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    run_in("train", "resume=run", "logger=csv", "loss=focal", "callbacks=early_stopping")
+    after = record("run")["config"]
+    assert (list(after["logger"]), after["loss"]["name"]) == (["csv"], "focal")
+    assert list(after["callbacks"]) == ["early_stopping"]
+    assert after["trainer"]["max_steps"] == 4  # the recipe's keys stay
+    assert (Path("run") / "metrics.csv").is_file()
+
+
+def test_auto_continues_the_run_of_the_same_command_or_starts_one(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    arguments = [*tiny_voc.overrides(), *QUICK, "resume=auto"]
+    interrupt(run_in, *arguments, "seed=1")
+    interrupt(run_in, *arguments, "seed=2")
+    run_in("train", *arguments, "seed=1")
+    run_in("train", *arguments, "seed=1")  # it is finished: a new one
+    found = [record(run)["config"]["seed"] for run in Path("outputs/train").iterdir()]
+    assert sorted(found) == [1, 1, 2]
+    interrupt(run_in, *arguments, "hydra.run.dir=mine")
+    run_in("train", *arguments, "hydra.run.dir=mine")
+    assert last_step("mine") == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        (["trainer.max_epochs=3"], 6),
+        (["trainer.max_epochs=3", "trainer.max_steps=5"], 5),
+        (["trainer.max_steps=5", "trainer.max_epochs=3"], 6),
+        (["trainer.max_steps=5"], 5),
+    ],
+)
+def test_of_epochs_and_steps_that_given_later_wins(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], given: list[str], steps: int
+) -> None:
+    quick = [argument for argument in QUICK if "max_steps" not in argument]
+    run_in("train", *tiny_voc.overrides(), *quick, *given, "hydra.run.dir=run")
+    assert last_step("run") == steps
+    run_in("train", "resume=run", "trainer.max_steps=8")
+    assert last_step("run") == 8
+
+
+def test_a_changed_validation_split_is_validated_again(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the new split the best so far is worth nothing: the last one becomes the best."""
+    said = iter([0.9, 0.1, 0.2])
+    original = module.scores
+    monkeypatch.setattr(
+        module, "scores", lambda confusion: replace(original(confusion), mean_iou=next(said))
+    )
+    monkeypatch.setattr("fcn.training.run._mean_iou", lambda *_: 0.05)
+    cfg = tiny_voc.training()
+    with Within("training_step", 4, kill(TERM)), pytest.raises(Interrupted):
+        train(cfg, tmp_path / "run", quiet())
+    for number in range(2):
+        Image.fromarray(np.full((40, 40, 3), 90 * number, np.uint8)).save(
+            tiny_voc.image(f"w{number}")
+        )
+        Image.fromarray(np.full((40, 40), number, np.uint8)).save(tiny_voc.mask(f"w{number}"))
+    tiny_voc.listing("val").write_text("w0\nw1\n")
+    tiny_voc.listing("train").write_text("t0\nt1\nt2\n")
+    cfg.resume = "last"
+    console = quiet()
+    with console.capture():
+        train(cfg, tmp_path / "run", console)
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 8
+
+
+def test_a_run_is_evaluated_and_explained_on_its_own_data(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    run_in("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    run_in("evaluate", "checkpoint=run", "hydra.run.dir=one")
+    one, own = ((Path(name) / "metrics.json").read_bytes() for name in ("one", "run"))
+    assert one == own
+    run_in("evaluate", "checkpoint=run/model.safetensors", "data.split=train", "hydra.run.dir=two")
+    protocol = json.loads((Path("two") / "metrics.json").read_text())["protocol"]
+    assert (protocol["split"], protocol["images"]) == ("train", 4)
+    assert "tiny" not in error_line("evaluate", "checkpoint=run", "data=folder", "data.root=none")
+
+
+def test_the_model_is_there_before_the_evaluation_fails(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fcn.training.run.evaluate_and_write", fail)
+        line = error_line("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    assert "run/model.safetensors is there" in line
+    advised = line.split("evaluate.py ")[1].split()[0]
+    run_in("evaluate", advised, "hydra.run.dir=later")
+    assert (Path("later") / "metrics.json").is_file()
+
+
+def test_damaged_records_are_named(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    for content in ("{", "[]", '{"overrides": []}'):
+        (Path("run") / "run.json").write_text(content)
+        assert "run.json" in error_line("train", "resume=run")
+
+
+def test_environment_and_arguments_are_as_before(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No variable of ours reaches what a command starts."""
+    seen: list[str | None] = []
+    original = module.SegmentationModule.setup
+
+    def setup(own: module.SegmentationModule, stage: str) -> None:
+        seen.append(os.environ.get("HYDRA_FULL_ERROR"))
+        original(own, stage)
+
+    monkeypatch.setattr(module.SegmentationModule, "setup", setup)
+    argv = list(sys.argv)
+    run_in("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    assert seen == [None]
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert sys.argv[1:] != argv[1:] or sys.argv == argv
+
+
+def test_a_run_that_crashed_before_its_first_validation_starts_again(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    arguments = [*tiny_voc.overrides(), *QUICK, "hydra.run.dir=run"]
+    with Within("training_step", 1, crash), pytest.raises(SystemError):
+        run_in("train", *arguments)
+    assert "no checkpoint" in error_line("train", "resume=run")
+    run_in("train", *arguments, "resume=auto")
+    assert last_step("run") == 4
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from fcn.training.record import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match="another process"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    end = time.monotonic() + 10
+    while is_live(tmp_path) and time.monotonic() < end:
+        time.sleep(0.05)
+    with locked(tmp_path):
+        pass
+
+
+def test_the_later_length_of_files_wins() -> None:
+    assert cli.later_wins({"max_steps": 5, "max_epochs": 2}, []) == {"max_epochs": 2}
+    assert cli.later_wins({"max_epochs": 2, "max_steps": 5}, []) == {"max_steps": 5}
+    assert cli.later_wins({"max_epochs": None, "max_steps": 5}, []) == {"max_steps": 5}
