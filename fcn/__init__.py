@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcn.checkpoint import load
     from fcn.device import optimize
-    from fcn.inference.predictor import Predictor
+    from fcn.inference.predictor import Predictor, overlay
     from fcn.models.fcn import FCN
-    from fcn.pictures.visualize import overlay
 
 __all__ = ["FCN", "Predictor", "load", "optimize", "overlay"]
 MODULES = dict(zip(__all__, ("models.fcn", "inference.predictor", "checkpoint", "device",
-                             "pictures.visualize"), strict=True))  # fmt: skip
+                             "inference.predictor"), strict=True))  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -124,7 +124,11 @@ class DataConfig(Schema):
         about("pixel values that become black and white; null: all of 8 or 16 bits"),
     ] = None
     bands: Annotated[
-        list[int | str], about("channels to use of each image, by number from 0 or name; []: RGB")
+        list[int | str],
+        about(
+            "channels to use of each image, by number from 0 or name; []: RGB, where transparent "
+            "pixels take the mean colour"
+        ),
     ] = field(default_factory=list)
     scan: Annotated[bool, about("read all masks before training or evaluation, for errors")] = True
     num_workers: Annotated[

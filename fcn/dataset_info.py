@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from unicodedata import category, normalize
 
 VOID = 255  # ignored pixels in every target, whatever number the mask files use
 # The image mean that the FCN authors subtract for VOC and PASCAL-Context: blue, green, red of 255.
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
+MEAN_COLOUR = (124, 116, 104)  # the same, RGB: below transparent pixels, and beyond an image's edge
 BACKGROUND = ("background", "bg", "_background_", "unlabelled", "unlabeled", "void", "other")
 
 
@@ -36,3 +38,16 @@ INFO_KEYS = tuple(DatasetInfo.__dataclass_fields__)  # of dataset.yaml, and of D
 def starts_with_background(classes: Sequence[str]) -> bool:
     """Return True if the name of class 0 says that it is background."""
     return bool(classes) and classes[0].lower() in BACKGROUND
+
+
+def class_problem(classes: Sequence[str]) -> str:
+    """Return why these cannot be the names of classes, in one line; "" if they can."""
+    names = [normalize("NFC", name) for name in classes]
+    for name in names:
+        if any(category(character) in ("Cc", "Zl", "Zp") for character in name):
+            return f"class name {name!r} has a line break or another control character"
+        if not name.strip():
+            return f"class name {name!r} is empty"
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"class {twice[0]} is named twice; every name must occur once"
+    return ""

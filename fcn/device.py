@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -149,6 +150,34 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def bound_memory() -> None:
+    """Make oneDNN forget the kernels of image sizes that it met long ago.
+
+    It keeps 1,024 by default, each with memory of its own, and every size needs others. Like
+    `keep_memory` this is for a process of our own, before its first convolution.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, PyTorch's
+        os.environ.setdefault(name, "128")  # several times what one size needs
+
+
+def resident_memory() -> int:
+    """Return how many bytes of memory this process occupies; 0 where only Linux could tell."""
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text(encoding="utf-8").split()[1]) if statm.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+def return_memory(above: int) -> None:
+    """Give free memory back to the system, on glibc, if the process occupies more than `above`.
+
+    Images of many sizes leave gaps that fit no other, so that `keep_memory` would keep ever more;
+    to give back all of it after each image would double the time of a small network.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None and resident_memory() > above:
+        trim(0)
 
 
 class InferenceModel:

@@ -1,8 +1,10 @@
 """Images as people have them: depth, sign, bands, pages, EXIF, and networks of other channels."""
 
 import struct
+import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ import fcn
 from fcn import checkpoint
 from fcn.config import ExportConfig
 from fcn.data import images
-from fcn.data.dataset import Pair, SegmentationDataset
+from fcn.data.dataset import Pair, SegmentationDataset, read_mask
 from fcn.data.images import Pixels, image_size, range_note, read_image, to_uint8, upright
 from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.dataset_info import DatasetInfo
@@ -73,25 +75,26 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(image, image[:1].expand(3, 1, 7))
 
 
-def test_transparency_changes_no_colour(tmp_path: Path) -> None:
+MEAN = (124, 116, 104)
+
+
+def test_what_lies_under_transparent_pixels_does_not_count(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(path := tmp_path / "clear.png", transparency=b"\x00\x80\xff")
-    expected = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
-    assert read_image(path)[:, 0].T.tolist() == expected
+    half = [round(v * 128 / 255 + m * 127 / 255) for v, m in zip((40, 50, 60), MEAN, strict=True)]
+    assert read_image(path)[:, 0].T.tolist() == [[*MEAN], half, [70, 80, 90]]
 
 
-def test_large_images_are_read_only_if_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_of_any_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for suffix in ("png", "tif"):
         path = save(tmp_path / f"large.{suffix}", np.arange(300).reshape(15, 20) % 251)
-        with pytest.raises(DataError, match=rf"large\.{suffix}: unreadable image"):
-            read_image(path)
-        assert read_image(path, large=True)[0, 14, 19] == 299 % 251
+        assert image_size(path) == (20, 15)
+        assert read_image(path)[0, 14, 19] == 299 % 251
+        assert read_mask(path, 251, 255)[14, 19] == 299 % 251
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda path: read_image(path, large=True), [path] * 16))
+            list(pool.map(read_image, [path] * 16))
         assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -107,12 +110,13 @@ def test_threads_decode_large_images_at_the_same_time(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(images, "from_pillow", decode)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda path: read_image(path, large=True), [path] * 2))
+        list(pool.map(read_image, [path] * 2))
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_16_bit_colours_keep_all_their_bits(tmp_path: Path, channels: int) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (9, 7, channels)).astype(np.uint16)
+    deep[..., 3:] = 65535  # opaque
     bgr = deep[..., [2, 1, 0, 3][:channels]]
     for suffix in ("png", "tif")[: 5 - channels]:  # OpenCV's TIFF does not say what alpha is
         cv2.imwrite(str(path := tmp_path / f"deep.{suffix}"), bgr)
@@ -167,11 +171,19 @@ def test_bands_are_chosen_by_name(tmp_path: Path) -> None:
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 0]])
 
 
-def test_transparency_of_a_deep_tiff_is_dropped(tmp_path: Path) -> None:
-    settings = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
-    path = raster(tmp_path / "a.tif", BANDS[..., :4].astype(np.int16), **settings)
-    image = read_image(path, DatasetInfo(value_range=[0, 255]))
-    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., :3])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_the_transparency_of_a_deep_tiff_counts_unless_bands_are_given(
+    tmp_path: Path, kind: str
+) -> None:
+    deep = np.full((1, 3, 4), 20_000, np.uint16)
+    deep[..., 3] = 0, 30_000, 65535
+    path = raster(tmp_path / "a.tif", deep, photometric="rgb", extrasamples=[kind])
+    rgb = DatasetInfo(bands=["red", "green", "blue"])
+    assert (read_image(path, rgb) == round(20_000 / 257)).all()
+    weight = np.array([0, 30_000, 65535]) / 65535
+    seen = 78 * (weight if kind == "unassalpha" else 1)
+    expected = (seen + (1 - weight) * np.array(MEAN)[:, None]).round()
+    assert np.array_equal(read_image(path)[:, 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +282,78 @@ def test_each_tiff_is_read_or_its_message_names_the_setting(cases: Path, name: s
         return
     with pytest.raises(DataError, match=CASES[name]):
         read_image(path)
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-synta'
+    'x-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{}"/>'
+    "</rdf:RDF></x:xmpmeta>"
+)
+
+
+def with_chunk(path: Path, kind: bytes, content: bytes, late: bool) -> None:
+    """Insert a chunk before or after the pixels of a PNG."""
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    chunk, data = struct.pack(">I", len(content)) + kind + content + checksum, path.read_bytes()
+    place = (data.rindex(b"IEND") if late else data.index(b"IDAT")) - 4
+    path.write_bytes(data[:place] + chunk + data[place:])
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def chunk_of(kind: str, orientation: int) -> tuple[bytes, bytes]:
+    if kind == "exif":
+        return b"eXIf", exif_of(orientation).tobytes()[6:]
+    return b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP.format(orientation).encode()
+
+
+PLACES: dict[str, Callable[[Path, Image.Image, int], None]] = {
+    **{
+        suffix: lambda path, image, turn: image.save(path, exif=exif_of(turn), quality=100)
+        for suffix in ("jpg", "webp", "avif")
+    },
+    "tif": lambda path, image, turn: image.save(path, tiffinfo={274: turn}),
+    "deep.tif": lambda path, image, turn: tifffile.imwrite(
+        path, np.asarray(image).astype(np.uint16), photometric="rgb",
+        extratags=[(274, "H", 1, turn, True)],
+    ),
+    **{
+        f"{kind}-{place}.png": lambda path, image, turn, kind=kind, place=place: (
+            image.save(path),
+            with_chunk(path, *chunk_of(kind, turn), late=place == "late"),
+        )
+        for kind in ("exif", "xmp")
+        for place in ("early", "late")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", [0, *range(1, 9), 9])
+@pytest.mark.parametrize("place", PLACES)
+def test_every_reader_agrees_on_size_and_orientation(
+    tmp_path: Path, place: str, orientation: int
+) -> None:
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8], pixels[8:, :8] = 255, 128
+    PLACES[place](path := tmp_path / f"a.{place}", Image.fromarray(pixels), orientation)
+    turned = orientation if orientation in range(1, 9) else 1
+    expected = upright(pixels, turned)
+    info = DatasetInfo(value_range=[0, 255]) if "deep" in place else DatasetInfo()
+    image = read_image(path, info).permute(1, 2, 0).numpy()
+    assert np.abs(image.astype(int) - expected).max() <= (
+        30 if "avif" in place or "webp" in place else 3
+    )
+    assert image_size(path) == expected.shape[1::-1]
+    assert images.orientation(path) == turned
+    if "deep" not in place:
+        with Image.open(path) as opened:
+            oracle = ImageOps.exif_transpose(opened)
+        assert oracle is not None
+        assert np.array_equal(image, oracle.convert("RGB"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -441,3 +525,40 @@ def test_raw_masks_are_grey_labels(tmp_path: Path, command: Callable[..., Any]) 
     as_opencv_reads = cv2.imread(str(tmp_path / "raw" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(raw, as_opencv_reads)
     assert len(np.unique(raw)) > 1
+
+
+HEIF_CODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from fcn.data.files import is_image, unread_note
+assert ".heic" not in Image.EXTENSION
+import pillow_heif
+from fcn.data.images import image_size, orientation, read_image
+pixels = np.zeros((16, 24, 3), np.uint8)
+pixels[:8, :8], pixels[8:, :8] = 255, 128
+file = pillow_heif.from_bytes("RGB", (24, 16), pixels.tobytes())
+exif = Image.Exif()
+exif[0x0112] = 6
+path = Path(sys.argv[1])
+file.save(path, quality=-1, chroma=444, exif=exif.tobytes())
+assert is_image(path) and not unread_note([path])
+image = read_image(path)
+assert (24, 16) == tuple(image.shape[1:]) and image_size(path) == (16, 24), image.shape
+assert orientation(path) == 1
+assert abs(image[0].int() - np.rot90(pixels[..., 0], -1)).max() <= 3
+"""
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    command = [sys.executable, "-c", HEIF_CODE, str(tmp_path / "a.HEIC")]
+    subprocess.run(command, check=True)
+
+
+def test_a_heic_file_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    with pytest.raises(DataError, match=r'a\.HEIC: .*pip install "fcn-segmentation\[heif\]"'):
+        read_image(tmp_path / "a.HEIC")

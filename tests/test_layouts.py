@@ -1,14 +1,20 @@
+import unicodedata
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from scipy.io import savemat
 
 from fcn.config import DataConfig
-from fcn.data.layouts import VOC_CLASSES, open_split
+from fcn.data import files
+from fcn.data.layouts import PRIORITY, VOC_CLASSES, merge_info, open_split
+from fcn.dataset_info import INFO_KEYS, DatasetInfo
 from fcn.errors import ConfigError, DataError
 from tests.conftest import TinyVOC
 
@@ -133,6 +139,11 @@ def test_a_folder_is_paired_by_name(own: DataConfig) -> None:
     assert dataset.classes == [f"class {i}" for i in range(11)]
     for index in range(3):
         assert dataset[index][1].flatten().tolist() == [*range(11), 255]
+    with pytest.raises(
+        DataError, match=r"labels 0, 1, \.\.\. are named class 0.*leave data\.classes"
+    ):
+        open_split(replace(own, classes=[f"name {i}" for i in range(11)]), "train")
+    (Path(own.root) / "classes.txt").unlink()
     named = replace(own, classes=[f"name {i}" for i in range(11)])
     assert open_split(named, "train").classes == named.classes
 
@@ -152,3 +163,144 @@ def test_what_a_folder_lacks_is_named(own: DataConfig) -> None:
     (root / "classes.txt").write_text("one\n")
     with pytest.raises(DataError, match=r"classes\.txt: 1 class names"):
         open_split(own, "train", strict=False)
+
+
+# A value of each key for each who may say it; the names and colours are of one class.
+SAYS: dict[str, dict[str, Any]] = {
+    "settings": {
+        "classes": ["s"], "colours": [[1, 1, 1]], "ignore_index": 1, "background": True,
+        "value_range": [0, 1], "bands": [1],
+    },
+    "set": {
+        "classes": ["o"], "colours": [[2, 2, 2]], "ignore_index": 2, "background": True,
+        "value_range": [0, 2], "bands": [2],
+    },
+    "checkpoint": {
+        "classes": ["c"], "colours": [[3, 3, 3]], "ignore_index": 3, "background": True,
+        "value_range": [0, 3], "bands": [3],
+    },
+}  # fmt: skip
+DEFAULTS = {
+    "classes": [], "colours": [], "ignore_index": 255, "background": False, "value_range": None,
+    "bands": [],
+}  # fmt: skip
+# As the documentation says it, so that a change of the code has to change this table too.
+WINNERS = {
+    "classes": ("settings", "set", "checkpoint"),
+    "colours": ("settings", "set"),
+    "ignore_index": ("settings", "set"),
+    "background": ("settings", "set"),
+    "value_range": ("settings", "checkpoint", "set"),
+    "bands": ("settings", "checkpoint", "set"),
+}
+
+
+def test_every_key_has_its_place_in_the_order_of_who_says_it() -> None:
+    assert tuple(WINNERS) == tuple(PRIORITY) == INFO_KEYS
+    for row in (merge_info.__doc__ or "").splitlines():
+        cells = [cell.strip() for cell in row.split("|")]
+        if len(cells) > 2 and cells[1] in WINNERS:
+            words = {"settings": "settings", "the set": "set", "a checkpoint": "checkpoint"}
+            assert tuple(words[cell] for cell in cells[2:5] if cell) == WINNERS[cells[1]]
+
+
+@pytest.mark.parametrize("speakers", list(product([False, True], repeat=3)))
+@pytest.mark.parametrize("key", INFO_KEYS)
+def test_the_first_that_says_anything_wins(key: str, speakers: tuple[bool, ...]) -> None:
+    says = {who: SAYS[who] if speaks else {} for who, speaks in zip(SAYS, speakers, strict=True)}
+    classes = {} if key == "classes" else {"classes": ["one"]}
+    alone = {who: {key: said[key]} if said else {} for who, said in says.items()}
+    if key == "colours":
+        alone = {who: said | classes for who, said in alone.items()}
+    known = DatasetInfo(**alone["checkpoint"]) if speakers[2] else None
+    info, _ = merge_info(DataConfig(**alone["settings"]), alone["set"], known)
+    winner = next((who for who in WINNERS[key] if alone[who].get(key)), None)
+    expected = SAYS[winner][key] if winner else DEFAULTS[key]
+    if key == "colours" and not winner:
+        expected = [[0, 0, 0]]  # VOC's
+    assert getattr(info, key) == expected
+
+
+def test_a_note_says_where_a_checkpoint_and_the_set_disagree() -> None:
+    own = {"classes": ["a"], "value_range": [0, 9], "bands": [1], "ignore_index": 9}
+    known = DatasetInfo(["a"], value_range=[0, 5], bands=[1], ignore_index=0)
+    _, notes = merge_info(DataConfig(), own, known)
+    assert len(notes) == 2
+    assert notes[0] == (
+        "value_range=[0, 5], as the checkpoint was trained, not [0, 9], as the data set says"
+    )
+    assert "label 9 is ignored in these masks" in notes[1]
+    assert "set data.ignore_index=0" in notes[1]
+    obeyed, notes = merge_info(DataConfig(ignore_index=0, value_range=[0, 9]), own, known)
+    assert (obeyed.ignore_index, obeyed.value_range, notes) == (0, [0, 9], [])
+    assert not merge_info(DataConfig(), own)[1]
+
+
+NAMES = [
+    (["a", "b\nc"], r"class name 'b\\nc' has a line break or another control character"),
+    (["a\x1b[31m", "b"], r"control character"),
+    (["a", "b\u2028c"], r"control character"),
+    (["a", "b", "a"], r"class a is named twice"),
+    (["\u00fc", "u\u0308"], r"named twice"),
+    (["a", " "], r"is empty"),
+]
+
+
+@pytest.mark.parametrize(("names", "message"), NAMES)
+def test_names_that_no_class_can_have_are_refused_where_they_enter(
+    own: DataConfig, names: list[str], message: str
+) -> None:
+    root = Path(own.root)
+    (root / "classes.txt").unlink()
+    with pytest.raises(ConfigError, match=rf"data\.classes=.*{message}") as error:
+        open_split(replace(own, classes=names), "train")
+    assert "\n" not in str(error.value)
+    (root / "dataset.yaml").write_text(yaml.safe_dump({"classes": names}))
+    with pytest.raises(DataError, match=rf"dataset\.yaml: .*{message}"):
+        open_split(own, "train")
+    (root / "dataset.yaml").unlink()
+    if not any("\n" in name or not name.strip() or "\u2028" in name for name in names):  # lines
+        (root / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+        with pytest.raises(DataError, match=rf"classes\.txt: .*{message}"):
+            open_split(own, "train")
+
+
+def test_null_in_the_file_says_nothing(own: DataConfig) -> None:
+    about = "classes: [Background, b]\nignore_index: null\nbackground: null\nvalue_range: null\n"
+    (Path(own.root) / "dataset.yaml").write_text(about + "bands: null\ncolours: null\n")
+    info = open_split(replace(own, ignore_index=None), "train").info
+    assert info == DatasetInfo(["Background", "b"], [[0, 0, 0], [128, 0, 0]], 255, True, None, [])
+
+
+@pytest.mark.parametrize("composed", [True, False], ids=["images-composed", "masks-composed"])
+def test_names_are_paired_composed_or_decomposed(tiny_voc: TinyVOC, composed: bool) -> None:
+    forms = ("NFC", "NFD") if composed else ("NFD", "NFC")
+    image, mask = (unicodedata.normalize(form, "K\u00f6ln") for form in forms)
+    tiny_voc.image("t1").rename(tiny_voc.image(image))
+    tiny_voc.mask("t1").rename(tiny_voc.mask(mask))
+    for listed in (image, mask):
+        tiny_voc.listing("train").write_text(f"t0\n{listed}\n", encoding="utf-8")
+        assert open_split(tiny_voc.config(), "train")[1][1].shape == (48, 64)
+    for part, folder in (("JPEGImages", "images"), ("SegmentationClass", "annotations")):
+        (tiny_voc.root / folder).mkdir()
+        (tiny_voc.folder / part).rename(tiny_voc.root / folder / "train")
+    data = DataConfig("f", layout="folder", root=str(tiny_voc.root), classes=["a", "b", "c"])
+    assert sum(len(pair) == 2 for pair in open_split(data, "train")) == 6
+
+
+def test_what_a_folder_holds_and_is_not_read_is_named(
+    own: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(own.root)
+    images = root / "images/train"
+    assert open_split(own, "train").notes == []
+    monkeypatch.setattr(files, "_suffixes", lambda: {".jpeg", ".jpg", ".png"})
+    (images / "d.HEIC").touch()
+    (images / "e.mp4").touch()
+    (root / "annotations/train/f.png").touch()
+    (images / "more").mkdir()
+    Image.new("RGB", (4, 3)).save(images / "more/g.png")
+    unread, lonely, below = open_split(own, "train").notes
+    assert f"{images}: 2 files left out: 1 .HEIC (to read them: pip install" in unread
+    assert "1 masks have no image, such as f.png" in lonely
+    assert f"1 images lie in folders, such as {images}/more/g.png, and are left out" in below

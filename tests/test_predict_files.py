@@ -1,7 +1,11 @@
 """Predicting image files: what is found, written, skipped and reported."""
 
+import ctypes
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from fcn.inference.predict_files import find_images, plan
 from fcn.inference.predictor import Predictor
 from fcn.output import make_console
 from fcn.pictures.visualize import overlay, voc_palette
+from fcn.processes import usable_cores
 from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "cow", "bus"]
@@ -193,7 +198,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def named(source: str, output: str, lines: str = "") -> dict[str, str]:
-    images = find_images(source, Path(output), lines.splitlines())
+    images, _ = find_images(source, Path(output), lines.splitlines())
     return {str(path): str(name) for path, name in images.items()}
 
 
@@ -237,15 +242,120 @@ def test_no_images_are_an_error(tree: Path, source: str, output: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "file"),
+    ("images", "shared"),
     [
         ({"x/a.jpg": "a", "x/a.png": "a"}, "out/a.png"),
         ({"x/a.jpg": "a", "y/a.jpg": "a"}, "out/a.png"),
         ({"x/overlays/a.jpg": "overlays/a", "x/a.jpg": "a"}, "out/overlays/a.png"),
-        ({"x/../out/a.png": "a"}, "out/a.png"),
     ],
 )
-def test_two_images_for_one_file_are_an_error(images: dict[str, str], file: str) -> None:
-    paths = {Path(image): Path(name) for image, name in images.items()}
-    with pytest.raises(ConfigError, match=file):
-        plan(paths, Path("out"), overlays=True, probabilities=False)
+def test_images_that_share_a_name_are_named_and_the_rest_is_planned(
+    images: dict[str, str], shared: str
+) -> None:
+    paths = {Path(image): Path(name) for image, name in images.items()} | {Path("b.jpg"): Path("b")}
+    jobs, lines = plan(paths, Path("out"), overlays=True, probabilities=True)
+    assert [job.image for job in jobs] == [Path("b.jpg")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{', '.join(images)}: all belong to {shared}, so none")
+
+
+def test_no_image_is_overwritten(tree: Path) -> None:
+    images, _ = find_images("photos/two words.png", Path("photos"), [])
+    with pytest.raises(ConfigError, match="is an image to predict; choose another output"):
+        plan(images, Path("photos"), overlays=True, probabilities=False)
+
+
+def test_the_advice_for_a_shared_name_works(
+    predict: Predict, error_line: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(20, 30).save("photos/3.tif")
+    arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
+    error = error_line("predict", *arguments)
+    assert "2 of 8 images have no mask" in error
+    assert sorted(path.name for path in Path("out").glob("*.png")) == [
+        f"{index}.png" for index in (0, 1, 2, 4, 5, 6)
+    ]
+    assert "1 images predicted" in predict(input="photos/3.tif", output="other")
+    Path("photos/3.tif").rename("photos/third.tif")
+    assert "2 images predicted, 6 were done before" in predict()
+
+
+def test_linked_folders_and_what_is_left_out_are_seen(predict: Predict, root: Path) -> None:
+    (root / "elsewhere").mkdir()
+    photo(20, 30).save("elsewhere/linked.png")
+    (root / "photos/day1").symlink_to(root / "elsewhere")
+    Path("photos/film.mp4").touch()
+    Path("photos/.DS_Store").touch()
+    said = predict()
+    assert "8 images predicted; " in said
+    assert Path("out/day1/linked.png").is_file()
+    assert "note: 1 file left out: 1 .mp4 (save their frames as PNG)" in said
+    with pytest.raises(ConfigError, match=r"no images found.*; 1 file left out: 1 \.mp4"):
+        find_images("photos/*.mp4", Path("out"), [])
+
+
+GROWTH = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from fcn.config import PredictConfig
+from fcn.device import keep_memory
+from fcn.inference import predict_files
+from fcn.output import make_console
+
+keep_memory()
+libc, write, used = ctypes.CDLL(None), predict_files.write, []
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+info = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
+libc.mallinfo2.restype = info
+photos, sizes = Path("many"), np.random.default_rng(0).integers(32, 300, (150, 2))
+photos.mkdir()
+for number, (height, width) in enumerate(sizes):
+    Image.new("RGB", (int(width), int(height)), (number, 90, 9)).save(photos / f"{number:03}.png")
+
+
+def counted(*arguments):
+    write(*arguments)
+    used.append(libc.mallinfo2().uordblks)
+
+
+predict_files.write = counted
+cfg = PredictConfig("m.safetensors", "many", "masks", overlays=False)
+cfg.trainer = {"accelerator": "cpu"}
+predict_files.main(cfg, Path("."), make_console())
+print(min(used[-30:]) - min(used[20:50]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc counts what is used")
+def test_memory_does_not_grow_with_the_sizes_of_images(root: Path) -> None:
+    command = [sys.executable, "-c", GROWTH]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout.splitlines()[-1]) < 8_000_000
+
+
+def test_a_few_large_images_wait_or_one_small_one_a_core() -> None:
+    large, cores = predict_files.WAITING, usable_cores()
+    assert not predict_files._is_full([9] * (cores + 1))
+    assert predict_files._is_full([9] * (cores + 2))
+    assert predict_files._is_full([large, 1])
+
+
+def test_a_full_disk_is_named_with_the_file(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    predict(output="before")
+    smallest = min(path.stat().st_size for path in Path("before").rglob("*.png"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing more is then an OSError
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 1, limits[1]))
+        with pytest.raises(OSError, match=r"File too large: 'out") as error:
+            predict()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "out" in str(error.value.filename)
+    assert not list(Path("out").rglob("*.part"))

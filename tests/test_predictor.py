@@ -9,11 +9,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcn.checkpoint import load, write_safetensors
+import fcn
+from fcn.checkpoint import info_metadata, load, write_safetensors
+from fcn.data.images import read_image
+from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError
 from fcn.inference.predictor import Predictor, interpolate, positions, resize, tiles, window
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
+from fcn.pictures import visualize
 from tests.conftest import random_model
 
 SIZES = [(1, 1203), (801, 37), (33, 832)]  # thin, because rows and columns are cut alike
@@ -246,3 +250,57 @@ def test_what_is_not_an_image_is_an_error(path: Path) -> None:
 def test_settings_out_of_range_are_errors(path: Path, settings: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         Predictor(path, **settings)
+
+
+OVERLAID = {  # mode -> a photograph in it
+    "RGB": lambda rgb: Image.fromarray(rgb),
+    "L": lambda rgb: Image.fromarray(rgb).convert("L"),
+    "LA": lambda rgb: Image.fromarray(rgb).convert("LA"),
+    "RGBA": lambda rgb: Image.fromarray(rgb).convert("RGBA"),
+    "P": lambda rgb: Image.fromarray(rgb).convert("P"),
+    "I;16": lambda rgb: Image.fromarray(rgb[..., 0].astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", OVERLAID)
+def test_an_overlay_shows_the_photograph_as_the_predictor_sees_it(
+    path: Path, tmp_path: Path, mode: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    OVERLAID[mode](photo(40, 56)).save(file := tmp_path / "photo.png", exif=exif)
+    predictor = Predictor(path, "cpu")
+    mask = predictor(file)
+    picture = fcn.overlay(str(file), mask, info=predictor.info)
+    upright = read_image(file).permute(1, 2, 0).numpy()
+    assert upright.shape[:2] == mask.shape == ((56, 40) if orientation >= 5 else (40, 56))
+    assert np.array_equal(picture, visualize.overlay(upright, mask, info=predictor.info))
+    with Image.open(file) as image:
+        assert np.array_equal(predictor(image), mask)
+        assert np.array_equal(fcn.overlay(image, mask, info=predictor.info), picture)
+    assert np.array_equal(fcn.overlay(upright, mask, info=predictor.info), picture)
+
+
+def test_an_overlay_takes_arrays_of_any_channels() -> None:
+    rgb, mask = photo(20, 30), np.eye(20, 30, dtype=np.uint8)
+    expected, tensor = visualize.overlay(rgb, mask), torch.from_numpy(rgb).movedim(-1, 0)
+    for image in (rgb, np.dstack([rgb, rgb]), tensor, tensor / 255):
+        assert np.array_equal(fcn.overlay(image, mask), expected)
+    grey = visualize.overlay(rgb[..., [0, 0, 0]], mask)
+    for image in (rgb[..., 0], rgb[..., :1], rgb[..., 0].astype(np.uint16) * 257):
+        assert np.array_equal(fcn.overlay(image, mask), grey)
+    with pytest.raises(ValueError, match=r"of the mask's size \(20, 30\)"):
+        fcn.overlay(rgb[:-1], mask)
+
+
+def test_a_range_is_applied_once(tmp_path: Path) -> None:
+    info = DatasetInfo(list("abcde"), value_range=[0, 100])
+    write_safetensors(tmp_path / "m.safetensors", random_model(), info_metadata(info))
+    predictor, dark = Predictor(tmp_path / "m.safetensors", "cpu"), photo(24, 32) // 3
+    Image.fromarray(dark).save(file := tmp_path / "dark.png")
+    expected = predictor._as_tensor(dark)
+    assert 200 < expected.max() == round(float(dark.max()) * 2.55)
+    with Image.open(file) as image:
+        for form in (file, image, torch.from_numpy(dark).movedim(-1, 0)):
+            assert torch.equal(predictor._as_tensor(form), expected)

@@ -252,8 +252,11 @@ def test_settings_must_fit_the_set(tiny_voc: TinyVOC, root: Path) -> None:
         return open_split(DataConfig("x", layout="shards", root=str(root), **settings), "train")
 
     assert opened().classes == list(TinyVOC.classes)
-    assert opened(classes=["a", "b", "c"]).classes == ["a", "b", "c"]
-    with pytest.raises(DataError, match=r"data\.classes has 2 names, but .*train\.json.* has 3"):
-        opened(classes=["a", "b"])
+    assert opened(classes=list(TinyVOC.classes)).classes == list(TinyVOC.classes)
+    for classes in (["a", "b"], ["background", "dog", "cat"]):
+        with pytest.raises(
+            DataError, match=r"train\.json.*labels .* are named background, cat, dog"
+        ):
+            opened(classes=classes)
     with pytest.raises(DataError, match=r"data\.ignore_index=0: .* has 255"):
         opened(ignore_index=0)

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from fcn.data.dataset import CONVERT, SegmentationDataset, Source, read_labels, wrong_label
+from fcn.data.dataset import (
+    CONVERT,
+    Pair,
+    SegmentationDataset,
+    Source,
+    check_size,
+    read_labels,
+    wrong_label,
+)
+from fcn.data.images import image_size
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import DataError
 from fcn.output import progress, write_json
@@ -36,9 +45,10 @@ def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: b
         training: whether the first split is to be trained on.
 
     Raises:
-        DataError: a mask is unreadable or holds a label that is no class; the training masks hold
-            fewer than two classes.
+        DataError: a mask is unreadable, has another size than its image, or holds a label that is
+            no class; the training masks hold fewer than two classes.
     """
+    print_notes(splits, console)
     for split in splits:
         if not all(isinstance(pair.mask, Path) for pair in split.pairs):
             continue
@@ -57,16 +67,22 @@ def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: b
             console.print(text, style=style)
 
 
+def print_notes(splits: Sequence[SegmentationDataset], console: Console) -> None:
+    """Print what was left out of some splits, and what else the user may want to know."""
+    for note in dict.fromkeys(note for split in splits for note in split.notes):
+        console.print(f"note: {note}")
+
+
 def count_labels(split: SegmentationDataset, console: Console) -> Counts:
     """Count the pixels of each label, as it is stored, in every mask of a split.
 
     Raises:
-        DataError: a mask is missing or unreadable.
+        DataError: a mask is missing or unreadable, or has another size than its image.
     """
     keep = len(split) >= KEPT
     cache = _cache_file(split) if keep else None
     known = _read_cache(cache) if cache else {}
-    stamps = [_stamp(pair.mask) for pair in split.pairs]
+    stamps = [_stamp(pair.mask) + _stamp(pair.image) for pair in split.pairs]
     counts = np.zeros((len(split), 256), np.int64)
     todo = []
     for index, (pair, stamp) in enumerate(zip(split.pairs, stamps, strict=True)):
@@ -76,7 +92,7 @@ def count_labels(split: SegmentationDataset, console: Console) -> Counts:
         else:
             todo.append(index)
     with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
-        rows = pool.map(lambda index: count_pixels(read_labels(split.pairs[index].mask)), todo)
+        rows = pool.map(lambda index: _count_pair(split.pairs[index]), todo)
         for index, row in bar.track(
             zip(todo, rows, strict=True), len(todo), description="reading masks"
         ):
@@ -94,6 +110,13 @@ def class_pixels(split: SegmentationDataset, console: Console) -> list[int]:
     """Count the pixels of each class in all masks of a split."""
     totals = as_targets(count_labels(split, console), split.info).sum(0)
     return totals[: len(split.classes)].tolist()
+
+
+def _count_pair(pair: Pair) -> NDArray[np.int64]:
+    """Count the pixels of each label of a mask that has the size of its image."""
+    labels = read_labels(pair.mask)
+    check_size(pair, pair.size or image_size(pair.image), labels.shape)
+    return count_pixels(labels)
 
 
 def count_pixels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -149,15 +172,15 @@ def absent_classes(info: DatasetInfo, totals: NDArray[np.int64]) -> list[str]:
     ]
 
 
-def _stamp(mask: Source) -> list[int]:
-    """Return what tells whether a mask has changed: size and time, or a shard's checksum."""
-    if isinstance(mask, Path):
+def _stamp(file: Source) -> list[int]:
+    """Return what tells whether a file has changed: size and time, or a shard's checksum."""
+    if isinstance(file, Path):
         try:
-            stat = mask.stat()
+            stat = file.stat()
         except OSError:
             return []  # reading it will say what is wrong
         return [stat.st_size, stat.st_mtime_ns]
-    return [getattr(mask, "length", 0), getattr(mask, "crc32", 0)]
+    return [getattr(file, "length", 0), getattr(file, "crc32", 0)]
 
 
 def _cache_file(split: SegmentationDataset) -> Path:

@@ -10,12 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.io import loadmat
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fcn.data.images import Source, file_errors, image_size, orientation, read_image, upright
+from fcn.data.files import nfc
+from fcn.data.images import (
+    Source,
+    file_errors,
+    image_size,
+    orientation,
+    read_image,
+    read_stored,
+    upright,
+)
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import DataError
 
@@ -43,6 +51,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         info: classes, label of ignored pixels, and what else is known; see `DatasetInfo`.
         name: data set and split, for messages.
         problems: known errors of the split; more may be added here.
+        notes: what is no error, but the user may want to know.
         strict: raise an error if there are problems; prepare_data lists them all instead.
 
     Raises:
@@ -57,9 +66,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         name: str,
         *,
         problems: Sequence[str] = (),
+        notes: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
-        self.pairs, self.info, self.name = list(pairs), info, name
+        self.pairs, self.info, self.name, self.notes = list(pairs), info, name, list(notes)
         self.ids = [pair.id for pair in pairs]
         self.problems = [*problems, *_duplicates(self.pairs, name)]
         if not pairs:
@@ -111,14 +121,36 @@ def fit_mask(pair: Pair, image: Tensor, target: Tensor) -> Tensor:
     Raises:
         DataError: the sizes differ otherwise.
     """
-    (height, width), (mask_height, mask_width) = image.shape[1:], target.shape
+    height, width = image.shape[1:]
+    if check_size(pair, (width, height), target.shape):
+        return torch.from_numpy(upright(target.numpy(), orientation(pair.image)).copy())
+    return target
+
+
+def check_size(pair: Pair, size: tuple[int, int], shape: Sequence[int]) -> bool:
+    """Check that a mask has its image's size, upright or before EXIF turns it by a quarter.
+
+    Args:
+        pair: the files.
+        size: (width, height) of the image, upright.
+        shape: (height, width) of the mask as it is stored.
+
+    Returns:
+        True if the mask has to be turned like its image.
+
+    Raises:
+        DataError: the sizes differ otherwise.
+    """
+    (width, height), (mask_height, mask_width) = size, shape
     if (height, width) == (mask_height, mask_width):
-        return target
-    if (height, width) == (mask_width, mask_height) and (turned := orientation(pair.image)) >= 5:
-        return torch.from_numpy(upright(target.numpy(), turned).copy())
+        return False
+    if (height, width) == (mask_width, mask_height) and orientation(pair.image) >= 5:
+        return True
     raise DataError(
         f"{pair.mask}: mask is {mask_width} x {mask_height} but its image {pair.image} is "
-        f"{width} x {height}; both must have the same size"
+        f"{width} x {height}; both must have the same size: export the masks at full size, or "
+        f"enlarge them with Pillow's resize(({width}, {height}), resample=0), which invents no "
+        "labels"
     )
 
 
@@ -165,13 +197,13 @@ def read_labels(source: Source) -> np.ndarray:
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ValueError(f"GTcls.Segmentation is {labels.ndim}-D {labels.dtype}")
             return np.array(labels, order="C")
-    with file_errors(source, "mask"), source.open("rb") as stream, Image.open(stream) as file:
-        if file.mode not in ("P", "L"):
-            raise DataError(
-                f"{source}: a mask must be a palette or grey 8-bit image of class labels, but this "
-                f"one has mode {file.mode}; to convert it, run {CONVERT}"
-            )
-        return np.array(file)
+    labels, problem = read_stored(source)
+    if problem:
+        raise DataError(
+            f"{source}: a mask must be a palette or grey image of class labels, of 8 bits at most, "
+            f"but this one has {problem}; to convert it, run {CONVERT}"
+        )
+    return labels
 
 
 def read_bytes(source: Source, kind: str) -> bytes:
@@ -222,7 +254,7 @@ def _duplicates(pairs: Sequence[Pair], name: str) -> list[str]:
     """Return one message for each id that occurs more than once."""
     by_id = defaultdict[str, list[Source]](list)
     for pair in pairs:
-        by_id[pair.id].append(pair.image)
+        by_id[nfc(pair.id)].append(pair.image)
     return [
         f"{name}: {i} is listed {len(images)} times; list every image once"
         if images[0] == images[1]

@@ -8,6 +8,7 @@ import json
 import tarfile
 import time
 import zlib
+from collections import deque
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -100,14 +101,14 @@ def write_shards(dataset: SegmentationDataset, folder: Path, split: str, console
         raise DataError(f"{folder}: holds shards of {split}; choose a new folder, or remove them")
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict] = []
-    left = list(enumerate(dataset.pairs))
+    left = deque(enumerate(dataset.pairs))
     with progress(console) as bar:
         task = bar.add_task(f"writing {split}", total=len(left))
         while left:
             tar, samples = folder / f"{split}-{len(shards):06d}.tar", list[dict]()
             with tarfile.open(tar, "w") as archive:
                 while left and (not samples or archive.offset < SHARD_BYTES):
-                    index, pair = left.pop(0)
+                    index, pair = left.popleft()
                     image, _ = dataset[index]  # raises an error if the pair is unusable
                     size = [image.shape[2], image.shape[1]]
                     files = [_append(archive, *file) for file in _files(pair)]

@@ -12,9 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from fcn.dataset_info import VOID
+from fcn.dataset_info import MEAN_COLOUR, VOID
 
-MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, RGB: pads images that are smaller than the crop
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G and B in a grey value, as in torchvision
 # Images of other channels than RGB are padded with 115, and all their channels weigh the same.
 TRIES = 10  # draws of a crop before one that holds only ignored pixels is accepted

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import EvaluateConfig
-from fcn.data.check import scan
+from fcn.data.check import print_notes, scan
 from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
 from fcn.data.layouts import open_split
@@ -75,8 +75,11 @@ def _evaluate_checkpoint(
             "split, or submission=true to write the predictions"
         )
     trained.check_classes(dataset.classes, cfg.data.name)
-    if has_masks and cfg.data.scan and processes.rank == 0:
-        scan([dataset], console, training=False)
+    if processes.rank == 0:
+        if has_masks and cfg.data.scan:
+            scan([dataset], console, training=False)
+        else:
+            print_notes([dataset], console)
     precision = resolve_precision(
         cfg.trainer.get("precision"), processes.device, trained=trained.about.get("precision")
     )

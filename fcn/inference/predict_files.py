@@ -3,8 +3,8 @@
 import glob
 import json
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,14 +19,18 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import PredictConfig
-from fcn.data.dataset import read_image
+from fcn.data.files import finder, is_image, unread_note, walk
+from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
-from fcn.device import resolve_precision
+from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
+
+SPARE_MEMORY = 500_000_000  # bytes that may stay occupied between images, for speed
+WAITING = 2**24  # pixels of images read ahead, and of those waiting to be written
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -34,16 +38,17 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
 
     Raises:
         ConfigError: no images, outputs that collide, or an output folder with other settings.
-        DataError: at the end, if images could not be read.
+        DataError: at the end, if images could not be read, or share a name.
     """
+    bound_memory()
     with launch(cfg.trainer) as processes:
         _predict_images(cfg, console, processes)
 
 
 def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) -> None:
     output = Path(cfg.output)
-    images = find_images(cfg.input, output, sys.stdin)
-    jobs = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    images, note = find_images(cfg.input, output, sys.stdin)
+    jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
     precision = cfg.trainer.get("precision", "auto")
     resolve_precision(precision, processes.device)  # its error names this command's setting
     predictor = Predictor(
@@ -76,11 +81,16 @@ def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) 
                 failed += 1
                 print(error, flush=True)  # of whichever process
     failed = int(processes.sum(torch.tensor(failed)))
+    for line in unclear if processes.rank == 0 else ():
+        print(line, flush=True)
     made = len(jobs) - skipped - failed
     before = f", {skipped} were done before" if skipped else ""
     console.print(f"{made} images predicted{before}; masks in {output}")
-    if failed and processes.rank == 0:
-        raise DataError(f"{failed} of {len(jobs)} images could not be read; they are listed above")
+    if note:
+        console.print(f"note: {note}")
+    if (failed or unclear) and processes.rank == 0:
+        left = failed + len(images) - len(jobs)
+        raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
 
 
 @dataclass(frozen=True)
@@ -99,49 +109,60 @@ class Job:
         return min(outputs) >= max(since, image)
 
 
-def find_images(source: str, output: Path, lines: Iterable[str]) -> dict[Path, Path]:
-    """Return the images that `input=` names, sorted, and the name of each: a path without suffix.
+def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[Path, Path], str]:
+    """Find the images that `input=` names, sorted, and the name of each: a path without suffix.
 
     Sub-folders of a folder, and those that a pattern's wildcards match, are kept in the names.
-    Hidden files, the output folder, and files that Pillow cannot read are left out.
+    Linked folders count as folders. Hidden files, the output folder, and files that are not read
+    here are left out.
 
     Args:
         source: a file, a folder, a glob pattern, or - for the paths in `lines`.
         output: the folder to write to.
         lines: one path a line.
+
+    Returns:
+        The names, and a note on files that look like images but are not read; "" without any.
     """
-    base = Path(source)
+    base, note, find = Path(source), "", finder()
     if source == "-":
-        images = {Path(line.rstrip("\r\n")) for line in lines if line.strip()}
+        images = {find(Path(line.rstrip("\r\n"))) for line in lines if line.strip()}
         names = {path: Path(path.stem) for path in sorted(images)}
     elif base.is_file():
         names = {base: Path(base.stem)}
     else:
-        found: Iterable[Path] = base.rglob("*")
-        if not base.is_dir():
+        if base.is_dir():
+            found: Iterable[Path] = walk(base)
+        else:
             found = map(Path, glob.iglob(source, recursive=True))
             base = Path(*takewhile(lambda part: not glob.has_magic(part), base.parts))
-        suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        names = {
-            path: path.relative_to(base).with_suffix("")
+        files = [
+            path
             for path in sorted(found)
-            if path.suffix.lower() in suffixes
-            and path.is_file()
+            if not path.is_dir()
             and not any(part.startswith(".") for part in path.relative_to(base).parts)
+            and output.resolve() not in path.absolute().parents
             and output.resolve() not in path.resolve().parents
-        }
+        ]
+        names = {path: path.relative_to(base).with_suffix("") for path in files if is_image(path)}
+        note = unread_note(files)
     if not names:
-        raise ConfigError(
-            f"input={source}: no images found outside output={output}; check the paths"
-        )
-    return names
+        found_none = f"input={source}: no images found outside output={output}; check the paths"
+        raise ConfigError(f"{found_none}; {note}" if note else found_none)
+    return names, note
 
 
 def plan(
     images: dict[Path, Path], output: Path, *, overlays: bool, probabilities: bool
-) -> list[Job]:
-    """Return what to write for each image; raise a ConfigError if two belong to one file."""
-    jobs, taken = [], {image.resolve(): image for image in images}
+) -> tuple[list[Job], list[str]]:
+    """Return what to write for each image, and a line for each name that several images share.
+
+    Raises:
+        ConfigError: an image would be overwritten.
+    """
+    jobs: list[Job] = []
+    owners = defaultdict[Path, list[Path]](list)
+    given = {image.resolve() for image in images}
     for image, name in images.items():
         outputs = {"mask": output / f"{name}.png"}
         if overlays:
@@ -149,14 +170,23 @@ def plan(
         if probabilities:
             outputs["probabilities"] = output / f"{name}.npz"
         for path in outputs.values():
-            if other := taken.get(path.resolve()):
+            if path.resolve() in given:
                 raise ConfigError(
-                    f"{image} would be written to {path}, which belongs to {other}; rename one of "
-                    "them, or choose another output"
+                    f"{image} would be written to {path}, which is an image to predict; choose "
+                    "another output"
                 )
-            taken[path.resolve()] = image
+            owners[path].append(image)
         jobs.append(Job(image, outputs))
-    return jobs
+    shared = {
+        tuple(sharing): path for path, sharing in reversed(owners.items()) if len(sharing) > 1
+    }
+    left_out = {image for sharing in shared for image in sharing}
+    lines = [
+        f"{', '.join(map(str, sharing))}: all belong to {path}, so none is predicted; rename all "
+        "but one, or predict each into an output of its own"
+        for sharing, path in shared.items()
+    ]
+    return [job for job in jobs if job.image not in left_out], lines
 
 
 def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
@@ -182,7 +212,8 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
 
 def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
-    writing, info = deque[Future[None]](), predictor.info
+    writing, info = deque[tuple[int, Future[None]]](), predictor.info
+    above = resident_memory() + SPARE_MEMORY
     with ThreadPoolExecutor() as pool:
         for job, reading in _read_ahead(pool, jobs, info):
             try:
@@ -190,25 +221,45 @@ def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataE
             except DataError as error:
                 yield error
                 continue
+            del reading  # or it would keep the image while the next one is read
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            writing.append(pool.submit(write, job.outputs, image, mask, kept, info, raw))
-            if len(writing) > usable_cores():  # bounds the memory
-                writing.popleft().result()
+            done = pool.submit(write, job.outputs, image, mask, kept, info, raw)
+            writing.append((mask.size, done))
+            del image, mask, kept, done
+            while _is_full([size for size, _ in writing]):
+                writing.popleft()[1].result()
+            return_memory(above)
             yield None
-        for future in writing:
+        for _, future in writing:
             future.result()
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
-    """Yield each job with its image, while the next ones are read: one per core."""
-    waiting = deque[tuple[Job, Future[Tensor]]]()
+    """Yield each job with its image, while the next ones are read: one per core, if small."""
+    waiting = deque[tuple[int, Job, Future[Tensor]]]()
     for job in jobs:
-        waiting.append((job, pool.submit(read_image, job.image, info, large=True)))
-        if len(waiting) > usable_cores():
-            yield waiting.popleft()
-    yield from waiting
+        pixels = _pixels(job.image)
+        while waiting and _is_full([pixels, *(size for size, *_ in waiting)]):
+            yield waiting.popleft()[1:]
+        waiting.append((pixels, job, pool.submit(read_image, job.image, info)))
+    while waiting:
+        yield waiting.popleft()[1:]
+
+
+def _pixels(image: Path) -> int:
+    """Return the number of pixels of an image; if its header does not tell, very many."""
+    try:
+        width, height = image_size(image)
+    except DataError:
+        return WAITING
+    return width * height
+
+
+def _is_full(sizes: Sequence[int]) -> bool:
+    """Return True if images of these numbers of pixels are more than shall be in memory."""
+    return len(sizes) > usable_cores() + 1 or sum(sizes) > WAITING
 
 
 def write(

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from fcn import checkpoint
 from fcn.data.images import as_tensor, from_pillow, read_image, to_uint8
+from fcn.dataset_info import DatasetInfo
 from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
+from fcn.pictures import visualize
 
 TILE = 2048  # pixels: longest side that goes through the network at once
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -81,9 +83,10 @@ class Predictor:
         """Return the label of every pixel of one image.
 
         Args:
-            image: a file; a PIL image; an array (H, W, C) or a tensor (C, H, W) of the model's
-                channels, RGB if C = 3. Deeper pixels than 8 bits are scaled by the value_range of
-                the model's data; without one, uint16 counts to 65535, and floats are in [0, 1].
+            image: a file; a PIL image as Image.open returns it, since Pillow reduces deep colours
+                to 8 bits; an array (H, W, C) or a tensor (C, H, W) of the model's channels, RGB if
+                C = 3. Deeper pixels than 8 bits are scaled by the value_range of the model's data;
+                without one, uint16 counts to 65535, and floats are in [0, 1].
 
         Returns:
             uint8 (H, W), 0..K-1.
@@ -132,29 +135,13 @@ class Predictor:
 
     def _as_tensor(self, image: ImageLike) -> Tensor:
         """Return any image that `__call__` takes as (C, H, W) on the CPU, uint8 or float32."""
-        channels, value_range = self.model.model.in_channels, self.info.value_range
-        if isinstance(image, str | Path):
-            return read_image(Path(image), self.info, large=True)
-        if isinstance(image, Image.Image):
-            return as_tensor(from_pillow(image.copy()), self.info)
-        if isinstance(image, np.ndarray):
-            # A copy, as PyTorch takes neither read-only arrays nor negative strides.
-            image = torch.from_numpy(image.copy()).movedim(-1, 0)
-        if not isinstance(image, Tensor):
-            raise TypeError(
-                "image must be a path, a PIL image, an array (H, W, C) or a tensor (C, H, W), "
-                f"got {type(image).__name__}; call the predictor once for each image"
-            )
-        if image.ndim != 3 or len(image) != channels:
+        channels, tensor = self.model.model.in_channels, read_any(image, self.info)
+        if tensor.ndim != 3 or len(tensor) != channels:
             raise ValueError(
                 f"image must be an array (H, W, {channels}) or a tensor ({channels}, H, W); "
-                f"channels first, this is {tuple(image.shape)}"
+                f"channels first, this is {tuple(tensor.shape)}"
             )
-        if image.is_floating_point():
-            image = image.cpu().float()
-            if value_range is None:
-                return image
-        return torch.from_numpy(to_uint8(image.cpu().numpy(), value_range))
+        return tensor
 
     def _tiles(self, length: int) -> list[slice]:
         return tiles(length, self.tile, self.model.model, max(self.scales))
@@ -187,6 +174,63 @@ class Predictor:
             else:
                 score = interpolate(score, at - seen.start, dim)
         return score
+
+
+def read_any(image: ImageLike, info: DatasetInfo) -> Tensor:
+    """Return an image as (C, H, W) on the CPU, uint8 or float in [0, 1].
+
+    Raises:
+        DataError: the file cannot be read, or lacks the bands of `info`.
+        ValueError: values that do not fit `info`.
+        TypeError: any other type.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image), info)
+    if isinstance(image, Image.Image):
+        return as_tensor(from_pillow(image), info)
+    if isinstance(image, np.ndarray):
+        # A copy, as PyTorch takes neither read-only arrays nor negative strides.
+        image = torch.from_numpy(image.copy()).movedim(-1, 0)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            "image must be a path, a PIL image, an array (H, W, C) or a tensor (C, H, W), "
+            f"got {type(image).__name__}; call the predictor once for each image"
+        )
+    if image.is_floating_point():
+        image = image.cpu().float()
+        if info.value_range is None:
+            return image
+    return torch.from_numpy(to_uint8(image.cpu().numpy(), info.value_range))
+
+
+def overlay(
+    image: ImageLike,
+    mask: np.ndarray,
+    alpha: float = 0.55,
+    info: DatasetInfo = visualize.PLAIN,
+) -> np.ndarray:
+    """Blend the colours of a mask over its image, with a white line along the inside of objects.
+
+    Args:
+        image: a file or a PIL image, which is turned by its EXIF orientation as the predictor
+            turns it; an array (H, W) or (H, W, C), or a tensor (C, H, W), C = 1, 3 or more.
+        mask: integers (H, W) in 0..255, such as `Predictor` returns.
+        alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
+        info: names and colours of the labels, range and bands of the image; `Predictor.info`.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        DataError: the file cannot be read.
+        ValueError: image and mask differ in size.
+    """
+    if isinstance(image, np.ndarray) and image.ndim == 2:
+        image = image[..., None]
+    pixels = read_any(image, info)
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).byte()
+    return visualize.overlay(visualize.as_rgb(pixels), mask, alpha, info)
 
 
 def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[slice]:

@@ -32,6 +32,7 @@ from fcn.pictures import visualize
 from fcn.processes import usable_cores
 
 IMAGES_PER_PROCESS = 100  # at least; starting a process takes about as long
+LARGE = 50_000_000  # pixels of an image that takes seconds to decode
 ON_SHEET = 6  # images of each split on the contact sheet
 EXIF_NOTES = {
     "turned": "are turned by their EXIF orientation; their masks, which are not, are turned alike",
@@ -225,12 +226,19 @@ def _shared(one: Split, other: Split) -> list[str]:
 
 def _notes(split: Split) -> list[str]:
     """Return what training accepts, but the user may want to know."""
-    labels = split.labels()
-    absent = split.absent_classes() if split.usable() else []
-    notes = [f"{split.name}: no pixel of {', '.join(absent)}"] if absent else []
+    labels, notes = split.labels(), list(split.dataset.notes)
+    if absent := split.absent_classes() if split.usable() else []:
+        notes.append(f"{split.name}: no pixel of {', '.join(absent)}")
     sources = [split.dataset.pairs[index].image for index in split.usable()]
     if note := range_note(sources, split.dataset.info):
         notes.append(f"{split.name}: {note}")
+    if large := [i for i in split.usable() if math.prod(split.readings[i].size) > LARGE]:
+        example, pixels = split.dataset.pairs[large[0]].image, split.readings[large[0]].size
+        notes.append(
+            f"{split.name}: {len(large)} images such as {example} have "
+            f"{math.prod(pixels) / 1e6:.0f} megapixels; every crop of one decodes all of it, which "
+            "is slow: smaller pieces of it, saved with their masks, train faster"
+        )
     for kind, text in EXIF_NOTES.items():
         if found := [index for index in split.usable() if split.readings[index].exif == kind]:
             example = split.dataset.pairs[found[0]].image

@@ -1,0 +1,91 @@
+"""Which files of a folder are images: links, names in two spellings, and what is left out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fcn.data.files import HINTS, finder, is_image, same_name, unread_note, walk
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_linked_folders_are_walked_once_and_loops_end(tmp_path: Path) -> None:
+    set_, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    touch(set_ / "own.jpg", set_ / "day0/a.jpg", elsewhere / "b.jpg", elsewhere / "deep/c.jpg")
+    links = {
+        set_ / "day1": elsewhere,
+        set_ / "again": set_ / "day0",  # is walked as day0
+        set_ / "day0/up": set_,  # a loop
+        elsewhere / "deep/back": elsewhere,  # a loop outside
+        elsewhere / "deep/set": set_,
+        set_ / "single.jpg": elsewhere / "b.jpg",
+        set_ / "broken.jpg": tmp_path / "nowhere.jpg",
+    }
+    for link, target in links.items():
+        link.symlink_to(target)
+    found = [str(path.relative_to(set_)) for path in walk(set_)]
+    assert found == [
+        "broken.jpg", "day0/a.jpg", "day1/b.jpg", "day1/deep/c.jpg", "own.jpg", "single.jpg",
+    ]  # fmt: skip
+    outside = [path.name for path in walk(set_ / "day1")]
+    assert outside == ["b.jpg", "c.jpg", "broken.jpg", "a.jpg", "own.jpg", "single.jpg"]
+
+
+LEFTOVERS = [
+    ".DS_Store", "Thumbs.db", "desktop.ini", "._photo.HEIC", ".hidden.dng", "labels.txt", "LICENSE",
+    "via.json", "IMG_1.AAE", "map.tfw",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_what_systems_and_tools_leave_behind_raises_no_alarm(name: str) -> None:
+    assert not is_image(Path(name))
+    assert not unread_note([Path(name), Path("a.jpg")])
+
+
+@pytest.mark.parametrize("suffix", [s for s in HINTS if s not in (".heic", ".heif", ".hif")])
+def test_each_known_format_that_is_not_read_is_named_with_a_remedy(suffix: str) -> None:
+    for spelling in (suffix, suffix.upper()):
+        if is_image(Path(f"a{spelling}")):
+            assert suffix in (".eps", ".ps")  # Pillow draws them, by Ghostscript
+            continue
+        note = unread_note([Path(f"a{spelling}"), Path(f"b{spelling}"), Path("c.jpg")])
+        assert note == f"2 files left out: 2 {spelling} ({HINTS[suffix]})"
+
+
+def test_unknown_formats_are_counted_too() -> None:
+    paths = [Path(name) for name in ("a.xyz", "b.mp4", "c.jpg", "d.MP4", "e.mp4", "f.txt")]
+    note = unread_note(paths)
+    assert note.startswith("4 files left out: 1 .MP4 (save ")
+    assert note.endswith("), 1 .xyz")
+
+
+def test_images_are_what_pillow_decodes() -> None:
+    for name in ("a.jpg", "A.JPEG", "b.TIFF", "c.webp", "d.gif", "e.pgm", "f.jp2"):
+        assert is_image(Path(name))
+    assert not any(is_image(Path(name)) for name in ("a.mpg", "b.h5", "c.pdf", "d", ".jpg"))
+
+
+def test_names_are_the_same_composed_or_decomposed(tmp_path: Path) -> None:
+    composed, decomposed = "im_K\u00f6ln.png", "im_Ko\u0308ln.png"
+    assert same_name(composed, decomposed)
+    assert not same_name(composed, "im_Koln.png")
+    touch(tmp_path / decomposed)
+    find = finder()
+    assert find(tmp_path / composed) == tmp_path / decomposed
+    assert find(tmp_path / decomposed) == tmp_path / decomposed
+    for missing in (tmp_path / "\u00fc.png", tmp_path / "none" / "\u00fc.png", tmp_path / "a.png"):
+        assert find(missing) == missing
+
+
+def test_importing_changes_nothing_in_pillow() -> None:
+    code = "from PIL import Image; import fcn.data.files; assert '.heic' not in Image.EXTENSION"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert Image.MAX_IMAGE_PIXELS
