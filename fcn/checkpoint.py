@@ -17,7 +17,13 @@ from torch import Tensor
 from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
 from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
-from fcn.models.surgery import Report, SurgeryError, normalisation_warning, transplant
+from fcn.models.surgery import (
+    Report,
+    SurgeryError,
+    TensorReport,
+    normalisation_warning,
+    transplant,
+)
 from fcn.output import atomic_write
 from fcn.pictures.visualize import palette
 
@@ -51,20 +57,51 @@ class Checkpoint:
         about["colours"] = about.get("palette", [])
         return DatasetInfo(**{key: about[key] for key in INFO_KEYS if key in about})
 
-    def check_classes(self, classes: Sequence[str], data: str) -> None:
-        """Raise a CheckpointError if a data set has other classes than the model."""
-        if self.classes != list(classes):
-            raise CheckpointError(
-                f"checkpoint={self.path} has the classes {', '.join(self.classes)}, but "
-                f"data={data} has {', '.join(classes)}; "
-                "choose the data it was trained on, or data.classes"
-            )
+    def labels_in(self, classes: Sequence[str], data: str) -> list[int] | None:
+        """Match the model's classes with those of a data set, by name.
 
-    def model(self) -> FCN:
-        """Return the model, on the CPU, in evaluation mode."""
+        Args:
+            classes: the data set's, in the order of its labels.
+            data: its name, for errors.
+
+        Returns:
+            The data set's label of each of the model's classes; None where they are the same.
+
+        Raises:
+            CheckpointError: a class is missing on either side.
+        """
+        own, theirs = self.classes, list(classes)
+        if own == theirs:
+            return None
+        unknown = [name for name in theirs if name not in own]
+        missing = [name for name in own if name not in theirs]
+        if unknown:
+            backbone = self.about["model"].get("backbone", "vgg16")
+            raise CheckpointError(
+                f"checkpoint={self.path} does not know {', '.join(unknown)} of data={data} (it "
+                f"knows {', '.join(own)}); train it on this data first, with train.py "
+                f"model.init_from={self.path} backbone={backbone}, or rename classes of the same "
+                "meaning in dataset.yaml"
+            )
+        if missing:
+            raise CheckpointError(
+                f"data={data} has no {', '.join(missing)}, which checkpoint={self.path} may "
+                "predict; if its masks would show them, write classes: "
+                f"[{', '.join(theirs + missing)}] in dataset.yaml beside the data"
+            )
+        return [theirs.index(name) for name in own]
+
+    def model(self, classes: Sequence[str] | None = None) -> FCN:
+        """Return the model, on the CPU, in evaluation mode.
+
+        Args:
+            classes: the model's, in the order in which it is to score them; None: its own order.
+        """
         try:
             model = FCN(**self.about["model"])
             model.load_state_dict(self.weights)
+            if classes is not None:
+                transplant(model, self.weights, classes=classes, source_classes=self.classes)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
@@ -116,7 +153,20 @@ def read(path: str | Path) -> Checkpoint:
     weights, about = _read_file(path)
     if not isinstance(about, dict) or not {"model", "classes"} <= about.keys():
         raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
+    _check_names(path, about["classes"])
     return Checkpoint(path, weights, about)
+
+
+def _check_names(path: Path, classes: Any) -> None:
+    """Raise a CheckpointError for class names that no data set can have."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{path}: its class names are not a list of texts")
+    for name in classes:
+        if not name.isprintable() or classes.count(name) > 1:
+            raise CheckpointError(
+                f"{path}: the class name {name!r} holds control characters or occurs twice; write "
+                "the model again with other names"
+            )
 
 
 def load(path: str | Path) -> FCN:
@@ -198,8 +248,9 @@ def initialise(
     Args:
         model: changed in place.
         init_from: a checkpoint of this project; its scores are kept for the classes it shares.
-        weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file. Its mean
-            and std come with it: torchvision's, or a safetensors file's metadata, or its tensors.
+        weights: otherwise, of backbone and head: imagenet, a name of torchvision's, or a file. Its
+            mean and std come with it: torchvision's, or a safetensors file's metadata, or its
+            tensors. Its score and upscore layers are left over.
         classes: the model's class names.
         new_head: fc6 and fc7 start new.
 
@@ -217,7 +268,15 @@ def initialise(
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
         source = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
-        report = transplant(model, source, weights, new_head=new_head)
+        # Scores belong to classes, and to a network's own scales of its skips: not to a backbone.
+        scores = {name for name in source if name.startswith(("score", "upscore"))}
+        backbone = {name: tensor for name, tensor in source.items() if name not in scores}
+        report = transplant(model, backbone, weights, new_head=new_head)
+        note = "not of the backbone; see model.init_from"
+        report.tensors += [
+            TensorReport(name, "left over", tuple(source[name].shape), note)
+            for name in sorted(scores)
+        ]
         report.warning = normalisation_warning(model) if local else ""
         return report
     except SurgeryError as error:

@@ -5,7 +5,7 @@ import ctypes
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
+from fcn.models.tiles import TILE, interpolate, positions, tiles, window
 from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
 
@@ -103,10 +104,22 @@ class InferenceModel:
         device: where it runs.
         bf16: run under autocast to bfloat16. The weights of convolutions are rounded once, here,
             instead of at every call; the scores are the same.
+        labels: what `predict` gives in place of each of the model's labels: those of a data set
+            that has the same classes in another order. None: the model's own.
+        tile: longest side, in pixels, that goes through the network at once; None: any.
     """
 
-    def __init__(self, model: FCN, device: torch.device, bf16: bool) -> None:
-        self.device, self.bf16 = device, bf16
+    def __init__(
+        self,
+        model: FCN,
+        device: torch.device,
+        bf16: bool,
+        *,
+        labels: Sequence[int] | None = None,
+        tile: int | None = TILE,
+    ) -> None:
+        self.device, self.bf16, self.tile = device, bf16, tile
+        self.labels = None if labels is None else torch.tensor(labels, device=device).byte()
         self.precision = "bf16-mixed" if bf16 else "32-true"
         self.model = copy.deepcopy(model).eval() if bf16 else model.eval()
         optimize(self.model, device)
@@ -123,13 +136,52 @@ class InferenceModel:
             return self.model(image.to(self.device))
 
     def predict(self, image: Tensor) -> Tensor:
-        """Return the labels, int64 (B, H, W), of images on any device, see `FCN.forward`.
+        """Return the labels, uint8 (B, H, W), of images on any device, see `FCN.forward`.
 
-        A CPU takes images one by one: that is as fast, and the labels cannot depend on the batch,
-        by whose size a convolution orders its sums.
+        No more pixels than one tile has go through the network at once. A CPU takes images one by
+        one: that is as fast, and the labels cannot depend on the batch, by whose size a convolution
+        orders its sums. On a GPU the label of a pixel whose two best scores are equal up to
+        rounding may depend on the batch.
         """
-        parts = image.split(1) if self.device.type == "cpu" else [image]
-        return torch.cat([self.score(part).max(1).indices for part in parts])
+        height, width = image.shape[-2:]
+        result = torch.empty((len(image), height, width), dtype=torch.uint8, device=self.device)
+        most = max(1, (self.tile or TILE) ** 2 // (height * width))
+        together = 1 if self.device.type == "cpu" else most
+        for part, labels in zip(image.split(together), result.split(together), strict=True):
+            for rows, columns in self.tiles((height, width)):
+                score = self.score_tile(part, rows, columns, (height, width))
+                labels[:, rows, columns] = score.max(1).indices.byte()
+        return result if self.labels is None else self.labels[result.int()]
+
+    def tiles(self, size: tuple[int, int], scale: float = 1) -> list[tuple[slice, slice]]:
+        """Return rows and columns of each tile of an image of `size`, see `fcn.models.tiles`."""
+        rows, columns = (tiles(length, self.tile, self.model, scale) for length in size)
+        return [(row, column) for row in rows for column in columns]
+
+    def score_tile(
+        self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]
+    ) -> Tensor:
+        """Return the scores (B, K, h, w) of a tile of images of `size`, seen in a view of them.
+
+        Args:
+            view: the images (B, C, H', W'), resized or not.
+            rows: of the tile, in the images.
+            columns: likewise.
+            size: (H, W).
+        """
+        places, windows = [], []
+        for tile, length, scaled in zip((rows, columns), size, view.shape[-2:], strict=True):
+            at = positions(tile, length, scaled)
+            read = slice(int(at[0]), min(int(at[-1]) + 2, scaled))  # with interpolation's neighbour
+            places.append(at)
+            windows.append(window(read, scaled, self.model))
+        score = self.score(view[..., windows[0], windows[1]])
+        for dim, at, seen in zip((-2, -1), places, windows, strict=True):
+            if view.shape[-2:] == size:
+                score = score.narrow(dim, int(at[0]) - seen.start, len(at))
+            else:
+                score = interpolate(score, at - seen.start, dim)
+        return score
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

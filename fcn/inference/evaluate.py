@@ -74,11 +74,15 @@ def _evaluate_checkpoint(
             f"data.split={split}: {dataset.name} has no masks to evaluate with; choose another "
             "split, or submission=true to write the predictions"
         )
-    trained.check_classes(dataset.classes, cfg.data.name)
+    labels = trained.labels_in(dataset.classes, cfg.data.name)
+    if labels is not None and processes.rank == 0:
+        console.print(
+            f"{dataset.name} lists its classes in another order than the model: matched by name"
+        )
     if has_masks and cfg.data.scan and processes.rank == 0:
         scan([dataset], console, training=False)
     bf16 = uses_bf16(cfg.trainer.get("precision", "auto"), trained.about, processes.device)
-    model = InferenceModel(trained.model(), processes.device, bf16)
+    model = InferenceModel(trained.model(), processes.device, bf16, labels=labels)
     if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)
         console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")
@@ -305,7 +309,7 @@ def predicted_rows(
 
 
 def _predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
-    return model.predict(image[None])[0].byte().cpu().numpy()
+    return model.predict(image[None])[0].cpu().numpy()
 
 
 def write_submission(
