@@ -1,6 +1,7 @@
 """Export a model to ONNX, torch.export or safetensors, checked in the file's own runtime."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from fcn.config import ExportConfig
 from fcn.errors import ConfigError, ExportError
 from fcn.inference import hub
 from fcn.models.fcn import FCN
-from fcn.models.upsampling import LearnedUpsampling, NearestConvUpsampling
+from fcn.models.upsampling import (
+    FixedUpsampling,
+    LearnedUpsampling,
+    NearestConvUpsampling,
+    Size,
+)
 from fcn.output import atomic_write, write_json
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
@@ -25,6 +31,7 @@ SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
 TOLERANCE = 1e-4  # of the scores' range
+OPSET, IR_VERSION = 18, 8  # which ONNX Runtime reads since 1.14, of February 2023
 
 
 class _Labels(nn.Module):
@@ -119,12 +126,14 @@ def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> 
         return
     exported = torch.onnx.export(
         program,
+        opset_version=OPSET,
         input_names=["image"],
         output_names=["labels" if cfg.argmax else "score"],
         dynamic_shapes=None if cfg.size else {"image": {0: "batch", 2: "height", 3: "width"}},
         verbose=False,
     )
     assert exported is not None
+    exported.model.ir_version = IR_VERSION
     exported.model.metadata_props.update(checkpoint.metadata(about))
     exported.save(path, external_data=False)
 
@@ -136,6 +145,8 @@ def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
     batch, height, width = (1, *cfg.size) if cfg.size else (2, 97, 131)
     example = _blobs(batch, model.in_channels, height, width, uint8=cfg.input == "uint8")
     _hold_kernels(model)
+    if cfg.size:
+        _hold_matrices(model, example)
     whole = _Labels(model) if cfg.argmax else model
     program = torch.export.export(whole, (example,), dynamic_shapes=shapes)
     for part in program.graph_module.modules():
@@ -151,6 +162,44 @@ def _hold_kernels(model: FCN) -> None:
             held = LearnedUpsampling(layer.factor, len(layer.weight))
             held.weight = nn.Parameter(layer.kernels(), requires_grad=False)
             model.set_submodule(name, held)
+
+
+class _Matrices(nn.Module):
+    """A `FixedUpsampling` for scores of one size, with its two matrices as constants.
+
+    They stand second in the products, as the DNN module of older OpenCV versions needs it.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows.T.contiguous())  # h,H
+        self.register_buffer("columns", columns.T.contiguous())  # w,W
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        wide = score @ self.columns  # (B,K,h,w) (w,W) -> B,K,h,W
+        return (wide.transpose(-1, -2) @ self.rows).transpose(-1, -2)  # B,K,H,W
+
+
+@torch.no_grad()
+def _hold_matrices(model: FCN, image: Tensor) -> None:
+    """Let fixed upsampling hold its matrices for an image's size: OpenCV cannot compute them."""
+    held: dict[str, _Matrices] = {}
+
+    def hold(name: str, layer: FixedUpsampling, given: Any, result: Tensor) -> None:
+        score, offset = given[0], given[1] if len(given) > 1 else 0
+        sides = zip(score.shape[-2:], result.shape[-2:], strict=True)
+        held[name] = _Matrices(*(layer.matrix(n, offset, out, score) for n, out in sides))
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, FixedUpsampling)}
+    handles = [layer.register_forward_hook(partial(hold, name)) for name, layer in layers.items()]
+    model(image)
+    for handle in handles:
+        handle.remove()
+    for name, matrices in held.items():
+        model.set_submodule(name, matrices)
 
 
 def open_exported(path: Path, kind: str, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:

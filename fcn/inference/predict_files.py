@@ -3,8 +3,9 @@
 import glob
 import json
 import sys
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import PredictConfig
-from fcn.data.dataset import read_image
+from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
+
+WAITING = 2**24  # pixels of images read ahead, and of those waiting to be written
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -179,7 +182,7 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
 
 def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
     """Predict and write images; yield None for each, or why it could not be read."""
-    writing, info = deque[Future[None]](), predictor.info
+    writing, info = deque[tuple[int, Future[None]]](), predictor.info
     with ThreadPoolExecutor() as pool:
         for job, reading in _read_ahead(pool, jobs, info):
             try:
@@ -187,25 +190,46 @@ def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataE
             except DataError as error:
                 yield error
                 continue
+            del reading  # or it would keep the image while the next one is read
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            writing.append(pool.submit(write, job.outputs, image, mask, kept, info, raw))
-            if len(writing) > usable_cores():  # bounds the memory
-                writing.popleft().result()
+            done = pool.submit(write, job.outputs, image, mask, kept, info, raw)
+            writing.append((mask.size, done))
+            del image, mask, kept, done
+            while _is_full([size for size, _ in writing]):
+                writing.popleft()[1].result()
             yield None
-        for future in writing:
+        for _, future in writing:
             future.result()
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
 ) -> Iterator[tuple[Job, Future[Tensor]]]:
-    """Yield each job with its image, while the next ones are read: one per core."""
-    waiting = deque[tuple[Job, Future[Tensor]]]()
+    """Yield each job with its image, while the next ones are read: one per core, if small."""
+    waiting = deque[tuple[int, Job, Future[Tensor]]]()
     for job in jobs:
-        waiting.append((job, pool.submit(read_image, job.image, info, large=True)))
-        if len(waiting) > usable_cores():
-            yield waiting.popleft()
-    yield from waiting
+        pixels = _pixels(job.image)
+        while waiting and _is_full([pixels, *(size for size, *_ in waiting)]):
+            yield waiting.popleft()[1:]
+        waiting.append((pixels, job, pool.submit(read_image, job.image, info, large=True)))
+    while waiting:
+        yield waiting.popleft()[1:]
+
+
+def _pixels(image: Path) -> int:
+    """Return the number of pixels of an image; if its header does not tell, very many."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it may be large
+            width, height = image_size(image)
+    except DataError:
+        return WAITING
+    return width * height
+
+
+def _is_full(sizes: Sequence[int]) -> bool:
+    """Return True if images of these numbers of pixels are more than shall be in memory."""
+    return len(sizes) > usable_cores() + 1 or sum(sizes) > WAITING
 
 
 def write(

@@ -31,6 +31,7 @@ ERROR_COLOURS = {
     "ignored": (128, 128, 128),
 }
 PLAIN = DatasetInfo()  # VOC's colours, and label 0 is background
+STRIP = 2**20  # pixels of an overlay that are blended at once
 COLUMNS, CELL, SPACE, LINE = 4, 320, 12, 22  # of a grid of pictures; pixels
 
 
@@ -99,9 +100,15 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
     weight[VOID] = alpha / 3
     if info.background:
         weight[0] = 0
-    tint = palette(info) * weight
-    result = (image * (1 - weight)[mask] + tint[mask]).round().astype(np.uint8)
-    result[_outline(mask, info)] = 255
+    tint, line = palette(info) * weight, _line_width(mask)
+    result: UInt8 = np.empty(image.shape, np.uint8)
+    rows = max(1, STRIP // max(1, mask.shape[1]))
+    for top in range(0, len(mask), rows):
+        part = slice(top, top + rows)
+        labels, first = mask[part], max(0, top - line)
+        result[part] = (image[part] * (1 - weight)[labels] + tint[labels]).round()
+        outline = _outline(mask[first : top + rows + line], info, line)[top - first :][:rows]
+        result[part][outline] = 255
     return result
 
 
@@ -131,7 +138,7 @@ def outlined(mask: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     scale = max(1, 320 // max(mask.shape))
     mask = mask.repeat(scale, 0).repeat(scale, 1)
     colours = colorize(mask, info)
-    colours[_outline(mask, info)] = 255
+    colours[_outline(mask, info, _line_width(mask))] = 255
     return colours
 
 
@@ -183,10 +190,15 @@ def contact_sheet(
     return _grid(cells, ("image", "mask") * 2, [shown])
 
 
-def _outline(mask: Labels, info: DatasetInfo) -> npt.NDArray[np.bool_]:
-    """Mark the pixels of objects that have another label close to them, in their row or column."""
+def _line_width(mask: Labels) -> int:
+    """Return the width of outlines in pixels, which are thicker in larger images."""
+    return max(1, round(max(mask.shape) / 500))
+
+
+def _outline(mask: Labels, info: DatasetInfo, width: int) -> npt.NDArray[np.bool_]:
+    """Mark the pixels of objects with another label within `width`, in their row or column."""
     near: npt.NDArray[np.bool_] = np.zeros(mask.shape, bool)
-    for d in range(1, max(1, round(max(mask.shape) / 500)) + 1):  # thicker in larger images
+    for d in range(1, width + 1):
         for ahead, behind in ((np.s_[d:], np.s_[:-d]), (np.s_[:, d:], np.s_[:, :-d])):
             differs = mask[ahead] != mask[behind]
             near[ahead] |= differs
