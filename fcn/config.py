@@ -36,6 +36,7 @@ def one_of(meaning: str, *choices: str) -> Any:
 
 
 DEVICE = about("where to compute: auto, cpu, cuda, mps; auto: a GPU if there is one")
+OVERWRITE = about("replace files that are there already")
 CHECKPOINT = about("a .ckpt or .safetensors file of this project, or a run's folder")
 PRECISION = one_of(
     "32-true, bf16-mixed; auto: as trained, where the device computes in bfloat16",
@@ -226,7 +227,10 @@ class TrainConfig(Schema):
 class EvaluateConfig(Schema):
     checkpoint: Annotated[str, CHECKPOINT] = MISSING
     data: DataConfig = field(default_factory=DataConfig)
-    batch_size: Annotated[int, about("does not change the numbers", ge=1)] = 8
+    batch_size: Annotated[
+        int, about("images at once; fewer, if large; does not change the numbers", ge=1)
+    ] = 8
+    overwrite: Annotated[bool, OVERWRITE] = False
     trainer: Annotated[
         dict[str, Any],
         about("accelerator, devices, num_nodes, strategy, precision, as in training"),
@@ -246,7 +250,7 @@ class PredictConfig(Schema):
     probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
     overwrite: Annotated[bool, about("predict again what is there already")] = False
     tile: Annotated[
-        int | str | None, about("longest side predicted at once: auto (2048), pixels, or null: any")
+        int | str | None, about("longest side predicted at once: auto (1536), pixels, or null: any")
     ] = "auto"
     flip: Annotated[bool, about("average over the image and its mirror image")] = False
     scales: Annotated[
@@ -283,6 +287,10 @@ class ExportConfig(Schema):
     input: Annotated[str, one_of("images: float in [0, 1], or uint8", "float", "uint8")] = "float"
     push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
     argmax: Annotated[bool, about("labels instead of scores")] = False
+    licence: Annotated[
+        str | None, about("hub: of the weights, for the model card: mit, cc-by-4.0, other, ...")
+    ] = None
+    overwrite: Annotated[bool, OVERWRITE] = False
 
 
 @dataclass
@@ -296,6 +304,7 @@ class ImportCaffeConfig(Schema):
     mean_bgr: Annotated[
         list[float], about("subtracted from its images; BGR of 255", min_length=3, max_length=3)
     ] = field(default_factory=lambda: list(MEAN_BGR))
+    overwrite: Annotated[bool, OVERWRITE] = False
 
 
 @dataclass
@@ -331,6 +340,7 @@ class CompareConfig(Schema):
         str | None, about("folder of the data sets; null: as recorded by the runs")
     ] = None
     device: Annotated[str, DEVICE] = "auto"
+    overwrite: Annotated[bool, OVERWRITE] = False
 
 
 @dataclass

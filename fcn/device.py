@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -84,7 +85,7 @@ def optimize(model: FCN, device: torch.device | str) -> FCN:
 
 
 def keep_memory() -> None:
-    """Make glibc keep freed memory for later allocations, where glibc is the C library.
+    """Make glibc keep freed memory for later allocations, and oneDNN fewer compiled kernels.
 
     By default every tensor above 32 MB is made of new pages that the kernel clears first, which
     took a third of a training step on a CPU. This is for a process of our own, a command: it
@@ -94,6 +95,8 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    # Of 1024, each with memory of its own: images of many sizes would fill gigabytes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 class InferenceModel:

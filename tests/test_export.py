@@ -194,7 +194,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     model = random_model()
     monkeypatch.setattr(export, "open_exported", lambda *_: lambda image: change(model(image)))
     with pytest.raises(ExportError, match=r"exported\.safetensors"):
-        exported(tmp_path, model, format="safetensors")
+        exported(tmp_path, model, format="safetensors", overwrite=True)
     assert output.read_text() == "an older export"
     assert list(output.parent.iterdir()) == [output]
 

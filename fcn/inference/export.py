@@ -24,12 +24,13 @@ from fcn.models.upsampling import (
     NearestConvUpsampling,
     Size,
 )
-from fcn.output import atomic_write, write_json
+from fcn.output import atomic_write, refuse_overwriting, write_json
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 # The smallest side that torch.export takes: it treats a size of 1 specially, here that of pool5.
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
+HUB_FILES = ("config.json", "model.safetensors", "README.md")
 TOLERANCE = 1e-4  # of the scores' range
 OPSET, IR_VERSION = 18, 8  # which ONNX Runtime reads since 1.14, of February 2023
 
@@ -46,17 +47,17 @@ class _Labels(nn.Module):
 
 
 def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
-    """Write `cfg.output`, replacing an older file only once the new one agrees with the model.
+    """Write `cfg.output`, once it agrees with the model; only then an older file is replaced.
 
     Raises:
         ConfigError: settings that do not fit together, or a missing package.
         CheckpointError: the checkpoint holds no model.
         ExportError: the exported file computes something else; an older file stays as it was.
     """
+    check(cfg)
     if cfg.format == "hub":
         _write_hub_folder(cfg, console)
         return
-    check(cfg)
     source, output = checkpoint.find(cfg.checkpoint), Path(cfg.output)
     trained = checkpoint.read(source)
     model = trained.model().requires_grad_(False)
@@ -84,13 +85,11 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
 def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
     """Write config.json, model.safetensors and a model card; upload them if asked to."""
     trained, output = checkpoint.read(cfg.checkpoint), Path(cfg.output)
-    if output.suffix:
-        raise ConfigError(f"output={output}: format=hub writes a folder; name one")
     model = trained.model()
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", checkpoint.describe(model, trained.about))
     checkpoint.write_safetensors(output / "model.safetensors", model, trained.about)
-    (output / "README.md").write_text(hub.model_card(trained.about), encoding="utf-8")
+    (output / "README.md").write_text(hub.model_card(trained.about, cfg.licence), encoding="utf-8")
     console.print(f"config.json, model.safetensors and README.md in {output}")
     if cfg.push is not None:
         console.print(f"uploaded to {hub.push(output, cfg.push)}")
@@ -98,15 +97,26 @@ def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
 
 def check(cfg: ExportConfig) -> None:
     """Raise a ConfigError for settings that do not fit together, or a missing package."""
-    if Path(cfg.output).suffix != SUFFIX[cfg.format]:
-        raise ConfigError(
-            f"output={cfg.output} must end in {SUFFIX[cfg.format]} for format={cfg.format}"
-        )
-    if cfg.format == "safetensors" and (cfg.argmax or cfg.size or cfg.input != "float"):
-        raise ConfigError(
-            "format=safetensors holds weights, not a graph: size=, input= and argmax= are for onnx "
-            "and torch_export"
-        )
+    graph = cfg.format in ("onnx", "torch_export")
+    for key, changed, fits, formats in (
+        ("size", cfg.size is not None, graph, "onnx and torch_export"),
+        ("input", cfg.input != "float", graph, "onnx and torch_export"),
+        ("argmax", cfg.argmax, graph, "onnx and torch_export"),
+        ("push", cfg.push is not None, cfg.format == "hub", "hub"),
+        ("licence", cfg.licence is not None, cfg.format == "hub", "hub"),
+    ):
+        if changed and not fits:
+            raise ConfigError(
+                f"{key}={getattr(cfg, key)} is for format={formats}, not for format={cfg.format}; "
+                "leave it out"
+            )
+    output, suffix = Path(cfg.output), SUFFIX.get(cfg.format, "")
+    if not suffix and output.suffix in SUFFIX.values():
+        raise ConfigError(f"output={output}: format=hub writes a folder; name one")
+    if suffix and output.suffix != suffix:
+        raise ConfigError(f"output={output} must end in {suffix} for format={cfg.format}")
+    files = [output] if suffix else [output / name for name in HUB_FILES]
+    refuse_overwriting(files, cfg.overwrite)
     packages = ("onnx", "onnxruntime", "onnxscript")
     if cfg.format == "onnx" and (missing := [name for name in packages if not find_spec(name)]):
         raise ConfigError(

@@ -8,7 +8,6 @@ rows and columns are cut in the same way.
 """
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,7 +20,10 @@ TILE = 1536  # pixels: longest side that goes through the network at once
 
 
 def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[slice]:
-    """Cut 0..length into the fewest tiles, of equal size within a pixel, that fit their windows.
+    """Cut 0..length into the fewest tiles that fit their windows.
+
+    All but the last are of one size, a multiple of the period, so that most windows are of one size
+    too: PyTorch's kernels keep memory for every size that they have met.
 
     Args:
         length: rows or columns of the image.
@@ -35,7 +37,7 @@ def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[s
     if side is None or length * max(scale, 1) <= side:
         return [slice(0, length)]
     surroundings = 2 * model.reach + model.period + 1  # 1: the neighbour that interpolation reads
-    room = int((side - surroundings) / max(scale, 1))
+    room = int((side - surroundings) / max(scale, 1)) // model.period * model.period
     if room < model.period:
         least = surroundings + math.ceil(model.period * max(scale, 1))
         raise ConfigError(
@@ -43,7 +45,8 @@ def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[s
             f"each side; use at least {least}, or tile=null for whole images"
         )
     count = -(-length // room)
-    return [slice(*ends) for ends in pairwise(length * i // count for i in range(count + 1))]
+    step = -(-length // (count * model.period)) * model.period
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def window(part: slice, length: int, model: FCN) -> slice:
