@@ -76,12 +76,15 @@ class Checkpoint:
         unknown = [name for name in theirs if name not in own]
         missing = [name for name in own if name not in theirs]
         if unknown:
-            backbone = self.about["model"].get("backbone", "vgg16")
+            sizes = {key: self.about["model"].get(key) for key in ("width", "head_width")}
+            backbone = f"backbone={self.about['model'].get('backbone', 'vgg16')}" + "".join(
+                f" backbone.{key}={value}" for key, value in sizes.items() if value
+            )
             raise CheckpointError(
                 f"checkpoint={self.path} does not know {', '.join(unknown)} of data={data} (it "
                 f"knows {', '.join(own)}); train it on this data first, with train.py "
-                f"model.init_from={self.path} backbone={backbone}, or rename classes of the same "
-                "meaning in dataset.yaml"
+                f"model.init_from={self.path} {backbone}, or rename classes of the same meaning "
+                "in dataset.yaml"
             )
         if missing:
             raise CheckpointError(
