@@ -20,7 +20,7 @@ from fcn.models.tiles import TILE, interpolate, positions, tiles, window
 from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def pick_device(name: str = "auto", key: str = "device") -> torch.device:
@@ -95,6 +95,7 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_ARENA_MAX, 1)  # what one thread has freed is for all of them
     # Of 1024, each with memory of its own: images of many sizes would fill gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 

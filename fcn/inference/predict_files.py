@@ -248,8 +248,11 @@ def write(
                 picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
                 picture.save(file, "PNG")
             elif kind == "overlay":
-                tinted = visualize.overlay(visualize.as_rgb(image), mask, info=info)
-                Image.fromarray(tinted).save(file, "PNG", compress_level=1)  # three times as fast
+                picture = Image.new("RGB", mask.shape[::-1])
+                strips = visualize.overlay_strips(visualize.as_rgb(image), mask, info=info)
+                for top, strip in strips:
+                    picture.paste(Image.fromarray(strip), (0, top))
+                picture.save(file, "PNG", compress_level=1)  # three times as fast
             elif probabilities is not None:
                 np.savez_compressed(
                     file, probabilities=probabilities, classes=np.array(info.classes)

@@ -4,7 +4,7 @@ Nothing here reads or writes a file: masks become uint8 arrays, finished picture
 255 marks ignored pixels. Colours, and whether class 0 is background, come from `DatasetInfo`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,16 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
     Raises:
         ValueError: image and mask differ in size, or image is not uint8 (H, W, 3).
     """
+    result: UInt8 = np.empty((*mask.shape, 3), np.uint8)
+    for top, strip in overlay_strips(image, mask, alpha, info):
+        result[top : top + len(strip)] = strip
+    return result
+
+
+def overlay_strips(
+    image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo = PLAIN
+) -> Iterator[tuple[int, UInt8]]:
+    """Yield an overlay in strips of rows, each with its first row; see `overlay`."""
     if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
         raise ValueError(
             f"image must be uint8 (H, W, 3) of the mask's size {mask.shape}, "
@@ -101,15 +111,14 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
     if info.background:
         weight[0] = 0
     tint, line = palette(info) * weight, _line_width(mask)
-    result: UInt8 = np.empty(image.shape, np.uint8)
     rows = max(1, STRIP // max(1, mask.shape[1]))
     for top in range(0, len(mask), rows):
-        part = slice(top, top + rows)
-        labels, first = mask[part], max(0, top - line)
-        result[part] = (image[part] * (1 - weight)[labels] + tint[labels]).round()
-        outline = _outline(mask[first : top + rows + line], info, line)[top - first :][:rows]
-        result[part][outline] = 255
-    return result
+        labels, first = mask[top : top + rows], max(0, top - line)
+        strip = image[top : top + rows] * (1 - weight)[labels] + tint[labels]
+        strip = strip.round().astype(np.uint8)
+        outline = _outline(mask[first : top + rows + line], info, line)
+        strip[outline[top - first :][:rows]] = 255
+        yield top, strip
 
 
 def error_colours(info: DatasetInfo) -> dict[str, tuple[int, ...]]:
