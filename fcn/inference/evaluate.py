@@ -348,7 +348,7 @@ def _write_pictures(
     worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, ignored pixels alone, comes last
     for name, indices in (("predictions", even.tolist()), ("worst", worst.tolist())):
         captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
-        rows = list(predicted_rows(model, dataset, indices))
+        rows = predicted_rows(model, dataset, indices)
         visualize.panel(rows, info, captions).save(folder / f"{name}.png")
     iou = [_number(value) for value in found.scores.iou]
     plots.iou_bars(iou, info.classes).save(folder / "iou.png")

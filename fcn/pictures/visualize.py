@@ -4,6 +4,7 @@ Nothing here reads or writes a file: masks become uint8 arrays, finished picture
 255 marks ignored pixels. Colours, and whether class 0 is background, come from `DatasetInfo`.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -159,27 +160,30 @@ def legend_of(masks: Iterable[Labels], info: DatasetInfo) -> dict[str, tuple[int
 
 
 def panel(
-    rows: Sequence[tuple[UInt8, Labels, Labels]],
+    rows: Iterable[tuple[UInt8, Labels, Labels]],
     info: DatasetInfo,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draw rows of image | ground truth | prediction | errors, with legends of their colours.
 
     Args:
-        rows: (image, ground truth, prediction); each row may have its own size.
+        rows: (image, ground truth, prediction); each row may have its own size. Only one of them
+            is kept at its full size.
         info: names and colours of the labels.
         captions: a line of text below each row.
     """
-    cells: list[tuple[UInt8, str]] = []
+    cells: list[tuple[Image.Image, str]] = []
+    seen: list[Labels] = []  # the labels of each mask
     for (image, ground_truth, prediction), caption in zip(
-        rows, captions or [""] * len(rows), strict=True
+        rows, captions or itertools.repeat(""), strict=captions is not None
     ):
-        masks = [outlined(mask, info) for mask in (ground_truth, prediction)]
-        masks.append(errors(ground_truth, prediction, info))
-        cells += [(image, caption), *((mask, "") for mask in masks)]
-    shown = legend_of((mask for _, *masks in rows for mask in masks), info)
+        cells.append((_fit(image), caption))
+        for mask in (ground_truth, prediction):
+            seen.append(np.unique(mask))
+            cells.append((_fit(outlined(mask, info)), ""))
+        cells.append((_fit(errors(ground_truth, prediction, info)), ""))
     headings = ("image", "ground truth", "prediction", "errors")
-    return _grid(cells, headings, [error_colours(info), shown])
+    return _grid(cells, headings, [error_colours(info), legend_of(seen, info)])
 
 
 def contact_sheet(
@@ -192,9 +196,9 @@ def contact_sheet(
         info: names and colours of the labels.
         captions: a line of text for each sample.
     """
-    cells: list[tuple[UInt8, str]] = []
+    cells: list[tuple[Image.Image, str]] = []
     for (image, mask), caption in zip(samples, captions, strict=True):
-        cells += [(image, caption), (outlined(mask, info), "")]
+        cells += [(_fit(image), caption), (_fit(outlined(mask, info)), "")]
     shown = legend_of((mask for _, mask in samples), info)
     return _grid(cells, ("image", "mask") * 2, [shown])
 
@@ -216,7 +220,7 @@ def _outline(mask: Labels, info: DatasetInfo, width: int) -> npt.NDArray[np.bool
 
 
 def _grid(
-    cells: Sequence[tuple[UInt8, str]],
+    cells: Sequence[tuple[Image.Image, str]],
     headings: Sequence[str],
     legends: Sequence[Mapping[str, tuple[int, ...]]],
 ) -> Image.Image:
@@ -234,12 +238,15 @@ def _grid(
     return grid
 
 
-def _row(cells: Sequence[tuple[UInt8, str]]) -> Image.Image:
-    """Draw pictures side by side, each as large as its cell allows and with a line below it."""
-    fit, box = ImageOps.contain, Image.Resampling.BOX  # enlarged pixels stay squares
-    pictures = [fit(Image.fromarray(picture), (CELL, CELL), box) for picture, _ in cells]
-    strip = _strip(max(picture.height for picture in pictures) + 2 * LINE)
-    for column, (picture, (_, caption)) in enumerate(zip(pictures, cells, strict=True)):
+def _fit(picture: UInt8) -> Image.Image:
+    """Return a picture as large as a cell of the grid allows; enlarged pixels stay squares."""
+    return ImageOps.contain(Image.fromarray(picture), (CELL, CELL), Image.Resampling.BOX)
+
+
+def _row(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Draw pictures side by side, each with a line below it."""
+    strip = _strip(max(picture.height for picture, _ in cells) + 2 * LINE)
+    for column, (picture, caption) in enumerate(cells):
         left = column * (CELL + SPACE)
         strip.paste(picture, (left + (CELL - picture.width) // 2, 0))
         ImageDraw.Draw(strip).text((left, picture.height + 3), caption, INK, _font(14))
