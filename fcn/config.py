@@ -228,7 +228,8 @@ class EvaluateConfig(Schema):
     checkpoint: Annotated[str, CHECKPOINT] = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: Annotated[
-        int, about("images at once; fewer, if large; does not change the numbers", ge=1)
+        int,
+        about("images at once, fewer if large; changes no number, up to rounding on a GPU", ge=1),
     ] = 8
     overwrite: Annotated[bool, OVERWRITE] = False
     trainer: Annotated[

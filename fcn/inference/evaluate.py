@@ -159,7 +159,9 @@ def evaluate(
         dataset: the split.
         console: shows a progress bar.
         title: of the progress bar.
-        batch_size: images of one size that go through together; the numbers do not depend on it.
+        batch_size: images of one size that are loaded together, fewer if they are large. On a CPU
+            the numbers do not depend on it; on a GPU, whose kernels depend on the batch, a label
+            may where two scores are equal up to rounding.
         num_workers: processes that load images; None chooses for the device.
         processes: those that share the images; each must call this.
     """
