@@ -66,13 +66,19 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
         written = ("metrics.json", "results.tar.gz", ".hydra")
         paths = [folder / name for name in written]
         refuse_overwriting(paths, cfg.overwrite, "hydra.run.dir")
-        _record_settings(cfg, folder)
     with launch(cfg.trainer) as processes:
-        return _evaluate_checkpoint(cfg, folder, console, processes)
+        metrics = _evaluate_checkpoint(cfg, folder, console, processes)
+        if processes.rank == 0:
+            _record_settings(cfg, folder)
+        return metrics
 
 
 def _record_settings(cfg: EvaluateConfig, folder: Path) -> None:
-    """Write .hydra as Hydra does, which would overwrite another run's before it can be refused."""
+    """Write .hydra as Hydra does, but at the end.
+
+    Hydra itself would write it before anything is checked: over another run's, or for an evaluation
+    that fails, in whose folder a second attempt would then be refused.
+    """
     if HydraConfig.initialized():
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         hydra = HydraConfig.get()
