@@ -190,7 +190,7 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     Returns:
         "loss" and "mean_iou" (in 0..1), each a list of (step, value); empty if there are none.
     """
-    kept = _unpickle(Path(path)).get("callbacks", {}).get("History", {})
+    kept = _nested(_unpickle(Path(path)), "callbacks", "History") or {}
     return {name: [tuple(point) for point in kept.get(name, [])] for name in ("loss", "mean_iou")}
 
 
@@ -356,17 +356,26 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
             raise _damaged(path, error) from error
     content = _unpickle(path)
     state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: its state_dict holds {type(state).__name__}, not tensors")
     ours = any(str(name).startswith(f"{PREFIX}backbone.") for name in state)
     weights = {
         name.removeprefix(PREFIX) if ours else name: tensor
         for name, tensor in state.items()
         if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
     }
-    about = content.get("hyper_parameters", {}).get("about")
-    curve = content.get("callbacks", {}).get("History", {}).get("mean_iou")
+    about = _nested(content, "hyper_parameters", "about")
+    curve = _nested(content, "callbacks", "History", "mean_iou")
     if isinstance(about, dict) and curve:  # a checkpoint is written after its validation
         about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
     return weights, about
+
+
+def _nested(content: Any, *keys: str) -> Any:
+    """Return content[keys[0]][keys[1]]..., or None where it holds something else."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

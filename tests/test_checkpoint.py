@@ -214,3 +214,19 @@ def test_a_model_scores_classes_in_the_order_asked_for(tmp_path: Path) -> None:
     assert labels is not None
     assert [order[k] for k in labels] == CLASSES
     assert trained.labels_in(CLASSES, "data") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": [1, 2]},
+        {"state_dict": {}, "hyper_parameters": None},
+        {"state_dict": {}, "hyper_parameters": [1]},
+        {"state_dict": {}, "callbacks": None},
+        {"state_dict": {}, "hyper_parameters": {"about": 3}, "callbacks": {"History": None}},
+    ],
+)
+def test_checkpoints_of_other_programs_are_named(tmp_path: Path, content: Any) -> None:
+    torch.save(content, path := tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt"):
+        read(path)

@@ -152,7 +152,9 @@ def test_predicted_masks_score_as_evaluation_says(
     assert (confusion.sum(0) > 0).sum() > 1
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"something else"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"PK\x03\x04 cut", b"something else", b"{}", b"[1]"]
+)
 def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     for name, read in (("metrics.json", read_metrics), ("per_image.npz", read_per_image)):
         if content is not None:

@@ -275,9 +275,13 @@ def _number(value: float | Tensor) -> float | None:
 def read_metrics(path: Path) -> dict[str, Any]:
     """Return the contents of a metrics.json, or raise a UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); evaluate again") from None
+    needed = {*METRICS, "classes", "confusion", "trimap", "protocol"}
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise UserError(f"{path}: not the metrics of a run of this project; evaluate again")
+    return content
 
 
 def read_per_image(path: Path) -> tuple[list[str], Tensor]:

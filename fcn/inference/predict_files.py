@@ -162,7 +162,12 @@ def plan(
 def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
     """Record the settings, unless they are there; masks of others are an error, and other files."""
     if not overwrite and record.is_file():
-        recorded = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            recorded = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"{record}: damaged; choose another output, or overwrite=true"
+            ) from None
         different = [k for k in recorded | settings if recorded.get(k) != settings.get(k)]
         if not different:
             return
