@@ -251,7 +251,7 @@ class PredictConfig(Schema):
     probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
     overwrite: Annotated[bool, about("predict again what is there already")] = False
     tile: Annotated[
-        int | str | None, about("longest side predicted at once: auto (1536), pixels, or null: any")
+        int | str | None, about("longest side predicted at once: auto (1280), pixels, or null: any")
     ] = "auto"
     flip: Annotated[bool, about("average over the image and its mirror image")] = False
     scales: Annotated[

@@ -153,8 +153,10 @@ class InferenceModel:
         together = 1 if self.device.type == "cpu" else most
         for part, labels in zip(image.split(together), result.split(together), strict=True):
             for rows, columns in self.tiles((height, width)):
-                score = self.score_tile(part, rows, columns, (height, width))
-                labels[:, rows, columns] = score.max(1).indices.byte()
+                # In one expression: no scores are kept while the next ones are computed.
+                labels[:, rows, columns] = (
+                    self.score_tile(part, rows, columns, (height, width)).max(1).indices.byte()
+                )
         return result if self.labels is None else self.labels[result.int()]
 
     def tiles(self, size: tuple[int, int], scale: float = 1) -> list[tuple[slice, slice]]:

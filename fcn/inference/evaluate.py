@@ -118,6 +118,7 @@ def _evaluate_checkpoint(
         scan([dataset], console, training=False)
     bf16 = uses_bf16(cfg.trainer.get("precision", "auto"), trained.about, processes.device)
     model = InferenceModel(trained.model(), processes.device, bf16, labels=labels)
+    del trained  # its weights, which the model has copied
     if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)
         console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")

@@ -113,6 +113,7 @@ class Predictor:
             if probabilities:
                 score = score if averaged else score.softmax(1)
                 kept[:, rows, columns] = score[0].to("cpu", torch.float16)
+            del score  # not to be kept while the next ones are computed
         return mask.numpy(), kept.numpy() if probabilities else None
 
     def _as_tensor(self, image: ImageLike) -> Tensor:

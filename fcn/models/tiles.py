@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 
-TILE = 1536  # pixels: longest side that goes through the network at once
+TILE = 1280  # pixels: longest side that goes through the network at once
 
 
 def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[slice]:
