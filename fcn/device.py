@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,17 @@ def keep_memory() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
+def give_back_memory() -> None:
+    """Return freed memory to the system, which `keep_memory` has kept, where glibc can.
+
+    Kept memory falls into pieces, into which the next large tensors do not fit: without this, the
+    memory that a large image needs grows from tile to tile.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 class InferenceModel:
     """A model prepared for inference: on its device, in evaluation mode, at its precision.
 
@@ -152,7 +163,7 @@ class InferenceModel:
         most = max(1, (self.tile or TILE) ** 2 // (height * width))
         together = 1 if self.device.type == "cpu" else most
         for part, labels in zip(image.split(together), result.split(together), strict=True):
-            for rows, columns in self.tiles((height, width)):
+            for rows, columns in self.each_tile((height, width)):
                 # In one expression: no scores are kept while the next ones are computed.
                 labels[:, rows, columns] = (
                     self.score_tile(part, rows, columns, (height, width)).max(1).indices.byte()
@@ -163,6 +174,13 @@ class InferenceModel:
         """Return rows and columns of each tile of an image of `size`, see `fcn.models.tiles`."""
         rows, columns = (tiles(length, self.tile, self.model, scale) for length in size)
         return [(row, column) for row in rows for column in columns]
+
+    def each_tile(self, size: tuple[int, int], scale: float = 1) -> Iterator[tuple[slice, slice]]:
+        """Yield what `tiles` returns; between two tiles, freed memory goes back to the system."""
+        for index, tile in enumerate(self.tiles(size, scale)):
+            if index:
+                give_back_memory()
+            yield tile
 
     def score_tile(
         self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]

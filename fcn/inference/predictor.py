@@ -61,7 +61,9 @@ class Predictor:
         side = TILE if isinstance(tile, str) else tile
         self.model = InferenceModel(trained.model(), chosen, bf16, tile=side)
         self.flip, self.scales = flip, list(scales)
-        self._tiles((2**20, 1))  # raises an error at once if the tile is too small for this network
+        self.model.tiles(
+            (2**20, 1), max(self.scales)
+        )  # raises an error at once if the tile is too small for this network
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Return the label of every pixel of one image.
@@ -104,7 +106,7 @@ class Predictor:
         resized = [resize(image[None], scale) for scale in self.scales]
         views = [[view, view.flip(-1)] if self.flip else [view] for view in resized]
         averaged = self.flip or len(views) > 1
-        for rows, columns in self._tiles((height, width)):
+        for rows, columns in self.model.each_tile((height, width), max(self.scales)):
             if averaged:
                 score = self._mean_probabilities(views, rows, columns, (height, width))
             else:
@@ -141,9 +143,6 @@ class Predictor:
             if value_range is None:
                 return image
         return torch.from_numpy(to_uint8(image.cpu().numpy(), value_range))
-
-    def _tiles(self, size: tuple[int, int]) -> list[tuple[slice, slice]]:
-        return self.model.tiles(size, max(self.scales))
 
     def _mean_probabilities(
         self, views: list[list[Tensor]], rows: slice, columns: slice, size: tuple[int, int]
