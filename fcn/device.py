@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+MMAP_MAX = 65536  # its default
+_mallopt_after_keeping: list[Callable[[int, int], int]] = []  # once keep_memory was called
 
 
 def pick_device(name: str = "auto", key: str = "device") -> torch.device:
@@ -96,19 +99,24 @@ def keep_memory() -> None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_ARENA_MAX, 1)  # what one thread has freed is for all of them
+        _mallopt_after_keeping[:] = [mallopt]
     # Of 1024, each with memory of its own: images of many sizes would fill gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
-def give_back_memory() -> None:
-    """Return freed memory to the system, which `keep_memory` has kept, where glibc can.
+@contextmanager
+def large_tensors_freed() -> Iterator[None]:
+    """Let freed memory of large tensors go back to the system at once, after `keep_memory` too.
 
-    Kept memory falls into pieces, into which the next large tensors do not fit: without this, the
-    memory that a large image needs grows from tile to tile.
+    Kept memory falls into pieces, into which the next large tensors do not fit.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    if _mallopt_after_keeping:
+        _mallopt_after_keeping[0](M_MMAP_MAX, MMAP_MAX)
+    try:
+        yield
+    finally:
+        if _mallopt_after_keeping:
+            _mallopt_after_keeping[0](M_MMAP_MAX, 0)
 
 
 class InferenceModel:
@@ -176,11 +184,10 @@ class InferenceModel:
         return [(row, column) for row in rows for column in columns]
 
     def each_tile(self, size: tuple[int, int], scale: float = 1) -> Iterator[tuple[slice, slice]]:
-        """Yield what `tiles` returns; between two tiles, freed memory goes back to the system."""
-        for index, tile in enumerate(self.tiles(size, scale)):
-            if index:
-                give_back_memory()
-            yield tile
+        """Yield what `tiles` returns; meanwhile a large image's memory is not kept."""
+        tiles = self.tiles(size, scale)
+        with large_tensors_freed() if len(tiles) > 1 else nullcontext():
+            yield from tiles
 
     def score_tile(
         self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]
