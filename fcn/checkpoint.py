@@ -16,7 +16,13 @@ from torch import Tensor
 from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
 from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
-from fcn.models.surgery import Report, SurgeryError, normalisation_warning, transplant
+from fcn.models.surgery import (
+    Report,
+    SurgeryError,
+    TensorReport,
+    normalisation_warning,
+    transplant,
+)
 from fcn.output import atomic_write
 from fcn.pictures.visualize import palette
 
@@ -53,20 +59,51 @@ class Checkpoint:
         about["colours"] = about.get("palette", [])
         return DatasetInfo(**{key: about[key] for key in INFO_KEYS if key in about})
 
-    def check_classes(self, classes: Sequence[str], data: str) -> None:
-        """Raise a CheckpointError if a data set has other classes than the model."""
-        if self.classes != list(classes):
-            raise CheckpointError(
-                f"checkpoint={self.path} has the classes {', '.join(self.classes)}, but "
-                f"data={data} has {', '.join(classes)}; "
-                "choose the data it was trained on, or data.classes"
-            )
+    def labels_in(self, classes: Sequence[str], data: str) -> list[int] | None:
+        """Match the model's classes with those of a data set, by name.
 
-    def model(self) -> FCN:
+        Args:
+            classes: the data set's, in the order of its labels.
+            data: its name, for errors.
+
+        Returns:
+            The data set's label of each of the model's classes; None where they are the same.
+
+        Raises:
+            CheckpointError: a class is missing on either side.
+        """
+        own, theirs = self.classes, list(classes)
+        if own == theirs:
+            return None
+        unknown = [name for name in theirs if name not in own]
+        missing = [name for name in own if name not in theirs]
+        if unknown:
+            sizes = {key: self.about["model"].get(key) for key in ("width", "head_width")}
+            backbone = f"backbone={self.about['model'].get('backbone', 'vgg16')}" + "".join(
+                f" backbone.{key}={value}" for key, value in sizes.items() if value
+            )
+            raise CheckpointError(
+                f"checkpoint={self.path} does not know {', '.join(unknown)} of data={data} (it "
+                f"knows {', '.join(own)}); train it on this data first, with train.py "
+                f"model.init_from={self.path} {backbone}, or rename classes of the same meaning "
+                "in dataset.yaml"
+            )
+        if missing:
+            raise CheckpointError(
+                f"data={data} has no {', '.join(missing)}, which checkpoint={self.path} may "
+                "predict; if its masks would show them, write classes: "
+                f"[{', '.join(theirs + missing)}] in dataset.yaml beside the data"
+            )
+        return [theirs.index(name) for name in own]
+
+    def model(self, classes: Sequence[str] | None = None) -> FCN:
         """Return the model, float32, on the CPU, in evaluation mode.
 
         It is built without memory of its own, so that no weights are drawn: loading leaves the
         random state alone, and takes a fraction of the time.
+
+        Args:
+            classes: the model's, in the order in which it is to score them; None: its own order.
         """
         try:
             with torch.device("meta"):
@@ -81,6 +118,8 @@ class Checkpoint:
                 for name, tensor in self.weights.items()
             }
             model.load_state_dict(copies, assign=True)
+            if classes is not None:
+                transplant(model, self.weights, classes=classes, source_classes=self.classes)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
@@ -132,7 +171,20 @@ def read(path: str | Path) -> Checkpoint:
     weights, about = _read_file(path)
     if not isinstance(about, dict) or not {"model", "classes"} <= about.keys():
         raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
+    _check_names(path, about["classes"])
     return Checkpoint(path, weights, about)
+
+
+def _check_names(path: Path, classes: Any) -> None:
+    """Raise a CheckpointError for class names that no data set can have."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{path}: its class names are not a list of texts")
+    for name in classes:
+        if not name.isprintable() or classes.count(name) > 1:
+            raise CheckpointError(
+                f"{path}: the class name {name!r} holds control characters or occurs twice; write "
+                "the model again with other names"
+            )
 
 
 def load(path: str | Path) -> FCN:
@@ -153,7 +205,7 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     Returns:
         "loss" and "mean_iou" (in 0..1), each a list of (step, value); empty if there are none.
     """
-    kept = _unpickle(Path(path)).get("callbacks", {}).get("History", {})
+    kept = _nested(_unpickle(Path(path)), "callbacks", "History") or {}
     return {name: [tuple(point) for point in kept.get(name, [])] for name in ("loss", "mean_iou")}
 
 
@@ -214,8 +266,9 @@ def initialise(
     Args:
         model: changed in place.
         source: a checkpoint of this project; its scores are kept for the classes it shares.
-        weights: otherwise, of the backbone: imagenet, a name of torchvision's, or a file. Its mean
-            and std come with it: torchvision's, or a safetensors file's metadata, or its tensors.
+        weights: otherwise, of backbone and head: imagenet, a name of torchvision's, or a file. Its
+            mean and std come with it: torchvision's, or a safetensors file's metadata, or its
+            tensors. Its score and upscore layers are left over.
         classes: the model's class names.
         new_head: fc6 and fc7 start new.
 
@@ -233,7 +286,15 @@ def initialise(
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
         tensors = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
-        report = transplant(model, tensors, weights, new_head=new_head)
+        # Scores belong to classes, and to a network's own scales of its skips: not to a backbone.
+        scores = {name for name in tensors if name.startswith(("score", "upscore"))}
+        backbone = {name: tensor for name, tensor in tensors.items() if name not in scores}
+        report = transplant(model, backbone, weights, new_head=new_head)
+        note = "not of the backbone; see model.init_from"
+        report.tensors += [
+            TensorReport(name, "left over", tuple(tensors[name].shape), note)
+            for name in sorted(scores)
+        ]
         report.warning = normalisation_warning(model) if local else ""
         return report
     except SurgeryError as error:
@@ -312,17 +373,26 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
             raise _damaged(path, error) from error
     content = _unpickle(path)
     state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: its state_dict holds {type(state).__name__}, not tensors")
     ours = any(str(name).startswith(f"{PREFIX}backbone.") for name in state)
     weights = {
         name.removeprefix(PREFIX) if ours else name: tensor
         for name, tensor in state.items()
         if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
     }
-    about = content.get("hyper_parameters", {}).get("about")
-    curve = content.get("callbacks", {}).get("History", {}).get("mean_iou")
+    about = _nested(content, "hyper_parameters", "about")
+    curve = _nested(content, "callbacks", "History", "mean_iou")
     if isinstance(about, dict) and curve:  # a checkpoint is written after its validation
         about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
     return weights, about
+
+
+def _nested(content: Any, *keys: str) -> Any:
+    """Return content[keys[0]][keys[1]]..., or None where it holds something else."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def one_of(meaning: str, *choices: str) -> Any:
 
 
 DEVICE = about("where to compute: auto, cpu, cuda, mps; auto: a GPU if there is one")
+OVERWRITE = about("replace files that are there already")
 CHECKPOINT = about("a .ckpt or .safetensors file of this project, or a run's folder")
 PRECISION = one_of(
     "32-true, bf16-mixed; auto: the latter where the device computes in bfloat16",
@@ -229,7 +230,11 @@ class TrainConfig(Schema):
 class EvaluateConfig(Schema):
     checkpoint: Annotated[str, CHECKPOINT] = MISSING
     data: DataConfig = field(default_factory=DataConfig)
-    batch_size: Annotated[int, about("does not change the numbers", ge=1)] = 8
+    batch_size: Annotated[
+        int,
+        about("images at once, fewer if large; changes no number, up to rounding on a GPU", ge=1),
+    ] = 8
+    overwrite: Annotated[bool, OVERWRITE] = False
     trainer: Annotated[
         dict[str, Any],
         about("accelerator, devices, num_nodes, strategy, precision, as in training"),
@@ -249,7 +254,7 @@ class PredictConfig(Schema):
     probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
     overwrite: Annotated[bool, about("predict again what is there already")] = False
     tile: Annotated[
-        int | str | None, about("longest side predicted at once: auto (2048), pixels, or null: any")
+        int | str | None, about("longest side predicted at once: auto (1280), pixels, or null: any")
     ] = "auto"
     flip: Annotated[bool, about("average over the image and its mirror image")] = False
     scales: Annotated[
@@ -286,6 +291,10 @@ class ExportConfig(Schema):
     input: Annotated[str, one_of("images: float in [0, 1], or uint8", "float", "uint8")] = "float"
     push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
     argmax: Annotated[bool, about("labels instead of scores")] = False
+    licence: Annotated[
+        str | None, about("hub: of the weights, for the model card: mit, cc-by-4.0, other, ...")
+    ] = None
+    overwrite: Annotated[bool, OVERWRITE] = False
 
 
 @dataclass
@@ -299,6 +308,7 @@ class ImportCaffeConfig(Schema):
     mean_bgr: Annotated[
         list[float], about("subtracted from its images; BGR of 255", min_length=3, max_length=3)
     ] = field(default_factory=lambda: list(MEAN_BGR))
+    overwrite: Annotated[bool, OVERWRITE] = False
 
 
 @dataclass
@@ -354,6 +364,7 @@ class CompareConfig(Schema):
         str | None, about("folder of the data sets; null: as recorded by the runs")
     ] = None
     device: Annotated[str, DEVICE] = "auto"
+    overwrite: Annotated[bool, OVERWRITE] = False
 
 
 @dataclass

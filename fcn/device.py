@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +19,13 @@ from torch import Tensor, nn
 from fcn.errors import ConfigError
 from fcn.models.fast_forms import weight_layout
 from fcn.models.fcn import FCN
+from fcn.models.tiles import TILE, interpolate, positions, tiles, window
 from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+MMAP_MAX = 65536  # its default
+_mallopt_after_keeping: list[Callable[[int, int], int]] = []  # once keep_memory was called
 
 
 def pick_device(name: str = "auto", key: str = "device") -> torch.device:
@@ -140,7 +145,7 @@ def optimize(model: FCN, device: torch.device | str) -> FCN:
 
 
 def keep_memory() -> None:
-    """Make glibc keep freed memory for later allocations, where glibc is the C library.
+    """Make glibc keep freed memory for later allocations, and oneDNN fewer compiled kernels.
 
     By default every tensor above 32 MB is made of new pages that the kernel clears first, which
     took a third of a training step on a CPU. This is for a process of our own, a command: it
@@ -150,6 +155,23 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_ARENA_MAX, 1)  # what one thread has freed is for all of them
+        _mallopt_after_keeping[:] = [mallopt]
+
+
+@contextmanager
+def large_tensors_freed() -> Iterator[None]:
+    """Let freed memory of large tensors go back to the system at once, after `keep_memory` too.
+
+    Kept memory falls into pieces, into which the next large tensors do not fit.
+    """
+    if _mallopt_after_keeping:
+        _mallopt_after_keeping[0](M_MMAP_MAX, MMAP_MAX)
+    try:
+        yield
+    finally:
+        if _mallopt_after_keeping:
+            _mallopt_after_keeping[0](M_MMAP_MAX, 0)
 
 
 def bound_memory() -> None:
@@ -188,7 +210,9 @@ class InferenceModel:
         device: where it runs.
         precision: of `resolve_precision`, or a name that it takes. With "mixed" the weights of
             convolutions are rounded once, here, instead of at every call; the scores are the same.
-        bf16: True for bf16-mixed, False for 32-true, instead of `precision`.
+        labels: what `predict` gives in place of each of the model's labels: those of a data set
+            that has the same classes in another order. None: the model's own.
+        tile: longest side, in pixels, that goes through the network at once; None: any.
 
     Raises:
         ConfigError: the device does not compute at this precision.
@@ -200,13 +224,13 @@ class InferenceModel:
         device: torch.device,
         precision: Precision | str = "32-true",
         *,
-        bf16: bool | None = None,
+        labels: Sequence[int] | None = None,
+        tile: int | None = TILE,
     ) -> None:
-        if bf16 is not None:
-            precision = "bf16-mixed" if bf16 else "32-true"
         if not isinstance(precision, Precision):
             precision = resolve_precision(precision, device, key="precision")
-        self.device, self.precision = device, precision.name
+        self.device, self.precision, self.tile = device, precision.name, tile
+        self.labels = None if labels is None else torch.tensor(labels, device=device).byte()
         self.autocast, weights = precision.autocast, precision.weights
         same = self.autocast is None and weights == torch.float32
         self.model = model.eval() if same else copy.deepcopy(model).eval().to(weights)
@@ -224,13 +248,60 @@ class InferenceModel:
             return self.model(image.to(self.device))
 
     def predict(self, image: Tensor) -> Tensor:
-        """Return the labels, int64 (B, H, W), of images on any device, see `FCN.forward`.
+        """Return the labels, uint8 (B, H, W), of images on any device, see `FCN.forward`.
 
-        A CPU takes images one by one: that is as fast, and the labels cannot depend on the batch,
-        by whose size a convolution orders its sums.
+        No more pixels than one tile has go through the network at once. A CPU takes images one by
+        one: that is as fast, and the labels cannot depend on the batch, by whose size a convolution
+        orders its sums. On a GPU the label of a pixel whose two best scores are equal up to
+        rounding may depend on the batch.
         """
-        parts = image.split(1) if self.device.type == "cpu" else [image]
-        return torch.cat([self.score(part).max(1).indices for part in parts])
+        height, width = image.shape[-2:]
+        result = torch.empty((len(image), height, width), dtype=torch.uint8, device=self.device)
+        most = max(1, (self.tile or TILE) ** 2 // (height * width))
+        together = 1 if self.device.type == "cpu" else most
+        for part, labels in zip(image.split(together), result.split(together), strict=True):
+            for rows, columns in self.each_tile((height, width)):
+                # In one expression: no scores are kept while the next ones are computed.
+                labels[:, rows, columns] = (
+                    self.score_tile(part, rows, columns, (height, width)).max(1).indices.byte()
+                )
+        return result if self.labels is None else self.labels[result.int()]
+
+    def tiles(self, size: tuple[int, int], scale: float = 1) -> list[tuple[slice, slice]]:
+        """Return rows and columns of each tile of an image of `size`, see `fcn.models.tiles`."""
+        rows, columns = (tiles(length, self.tile, self.model, scale) for length in size)
+        return [(row, column) for row in rows for column in columns]
+
+    def each_tile(self, size: tuple[int, int], scale: float = 1) -> Iterator[tuple[slice, slice]]:
+        """Yield what `tiles` returns; meanwhile a large image's memory is not kept."""
+        tiles = self.tiles(size, scale)
+        with large_tensors_freed() if len(tiles) > 1 else nullcontext():
+            yield from tiles
+
+    def score_tile(
+        self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]
+    ) -> Tensor:
+        """Return the scores (B, K, h, w) of a tile of images of `size`, seen in a view of them.
+
+        Args:
+            view: the images (B, C, H', W'), resized or not.
+            rows: of the tile, in the images.
+            columns: likewise.
+            size: (H, W).
+        """
+        places, windows = [], []
+        for tile, length, scaled in zip((rows, columns), size, view.shape[-2:], strict=True):
+            at = positions(tile, length, scaled)
+            read = slice(int(at[0]), min(int(at[-1]) + 2, scaled))  # with interpolation's neighbour
+            places.append(at)
+            windows.append(window(read, scaled, self.model))
+        score = self.score(view[..., windows[0], windows[1]])
+        for dim, at, seen in zip((-2, -1), places, windows, strict=True):
+            if view.shape[-2:] == size:
+                score = score.narrow(dim, int(at[0]) - seen.start, len(at))
+            else:
+                score = interpolate(score, at - seen.start, dim)
+        return score
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+from fcn.errors import ConfigError
 
 
 def make_console(*, quiet: bool = False) -> "Console":
@@ -38,6 +40,22 @@ def progress(console: "Console") -> "Progress":
 def percent(value: float | None) -> str:
     """Return a rate of 0..1 in percent, without the sign; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def refuse_overwriting(paths: Iterable[Path], overwrite: bool, setting: str = "output") -> None:
+    """Check that files to be written do not exist yet, before anything is computed.
+
+    Args:
+        paths: the files.
+        overwrite: the user allows it.
+        setting: the key that says where they are written, for the error.
+
+    Raises:
+        ConfigError: one of them exists.
+    """
+    found = next((path for path in paths if path.exists()), None)
+    if found is not None and not overwrite:
+        raise ConfigError(f"{found} exists; choose another {setting}, or overwrite=true")
 
 
 @contextmanager

@@ -208,3 +208,21 @@ def test_class_names_must_be_as_many_as_the_scores(tmp_path: Path, error_line: C
     path = save(tmp_path, caffemodel(authors_network("fcn8s", width=1, head=2).layers))
     settings = [f"caffemodel={path}", f"output={tmp_path}/a.safetensors", "classes=[a,b]"]
     assert "classes" in error_line("import_caffe", *settings)
+
+
+def test_what_the_import_ignores_is_refused_and_nothing_is_overwritten(
+    tmp_path: Path, command: Callable, error_line: Callable
+) -> None:
+    path = save(tmp_path, caffemodel(authors_network("fcn8s", width=1, head=2).layers))
+    output = tmp_path / "a.safetensors"
+    settings = [f"caffemodel={path}", f"output={output}"]
+    for setting in ("stride=16", "padding=aligned", "dropout=0.1", "init_from=a.ckpt"):
+        extra = [f"model.{setting}"]
+        if setting == "padding=aligned":
+            extra.append("model=fcn8s")  # the default: nothing was changed
+            command("import_caffe", *settings, *extra)
+        else:
+            line = error_line("import_caffe", *settings, *extra)
+            assert f"model.{setting}: the caffemodel decides" in line
+    assert f"{output} exists" in error_line("import_caffe", *settings)
+    command("import_caffe", *settings, "overwrite=true")

@@ -175,3 +175,58 @@ def test_another_backbone_is_named_with_this_ones(tmp_path: Path) -> None:
     path = str(write(tmp_path / "mini.safetensors", small(backbone="mini")))
     with pytest.raises(CheckpointError, match=r"mini.*vgg11"):
         initialise(small(backbone="vgg11"), read(path), None, CLASSES)
+
+
+def test_a_backbone_brings_no_scores_whatever_its_classes(tmp_path: Path) -> None:
+    """Not even of as many classes: their names, or the scales of the skips, may be others."""
+    source = with_random_scores(small(upsampling="learned"))
+    for path in (tmp_path / "m.safetensors", tmp_path / "m.ckpt"):
+        write(path, source)
+        for classes in (CLASSES, list("vwxyz")):
+            model = small(upsampling="learned")
+            start = model.upscore2.weight.clone()
+            report = initialise(model, None, str(path), classes)
+            assert report is not None
+            assert torch.equal(model.head.fc6.weight, source.head.fc6.weight)
+            assert not model.score_fr.weight.any()
+            assert torch.equal(model.upscore2.weight, start)
+            assert "score_fr.weight" in report.named("initialised")
+            assert "score_fr.weight" in report.named("left over")
+
+
+@pytest.mark.parametrize(
+    "classes", [["a", "b\nc"], ["a", "b\x1b[2J"], ["a", "a"], ["a", 1], "ab", None]
+)
+def test_class_names_that_no_data_set_can_have_are_refused(tmp_path: Path, classes: Any) -> None:
+    path = write(tmp_path / "m.safetensors", small(num_classes=2), classes)
+    with pytest.raises(CheckpointError, match="class name"):
+        read(path)
+
+
+def test_a_model_scores_classes_in_the_order_asked_for(tmp_path: Path) -> None:
+    model = with_random_scores(small(stride=8, upsampling="nonlinear")).eval()
+    trained = read(write(tmp_path / "m.safetensors", model))
+    order = ["c", "a", "e", "b", "d"]
+    image = torch.rand(1, 3, 40, 50)
+    index = [CLASSES.index(name) for name in order]
+    torch.testing.assert_close(trained.model(order)(image), model(image)[:, index])
+    labels = trained.labels_in(order, "data")
+    assert labels is not None
+    assert [order[k] for k in labels] == CLASSES
+    assert trained.labels_in(CLASSES, "data") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": [1, 2]},
+        {"state_dict": {}, "hyper_parameters": None},
+        {"state_dict": {}, "hyper_parameters": [1]},
+        {"state_dict": {}, "callbacks": None},
+        {"state_dict": {}, "hyper_parameters": {"about": 3}, "callbacks": {"History": None}},
+    ],
+)
+def test_checkpoints_of_other_programs_are_named(tmp_path: Path, content: Any) -> None:
+    torch.save(content, path := tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt"):
+        read(path)

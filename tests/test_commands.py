@@ -348,7 +348,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("checkpoint=mine", "mine: no model.safetensors"),
         ("checkpoint=???", "checkpoint is missing"),
         ("checkpoint=notes.ckpt", "notes.ckpt: damaged"),
-        ("data.classes=[a,b,c]", "has the classes background, cat, dog"),
+        ("data.classes=[a,b,c]", "does not know a, b, c of data=tiny (it knows background, cat"),
         ("trainer.accelerator=quantum", "trainer: "),
         ("trainer.max_steps=3", "is for training"),
     ],

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
 from fcn.errors import UserError
 from fcn.inference import evaluate
-from fcn.inference.metrics import rates
+from fcn.inference.metrics import estimate, rates, resample, tally
 from fcn.output import make_console
 from fcn.pictures import page
 from tests.conftest import TinyVOC, random_model
@@ -170,7 +171,7 @@ def leave_run(data: TinyVOC, name: str, upsampling: str = "fixed", seed: int = 0
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
     dataset = open_split(data.config(), "train")
-    prepared = InferenceModel(model, torch.device("cpu"), bf16=False)
+    prepared = InferenceModel(model, torch.device("cpu"))
     found = evaluate.evaluate(prepared, dataset, QUIET, num_workers=0)
     metrics = evaluate.metrics_json(found, prepared, dataset, "tiny", "train")
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -293,3 +294,96 @@ def test_figures_escape_their_texts_and_keep_their_pixels() -> None:
     assert (image["alt"], image["width"]) == (NASTY, "9")
     content = io.BytesIO(base64.b64decode(str(image["src"]).partition(";base64,")[2]))
     assert np.array_equal(np.asarray(Image.open(content)), pixels)
+
+
+def test_runs_with_their_classes_in_other_orders_are_compared_by_name(
+    data: TinyVOC, tmp_path: Path
+) -> None:
+    (tmp_path / "two").mkdir()
+    other = TinyVOC(tmp_path / "two")
+    other.classes = data.classes
+    other.renumber([2, 0, 3, 1])
+    folders = [leave_run(data, "a"), leave_run(other, "b")]
+    one, two = (compare.read_run(folder) for folder in folders)
+    with pytest.raises(UserError, match="different images"):
+        group_runs([one, two])
+    (first, second), note = compare.align_classes([one, two])
+    assert not note
+    assert first is one
+    assert second.classes == one.classes
+    assert second.metrics["mean_iou"] == pytest.approx(two.metrics["mean_iou"])
+    assert torch.equal(second.per_image[:, 1], one.per_image[:, 1])
+    for k, name in enumerate(other.classes):
+        expected = one.classes.index(name)
+        assert torch.equal(second.per_image[:, :, expected], two.per_image[:, :, k])
+    text = made_page(tmp_path / "page", runs=[str(folder) for folder in folders])
+    assert "No example predictions" not in text
+
+
+def only_some_predict(predicted: int, folder: str) -> Run:
+    """Return a run on an image of 10 pixels of a and 10 of b, of which b takes some for c."""
+    confusion = torch.tensor([[8, 2, 0], [0, 10 - predicted, predicted], [0, 0, 0]])
+    per_image = tally(confusion[None])
+    metrics = {name: float(rates(per_image[0])[name]) for name in evaluate.METRICS}
+    metrics |= {
+        "trimap": [0.5, 0.5, 0.5, 0.5],
+        "confusion": confusion.tolist(),
+        "classes": [{"name": name, "pixels": 0} for name in "abc"],
+        "protocol": {"data": "tiny", "split": "val", "images": 1},
+    }
+    given = {"model": folder}
+    return Run(Path(folder), Path("."), dict(given), {}, ["model"], metrics, ["x"], per_image)
+
+
+def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
+    """c is in no mask: one false pixel of it lowers the paper's mean from 2 classes to 3."""
+    clean, false = only_some_predict(0, "clean"), only_some_predict(1, "false")
+    assert clean.metrics["mean_iou"] == pytest.approx((8 / 10 + 10 / 12) / 2)
+    assert false.metrics["mean_iou"] == pytest.approx((8 / 10 + 9 / 12) / 3)
+    runs, note = compare.align_classes([clean, false])
+    assert note == "Only some of them predict c, in no mask: compared over the other 2 classes"
+    groups = group_runs(runs)
+    assert groups[1].mean_iou == pytest.approx([(8 / 10 + 9 / 12) / 2])
+    (change,) = groups[1].differences["mean_iou"]
+    assert change.value == pytest.approx((9 / 12 - 10 / 12) / 2)
+    assert rows(groups)[1][4] == "-"  # near boundaries, only the mean over all classes is known
+    lacking = false.metrics | {"classes": [{"name": n, "pixels": 0} for n in "abd"]}
+    _, note = compare.align_classes([clean, replace(false, metrics=lacking)])
+    assert "not all runs have c, d" in note.lower()
+
+
+def test_differences_of_means_count_the_classes_that_both_have_in_every_resample() -> None:
+    whole = estimate(resample(tally(torch.tensor([[[5, 0, 0], [0, 0, 0], [0, 0, 0]]]))), "mean_iou")
+    assert whole[0].value == 1
+    a = torch.tensor([[[5, 0, 0], [0, 5, 0], [0, 0, 0]], [[5, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    b = torch.tensor([[[5, 0, 0], [0, 5, 0], [0, 0, 0]], [[4, 1, 0], [0, 0, 0], [0, 0, 0]]])
+    (change,) = estimate(resample(tally(b)), "mean_iou", minus=resample(tally(a)))
+    assert change.value == pytest.approx(((9 / 10 - 1) + (5 / 6 - 1)) / 2)
+    assert change.low == pytest.approx(4 / 5 - 1)  # of resamples without the first image: a alone
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ("hf://USER/NAME", "hf://USER/NAME"),
+        ("https://host/shards", "https://host/shards"),
+        ("runs/a", "/home/me/runs/a"),
+        ("/data/a", "/data/a"),
+    ],
+)
+def test_addresses_are_no_paths(given: str, seen: str) -> None:
+    run = make_run([1], checkpoint=given)
+    run.cwd = Path("/home/me")
+    assert run.checkpoint == run.located(given) == seen
+
+
+def test_a_comparison_overwrites_nothing_unasked(
+    data: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    folder = leave_run(data, "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    settings = [f"runs=[{folder}]", f"hydra.run.dir={folder}", "images=1", "device=cpu"]
+    command("compare", *settings)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert "compare.json exists" in error_line("compare", *settings)
+    command("compare", *settings, "overwrite=true")

@@ -84,8 +84,7 @@ def test_inference_computes_at_the_precision_that_it_names(name: str, upsampling
 
 
 def test_precision_may_be_given_as_yes_or_no_to_bfloat16() -> None:
-    assert InferenceModel(small(), CPU, bf16=True).precision == "bf16-mixed"
-    assert InferenceModel(small(), CPU, bf16=False).precision == "32-true"
+    assert InferenceModel(small(), CPU, "bf16-mixed").precision == "bf16-mixed"
     assert InferenceModel(small(), CPU).precision == "32-true"
     with pytest.raises(ConfigError, match=r"^precision=16-mixed needs a GPU"):
         InferenceModel(small(), CPU, "16-mixed")

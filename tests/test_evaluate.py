@@ -1,7 +1,10 @@
 """What evaluating a model leaves: numbers computed by hand, files, and VOC's submission."""
 
+import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fcn.checkpoint import write_safetensors
-from fcn.config import EvaluateConfig, PredictConfig
+from fcn.config import DataConfig, EvaluateConfig, PredictConfig
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
-from fcn.errors import ConfigError, UserError
+from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.inference import evaluate as module
 from fcn.inference import predict_files
 from fcn.inference.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
-from fcn.inference.metrics import tally
+from fcn.inference.metrics import scores, tally
 from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model
 
@@ -29,6 +32,7 @@ class LeftIsCat(nn.Module):
     """Predicts cat in the first 20 columns of every image, else background."""
 
     arguments = {"upsampling": "none"}  # noqa: RUF012
+    reach, period = 0, 1
 
     def forward(self, image: Tensor) -> Tensor:
         left = (torch.arange(image.shape[-1]) < 20).float().expand(image[:, 0].shape)
@@ -45,7 +49,7 @@ IOU = [2712 / (4272 + 3092 - 2712), 190 / (380 + 1940 - 190), 0]
 
 @pytest.fixture
 def model() -> InferenceModel:
-    return InferenceModel(LeftIsCat(), CPU, bf16=False)  # type: ignore[arg-type]
+    return InferenceModel(LeftIsCat(), CPU)  # type: ignore[arg-type]
 
 
 def trained(path: Path) -> Path:
@@ -112,7 +116,7 @@ def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     """Sizes alternate in the split and batches hold one size: the loader's order is another."""
     dataset = open_split(tiny_voc.config(), "train")
     path = trained(tmp_path / "m.safetensors")
-    model = InferenceModel(module.checkpoint.read(path).model(), CPU, bf16=False)
+    model = InferenceModel(module.checkpoint.read(path).model(), CPU)
     one, two, all_ = (evaluate(model, dataset, QUIET, batch_size=size) for size in (1, 2, 8))
     assert (one.scores.confusion.sum(0) > 0).sum() > 1
     for other in (two, all_):
@@ -148,7 +152,9 @@ def test_predicted_masks_score_as_evaluation_says(
     assert (confusion.sum(0) > 0).sum() > 1
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"something else"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"PK\x03\x04 cut", b"something else", b"{}", b"[1]"]
+)
 def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     for name, read in (("metrics.json", read_metrics), ("per_image.npz", read_per_image)):
         if content is not None:
@@ -191,3 +197,100 @@ def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path)
     cfg.submission = False
     with pytest.raises(ConfigError, match=r"data\.split"):
         module.main(cfg, tmp_path, QUIET)
+
+
+def evaluated(config: DataConfig, run: Path, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    cfg = EvaluateConfig(checkpoint=str(run), data=config, trainer={"accelerator": "cpu"})
+    metrics = module.main(cfg, folder, make_console())
+    assert metrics is not None
+    return metrics
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("order", [[2, 0, 1], [0, 2, 1]])
+def test_classes_are_matched_by_name_whatever_their_order(
+    tiny_voc: TinyVOC, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: list[int]
+) -> None:
+    run = trained(tmp_path / "m.safetensors")
+    before = evaluated(tiny_voc.config(), run, tmp_path / "before")
+    assert "by name" not in capsys.readouterr().out
+    tiny_voc.renumber(order)
+    after = evaluated(tiny_voc.config(), run, tmp_path / "after")
+    assert capsys.readouterr().out.count("matched by name") == 1
+    confusion = np.array(before["confusion"])
+    assert len(np.unique(confusion)) > 3
+    assert np.array_equal(after["confusion"], confusion[order][:, order])
+    assert after["mean_iou"] == pytest.approx(before["mean_iou"])
+    assert [c["name"] for c in after["classes"]] == list(tiny_voc.classes)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_class_that_the_data_lacks_is_named_and_the_advice_works(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    run = trained(tmp_path / "m.safetensors")
+    for mask in tiny_voc.mask("v0").parent.iterdir():  # dogs are now unlabelled
+        labels = np.array(Image.open(mask))
+        Image.fromarray(np.where(labels == 2, 255, labels).astype(np.uint8)).save(mask)
+    config = tiny_voc.config()
+    config.classes = []
+    description = tiny_voc.folder / "dataset.yaml"
+    description.write_text("classes: [background, cat]")
+    with pytest.raises(CheckpointError, match="has no dog") as caught:
+        evaluated(config, run, tmp_path / "first")
+    (advice,) = re.findall(r"write (classes: \[.+?\]) in dataset\.yaml", str(caught.value))
+    description.write_text(advice)
+    metrics = evaluated(config, run, tmp_path / "second")
+    assert [c["pixels"] for c in metrics["classes"]][2] == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_class_that_the_model_lacks_is_named_and_the_advice_works(
+    tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    network = random_model(backbone="mini", num_classes=2)
+    write_safetensors(
+        run := tmp_path / "m.safetensors", network, {"classes": ["background", "cat"]}
+    )
+    settings = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/first"]
+    message = error_line("evaluate", f"checkpoint={run}", *settings)
+    assert "does not know dog" in message
+    (advice,) = re.findall(r"with train\.py (.+?), or", message)
+    settings = [*tiny_voc.overrides(), "trainer.max_steps=1", "trainer.precision=32-true"]
+    command("train", *advice.split(), *settings, f"hydra.run.dir={tmp_path}/run", "recipe.crop=32")
+    command(
+        "evaluate",
+        f"checkpoint={tmp_path}/run",
+        *tiny_voc.overrides(),
+        f"hydra.run.dir={tmp_path}/2",
+    )
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_nothing_is_overwritten_unasked(
+    tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    run = trained(tmp_path / "m.safetensors")
+    folder = tmp_path / "out"
+    arguments = [f"checkpoint={run}", *tiny_voc.overrides(), f"hydra.run.dir={folder}"]
+    command("evaluate", *arguments)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert (folder / ".hydra" / "config.yaml") in before
+    message = error_line("evaluate", *arguments, "batch_size=1")
+    assert "metrics.json exists; choose another hydra.run.dir, or overwrite=true" in message
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    command("evaluate", *arguments, "batch_size=1", "overwrite=true")
+    assert "batch_size: 1" in (folder / ".hydra" / "config.yaml").read_text()
+
+
+def test_what_a_mean_counts_is_said() -> None:
+    """b is only predicted, c in neither: the mean counts a, b and d."""
+    confusion = torch.zeros(4, 4, dtype=torch.int64)
+    confusion[0, 0] = confusion[0, 1] = confusion[3, 0] = 1
+    remark = module.counted_classes(confusion, list("abcd"))
+    assert remark is not None
+    assert "3 of 4 classes" in remark
+    assert remark.index(": b;") < remark.index(": c")
+    assert int((~scores(confusion).iou.isnan()).sum()) == 3
+    assert module.counted_classes(torch.eye(4).long(), list("abcd")) is None

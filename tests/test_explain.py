@@ -185,3 +185,51 @@ def test_without_a_checkpoint_fcn8s_and_fcn32s_are_trained_and_shown(command, tm
     assert 'alt="FCN-32s mean IoU' in page
     assert 'alt="FCN-8s mean IoU' in page
     assert checkpoint.load(run / "train").arguments["upsampling"] == "learned"
+
+
+NASTY = ['back"ground', "it's a \\ and \\n", '# "x"', "$\\foo$", "__import__('os')", "<b>&*a*`b`"]
+
+
+def test_no_text_of_a_checkpoint_runs(error_line, tiny_voc, tmp_path) -> None:
+    """A class name that ends the listing's string and begins a statement."""
+    stopped = tmp_path / "ran"
+    name = f"""background"\n        __import__("pathlib").Path({str(stopped)!r}).touch()  # "back"""
+    model = small(num_classes=3, backbone="mini", upsampling="learned")
+    path = tmp_path / "model.safetensors"
+    checkpoint.write_safetensors(path, model, {"classes": [name, "cat", "dog"]})
+    arguments = ["explain=learning", f"checkpoint={path}", *tiny_voc.overrides()]
+    line = error_line("explain", *arguments, f"hydra.run.dir={tmp_path}/run")
+    assert "control characters" in line
+    about = subject(random_model(upsampling="learned", num_classes=3))
+    named = net.Subject(about.model, DatasetInfo([name, "b", "c"]), about.image, about.target)
+    for key in ABOUT_NETWORK:  # not from a file, so not refused
+        explain(key, named)
+    assert not stopped.exists()
+
+
+@pytest.mark.parametrize("key", list(ABOUT_NETWORK))
+def test_class_names_may_hold_quotes_and_backslashes(key: str, tmp_path) -> None:
+    about = subject(random_model(upsampling="learned", num_classes=len(NASTY)))
+    named = net.Subject(about.model, DatasetInfo(NASTY), about.image, about.target)
+    page = write([explain(key, named)], tmp_path).read_text(encoding="utf-8")
+    assert "<b>&*a" not in page
+    if key == "learning":
+        assert html.escape(NASTY[0], quote=True).replace("&quot;", "&#34;") in page
+
+
+def test_a_set_and_networks_with_their_classes_in_other_orders_show_the_same(
+    command, tiny_voc, tmp_path
+) -> None:
+    """The mean IoU in the pictures' titles; the second network is the first, renumbered."""
+    model = random_model(stride=32, num_classes=3, backbone="mini")
+    checkpoint.write_safetensors(tmp_path / "a.safetensors", model, {"classes": CLASSES})
+    orders = [CLASSES[2], CLASSES[0], CLASSES[1]]
+    turned = checkpoint.read(tmp_path / "a.safetensors").model(orders)
+    checkpoint.write_safetensors(tmp_path / "b.safetensors", turned, {"classes": orders})
+    run = tmp_path / "run"
+    pair = [f"checkpoint={tmp_path}/b.safetensors", f"fcn32s={tmp_path}/a.safetensors"]
+    settings = ["explain=network", "image=v0", f"hydra.run.dir={run}"]
+    command("explain", *pair, *settings, *tiny_voc.overrides())
+    page = (run / "explain.html").read_text(encoding="utf-8")
+    # Each network is a panel, named by its mean IoU; equal names are one panel.
+    assert len(re.findall(r'alt="FCN-32s mean IoU [\d.]+ %', page)) == 1

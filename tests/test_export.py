@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -194,7 +195,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     model = random_model()
     monkeypatch.setattr(export, "open_exported", lambda *_: lambda image: change(model(image)))
     with pytest.raises(ExportError, match=r"exported\.safetensors"):
-        exported(tmp_path, model, format="safetensors")
+        exported(tmp_path, model, format="safetensors", overwrite=True)
     assert output.read_text() == "an older export"
     assert list(output.parent.iterdir()) == [output]
 
@@ -203,7 +204,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     ("settings", "key"),
     [
         ({"output": "a.pt2", "format": "onnx"}, r"\.onnx"),
-        ({"output": "a.safetensors", "format": "safetensors", "argmax": True}, "argmax"),
+        ({"output": "a.onnx", "format": "hub"}, "folder"),
     ],
 )
 def test_settings_that_do_not_fit_are_errors(settings: dict[str, Any], key: str) -> None:
@@ -218,3 +219,75 @@ def test_missing_packages_are_named_with_the_way_to_install_them(
     with pytest.raises(ConfigError, match=r"onnxruntime: pip install .fcn-segmentation\[export\]"):
         export.check(ExportConfig(checkpoint="a.ckpt", output="a.onnx"))
     export.check(ExportConfig(checkpoint="a.ckpt", output="a.pt2", format="torch_export"))
+
+
+def scores_in_opencv(folder: Path, size: list[int], **arguments: Any) -> None:
+    """OpenCV's scores of a file of one size are the model's within 1e-5 of their range."""
+    model = random_model(backbone="mini", **arguments)
+    path = exported(folder, model, format="onnx", size=size)
+    network = cv2.dnn.readNetFromONNX(str(path))
+    image = pictures(1, *size)
+    network.setInput(image.numpy())
+    with torch.inference_mode():
+        score = model(image)
+    assert score.std() > 1e-3
+    off = np.abs(network.forward() - score.numpy()).max()
+    assert off < 1e-5 * float(score.max() - score.min())
+
+
+@pytest.mark.parametrize("size", [[50, 71], [375, 500]])
+@pytest.mark.parametrize("stride", [32, 8])
+def test_opencv_opens_a_file_of_one_size(tmp_path: Path, stride: int, size: list[int]) -> None:
+    scores_in_opencv(tmp_path, size, stride=stride)
+
+
+@pytest.mark.parametrize("size", [[375, 500], [480, 640]])
+@pytest.mark.parametrize("stride", [32, 16, 8])
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+@pytest.mark.slow
+def test_opencv_opens_every_network(
+    tmp_path: Path, upsampling: str, stride: int, size: list[int]
+) -> None:
+    scores_in_opencv(tmp_path, size, upsampling=upsampling, stride=stride)
+
+
+@pytest.mark.parametrize("size", [None, [48, 64]])
+def test_onnx_files_are_for_old_runtimes_too(tmp_path: Path, size: list[int] | None) -> None:
+    """ONNX Runtime reads IR 8 and opset 18 since 1.14; 1.17 refuses IR 10."""
+    model = onnx.load(exported(tmp_path, random_model(), format="onnx", size=size))
+    assert model.ir_version <= 8
+    assert [one.version for one in model.opset_import if not one.domain] == [18]
+
+
+@pytest.mark.parametrize("kind", [*SUFFIX, "hub"])
+def test_nothing_is_overwritten_unasked(tmp_path: Path, kind: str) -> None:
+    source, output = tmp_path / "m.safetensors", tmp_path / f"new{SUFFIX.get(kind, '')}"
+    checkpoint.write_safetensors(source, random_model(), {"classes": CLASSES})
+    if kind == "hub":
+        output.mkdir()
+    mine = output / "README.md" if kind == "hub" else output
+    mine.write_text("mine")
+    cfg = ExportConfig(checkpoint=str(source), output=str(output), format=kind)
+    with pytest.raises(ConfigError, match="exists; choose another output, or overwrite=true"):
+        export.main(cfg, tmp_path, make_console(quiet=True))
+    assert mine.read_text() == "mine"
+    cfg.overwrite = True
+    if kind in ("safetensors", "hub"):  # the fast ones
+        export.main(cfg, tmp_path, make_console(quiet=True))
+        assert b"mine" not in mine.read_bytes()[:4]
+
+
+@pytest.mark.parametrize("kind", [*SUFFIX, "hub"])
+def test_settings_that_a_format_ignores_are_refused(kind: str) -> None:
+    graph = ("onnx", "torch_export")
+    settings = {"size": [48, 64], "input": "uint8", "argmax": True}
+    takes = dict.fromkeys(settings, kind in graph) | {"push": kind == "hub"}
+    for key, fits in (takes | {"licence": kind == "hub"}).items():
+        value = settings.get(key, "me/name")
+        cfg = ExportConfig(checkpoint="a", output=f"b{SUFFIX.get(kind, '')}", format=kind)
+        setattr(cfg, key, value)
+        if fits:
+            export.check(cfg)
+        else:
+            with pytest.raises(ConfigError, match=f"{key}=.* not for format={kind}"):
+                export.check(cfg)

@@ -50,6 +50,13 @@ def test_a_hub_folder_loads_as_the_model_and_its_card_has_the_numbers(folder: Pa
     assert "FCN-16s on tiny" in card
     assert "| mean iou | 50.00 |" in card
     assert "tiny val (2 images)" in card
+    assert "license" not in card  # the weights are not ours
+
+
+def test_a_licence_stands_in_the_card_if_given(folder: Path, command: Callable[..., Any]) -> None:
+    again = [f"checkpoint={folder}", "format=hub", f"output={folder.parent}/again"]
+    command("export", *again, "licence=cc-by-4.0")
+    assert "\nlicense: cc-by-4.0\n---" in (folder.parent / "again" / "README.md").read_text()
 
 
 def test_push_uploads_the_folder_and_load_fetches_it(

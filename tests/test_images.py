@@ -19,16 +19,13 @@ from PIL import Image, ImageOps
 
 import fcn
 from fcn import checkpoint
-from fcn.config import ExportConfig
 from fcn.data import images
 from fcn.data.dataset import Pair, SegmentationDataset, read_mask
 from fcn.data.images import Pixels, image_size, range_note, read_image, to_uint8, upright
 from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import DataError
-from fcn.inference import export
 from fcn.models.surgery import transplant
-from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model, small
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]
@@ -495,21 +492,6 @@ def test_in_channels_takes_that_many_bands(
     assert "no band 3; the image has 3 bands (red, green, blue)" in line
     line = error_line("train", *settings, "model.in_channels=4", "data.bands=[0]")
     assert "model.in_channels=4: data.bands=[0] are 1 channels" in line
-
-
-@pytest.mark.parametrize("arguments", [{}, {"stride": 16, "upsampling": "nearest_conv"}])
-def test_opencv_opens_an_onnx_file_of_fixed_size(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    model = random_model(**arguments)
-    checkpoint.write_safetensors(source := tmp_path / "m.safetensors", model, {"classes": CLASSES})
-    cfg = ExportConfig(checkpoint=str(source), output=str(tmp_path / "m.onnx"), size=[50, 71])
-    export.main(cfg, tmp_path, make_console(quiet=True))
-    network = cv2.dnn.readNetFromONNX(cfg.output)
-    image = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 5), (50, 71), mode="bilinear")
-    network.setInput(image.numpy())
-    with torch.inference_mode():
-        score = model(image)
-    assert len(score.argmax(1).unique()) > 1
-    assert np.array_equal(network.forward().argmax(1), score.argmax(1))
 
 
 def test_raw_masks_are_grey_labels(tmp_path: Path, command: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from fcn.inference.metrics import (
     Trimap,
     estimate,
     image_confusions,
+    other_rates,
     rates,
     resample,
     scores,
@@ -208,3 +209,21 @@ def test_a_difference_is_paired_and_a_run_differs_from_itself_by_nothing() -> No
     assert difference.value == pytest.approx(float(expected))
     assert difference.low < difference.value < difference.high
     assert len(estimate(one, "iou")) == 2
+
+
+def test_rates_of_other_tools_by_hand() -> None:
+    """Two images of three classes; class 2 is in neither mask, and predicted once."""
+    first = torch.tensor([[6, 2, 0], [0, 2, 0], [0, 0, 0]])
+    second = torch.tensor([[9, 0, 1], [0, 0, 0], [0, 0, 0]])
+    found = other_rates(tally(torch.stack([first, second])), background=True)
+    assert found["precision"].tolist() == pytest.approx([15 / 15, 2 / 4, 0 / 1])
+    assert found["f1"].tolist() == pytest.approx([30 / 33, 4 / 6, 0])
+    iou = scores(first + second).iou
+    assert found["f1"].tolist() == pytest.approx((2 * iou / (1 + iou)).tolist())
+    assert float(found["mean_f1"]) == pytest.approx((30 / 33 + 4 / 6) / 3)
+    assert float(found["mean_precision"]) == pytest.approx(1.5 / 3)
+    assert float(found["mean_iou_without_background"]) == pytest.approx((2 / 4 + 0) / 2)
+    images = [(6 / 8 + 2 / 4) / 2, (9 / 10 + 0) / 2]  # absent classes left out
+    assert float(found["mean_iou_over_images"]) == pytest.approx(sum(images) / 2)
+    without = other_rates(tally(first[None]), background=False)
+    assert math.isnan(without["mean_iou_without_background"])

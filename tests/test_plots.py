@@ -96,3 +96,16 @@ def test_importing_is_quick_and_drawing_leaves_pyplot_alone() -> None:
         "plots.iou_bars([0.5], ['a']); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_names_with_dollar_signs_are_no_formulas() -> None:
+    """matplotlib refuses formulas such as this one while it draws."""
+    names = ["$\\foo$", "a$b$c", "x_$^$"]
+    counts = np.eye(3, dtype=int)
+    assert has_ink(plots.confusion_plot(counts, names))
+    assert has_ink(plots.iou_bars([0.5, 0.2, None], names))
+    assert has_ink(plots.trimap_plot({name: [0.5, 0.6] for name in names}))
+    assert has_ink(plots.dots({name: [0.5, 0.6] for name in names}, names[0]))
+    assert has_ink(plots.kernels(np.ones((3, 4, 4)), np.ones((4, 4)), names, names[0]))
+    points = {name: [(1, 1.0), (2, 100.0), (3, 0.01)] for name in names}
+    assert has_ink(plots.curves(points, {name: [(1, 0.5)] for name in names}))

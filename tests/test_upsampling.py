@@ -225,7 +225,7 @@ def test_a_convolution_inside_a_layer_stays_float32_at_bf16_inference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(UPSAMPLINGS, "smoothed", lambda f, k, final: Smoothed(f, k))
-    model = InferenceModel(small(upsampling="smoothed"), torch.device("cpu"), bf16=True)
+    model = InferenceModel(small(upsampling="smoothed"), torch.device("cpu"), "bf16-mixed")
     assert model.model.backbone.get_submodule("conv1_1").weight.dtype == torch.bfloat16
     assert model.model.upscore8.smooth.weight.dtype == torch.float32
     assert model.score(torch.rand(1, 3, 33, 40)).shape == (1, 5, 33, 40)

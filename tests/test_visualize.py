@@ -135,3 +135,20 @@ def test_contact_sheet_shows_two_samples_a_row() -> None:
     sheets = [visualize.contact_sheet([sample] * n, INFO_KEYS, ["t0"] * n) for n in (1, 2, 3)]
     assert sheets[0].height == sheets[1].height < sheets[2].height
     assert (128, 0, 0) in colours_of(sheets[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 900), (700, 41)])
+@pytest.mark.parametrize("strip", [1, 3000])
+def test_an_overlay_in_strips_is_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], strip: int
+) -> None:
+    """Outlines are two pixels wide in the larger ones, so strips need their neighbours."""
+    rng = np.random.default_rng(0)
+    mask = rng.choice([0, 1, 2, 255], (shape[0] // 9 + 1, shape[1] // 9 + 1)).astype(np.uint8)
+    mask = mask.repeat(9, 0).repeat(9, 1)[: shape[0], : shape[1]]
+    image = noise(*shape)
+    monkeypatch.setattr(visualize, "STRIP", 2**30)
+    whole = visualize.overlay(image, mask)
+    monkeypatch.setattr(visualize, "STRIP", strip)
+    assert len(list(visualize.overlay_strips(image, mask))) > 1 or shape == (1, 1)
+    assert np.array_equal(visualize.overlay(image, mask), whole)

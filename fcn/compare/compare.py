@@ -5,7 +5,7 @@ All runs must have been evaluated on the same images, so that their differences 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +29,7 @@ from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError, UserError
 from fcn.inference.evaluate import METRICS, predicted_rows, read_metrics, read_per_image
 from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, Resampled, estimate, rates, resample
-from fcn.output import atomic_write, percent, write_json
+from fcn.output import atomic_write, percent, refuse_overwriting, write_json
 from fcn.pictures import page, plots, visualize
 
 TRIMAP = 3  # pixels: width of the band near boundaries that the table shows
@@ -48,6 +48,7 @@ HEADINGS = (
 IRRELEVANT = {
     "seed",
     "resume",
+    "overwrite",
     "device",
     "data.root",
     "data.num_workers",
@@ -83,10 +84,14 @@ class Run:
         return [entry["name"] for entry in self.metrics["classes"]]
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint(self) -> str:
         """Where the model lies that was evaluated: a run of train.py has its own."""
         evaluated = self.config.get("checkpoint")
-        return self.folder if evaluated is None else self.cwd / evaluated
+        return str(self.folder) if evaluated is None else self.located(evaluated)
+
+    def located(self, path: str) -> str:
+        """Return a path or address of the run's settings as it is seen from here."""
+        return path if "://" in path else str(self.cwd / path)
 
     @cached_property
     def resampled(self) -> Resampled:
@@ -120,13 +125,18 @@ class Group:
 def main(cfg: CompareConfig, folder: Path, console: Console) -> list[Group]:
     """Compare runs: print the table; write compare.json, compare.png and compare.html."""
     device = pick_device(cfg.device)
-    groups = group_runs([read_run(path) for path in find_runs(cfg, console)])
+    paths = [folder / f"compare.{suffix}" for suffix in ("json", "png", "html")]
+    refuse_overwriting(paths, cfg.overwrite, "hydra.run.dir")
+    runs, note = align_classes([read_run(path) for path in find_runs(cfg, console)])
+    groups = group_runs(runs)
     table = Table(*HEADINGS, box=None)
     table.columns[0].overflow = "fold"
     for row in rows(groups):
         table.add_row(*row)
     console.print(table)
-    write_json(folder / "compare.json", as_json(groups))
+    if note:
+        console.print(note)
+    write_json(folder / "compare.json", as_json(groups) | {"note": note})
     title = "mean IoU (%): a dot per run, a bar for the mean"
     plot = plots.dots({group.name: group.mean_iou for group in groups}, title)
     plot.save(folder / "compare.png")
@@ -136,7 +146,7 @@ def main(cfg: CompareConfig, folder: Path, console: Console) -> list[Group]:
         examples = {"note": f"No example predictions: {error}"}
         console.print(examples["note"])
     with atomic_write(folder / "compare.html") as temporary:
-        temporary.write_text(report(groups, plot, examples), encoding="utf-8")
+        temporary.write_text(report(groups, plot, examples, note), encoding="utf-8")
     console.print(f"compare.html, compare.json and compare.png in {folder}")
     return groups
 
@@ -182,6 +192,52 @@ def read_run(folder: Path) -> Run:
     metrics = read_metrics(folder / "metrics.json")
     ids, per_image = read_per_image(folder / "per_image.npz")
     return Run(folder, cwd, config, choices, given, metrics, ids, per_image)
+
+
+def align_classes(runs: Sequence[Run]) -> tuple[list[Run], str]:
+    """Return the runs with the same classes in the same order, and a note on what was left out.
+
+    A mean over other classes is another number. So classes that a run lacks are left out of all,
+    and so are those that are in no mask and that only some of the runs predict.
+
+    Raises:
+        UserError: the runs have no class in common.
+    """
+    first = runs[0]
+    shared = [name for name in first.classes if all(name in run.classes for run in runs)]
+    if not shared:
+        raise UserError(f"{first.folder} and {runs[-1].folder} have no class in common")
+    every = dict.fromkeys(name for run in runs for name in run.classes)
+    lacking = [name for name in every if name not in shared]
+    aligned = [_with_classes(run, shared) for run in runs]
+    occurs = torch.stack([run.per_image.sum((0, 1)) > 0 for run in aligned])
+    some = occurs.any(0) & ~occurs.all(0)
+    predicted = [name for name, one in zip(shared, some.tolist(), strict=True) if one]
+    kept = [name for name in shared if name not in predicted]
+    parts = []
+    if lacking:
+        parts.append(f"not all runs have {', '.join(lacking)}")
+    if predicted:
+        parts.append(f"only some of them predict {', '.join(predicted)}, in no mask")
+    if not parts:
+        return aligned, ""
+    note = f"{'; '.join(parts)}: compared over the other {len(kept)} classes"
+    return [_with_classes(run, kept) for run in aligned], note[0].upper() + note[1:]
+
+
+def _with_classes(run: Run, names: Sequence[str]) -> Run:
+    """Return a run with these of its classes, in this order, and its means over them alone."""
+    if run.classes == list(names):
+        return run
+    index = [run.classes.index(name) for name in names]
+    per_image = run.per_image[:, :, index]
+    found = rates(per_image.sum(0))
+    metrics = run.metrics | {name: float(found[name]) for name in METRICS}
+    metrics["classes"] = [run.metrics["classes"][k] for k in index]
+    metrics["confusion"] = [[run.metrics["confusion"][i][j] for j in index] for i in index]
+    if len(names) < len(run.classes):
+        metrics["trimap"] = [None] * len(run.metrics["trimap"])  # known over all classes alone
+    return replace(run, metrics=metrics, per_image=per_image)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -289,8 +345,17 @@ def as_json(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def report(groups: Sequence[Group], plot: Image.Image, examples: Mapping[str, Any]) -> str:
-    """Return the HTML page; `examples` are the gallery, or a note that says why there is none."""
+def report(
+    groups: Sequence[Group], plot: Image.Image, examples: Mapping[str, Any], note: str
+) -> str:
+    """Return the HTML page.
+
+    Args:
+        groups: the runs.
+        plot: their mean IoU.
+        examples: the gallery, or a note that says why there is none.
+        note: of `align_classes`.
+    """
     first = groups[0].runs[0]
     every = [group.runs[0].settings for group in groups]
     keys = dict.fromkeys(key for settings in every for key in settings if key != "seed")
@@ -318,6 +383,7 @@ def report(groups: Sequence[Group], plot: Image.Image, examples: Mapping[str, An
         ],
         "confusions": [_confusion(group) for group in groups[:SHOWN]],
         "examples": examples,
+        "note": note,
     }
     body = page.templates().get_template("compare/compare.html").render(context)
     return page.page(context["title"], body)
@@ -367,7 +433,7 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     masks = []
     for group in groups[:SHOWN]:
         run = group.runs[0]
-        predicted = predicted_rows(_load(run, device), dataset, chosen)
+        predicted = predicted_rows(_load(run, device, dataset.classes), dataset, chosen)
         for index, (image, ground_truth, mask) in zip(chosen, predicted, strict=True):
             masks += [ground_truth, mask]
             pictures = cards[first.ids[index]]
@@ -386,7 +452,7 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
 def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
     """Open the split that a run was evaluated on, where it lay then or below `data_root`."""
     data = DataConfig(**run.config["data"])
-    data.root = data_root or str(run.cwd / data.root)
+    data.root = data_root or run.located(data.root)
     known = checkpoint.read(run.checkpoint).info
     dataset = open_split(data, run.metrics["protocol"]["split"], known=known)
     if dataset.ids != run.ids:
@@ -394,11 +460,13 @@ def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
     return dataset
 
 
-def _load(run: Run, device: torch.device) -> InferenceModel:
-    """Load the model of a run as it was evaluated."""
-    model = checkpoint.load(run.checkpoint)
+def _load(run: Run, device: torch.device, classes: Sequence[str]) -> InferenceModel:
+    """Load the model of a run as it was evaluated, with the labels of the classes."""
+    trained = checkpoint.read(run.checkpoint)
+    labels = trained.labels_in(classes, run.metrics["protocol"]["data"])
     evaluated = run.metrics["protocol"]["precision"]
-    return InferenceModel(model, device, resolve_precision("auto", device, trained=evaluated))
+    precision = resolve_precision("auto", device, trained=evaluated)
+    return InferenceModel(trained.model(), device, precision, labels=labels)
 
 
 def _spread(mean_iou: Tensor, images: int) -> list[int]:

@@ -28,6 +28,8 @@ from fcn.dataset_info import VOID
 from fcn.errors import ConfigError
 from fcn.processes import usable_cores
 
+TOGETHER = 2**20  # pixels of a batch at evaluation
+
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Batch t of a run as pairs (index, seed of its transform), which depend on seed and t alone.
@@ -84,6 +86,8 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
 class SameSizeBatches(Sampler[list[int]]):
     """Every image once, in batches of equal image size, distributed over ranks.
 
+    A batch of several images has at most `TOGETHER` pixels, so that none needs much memory.
+
     All ranks yield the same number of batches, or a collective call would wait forever. Those with
     fewer repeat the last batch with negative indices, which `EvaluationSamples` ignores.
     """
@@ -94,11 +98,10 @@ class SameSizeBatches(Sampler[list[int]]):
         by_size = defaultdict[tuple[int, int], list[int]](list)
         for index, size in enumerate(sizes):
             by_size[size].append(index)
-        batches = [
-            same[i : i + batch_size]
-            for same in by_size.values()
-            for i in range(0, len(same), batch_size)
-        ]
+        batches = []
+        for (width, height), same in by_size.items():
+            count = max(1, min(batch_size, TOGETHER // (width * height)))
+            batches += [same[i : i + count] for i in range(0, len(same), count)]
         empty = [~index for index in batches[-1]]
         batches += [empty] * (-len(batches) % world)
         self.batches = batches[rank::world]
@@ -179,7 +182,8 @@ def evaluation_loader(
 
     Args:
         dataset: the images, which are never resized.
-        batch_size: largest number of images in a batch; all of a batch have the same size.
+        batch_size: largest number of images in a batch; all of a batch have the same size, and
+            large ones come in smaller batches.
         num_workers: processes that load.
         rank: of this process among those that evaluate together.
         world: number of these.

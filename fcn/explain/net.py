@@ -188,11 +188,12 @@ def learning(s: Section, subject: Subject) -> None:
     caption = f"""What {name} makes of scores that are 1 everywhere, relative to the mean: a
         checkerboard (topic 6). Bilinear would be flat. 10 % has the strongest colour."""
     s.panels(caption, dict(zip(classes, ripple, strict=False)), 1.1, limit=0.1, numbers=False)
+    s.shown[f"{name}, first class"] = ripple[0]  # no class's name stands in code that runs
     s.code(f"""
         layer = model.get_submodule("{name}")
         flat = layer(torch.ones(1, {len(classes)}, 9, 9))[0, 0]
         flat = flat[{inside.start} : {inside.stop}, {inside.start} : {inside.stop}]
-        flat / flat.mean() - 1  # "{classes[0]}"
+        flat / flat.mean() - 1  # "{name}, first class"
     """)
     s.text("""Does it help? The authors found no significant difference on their data, and fix the
         kernels. To answer for other data, train several networks for each choice, from different

@@ -72,9 +72,9 @@ def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
     split = cfg.data.split or cfg.data.val_split
     dataset = open_split(cfg.data, split, known=trained[0].info)
     for network in trained:
-        network.check_classes(dataset.classes, cfg.data.name)
+        network.labels_in(dataset.classes, cfg.data.name)  # raises an error if one is missing
+    models = [network.model(dataset.classes) for network in trained]
     image, target = _choose(dataset, cfg.image)
-    models = [network.model() for network in trained]
     return Subject(models[0], dataset.info, image, target, *models[1:])
 
 

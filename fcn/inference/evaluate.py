@@ -6,13 +6,15 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,10 +28,19 @@ from fcn.data.layouts import open_split
 from fcn.data.loaders import evaluation_loader, loading_processes
 from fcn.device import InferenceModel, resolve_precision
 from fcn.errors import ConfigError, UserError
-from fcn.inference.metrics import Scores, Trimap, image_confusions, rates, scores, tally
-from fcn.output import atomic_write, percent, progress, write_json
+from fcn.inference.metrics import (
+    OTHERS,
+    Scores,
+    Trimap,
+    image_confusions,
+    other_rates,
+    rates,
+    scores,
+    tally,
+)
+from fcn.output import atomic_write, percent, progress, refuse_overwriting, write_json
 from fcn.pictures import plots, visualize
-from fcn.processes import Processes, launch
+from fcn.processes import Processes, is_first, launch
 
 SHOWN = 6  # images in predictions.png and in worst.png
 ONE_CLASS_CAUSES = (
@@ -51,8 +62,32 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
     Returns:
         The contents of metrics.json; None for a split without masks.
     """
+    if is_first():
+        written = ("metrics.json", "results.tar.gz", ".hydra")
+        paths = [folder / name for name in written]
+        refuse_overwriting(paths, cfg.overwrite, "hydra.run.dir")
     with launch(cfg.trainer) as processes:
-        return _evaluate_checkpoint(cfg, folder, console, processes)
+        metrics = _evaluate_checkpoint(cfg, folder, console, processes)
+        if processes.rank == 0:
+            _record_settings(cfg, folder)
+        return metrics
+
+
+def _record_settings(cfg: EvaluateConfig, folder: Path) -> None:
+    """Write .hydra as Hydra does, but at the end.
+
+    Hydra itself would write it before anything is checked: over another run's, or for an evaluation
+    that fails, in whose folder a second attempt would then be refused.
+    """
+    if HydraConfig.initialized():
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        hydra = HydraConfig.get()
+        for name, content in (
+            ("config", asdict(cfg)),
+            ("hydra", {"hydra": hydra}),
+            ("overrides", hydra.overrides.task),
+        ):
+            OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml")
 
 
 def _evaluate_checkpoint(
@@ -74,8 +109,12 @@ def _evaluate_checkpoint(
             f"data.split={split}: {dataset.name} has no masks to evaluate with; choose another "
             "split, or submission=true to write the predictions"
         )
-    trained.check_classes(dataset.classes, cfg.data.name)
+    labels = trained.labels_in(dataset.classes, cfg.data.name)
     if processes.rank == 0:
+        if labels is not None:
+            console.print(
+                f"{dataset.name} lists its classes in another order than the model: matched by name"
+            )
         if has_masks and cfg.data.scan:
             scan([dataset], console, training=False)
         else:
@@ -83,7 +122,8 @@ def _evaluate_checkpoint(
     precision = resolve_precision(
         cfg.trainer.get("precision"), processes.device, trained=trained.about.get("precision")
     )
-    model = InferenceModel(trained.model(), processes.device, precision)
+    model = InferenceModel(trained.model(), processes.device, precision, labels=labels)
+    del trained  # its weights, which the model has copied
     if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)
         console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")
@@ -131,7 +171,9 @@ def evaluate(
         dataset: the split.
         console: shows a progress bar.
         title: of the progress bar.
-        batch_size: images of one size that go through together; the numbers do not depend on it.
+        batch_size: images of one size that are loaded together, fewer if they are large. On a CPU
+            the numbers do not depend on it; on a GPU, whose kernels depend on the batch, a label
+            may where two scores are equal up to rounding.
         num_workers: processes that load images; None chooses for the device.
         processes: those that share the images; each must call this.
     """
@@ -192,6 +234,8 @@ def evaluate_and_write(
     write_json(folder / "metrics.json", metrics)
     _write_pictures(folder, model, dataset, found)
     _print_scores(console, metrics)
+    if remark := counted_classes(found.scores.confusion, dataset.classes):
+        console.print(remark)
     if remark := one_class(found.scores.confusion, dataset.classes):
         console.print(f"warning: {remark}", style="yellow")
     return metrics
@@ -202,12 +246,17 @@ def metrics_json(
 ) -> dict[str, Any]:
     """Return the contents of metrics.json. Rates are 0..1, null for a class without pixels."""
     result, arguments = found.scores, model.model.arguments
-    columns = (dataset.classes, result.iou, result.accuracy, result.confusion.sum(1))
+    others = other_rates(found.per_image, background=dataset.info.background)
+    columns = {"iou": result.iou, "accuracy": result.accuracy}
+    columns |= {"precision": others["precision"], "f1": others["f1"]}
+    pixels = result.confusion.sum(1).tolist()
     return {
         **{name: _number(getattr(result, name)) for name in METRICS},
+        **{name: _number(others[name]) for name in OTHERS},
         "classes": [
-            {"name": name, "iou": _number(iou), "accuracy": _number(rate), "pixels": int(pixels)}
-            for name, iou, rate, pixels in zip(*columns, strict=True)
+            {"name": name, **{key: _number(column[k]) for key, column in columns.items()}}
+            | {"pixels": pixels[k]}
+            for k, name in enumerate(dataset.classes)
         ],
         "confusion": result.confusion.tolist(),
         "trimap": [_number(value) for value in found.trimap],
@@ -232,9 +281,13 @@ def _number(value: float | Tensor) -> float | None:
 def read_metrics(path: Path) -> dict[str, Any]:
     """Return the contents of a metrics.json, or raise a UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); evaluate again") from None
+    needed = {*METRICS, "classes", "confusion", "trimap", "protocol"}
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise UserError(f"{path}: not the metrics of a run of this project; evaluate again")
+    return content
 
 
 def read_per_image(path: Path) -> tuple[list[str], Tensor]:
@@ -247,16 +300,38 @@ def read_per_image(path: Path) -> tuple[list[str], Tensor]:
 
 
 def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
-    """Print IoU and accuracy of every class, and the paper's four metrics."""
-    table = Table("class", "IoU (%)", "accuracy (%)", "pixels", box=None)
+    """Print the rates of every class, the paper's four metrics, and those of other tools."""
+    keys = ("iou", "accuracy", "precision", "f1")
+    table = Table("class", *(f"{_words(key)} (%)" for key in keys), "pixels", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for entry in metrics["classes"]:
-        rates = percent(entry["iou"]), percent(entry["accuracy"])
+        rates = (percent(entry[key]) for key in keys)
         table.add_row(entry["name"], *rates, f"{entry['pixels']:,}")
     console.print(table)
-    shown = [f"{name} {percent(metrics[key])} %" for key, name in METRICS.items()]
-    console.print("  ".join(shown))
+    for words in (METRICS, OTHERS):
+        shown = [f"{name} {percent(metrics[key])} %" for key, name in words.items()]
+        console.print("  ".join(shown))
+
+
+def _words(key: str) -> str:
+    return {"iou": "IoU", "f1": "F1"}.get(key, key)
+
+
+def counted_classes(confusion: Tensor, classes: Sequence[str]) -> str | None:
+    """Return which classes the mean IoU counts, where some occur on one side or not at all."""
+    true, predicted = confusion.sum(1) > 0, confusion.sum(0) > 0
+    only = [classes[k] for k in (predicted & ~true).nonzero().flatten()]
+    absent = [classes[k] for k in (~predicted & ~true).nonzero().flatten()]
+    if not only and not absent:
+        return None
+    count = len(classes) - len(absent)
+    parts = [f"the mean IoU counts {count} of {len(classes)} classes"]
+    if only:
+        parts.append(f"with 0 % those that are predicted but not in the masks: {', '.join(only)}")
+    if absent:
+        parts.append(f"not those that are in neither: {', '.join(absent)}")
+    return "; ".join(parts)
 
 
 def one_class(confusion: Tensor, classes: Sequence[str]) -> str | None:
@@ -291,7 +366,7 @@ def _write_pictures(
     worst = np.argsort(mean_iou, kind="stable")[:shown]  # NaN, ignored pixels alone, comes last
     for name, indices in (("predictions", even.tolist()), ("worst", worst.tolist())):
         captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
-        rows = list(predicted_rows(model, dataset, indices))
+        rows = predicted_rows(model, dataset, indices)
         visualize.panel(rows, info, captions).save(folder / f"{name}.png")
     iou = [_number(value) for value in found.scores.iou]
     plots.iou_bars(iou, info.classes).save(folder / "iou.png")
@@ -310,7 +385,7 @@ def predicted_rows(
 
 
 def _predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
-    return model.predict(image[None])[0].byte().cpu().numpy()
+    return model.predict(image[None])[0].cpu().numpy()
 
 
 def write_submission(

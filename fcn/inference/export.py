@@ -1,6 +1,7 @@
 """Export a model to ONNX, torch.export or safetensors, checked in the file's own runtime."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,21 @@ from fcn.config import ExportConfig
 from fcn.errors import ConfigError, ExportError
 from fcn.inference import hub
 from fcn.models.fcn import FCN
-from fcn.models.upsampling import LearnedUpsampling, NearestConvUpsampling
-from fcn.output import atomic_write, write_json
+from fcn.models.upsampling import (
+    FixedUpsampling,
+    LearnedUpsampling,
+    NearestConvUpsampling,
+    Size,
+)
+from fcn.output import atomic_write, refuse_overwriting, write_json
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 # The smallest side that torch.export takes: it treats a size of 1 specially, here that of pool5.
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
+HUB_FILES = ("config.json", "model.safetensors", "README.md")
 TOLERANCE = 1e-4  # of the scores' range
+OPSET, IR_VERSION = 18, 8  # which ONNX Runtime reads since 1.14, of February 2023
 
 
 class _Labels(nn.Module):
@@ -39,17 +47,17 @@ class _Labels(nn.Module):
 
 
 def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
-    """Write `cfg.output`, replacing an older file only once the new one agrees with the model.
+    """Write `cfg.output`, once it agrees with the model; only then an older file is replaced.
 
     Raises:
         ConfigError: settings that do not fit together, or a missing package.
         CheckpointError: the checkpoint holds no model.
         ExportError: the exported file computes something else; an older file stays as it was.
     """
+    check(cfg)
     if cfg.format == "hub":
         _write_hub_folder(cfg, console)
         return
-    check(cfg)
     source, output = checkpoint.find(cfg.checkpoint), Path(cfg.output)
     trained = checkpoint.read(source)
     model = trained.model().requires_grad_(False)
@@ -77,13 +85,11 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
 def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
     """Write config.json, model.safetensors and a model card; upload them if asked to."""
     trained, output = checkpoint.read(cfg.checkpoint), Path(cfg.output)
-    if output.suffix:
-        raise ConfigError(f"output={output}: format=hub writes a folder; name one")
     model = trained.model()
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", checkpoint.describe(model, trained.about))
     checkpoint.write_safetensors(output / "model.safetensors", model, trained.about)
-    (output / "README.md").write_text(hub.model_card(trained.about), encoding="utf-8")
+    (output / "README.md").write_text(hub.model_card(trained.about, cfg.licence), encoding="utf-8")
     console.print(f"config.json, model.safetensors and README.md in {output}")
     if cfg.push is not None:
         console.print(f"uploaded to {hub.push(output, cfg.push)}")
@@ -91,15 +97,26 @@ def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
 
 def check(cfg: ExportConfig) -> None:
     """Raise a ConfigError for settings that do not fit together, or a missing package."""
-    if Path(cfg.output).suffix != SUFFIX[cfg.format]:
-        raise ConfigError(
-            f"output={cfg.output} must end in {SUFFIX[cfg.format]} for format={cfg.format}"
-        )
-    if cfg.format == "safetensors" and (cfg.argmax or cfg.size or cfg.input != "float"):
-        raise ConfigError(
-            "format=safetensors holds weights, not a graph: size=, input= and argmax= are for onnx "
-            "and torch_export"
-        )
+    graph = cfg.format in ("onnx", "torch_export")
+    for key, changed, fits, formats in (
+        ("size", cfg.size is not None, graph, "onnx and torch_export"),
+        ("input", cfg.input != "float", graph, "onnx and torch_export"),
+        ("argmax", cfg.argmax, graph, "onnx and torch_export"),
+        ("push", cfg.push is not None, cfg.format == "hub", "hub"),
+        ("licence", cfg.licence is not None, cfg.format == "hub", "hub"),
+    ):
+        if changed and not fits:
+            raise ConfigError(
+                f"{key}={getattr(cfg, key)} is for format={formats}, not for format={cfg.format}; "
+                "leave it out"
+            )
+    output, suffix = Path(cfg.output), SUFFIX.get(cfg.format, "")
+    if not suffix and output.suffix in SUFFIX.values():
+        raise ConfigError(f"output={output}: format=hub writes a folder; name one")
+    if suffix and output.suffix != suffix:
+        raise ConfigError(f"output={output} must end in {suffix} for format={cfg.format}")
+    files = [output] if suffix else [output / name for name in HUB_FILES]
+    refuse_overwriting(files, cfg.overwrite)
     packages = ("onnx", "onnxruntime", "onnxscript")
     if cfg.format == "onnx" and (missing := [name for name in packages if not find_spec(name)]):
         raise ConfigError(
@@ -119,12 +136,14 @@ def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> 
         return
     exported = torch.onnx.export(
         program,
+        opset_version=OPSET,
         input_names=["image"],
         output_names=["labels" if cfg.argmax else "score"],
         dynamic_shapes=None if cfg.size else {"image": {0: "batch", 2: "height", 3: "width"}},
         verbose=False,
     )
     assert exported is not None
+    exported.model.ir_version = IR_VERSION
     exported.model.metadata_props.update(checkpoint.metadata(about))
     exported.save(path, external_data=False)
 
@@ -136,6 +155,8 @@ def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
     batch, height, width = (1, *cfg.size) if cfg.size else (2, 97, 131)
     example = _blobs(batch, model.in_channels, height, width, uint8=cfg.input == "uint8")
     _hold_kernels(model)
+    if cfg.size:
+        _hold_matrices(model, example)
     whole = _Labels(model) if cfg.argmax else model
     program = torch.export.export(whole, (example,), dynamic_shapes=shapes)
     for part in program.graph_module.modules():
@@ -151,6 +172,44 @@ def _hold_kernels(model: FCN) -> None:
             held = LearnedUpsampling(layer.factor, len(layer.weight))
             held.weight = nn.Parameter(layer.kernels(), requires_grad=False)
             model.set_submodule(name, held)
+
+
+class _Matrices(nn.Module):
+    """A `FixedUpsampling` for scores of one size, with its two matrices as constants.
+
+    They stand second in the products, as the DNN module of older OpenCV versions needs it.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows.T.contiguous())  # h,H
+        self.register_buffer("columns", columns.T.contiguous())  # w,W
+
+    def forward(self, score: Tensor, offset: int = 0, size: Size | None = None) -> Tensor:
+        wide = score @ self.columns  # (B,K,h,w) (w,W) -> B,K,h,W
+        return (wide.transpose(-1, -2) @ self.rows).transpose(-1, -2)  # B,K,H,W
+
+
+@torch.no_grad()
+def _hold_matrices(model: FCN, image: Tensor) -> None:
+    """Let fixed upsampling hold its matrices for an image's size: OpenCV cannot compute them."""
+    held: dict[str, _Matrices] = {}
+
+    def hold(name: str, layer: FixedUpsampling, given: Any, result: Tensor) -> None:
+        score, offset = given[0], given[1] if len(given) > 1 else 0
+        sides = zip(score.shape[-2:], result.shape[-2:], strict=True)
+        held[name] = _Matrices(*(layer.matrix(n, offset, out, score) for n, out in sides))
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, FixedUpsampling)}
+    handles = [layer.register_forward_hook(partial(hold, name)) for name, layer in layers.items()]
+    model(image)
+    for handle in handles:
+        handle.remove()
+    for name, matrices in held.items():
+        model.set_submodule(name, matrices)
 
 
 def open_exported(path: Path, kind: str, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:

@@ -9,15 +9,20 @@ from fcn.output import percent
 METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
-def model_card(about: dict[str, Any]) -> str:
-    """Return a model card: what the model is, its numbers with their protocol, how to load it."""
+def model_card(about: dict[str, Any], licence: str | None = None) -> str:
+    """Return a model card: what the model is, its numbers with their protocol, how to load it.
+
+    Args:
+        about: of the checkpoint.
+        licence: the Hub's word for the licence of the weights; None: the card names none.
+    """
     model, metrics = about["model"], about.get("metrics")
     channels = model.get("in_channels", 3)
     lines = [
         "---",
         "library_name: fcn-segmentation",
         "pipeline_tag: image-segmentation",
-        "license: mit",
+        *([f"license: {licence}"] if licence else []),
         "---",
         f"# FCN-{model['stride']}s on {about.get('data', {}).get('name', 'unknown data')}",
         "",

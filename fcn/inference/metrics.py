@@ -16,6 +16,7 @@ from fcn.dataset_info import VOID
 
 TRIMAP_WIDTHS = range(1, 21)  # pixels, of the bands around boundaries
 WIDEST = TRIMAP_WIDTHS[-1]
+MEANS = {"mean_iou": "iou", "mean_accuracy": "accuracy"}  # over classes
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap
 
 
@@ -125,6 +126,47 @@ def rates(tally: Tensor) -> dict[str, Tensor]:
     }
 
 
+# What other tools print for the same masks, which the paper does not: see `other_rates`.
+OTHERS = {
+    "mean_f1": "mean F1 (Dice)",
+    "mean_precision": "mean precision",
+    "mean_iou_without_background": "mean IoU without background",
+    "mean_iou_over_images": "mean over the images' own mean IoU",
+}
+
+
+def other_rates(per_image: Tensor, *, background: bool) -> dict[str, Tensor]:
+    """Return what other tools call the result: why two of them disagree about the same masks.
+
+    The paper's mean IoU is over the classes of one confusion matrix of all images; a class that is
+    neither in the ground truth nor predicted stays out of it. Others print
+
+    - precision, n_ii / sum_j n_ji, of the classes that are predicted (accuracy is the recall);
+    - F1, which is Dice, 2 n_ii / (t_i + sum_j n_ji): above the IoU, as F1 = 2 IoU / (1 + IoU);
+    - the mean IoU without class 0, where that is background;
+    - the mean over images of each image's own mean IoU, over the classes that occur in it. Tools
+      that count a class absent from an image as 1 there, or as 0, print another number again.
+
+    Args:
+        per_image: int (N, 3, K), the tally of each image.
+        background: whether class 0 is background.
+
+    Returns:
+        float64: "precision" and "f1" (K,), and the means of `OTHERS`; NaN where there is none.
+    """
+    correct, actual, predicted = per_image.sum(0).to(torch.float64)
+    f1, precision = 2 * correct / (actual + predicted), correct / predicted
+    iou = rates(per_image.sum(0))["iou"]
+    return {
+        "precision": precision,
+        "f1": f1,
+        "mean_precision": precision.nanmean(),
+        "mean_f1": f1.nanmean(),
+        "mean_iou_without_background": iou[1:].nanmean() if background else iou.new_tensor(np.nan),
+        "mean_iou_over_images": rates(per_image)["mean_iou"].nanmean(),
+    }
+
+
 class Trimap:
     """Confusion within bands around the boundaries of the ground truth, 1 to 20 pixels wide.
 
@@ -222,6 +264,14 @@ def resample(per_image: Tensor) -> Resampled:
     return Resampled(rates(per_image.sum(0)), rates(drawn.unflatten(1, per_image.shape[1:])))
 
 
+def _difference(metric: str, run: dict[str, Tensor], minus: dict[str, Tensor]) -> Tensor:
+    """Return a difference of metrics; that of means is over the classes that both have."""
+    if metric in MEANS:
+        each = MEANS[metric]
+        return (run[each] - minus[each]).nanmean(-1)
+    return run[metric] - minus[metric]
+
+
 def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> list[Estimate]:
     """Return a metric of a run with its `LEVEL` interval.
 
@@ -235,7 +285,8 @@ def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> lis
     """
     whole, drawn = run.whole[metric], run.drawn[metric]
     if minus is not None:
-        whole, drawn = whole - minus.whole[metric], drawn - minus.drawn[metric]
+        whole = _difference(metric, run.whole, minus.whole)
+        drawn = _difference(metric, run.drawn, minus.drawn)
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = torch.nanquantile(drawn.reshape(RESAMPLES, -1), tails, dim=0).tolist()
     values = whole.reshape(-1).tolist()

@@ -192,7 +192,12 @@ def plan(
 def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
     """Record the settings, unless they are there; masks of others are an error, and other files."""
     if not overwrite and record.is_file():
-        recorded = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            recorded = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"{record}: damaged; choose another output, or overwrite=true"
+            ) from None
         different = [k for k in recorded | settings if recorded.get(k) != settings.get(k)]
         if not different:
             return
@@ -278,8 +283,11 @@ def write(
                 picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
                 picture.save(file, "PNG")
             elif kind == "overlay":
-                tinted = visualize.overlay(visualize.as_rgb(image), mask, info=info)
-                Image.fromarray(tinted).save(file, "PNG", compress_level=1)  # three times as fast
+                picture = Image.new("RGB", mask.shape[::-1])
+                strips = visualize.overlay_strips(visualize.as_rgb(image), mask, info=info)
+                for top, strip in strips:
+                    picture.paste(Image.fromarray(strip), (0, top))
+                picture.save(file, "PNG", compress_level=1)  # three times as fast
             elif probabilities is not None:
                 np.savez_compressed(
                     file, probabilities=probabilities, classes=np.array(info.classes)

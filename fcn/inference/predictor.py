@@ -1,32 +1,21 @@
-"""Predict the mask of an image, in one pass or in tiles that give the same mask.
+"""Predict the mask of an image, whole or in tiles (`fcn.models.tiles`) that give the same mask."""
 
-A score depends on no pixel beyond the network's reach, and shifting an image by a multiple of the
-network's period shifts its scores alike. So a window that starts on such a multiple and contains
-the reach around a tile gives that tile the same scores as the whole image does. At the image's
-edges the window ends with the image and meets the same padding. The functions below work along one
-axis: rows and columns are cut in the same way.
-"""
-
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from fcn import checkpoint
 from fcn.data.images import as_tensor, from_pillow, read_image, to_uint8
 from fcn.dataset_info import DatasetInfo
 from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError
-from fcn.models.fcn import FCN
+from fcn.models.tiles import TILE, resize
 from fcn.pictures import visualize
 
-TILE = 2048  # pixels: longest side that goes through the network at once
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -74,10 +63,12 @@ class Predictor:
         computed = resolve_precision(
             precision, chosen, trained=trained.about.get("precision"), key="precision"
         )
-        self.model = InferenceModel(trained.model(), chosen, computed)
-        self.tile = TILE if isinstance(tile, str) else tile
+        side = TILE if isinstance(tile, str) else tile
+        self.model = InferenceModel(trained.model(), chosen, computed, tile=side)
         self.flip, self.scales = flip, list(scales)
-        self._tiles(2**20)  # raises an error at once if the tile is too small for this network
+        self.model.tiles(
+            (2**20, 1), max(self.scales)
+        )  # raises an error at once if the tile is too small for this network
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Return the label of every pixel of one image.
@@ -121,16 +112,16 @@ class Predictor:
         resized = [resize(image[None], scale) for scale in self.scales]
         views = [[view, view.flip(-1)] if self.flip else [view] for view in resized]
         averaged = self.flip or len(views) > 1
-        for rows in self._tiles(height):
-            for columns in self._tiles(width):
-                if averaged:
-                    score = self._mean_probabilities(views, rows, columns, (height, width))
-                else:
-                    score = self._score(views[0][0], rows, columns, (height, width))
-                mask[rows, columns] = score[0].max(0).indices.to("cpu", torch.uint8)
-                if probabilities:
-                    score = score if averaged else score.softmax(1)
-                    kept[:, rows, columns] = score[0].to("cpu", torch.float16)
+        for rows, columns in self.model.each_tile((height, width), max(self.scales)):
+            if averaged:
+                score = self._mean_probabilities(views, rows, columns, (height, width))
+            else:
+                score = self.model.score_tile(views[0][0], rows, columns, (height, width))
+            mask[rows, columns] = score[0].max(0).indices.to("cpu", torch.uint8)
+            if probabilities:
+                score = score if averaged else score.softmax(1)
+                kept[:, rows, columns] = score[0].to("cpu", torch.float16)
+            del score  # not to be kept while the next ones are computed
         return mask.numpy(), kept.numpy() if probabilities else None
 
     def _as_tensor(self, image: ImageLike) -> Tensor:
@@ -143,9 +134,6 @@ class Predictor:
             )
         return tensor
 
-    def _tiles(self, length: int) -> list[slice]:
-        return tiles(length, self.tile, self.model.model, max(self.scales))
-
     def _mean_probabilities(
         self, views: list[list[Tensor]], rows: slice, columns: slice, size: tuple[int, int]
     ) -> Tensor:
@@ -153,27 +141,11 @@ class Predictor:
         mirrored = slice(size[1] - columns.stop, size[1] - columns.start)
         total = torch.zeros((), device=self.model.device)
         for view, *flipped in views:
-            one = self._score(view, rows, columns, size).softmax(1)
+            one = self.model.score_tile(view, rows, columns, size).softmax(1)
             for mirror in flipped:
-                one += self._score(mirror, rows, mirrored, size).softmax(1).flip(-1)
+                one += self.model.score_tile(mirror, rows, mirrored, size).softmax(1).flip(-1)
             total = total + one
         return total / (len(views) * (1 + self.flip))
-
-    def _score(self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]) -> Tensor:
-        """Return the scores (1, K, h, w) of a tile of an image of `size`, seen in a view of it."""
-        places, windows = [], []
-        for tile, length, scaled in zip((rows, columns), size, view.shape[-2:], strict=True):
-            at = positions(tile, length, scaled)
-            read = slice(int(at[0]), min(int(at[-1]) + 2, scaled))  # with interpolation's neighbour
-            places.append(at)
-            windows.append(window(read, scaled, self.model.model))
-        score = self.model.score(view[..., windows[0], windows[1]])
-        for dim, at, seen in zip((-2, -1), places, windows, strict=True):
-            if view.shape[-2:] == size:
-                score = score.narrow(dim, int(at[0]) - seen.start, len(at))
-            else:
-                score = interpolate(score, at - seen.start, dim)
-        return score
 
 
 def read_any(image: ImageLike, info: DatasetInfo) -> Tensor:
@@ -231,60 +203,3 @@ def overlay(
     if pixels.is_floating_point():
         pixels = (pixels * 255).round().clamp(0, 255).byte()
     return visualize.overlay(visualize.as_rgb(pixels), mask, alpha, info)
-
-
-def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[slice]:
-    """Cut 0..length into the fewest tiles, of equal size within a pixel, that fit their windows.
-
-    Args:
-        length: rows or columns of the image.
-        side: longest side of a window; None gives one tile.
-        model: the network, whose reach and period decide the overlap.
-        scale: largest factor by which the image is resized; a window counts at that size.
-
-    Raises:
-        ConfigError: side leaves no room for a tile next to its surroundings.
-    """
-    if side is None or length * max(scale, 1) <= side:
-        return [slice(0, length)]
-    surroundings = 2 * model.reach + model.period + 1  # 1: the neighbour that interpolation reads
-    room = int((side - surroundings) / max(scale, 1))
-    if room < model.period:
-        least = surroundings + math.ceil(model.period * max(scale, 1))
-        raise ConfigError(
-            f"tile={side} is too small: a score of this network depends on {model.reach} pixels to "
-            f"each side; use at least {least}, or tile=null for whole images"
-        )
-    count = -(-length // room)
-    return [slice(*ends) for ends in pairwise(length * i // count for i in range(count + 1))]
-
-
-def window(part: slice, length: int, model: FCN) -> slice:
-    """Return the pixels of an image `length` long that decide the scores of a part of it."""
-    start = max(0, part.start - model.reach) // model.period * model.period
-    return slice(start, min(length, part.stop + model.reach))
-
-
-def positions(tile: slice, length: int, scaled: int) -> Tensor:
-    """Return where a tile's pixels lie in the image resized from `length` to `scaled`: float64."""
-    pixels = torch.arange(tile.start, tile.stop, dtype=torch.float64)
-    return ((pixels + 0.5) * (scaled / length) - 0.5).clamp(0, scaled - 1)
-
-
-def interpolate(score: Tensor, at: Tensor, dim: int) -> Tensor:
-    """Return the values of `score` at fractional indices `at` along a negative dim, bilinear."""
-    low = at.long()
-    high = (low + 1).clamp(max=score.shape[dim] - 1)
-    weight = (at - low).to(score).view(-1, *[1] * (-1 - dim))
-    low, high = low.to(score.device), high.to(score.device)
-    return torch.lerp(score.index_select(dim, low), score.index_select(dim, high), weight)
-
-
-def resize(images: Tensor, scale: float) -> Tensor:
-    """Resize images (B, C, H, W), bilinear with antialiasing, in their own dtype."""
-    height, width = images.shape[-2:]
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    if size == (height, width):
-        return images
-    resized = F.interpolate(images, size, mode="bilinear", antialias=True)
-    return resized.clamp(max=1) if resized.is_floating_point() else resized  # white is rounded up

@@ -104,8 +104,8 @@ class FixedUpsampling(Upsampling):
             size = height - offset, width - offset
         with torch.autocast(score.device.type, enabled=False):
             score = score if score.dtype == torch.float64 else score.float()
-            rows = self._matrix(score.shape[-2], offset, size[0], score)
-            columns = self._matrix(score.shape[-1], offset, size[1], score)
+            rows = self.matrix(score.shape[-2], offset, size[0], score)
+            columns = self.matrix(score.shape[-1], offset, size[1], score)
             return rows @ (score @ columns.T)  # (H,h) ((B,K,h,w) (w,W)) -> B,K,H,W
 
     def full(self, score: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class FixedUpsampling(Upsampling):
         kernels = bilinear_kernel(self.kernel).to(score).expand(classes, 1, -1, -1)
         return F.conv_transpose2d(score, kernels, stride=self.factor, groups=classes)
 
-    def _matrix(self, inputs: int, offset: int, outputs: int, like: Tensor) -> Tensor:
+    def matrix(self, inputs: int, offset: int, outputs: int, like: Tensor) -> Tensor:
         """Return the one-dimensional transposed convolution as a matrix (outputs, inputs)."""
         y = torch.arange(offset, offset + outputs, device=like.device, dtype=like.dtype)
         i = torch.arange(inputs, device=like.device, dtype=like.dtype)

@@ -207,6 +207,10 @@ def render(axes: Axes) -> Image.Image:
     buffer = io.BytesIO()
     figure = axes.get_figure(root=True)
     assert figure is not None
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names may hold dollar signs
     fast = {"compress_level": 0}  # it is unpacked at once
     figure.savefig(
         buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2, pil_kwargs=fast
@@ -223,7 +227,11 @@ def _draw_loss(axes: Axes, points: Points, label: str, colour: str) -> None:
     axes.plot(step, value, color=colour, alpha=0.25, linewidth=0.8)
     axes.plot(step, mean, color=colour, linewidth=1.6, label=label)
     if 0 < 20 * mean.min() < mean.max():
+        from matplotlib.ticker import LogFormatter
+
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers, no TeX
+        axes.yaxis.set_minor_formatter(LogFormatter())
 
 
 def _draw_mean_iou(axes: Axes, points: Points, label: str, colour: str) -> None:

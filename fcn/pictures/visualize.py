@@ -4,7 +4,8 @@ Nothing here reads or writes a file: masks become uint8 arrays, finished picture
 255 marks ignored pixels. Colours, and whether class 0 is background, come from `DatasetInfo`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ ERROR_COLOURS = {
     "ignored": (128, 128, 128),
 }
 PLAIN = DatasetInfo()  # VOC's colours, and label 0 is background
+STRIP = 2**20  # pixels of an overlay that are blended at once
 COLUMNS, CELL, SPACE, LINE = 4, 320, 12, 22  # of a grid of pictures; pixels
 
 
@@ -90,6 +92,16 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
     Raises:
         ValueError: image and mask differ in size, or image is not uint8 (H, W, 3).
     """
+    result: UInt8 = np.empty((*mask.shape, 3), np.uint8)
+    for top, strip in overlay_strips(image, mask, alpha, info):
+        result[top : top + len(strip)] = strip
+    return result
+
+
+def overlay_strips(
+    image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo = PLAIN
+) -> Iterator[tuple[int, UInt8]]:
+    """Yield an overlay in strips of rows, each with its first row; see `overlay`."""
     if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
         raise ValueError(
             f"image must be uint8 (H, W, 3) of the mask's size {mask.shape}, "
@@ -99,10 +111,15 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
     weight[VOID] = alpha / 3
     if info.background:
         weight[0] = 0
-    tint = palette(info) * weight
-    result = (image * (1 - weight)[mask] + tint[mask]).round().astype(np.uint8)
-    result[_outline(mask, info)] = 255
-    return result
+    tint, line = palette(info) * weight, _line_width(mask)
+    rows = max(1, STRIP // max(1, mask.shape[1]))
+    for top in range(0, len(mask), rows):
+        labels, first = mask[top : top + rows], max(0, top - line)
+        strip = image[top : top + rows] * (1 - weight)[labels] + tint[labels]
+        strip = strip.round().astype(np.uint8)
+        outline = _outline(mask[first : top + rows + line], info, line)
+        strip[outline[top - first :][:rows]] = 255
+        yield top, strip
 
 
 def error_colours(info: DatasetInfo) -> dict[str, tuple[int, ...]]:
@@ -131,7 +148,7 @@ def outlined(mask: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     scale = max(1, 320 // max(mask.shape))
     mask = mask.repeat(scale, 0).repeat(scale, 1)
     colours = colorize(mask, info)
-    colours[_outline(mask, info)] = 255
+    colours[_outline(mask, info, _line_width(mask))] = 255
     return colours
 
 
@@ -143,27 +160,30 @@ def legend_of(masks: Iterable[Labels], info: DatasetInfo) -> dict[str, tuple[int
 
 
 def panel(
-    rows: Sequence[tuple[UInt8, Labels, Labels]],
+    rows: Iterable[tuple[UInt8, Labels, Labels]],
     info: DatasetInfo,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draw rows of image | ground truth | prediction | errors, with legends of their colours.
 
     Args:
-        rows: (image, ground truth, prediction); each row may have its own size.
+        rows: (image, ground truth, prediction); each row may have its own size. Only one of them
+            is kept at its full size.
         info: names and colours of the labels.
         captions: a line of text below each row.
     """
-    cells: list[tuple[UInt8, str]] = []
+    cells: list[tuple[Image.Image, str]] = []
+    seen: list[Labels] = []  # the labels of each mask
     for (image, ground_truth, prediction), caption in zip(
-        rows, captions or [""] * len(rows), strict=True
+        rows, captions or itertools.repeat(""), strict=captions is not None
     ):
-        masks = [outlined(mask, info) for mask in (ground_truth, prediction)]
-        masks.append(errors(ground_truth, prediction, info))
-        cells += [(image, caption), *((mask, "") for mask in masks)]
-    shown = legend_of((mask for _, *masks in rows for mask in masks), info)
+        cells.append((_fit(image), caption))
+        for mask in (ground_truth, prediction):
+            seen.append(np.unique(mask))
+            cells.append((_fit(outlined(mask, info)), ""))
+        cells.append((_fit(errors(ground_truth, prediction, info)), ""))
     headings = ("image", "ground truth", "prediction", "errors")
-    return _grid(cells, headings, [error_colours(info), shown])
+    return _grid(cells, headings, [error_colours(info), legend_of(seen, info)])
 
 
 def contact_sheet(
@@ -176,17 +196,22 @@ def contact_sheet(
         info: names and colours of the labels.
         captions: a line of text for each sample.
     """
-    cells: list[tuple[UInt8, str]] = []
+    cells: list[tuple[Image.Image, str]] = []
     for (image, mask), caption in zip(samples, captions, strict=True):
-        cells += [(image, caption), (outlined(mask, info), "")]
+        cells += [(_fit(image), caption), (_fit(outlined(mask, info)), "")]
     shown = legend_of((mask for _, mask in samples), info)
     return _grid(cells, ("image", "mask") * 2, [shown])
 
 
-def _outline(mask: Labels, info: DatasetInfo) -> npt.NDArray[np.bool_]:
-    """Mark the pixels of objects that have another label close to them, in their row or column."""
+def _line_width(mask: Labels) -> int:
+    """Return the width of outlines in pixels, which are thicker in larger images."""
+    return max(1, round(max(mask.shape) / 500))
+
+
+def _outline(mask: Labels, info: DatasetInfo, width: int) -> npt.NDArray[np.bool_]:
+    """Mark the pixels of objects with another label within `width`, in their row or column."""
     near: npt.NDArray[np.bool_] = np.zeros(mask.shape, bool)
-    for d in range(1, max(1, round(max(mask.shape) / 500)) + 1):  # thicker in larger images
+    for d in range(1, width + 1):
         for ahead, behind in ((np.s_[d:], np.s_[:-d]), (np.s_[:, d:], np.s_[:, :-d])):
             differs = mask[ahead] != mask[behind]
             near[ahead] |= differs
@@ -195,7 +220,7 @@ def _outline(mask: Labels, info: DatasetInfo) -> npt.NDArray[np.bool_]:
 
 
 def _grid(
-    cells: Sequence[tuple[UInt8, str]],
+    cells: Sequence[tuple[Image.Image, str]],
     headings: Sequence[str],
     legends: Sequence[Mapping[str, tuple[int, ...]]],
 ) -> Image.Image:
@@ -213,12 +238,15 @@ def _grid(
     return grid
 
 
-def _row(cells: Sequence[tuple[UInt8, str]]) -> Image.Image:
-    """Draw pictures side by side, each as large as its cell allows and with a line below it."""
-    fit, box = ImageOps.contain, Image.Resampling.BOX  # enlarged pixels stay squares
-    pictures = [fit(Image.fromarray(picture), (CELL, CELL), box) for picture, _ in cells]
-    strip = _strip(max(picture.height for picture in pictures) + 2 * LINE)
-    for column, (picture, (_, caption)) in enumerate(zip(pictures, cells, strict=True)):
+def _fit(picture: UInt8) -> Image.Image:
+    """Return a picture as large as a cell of the grid allows; enlarged pixels stay squares."""
+    return ImageOps.contain(Image.fromarray(picture), (CELL, CELL), Image.Resampling.BOX)
+
+
+def _row(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Draw pictures side by side, each with a line below it."""
+    strip = _strip(max(picture.height for picture, _ in cells) + 2 * LINE)
+    for column, (picture, caption) in enumerate(cells):
         left = column * (CELL + SPACE)
         strip.paste(picture, (left + (CELL - picture.width) // 2, 0))
         ImageDraw.Draw(strip).text((left, picture.height + 3), caption, INK, _font(14))
