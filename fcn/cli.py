@@ -27,10 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
 from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, own_sentence
-from fcn.output import make_console
+from fcn.output import LOCK, make_console
 from fcn.processes import is_first
 from fcn.training.record import (
-    LOCK,
     OUTPUTS,
     find_run,
     new_folder,

@@ -219,7 +219,7 @@ class TrainConfig(Schema):
         default_factory=dict
     )
     seed: Seed = 0
-    resume: Annotated[str | None, about("a .ckpt to resume from, or last: the newest run's")] = None
+    resume: Annotated[str | None, about("a run's folder or .ckpt, last, or auto")] = None
     stages: Annotated[
         list[str], about("models to train one after the other: [fcn32s,fcn16s,fcn8s]")
     ] = field(default_factory=list)
@@ -315,6 +315,7 @@ class ImportCaffeConfig(Schema):
 class PrepareDataConfig(Schema):
     data: DataConfig = field(default_factory=DataConfig)
     processes: Annotated[int | None, about("readers; null: one per core", ge=1)] = None
+    overwrite: Annotated[bool, OVERWRITE] = False
     shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
     convert: Annotated[
         str | None, about("first convert an annotation tool's export in this folder")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fcn.errors import ConfigError
 from fcn.models.fast_forms import weight_layout
 from fcn.models.fcn import FCN
-from fcn.models.tiles import TILE, interpolate, positions, tiles, window
+from fcn.models.tiles import TILE, score_tile, tiles
 from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
 
@@ -289,19 +289,7 @@ class InferenceModel:
             columns: likewise.
             size: (H, W).
         """
-        places, windows = [], []
-        for tile, length, scaled in zip((rows, columns), size, view.shape[-2:], strict=True):
-            at = positions(tile, length, scaled)
-            read = slice(int(at[0]), min(int(at[-1]) + 2, scaled))  # with interpolation's neighbour
-            places.append(at)
-            windows.append(window(read, scaled, self.model))
-        score = self.score(view[..., windows[0], windows[1]])
-        for dim, at, seen in zip((-2, -1), places, windows, strict=True):
-            if view.shape[-2:] == size:
-                score = score.narrow(dim, int(at[0]) - seen.start, len(at))
-            else:
-                score = interpolate(score, at - seen.start, dim)
-        return score
+        return score_tile(self.score, self.model, view, rows, columns, size)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from fcn.errors import ConfigError
+
 # rich is imported where it is used: its import changes Python's random state.
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-from fcn.errors import ConfigError
+LOCK = ".lock"  # of the folder that a process works in
 
 
 def make_console(*, quiet: bool = False) -> "Console":
@@ -83,3 +87,39 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder while this process works in it.
+
+    Raises:
+        ConfigError: another process works in it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{folder}: another process works there at this moment; wait until it is done, or "
+            "choose another folder"
+        ) from None
+    except (NotImplementedError, OSError):  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_live(folder: Path) -> bool:
+    """Return True if a process works in a folder."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True

@@ -2,6 +2,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from fcn.config import DataConfig, PrepareDataConfig
 from fcn.data.dataset import read_image
 from fcn.data.layouts import open_split
-from fcn.errors import DataError
+from fcn.errors import ConfigError, DataError
 from fcn.tools.prepare_data import inspect, main
 from tests.conftest import TinyVOC
 
@@ -26,7 +27,7 @@ def problems(data: DataConfig, processes: int = 1) -> list[str]:
 
 def prepare(data: DataConfig, folder: Path, **settings: Any) -> dict[str, Any]:
     """What prepare_data writes to report.json."""
-    main(PrepareDataConfig(data=data, processes=1, **settings), folder, QUIET)
+    main(PrepareDataConfig(data=data, processes=1, overwrite=True, **settings), folder, QUIET)
     return json.loads((folder / "report.json").read_text())
 
 
@@ -159,9 +160,11 @@ def test_prepare_data_prints_and_writes_its_report(tiny_voc: TinyVOC, tmp_path: 
     assert "data=tiny can be trained on" in printed
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width > 500
+    with pytest.raises(ConfigError, match=r"report\.json exists"):
+        main(cfg, folder, console)
     missing_mask(tiny_voc)
     with pytest.raises(DataError, match=r"data=tiny cannot be trained on.*: 1,.*report\.json"):
-        main(cfg, folder, console)
+        main(replace(cfg, overwrite=True), folder, console)
     assert "problem: " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -171,7 +174,7 @@ def test_prepare_data_writes_shards(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     data = DataConfig("shards", layout="shards", root=str(shards))
     assert open_split(data, "val").ids == ["v0", "v1"]
     assert problems(data) == []
-    again = PrepareDataConfig(data=tiny_voc.config(), shards=str(shards))
+    again = PrepareDataConfig(data=tiny_voc.config(), shards=str(shards), overwrite=True)
     with pytest.raises(DataError, match="not empty"):
         main(again, tmp_path / "out", QUIET)
 
@@ -199,7 +202,12 @@ def test_the_command_exits_with_1_if_training_would_fail(
     command: Callable[..., Any],
     error_line: Callable[..., str],
 ) -> None:
-    arguments = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/out", "processes=1"]
+    arguments = [
+        *tiny_voc.overrides(),
+        f"hydra.run.dir={tmp_path}/out",
+        "processes=1",
+        "overwrite=true",
+    ]
     command("prepare_data", *arguments)
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
     wrong_label(tiny_voc)

@@ -19,8 +19,9 @@ from PIL import Image
 from fcn import cli
 from fcn.config import REPOSITORY
 from fcn.errors import ConfigError, Interrupted
+from fcn.output import is_live, locked
 from fcn.training import module
-from fcn.training.record import is_live, locked, new_folder
+from fcn.training.record import new_folder
 from fcn.training.run import train
 from tests.conftest import TinyVOC
 from tests.test_training import Within, crash, kill, quiet
@@ -346,7 +347,7 @@ def test_a_run_that_crashed_before_its_first_validation_starts_again(
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from fcn.training.record import locked\n"
+        "import sys, time; from pathlib import Path; from fcn.output import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(

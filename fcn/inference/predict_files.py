@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +26,7 @@ from fcn.dataset_info import DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference.predictor import Predictor
-from fcn.output import atomic_write, progress, write_json
+from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
 
@@ -41,13 +42,27 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
         DataError: at the end, if images could not be read, or share a name.
     """
     bound_memory()
-    with launch(cfg.trainer) as processes:
-        _predict_images(cfg, console, processes)
-
-
-def _predict_images(cfg: PredictConfig, console: Console, processes: Processes) -> None:
     output = Path(cfg.output)
-    images, note = find_images(cfg.input, output, sys.stdin)
+    with launch(cfg.trainer) as processes:
+        first = processes.rank == 0
+        # The first process alone reads what is piped in: all of them have the same end of the pipe.
+        lines = processes.share(list(sys.stdin) if first and cfg.input == "-" else [])
+        images, note = find_images(cfg.input, output, lines)
+        if first:
+            output.mkdir(parents=True, exist_ok=True)
+        with locked(output) if first else nullcontext():
+            _predict_images(cfg, images, note, console, processes)
+
+
+def _predict_images(
+    cfg: PredictConfig,
+    images: dict[Path, Path],
+    note: str,
+    console: Console,
+    processes: Processes,
+) -> None:
+    """Predict images, by their names, see `main`; `note` is on files that are left out."""
+    output = Path(cfg.output)
     jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
     precision = cfg.trainer.get("precision", "auto")
     resolve_precision(precision, processes.device)  # its error names this command's setting

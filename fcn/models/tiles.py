@@ -8,6 +8,7 @@ rows and columns are cut in the same way.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,6 +60,39 @@ def positions(tile: slice, length: int, scaled: int) -> Tensor:
     """Return where a tile's pixels lie in the image resized from `length` to `scaled`: float64."""
     pixels = torch.arange(tile.start, tile.stop, dtype=torch.float64)
     return ((pixels + 0.5) * (scaled / length) - 0.5).clamp(0, scaled - 1)
+
+
+def score_tile(
+    score: Callable[[Tensor], Tensor],
+    model: FCN,
+    view: Tensor,
+    rows: slice,
+    columns: slice,
+    size: tuple[int, int],
+) -> Tensor:
+    """Return the scores (B, K, h, w) of a tile of images of `size`, seen in a view of them.
+
+    Args:
+        score: computes scores from images, with the model.
+        model: the network.
+        view: the images (B, C, H', W'), resized or not.
+        rows: of the tile, in the images.
+        columns: likewise.
+        size: (H, W).
+    """
+    places, windows = [], []
+    for tile, length, scaled in zip((rows, columns), size, view.shape[-2:], strict=True):
+        at = positions(tile, length, scaled)
+        read = slice(int(at[0]), min(int(at[-1]) + 2, scaled))  # with interpolation's neighbour
+        places.append(at)
+        windows.append(window(read, scaled, model))
+    result = score(view[..., windows[0], windows[1]])
+    for dim, at, seen in zip((-2, -1), places, windows, strict=True):
+        if view.shape[-2:] == size:
+            result = result.narrow(dim, int(at[0]) - seen.start, len(at))
+        else:
+            result = interpolate(result, at - seen.start, dim)
+    return result
 
 
 def interpolate(score: Tensor, at: Tensor, dim: int) -> Tensor:

@@ -27,7 +27,7 @@ from fcn.data.layouts import open_split
 from fcn.data.shards import write_shards
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import DataError
-from fcn.output import percent, progress, write_json
+from fcn.output import percent, progress, refuse_overwriting, write_json
 from fcn.pictures import visualize
 from fcn.processes import usable_cores
 
@@ -88,6 +88,8 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     Raises:
         DataError: training on the data set would fail, or the folder of the shards is not empty.
     """
+    written = [folder / name for name in ("report.json", "contact_sheet.png")]
+    refuse_overwriting(written, cfg.overwrite, "hydra.run.dir")
     data, shards = cfg.data, Path(cfg.shards) if cfg.shards else None
     if cfg.convert or cfg.to:
         data = convert(cfg, console)

@@ -1,6 +1,7 @@
 """Training as Lightning sees it: steps, validation, optimiser. No files, no pictures."""
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fcn.dataset_info import VOID
 from fcn.device import optimize
 from fcn.inference.metrics import ConfusionMatrix, scores
 from fcn.models.fcn import FCN
+from fcn.models.tiles import TILE, score_tile, tiles
 from fcn.training.loss import Loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
 
@@ -89,14 +91,23 @@ class SegmentationModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch in the confusion matrix; return its labels, for pictures."""
+        """Count a batch, large images in tiles; return its labels, for pictures."""
         image, target = batch
-        score = self(image)
-        prediction = score.max(1).indices
+        size = image.shape[-2], image.shape[-1]
+        prediction, loss = torch.empty_like(target), torch.zeros((), device=target.device)
+        seen = (target != VOID).sum().clamp(min=1)
+        for rows, columns in product(*(tiles(length, TILE, self.model) for length in size)):
+            score = score_tile(self, self.model, image, rows, columns, size)
+            part = target[:, rows, columns].long()
+            prediction[:, rows, columns] = score.max(1).indices
+            share: Tensor | float = 1.0  # of a mean over pixels
+            if score.shape[-2:] != size and self.recipe.loss_reduction == "mean":
+                share = (part != VOID).sum() / seen
+            loss = loss + share * self.loss(score, part)
         self.confusion.update(prediction, target.long())
         # The mean over images; those that only fill up a rank's batches are ignored altogether.
         images = int((target != VOID).flatten(1).any(1).sum())
-        self.log("val/loss", self.loss(score, target.long()), batch_size=images, sync_dist=True)
+        self.log("val/loss", loss, batch_size=images, sync_dist=True)
         return {"prediction": prediction}
 
     def on_validation_epoch_end(self) -> None:

@@ -8,22 +8,20 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from fcn.config import CONFIGS, REPOSITORY, flat_keys
 from fcn.errors import ConfigError
-from fcn.output import write_json
+from fcn.output import is_live, write_json
 
-RECORD, LOCK = "run.json", ".lock"
+RECORD = "run.json"
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 OUTPUTS = Path("outputs")
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
@@ -89,41 +87,6 @@ def new_folder(parent: Path) -> Path:
                 "can be written to"
             ) from error
     raise ConfigError(f"{parent}: 1000 runs were started in one second")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder while this process works in it.
-
-    Raises:
-        ConfigError: another process works in it.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{folder}: another process works there at this moment; wait until it is done, or "
-            "choose another folder"
-        ) from None
-    except (NotImplementedError, OSError):  # a file system without locks
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_live(folder: Path) -> bool:
-    """Return True if a process works in a folder."""
-    if not (folder / LOCK).is_file():
-        return False
-    try:
-        with locked(folder):
-            return False
-    except ConfigError:
-        return True
 
 
 def find_run(resume: str, given: Sequence[str], folder: str | None) -> Path | None:

@@ -31,7 +31,7 @@ from fcn.errors import ConfigError, UserError, describe_failure
 from fcn.inference.evaluate import evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
-from fcn.output import percent, write_json
+from fcn.output import locked, percent, write_json
 from fcn.pictures import plots
 from fcn.processes import Processes, launch
 from fcn.training import record
@@ -118,7 +118,7 @@ def opened_folder(plan: Plan, processes: Processes) -> Iterator[None]:
             "starts a new one"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with record.locked(folder):
+    with locked(folder):
         yield
 
 
