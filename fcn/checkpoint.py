@@ -200,12 +200,18 @@ def load(path: str | Path) -> FCN:
 
 
 def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Read the curves that training keeps in a .ckpt.
+    """Read the curves of a run.
+
+    Args:
+        path: the history.json that a finished run leaves, or a .ckpt, which holds them too.
 
     Returns:
         "loss" and "mean_iou" (in 0..1), each a list of (step, value); empty if there are none.
     """
-    kept = _nested(_unpickle(Path(path)), "callbacks", "History") or {}
+    if Path(path).suffix == ".json":
+        kept = json.loads(Path(path).read_text(encoding="utf-8"))
+    else:
+        kept = _nested(_unpickle(Path(path)), "callbacks", "History") or {}
     return {name: [tuple(point) for point in kept.get(name, [])] for name in ("loss", "mean_iou")}
 
 

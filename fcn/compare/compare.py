@@ -400,8 +400,10 @@ def _curves(groups: Sequence[Group]) -> list[str]:
     """Return the figure of the training curves of first runs; none if they were not trained."""
     loss, mean_iou = {}, {}
     for group in groups:
-        last = group.runs[0].folder / "checkpoints" / "last.ckpt"
-        history = checkpoint.history(last) if last.is_file() else {}
+        folder = group.runs[0].folder
+        kept = (folder / "history.json", folder / "checkpoints" / "last.ckpt")
+        path = next((path for path in kept if path.is_file()), None)
+        history = checkpoint.history(path) if path else {}
         if history.get("loss") and history.get("mean_iou"):
             loss[group.name], mean_iou[group.name] = history["loss"], history["mean_iou"]
     if not loss:

@@ -127,6 +127,9 @@ class Interruption(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers again, over Lightning's."""
         self._install()
+        # Lightning asks all processes for its own SIGTERM at every step, and waits for the device
+        # to answer; there is no public way to leave it out.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore
         self.trainer = trainer
 
     def on_train_batch_start(

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +46,6 @@ class Record:
     settings: dict[str, Any]
     model: dict[str, Any]  # arguments of FCN
     data: dict[str, Any]  # by split: the number and the checksum of its ids
-    history: list[dict[str, Any]] = field(default_factory=list)
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return the settings that differ: key -> (before, now)."""
@@ -158,7 +157,7 @@ def read_record(folder: Path, resume: str) -> Record:
         from fcn import checkpoint
 
         model = checkpoint.read(path).about["model"]
-    return Record(folder, path, content["config"], model, content["data"], content["history"])
+    return Record(folder, path, content["config"], model, content["data"])
 
 
 def settings_to_resume(

@@ -28,7 +28,7 @@ from fcn.data.images import range_note
 from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
-from fcn.inference.evaluate import evaluate_and_write, print_last_line, read_metrics
+from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
 from fcn.output import locked, percent, write_json
@@ -150,6 +150,8 @@ def first_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
     surgery = checkpoint.initialise(
         model, weights.source, weights.backbone, plan.train.classes, new_head=weights.new_head
     )
+    if weights.source is not None:
+        weights.source.weights.clear()  # the model has them now; the plan lives as long as the run
     if surgery and weights.fit_to_features:
         first = range(min(len(plan.train), MEASURED_IMAGES))
         fit_to_features(model, [plan.train[index][0] for index in first], surgery)
@@ -373,8 +375,6 @@ def _continue_run(plan: Plan, run: Training, console: Console) -> None:
 
 def _mean_iou(plan: Plan, path: Path) -> float:
     """Return the mean IoU of a checkpoint on the validation split."""
-    from fcn.inference.evaluate import evaluate
-
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
     quiet = Console(quiet=True)
     return evaluate(model, plan.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
@@ -402,6 +402,7 @@ def evaluate_best(
         if history.loss and history.mean_iou:
             curves = {"training loss": history.loss}, {"validation mean IoU": history.mean_iou}
             plots.curves(*curves).save(folder / "curves.png")
+            write_json(folder / "history.json", history.state_dict())
         metrics = evaluate_and_write(
             InferenceModel(model, plan.device, plan.precision),
             plan.val,
