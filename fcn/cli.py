@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -121,22 +122,25 @@ class Command:
 
     def arguments(self, given: list[str]) -> list[str]:
         """Return the command line as Hydra is to see it: with the folder to work in."""
-        overrides = [a for a in given if "=" in a and not a.startswith("-")]
+        values = {b for a, b in pairwise(given) if a.startswith("--config-")}  # of a flag
+        overrides = [a for a in given if "=" in a and not a.startswith("-") and a not in values]
         parsed = OverridesParser.create().parse_overrides(overrides)
         keys = {override.key_or_group: override for override in parsed}
         several = {"-m", "--multirun"} & set(given)
+        if "hydra.mode" in keys and str(keys["hydra.mode"].value()).upper() == "MULTIRUN":
+            several = {*several, "hydra.mode"}
         self.flags = [a for a in given if a not in overrides and a not in several]
         folder = str(keys["hydra.run.dir"].value()) if "hydra.run.dir" in keys else None
         resume = keys["resume"].value() if self.name == "train" and "resume" in keys else None
         if not is_first():  # only the first process makes a folder, and tells the others
             if resume not in (None, "auto"):
-                self.run = find_run(str(resume), overrides, folder)
+                self.run = find_run(str(resume), overrides, folder, self.flags)
             kept = [a for a in given if not a.startswith("hydra.") and a not in several]
             return [*kept, "hydra.output_subdir=null", "hydra.run.dir=."]
         if resume is not None:
             if several:
                 raise ConfigError("resume continues one run: leave out --multirun")
-            self.run = find_run(str(resume), overrides, folder)
+            self.run = find_run(str(resume), overrides, folder, self.flags)
             given = [a for a in given if not a.startswith(("resume=", "hydra.run.dir="))]
             if self.run is None:  # of resume=auto: a new one
                 given = [*given, *([f"hydra.run.dir={quoted(folder)}"] if folder else [])]
@@ -145,10 +149,12 @@ class Command:
                 given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.run)}"]
                 return [*given, "hydra.output_subdir=null"]
         informs = any(a.startswith(("--cfg", "-c", "--info", "-i", "--hydra-help")) for a in given)
+        if several and folder is not None:
+            raise ConfigError("hydra.run.dir is for a single run; a sweep takes hydra.sweep.dir")
         if self.name in DATED and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
             given = [*given, f"hydra.run.dir={quoted(self.made)}"]
-        return given
+        return sorted(given, key=lambda a: a not in several)  # -m comes first, as Hydra wants it
 
     def run_job(self, cfg: Any) -> Any:
         """Run the command on what Hydra has composed; an error is kept for `run`."""
@@ -179,7 +185,7 @@ class Command:
         if self.run is not None:
             resume = values["resume"]
             values = settings_to_resume(self.run, values, given) | {"resume": resume}
-        elif self.name == "train":
+        if self.name == "train":
             values["trainer"] = later_wins(values["trainer"], given)
         elif self.name in ("evaluate", "explain") and values["checkpoint"] not in (None, MISSING):
             chosen = any(override.lstrip("+").startswith("data=") for override in given)
@@ -207,8 +213,11 @@ def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
         given: the overrides of the command line, which come after all files.
     """
     lengths = ("max_steps", "max_epochs")
-    typed = [key for o in given for key in lengths if o.lstrip("+").startswith(f"trainer.{key}=")]
-    order = typed or [key for key in trainer if key in lengths and trainer[key] is not None]
+    known = [key for key in trainer if key in lengths and trainer[key] is not None]
+    typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
+    order = typed or known
+    if not order:
+        return trainer
     return {key: value for key, value in trainer.items() if key not in lengths or key == order[-1]}
 
 
@@ -249,7 +258,8 @@ def show_help(name: str, overrides: list[str]) -> None:
 def checked(given: list[str]) -> list[str]:
     """Return the command line with a + where Hydra wants one; bad quotes are a ConfigError."""
     given = [re.sub(OPEN_KEYS, r"++\1", argument) for argument in given]
-    for argument in (a for a in given if "=" in a and not a.startswith("-")):
+    values = {b for a, b in pairwise(given) if a.startswith("--config-")}  # of a flag
+    for argument in (a for a in given if "=" in a and not a.startswith("-") and a not in values):
         try:
             OverridesParser.create().parse_override(argument)
         except HydraException:

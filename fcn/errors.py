@@ -47,9 +47,9 @@ FAILURES = {
     "smaller recipe.crop, or a narrower backbone.head_width",
     "more than 1 value per channel": "batch norm needs more than one value for each channel; set a "
     "larger recipe.batch_size or recipe.crop",
-    "shared memory|shm|bus error|exited unexpectedly|killed by signal": "the loading processes "
-    "lack shared memory, or were killed; set data.num_workers=0, or give the container more "
-    "(docker run --shm-size=1g)",
+    "unable to .*shared memory|shm|bus error|exited unexpectedly|killed by signal": "the loading "
+    "processes lack shared memory, or were killed; set data.num_workers=0, or give the "
+    "container more (docker run --shm-size=1g)",
     "does not support dense gradients|closure": "recipe.optimizer does not fit this training; use "
     "sgd or adamw",
 }

@@ -23,8 +23,7 @@ T = TypeVar("T")
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # set by whatever starts processes
 PATIENCE = timedelta(days=7)  # one process may work for long while the others wait
 GRACE = 2  # seconds that a process has to notice by itself that another has failed
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true",
-              "single_device")  # fmt: skip
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 LOST = ("connection closed", "connection reset", "broken pipe", "connection refused", "peer")
 
 
@@ -206,6 +205,8 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
     try:
         _check_accelerator(str(wanted["accelerator"]))
         fabric = Fabric(**wanted)  # type: ignore[arg-type]
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            _join_attempt(cuda=fabric.device.type == "cuda")
         fabric.launch()
     except ConfigError:
         raise
@@ -227,8 +228,8 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
         processes._fail(error)
         if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
             raise UserError(
-                "lost another process of this command: it was killed, or its machine failed; "
-                "resume=last continues from the last checkpoint"
+                "lost another process of this command: it was killed, or its machine failed; run "
+                "the command again, to continue a training with resume=FOLDER"
             ) from error
         raise
     finally:
@@ -237,6 +238,23 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
         for key in os.environ.keys() - environment.keys():
             if key in (*RANKS, "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
                 del os.environ[key]  # the next run of a sweep starts processes of its own
+
+
+def _join_attempt(*, cuda: bool) -> None:
+    """Connect the processes of torchrun, by addresses of this attempt alone.
+
+    After a restart, torchrun's store may still hold the addresses of processes that are gone, for
+    which those of the new attempt would wait.
+    """
+    import torch
+
+    distributed, environment = torch.distributed, os.environ
+    place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    attempt = f"attempt {environment['TORCHELASTIC_RESTART_COUNT']}"
+    store = distributed.PrefixStore(attempt, distributed.TCPStore(*place, is_master=False))
+    rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    backend = "nccl" if cuda else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def _check_accelerator(name: str) -> None:

@@ -127,7 +127,8 @@ def test_a_killed_worker_is_restarted_and_nothing_changes(tiny_voc: TinyVOC) -> 
     steps = ["trainer.max_steps=60", "trainer.val_check_interval=4"]
     command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *steps]
     whole = start(sys.executable, *command, "hydra.run.dir=whole", folder=tiny_voc.root)
-    assert whole.wait(timeout=200) == 0
+    whole.communicate(timeout=200)
+    assert whole.returncode == 0
     elastic = [*TORCHRUN, "--max-restarts=2", *command, "resume=auto"]
     process = start(*elastic, folder=tiny_voc.root)
     wait_for(tiny_voc.root, "outputs/train/*/checkpoints/last.ckpt")
@@ -153,18 +154,16 @@ def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
               "trainer.devices=1", folder=tiny_voc.root)
         for rank in range(2)
     ]  # fmt: skip
-    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
     for node in nodes:
-        assert node.stdout is not None
-        assert node.stderr is not None
-        node.stdout.close()
-        node.stderr.close()
+        _, err = node.communicate(timeout=300)
+        assert node.returncode == 0, err
     (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
     one = start(
         sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), f"checkpoint={run}",
         "trainer.accelerator=cpu", "hydra.run.dir=one", folder=tiny_voc.root,
     )  # fmt: skip
-    assert one.wait(timeout=100) == 0
+    one.communicate(timeout=100)
+    assert one.returncode == 0
     found, expected = (
         json.loads((folder / "metrics.json").read_text()) for folder in (run, tiny_voc.root / "one")
     )
@@ -185,8 +184,11 @@ def test_torchrun_trains_stages_in_one_folder(tiny_voc: TinyVOC) -> None:
 @pytest.mark.slow
 def test_two_processes_share_the_paths_of_a_pipe(tiny_voc: TinyVOC) -> None:
     own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2"]
-    assert start(sys.executable, TRAIN, *own, "trainer.devices=1", "hydra.run.dir=run",
-                 folder=tiny_voc.root).wait(timeout=100) == 0  # fmt: skip
+    trained = start(
+        sys.executable, TRAIN, *own, "trainer.devices=1", "hydra.run.dir=run", folder=tiny_voc.root
+    )
+    trained.communicate(timeout=100)
+    assert trained.returncode == 0
     predict = [str(REPOSITORY / "scripts" / "predict.py"), "checkpoint=run", "input=-", *TWO]
     paths = "".join(f"{path}\n" for path in sorted(tiny_voc.image("t0").parent.iterdir()))
     done = subprocess.run(

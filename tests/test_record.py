@@ -135,7 +135,7 @@ def test_last_is_the_newest_unfinished_run_sweeps_included(
     run_in("train", *data, *QUICK)  # a finished one, and the newest
     capsys.readouterr()
     run_in("train", "resume=last")
-    assert "resuming outputs/sweep/a/0" in capsys.readouterr().out
+    assert "outputs/sweep/a/0 from last.ckpt" in capsys.readouterr().out
     assert last_step("outputs/sweep/a/0") == 4
     assert "unfinished" in error_line("train", "resume=last")
     run_in("train", "resume=last", "trainer.max_steps=6")  # of a finished one: the newest

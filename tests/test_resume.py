@@ -92,7 +92,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     model, _ = first_model(plan, QUIET)
     training = make_module(plan, model, ALONE, QUIET)
     run = make_trainer(plan, training, ALONE, QUIET)
-    write_run_record(plan, model, ALONE)
+    run.at_start.do = lambda: write_run_record(plan, model, ALONE)
     fit(plan, run, training, QUIET)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -83,8 +83,18 @@ def recognise(folder: ExportFolder, reading: Reading) -> Export:
     Raises:
         DataError: no masks, masks without an image, unreadable lists.
     """
-    found = (read(folder, reading) for read in FORMATS)
-    export = next(filter(None, found), None) or images_and_masks(folder, reading)
+    export = None
+    for read in FORMATS:
+        try:
+            export = export or read(folder, reading)
+        except DataError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{folder.root}: its files of {read.__name__} do not have that format "
+                f"({error!r}); export it again, or say where the files are with images= and masks="
+            ) from error
+    export = export or images_and_masks(folder, reading)
     if not export.items:
         raise DataError(f"{folder.root}: {export.format}, but no masks")
     return export
@@ -411,6 +421,11 @@ def rasterise(
             shape = rle.merge(rle.frPyObjects(shape, height, width))
         elif isinstance(shape["counts"], list):  # not compressed
             shape = rle.frPyObjects(shape, height, width)
+        if annotation["category_id"] not in labels:
+            raise DataError(
+                f"{image['file_name']}: an annotation has category_id "
+                f"{annotation['category_id']}, which no category of the file has; export it again"
+            )
         size = (bool(annotation.get("iscrowd")), int(rle.area(shape)))
         layers.append((size, rle.decode(shape) > 0, labels[annotation["category_id"]]))
     values, shared = np.zeros((height, width), np.int64), np.zeros((height, width), bool)

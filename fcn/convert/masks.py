@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ImageFile
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from fcn.data.images import file_errors
+from fcn.data.images import file_errors, open_pillow
 from fcn.errors import DataError
 
 COLOUR = 1 << 24
@@ -55,7 +55,7 @@ def read_values(path: Path, colours: bool = False, alpha: Alpha = OPAQUE) -> np.
             if pixels.ndim != 2:
                 raise DataError(f"{path}: an array {pixels.shape}; a mask must be (H, W)")
             return _whole(path, pixels)
-        with Image.open(path) as image:
+        with path.open("rb") as stream, open_pillow(stream) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: {pages} pages; save each as a mask of its own")
             is_jpeg, step = image.format == "JPEG", _grey_step(image)
@@ -109,7 +109,7 @@ def find_alpha(masks: Iterable[Path]) -> Alpha:
     for path in masks:
         if path.suffix == ".npy":
             return Alpha()
-        with file_errors(path, "mask"), Image.open(path) as image:
+        with file_errors(path, "mask"), path.open("rb") as stream, open_pillow(stream) as image:
             if image.mode not in ("LA", "RGBA"):
                 others = True
                 continue
@@ -127,7 +127,7 @@ def check_palettes(masks: Iterable[Path]) -> None:
     """Raise a DataError if a number has two colours in the palettes of masks of labels."""
     seen = dict[int, tuple[list[int], Path]]()
     for path in (path for path in masks if path.suffix != ".npy"):
-        with file_errors(path, "mask"), Image.open(path) as image:
+        with file_errors(path, "mask"), path.open("rb") as stream, open_pillow(stream) as image:
             palette = image.getpalette() or []  # none in grey
             for number in np.unique(np.asarray(image)).tolist() if palette else ():
                 colour = palette[3 * number : 3 * number + 3]

@@ -506,7 +506,7 @@ def _opened(source: Source, kind: str) -> Iterator[Any]:
         is_tiff = stream.read(4)[:2] in (b"II", b"MM")
         stream.seek(0)
         try:
-            image: Any = _open_pillow(stream)
+            image: Any = open_pillow(stream)
         except UnidentifiedImageError:
             if not is_tiff:
                 raise
@@ -532,7 +532,7 @@ def _open_tiff(stream: Any, name: str) -> Any:
     return tifffile.TiffFile(stream)
 
 
-def _open_pillow(stream: BinaryIO) -> Image.Image:
+def open_pillow(stream: BinaryIO) -> ImageFile.ImageFile:
     """Open an image of any size with Pillow, whose limit is for files of strangers."""
     with _no_pixel_limit() as limit:
         try:

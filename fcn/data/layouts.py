@@ -248,7 +248,8 @@ def sbd(
     else:
         raise DataError(f"data.split={split}: data=sbd has the splits train and seg11valid")
     name = f"sbd {split} ({root})"
-    info, notes = merge_info(replace(data, classes=VOC_CLASSES), {}, known)
+    _check_classes(data, VOC_CLASSES, str(root))
+    info, notes = merge_info(data, {"classes": VOC_CLASSES}, known)
     return SegmentationDataset(pairs, info, name, problems=problems, notes=notes, strict=strict)
 
 

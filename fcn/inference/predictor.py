@@ -36,7 +36,7 @@ class Predictor:
     Attributes:
         model: the `InferenceModel`.
         classes: the names of the labels.
-        info: their colours, and what else is known about the data, see `fcn.config.DatasetInfo`.
+        info: their colours, and what else is known about the data, see `DatasetInfo`.
 
     Raises:
         CheckpointError: the path holds no model.

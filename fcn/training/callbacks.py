@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,25 +38,30 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(filename="best", monitor="val/mean_iou", mode="max", **_keep_one(folder))
         self.scored_again: float | None = None
 
-    @property
-    def state_key(self) -> str:
-        """Return the key of its state in a checkpoint, that of Lightning's own class."""
-        return super().state_key.replace(type(self).__name__, "ModelCheckpoint", 1)
-
     def score_again(self, mean_iou: float) -> None:
         """Let best.ckpt have another mean IoU, in 0..1: its validation split has changed."""
         self.scored_again = mean_iou
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the state in a checkpoint of an earlier version, which used Lightning's class."""
+        states = checkpoint["callbacks"]
+        for key in [key for key in states if key.startswith("ModelCheckpoint")]:
+            if f"'monitor': '{self.monitor}'" in key and "best.ckpt" in str(states[key]):
+                states.setdefault(self.state_key, states[key])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best so far, in this run's folder: it may have been moved."""
         path = str(Path(str(self.dirpath), "best.ckpt"))
+        if not state_dict["best_model_path"] or not Path(path).is_file():
+            return  # the next validation makes one
         score = state_dict["best_model_score"]
         if self.scored_again is not None:
             score = torch.tensor(self.scored_again)
-        best = {path: score} if state_dict["best_model_path"] else {}
+        best = {path: score}
         state: dict[str, Any] = {"dirpath": self.dirpath}
-        state |= {"best_model_path": path if best else ""}
-        state |= {"best_k_models": best, "kth_best_model_path": path if best else ""}
+        state |= {"best_model_path": path, "best_k_models": best, "kth_best_model_path": path}
         state |= {"best_model_score": score, "kth_value": score}
         super().load_state_dict(state_dict | state)
 
@@ -68,6 +74,17 @@ class LastCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over nothing: the file is overwritten by the next validation."""
+
+
+class AtStart(Callback):
+    """Does something once training starts: a resumed run's state has been loaded by then."""
+
+    do: Callable[[], None] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do it."""
+        if self.do is not None:
+            self.do()
 
 
 def _keep_one(folder: Path) -> dict[str, Any]:
@@ -170,12 +187,14 @@ class Watch(Callback):
     Args:
         classes: their names.
         precision: of the run.
+        folder: of the run, with which it is resumed.
         console: for the warning.
     """
 
-    def __init__(self, classes: list[str], precision: str, console: Console) -> None:
+    def __init__(self, classes: list[str], precision: str, folder: Path, console: Console) -> None:
         self.classes, self.console = classes, console
         full = "" if precision == "32-true" else "trainer.precision=32-true, "
+        self.last = folder / "checkpoints" / "last.ckpt"
         self.remedy = f"set {full}a lower recipe.lr or trainer.gradient_clip_val=1"
         self.loss: Tensor | None = None
         self.same = 0
@@ -196,8 +215,7 @@ class Watch(Callback):
         self._check_loss(trainer)
         if not all(bool(torch.isfinite(weight).all()) for weight in pl_module.parameters()):
             raise TrainingError(
-                f"weights are infinite after step {trainer.global_step}; resume=last continues "
-                f"from the last checkpoint: {self.remedy}"
+                f"weights are infinite after step {trainer.global_step}; {self._advice()}"
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -211,6 +229,11 @@ class Watch(Callback):
                 style="yellow",
             )
 
+    def _advice(self) -> str:
+        if not self.last.is_file():
+            return self.remedy
+        return f"resume={self.last.parent.parent} continues from the last checkpoint: {self.remedy}"
+
     def _check_loss(self, trainer: pl.Trainer) -> None:
         assert self.loss is not None
         if math.isfinite(float(self.loss)):
@@ -222,8 +245,7 @@ class Watch(Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise TrainingError(
             f"the loss is {float(self.loss)} {when} step {trainer.global_step + 1} (learning rate "
-            f"{rate:g}, images {', '.join(images)}); resume=last continues from the last "
-            f"checkpoint: {self.remedy}"
+            f"{rate:g}, images {', '.join(images)}); {self._advice()}"
         )
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
-from fcn.errors import Interrupted, UserError
+from fcn.errors import CheckpointError, Interrupted, UserError
 from fcn.output import atomic_write
 from fcn.processes import Processes
 
@@ -48,7 +48,23 @@ class AtomicCheckpoints(TorchCheckpointIO):
             reason = str(cause).splitlines()[0]
             raise UserError(
                 f"{path}: cannot be written ({reason}); earlier checkpoints are intact: free some "
-                "space and use resume=last"
+                f"space and use resume={path.parent.parent}"
+            ) from error
+
+    def load_checkpoint(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            return super().load_checkpoint(*arguments, **keywords)
+        except Exception as error:  # a damaged file makes its reader raise almost anything
+            path = Path(str(arguments[0]))
+            others = [other for other in sorted(path.parent.glob("*.ckpt")) if other != path]
+            advice = f"; resume={others[0]} continues from another" if others else ""
+            raise CheckpointError(
+                f"{path}: damaged ({error or type(error).__name__}){advice}"
             ) from error
 
 

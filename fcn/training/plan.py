@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -83,7 +84,7 @@ class FirstWeights:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run is. `run.json` keeps `settings`; nothing else asks them."""
+    """Everything that defines a run; `settings` is kept for run.json and names on the screen."""
 
     settings: TrainConfig
     folder: Path
@@ -106,7 +107,7 @@ class Plan:
     class_weights: str | list[float] | None  # "balanced", or one number for each class
     trainer: Mapping[str, Any]  # arguments of Lightning's Trainer
     loggers: tuple[Mapping[str, Any], ...]  # each with its _target_
-    callbacks: tuple[Mapping[str, Any], ...]
+    callbacks: Mapping[str, Mapping[str, Any]]  # by name
     record: Record | None  # of the run to resume
 
     @property
@@ -135,6 +136,8 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
     record = read_record(folder, cfg.resume) if cfg.resume else None
     if record:
         record.check_unchanged(asdict(cfg))
+        if cfg.trainer.get("fast_dev_run") or cfg.trainer.get("enable_checkpointing") is False:
+            raise ConfigError("resume needs checkpoints: leave out trainer.fast_dev_run and others")
     trainer = _checked_arguments(cfg.trainer)
     device = processes.device
     precision = resolve_precision(trainer.get("precision"), device, training=True).name
@@ -152,6 +155,11 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
 
     train, val = _open_splits(cfg, processes, console)
     info = train.info
+    if record and record.model["num_classes"] != len(info.classes):
+        raise ConfigError(
+            f"resume={folder}: it has {record.model['num_classes']} classes, but {train.name} has "
+            f"{len(info.classes)}; start a new run with model.init_from={folder}"
+        )
     model = _network(cfg, info, source, record)
     train, length = _length(trainer, train, recipe.batch_size, processes.world)
     return Plan(
@@ -178,7 +186,7 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
         class_weights=_class_weights(cfg, info.classes),
         trainer=trainer,
         loggers=tuple(cfg.logger.values()),
-        callbacks=tuple(cfg.callbacks.values()),
+        callbacks=cfg.callbacks,
         record=record,
     )
 
@@ -267,12 +275,17 @@ def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_target(entry: Mapping[str, Any], group: str) -> None:
-    """Raise a ConfigError if the `_target_` of a logger or callback does not exist."""
+    """Raise a ConfigError if the `_target_` of a logger or callback is none."""
+    if not isinstance(entry, Mapping) or "_target_" not in entry:
+        raise ConfigError(f"{group}={entry}: each entry needs a _target_, the name of its class")
     try:
-        get_class(entry["_target_"])
+        target = get_class(entry["_target_"])
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
+        raise ConfigError(f"{group}: {entry['_target_']}: {reason}") from error
+    kind = Logger if group == "logger" else pl.Callback
+    if not issubclass(target, kind):
+        raise ConfigError(f"{group}: {entry['_target_']} is no {kind.__name__} of Lightning's")
 
 
 def _source(cfg: TrainConfig) -> Checkpoint | None:
@@ -419,6 +432,8 @@ def _length(
     interval = min(interval, steps * accumulate)
     if least := trainer.pop("min_epochs", None):
         trainer["min_steps"] = math.ceil(_number("trainer.min_epochs", least) * epoch / accumulate)
+    if (trainer.get("min_steps") or 0) > steps:
+        raise ConfigError(f"trainer.min_steps={trainer['min_steps']}: the run has {steps} steps")
     trainer |= {
         "max_steps": steps,
         "accumulate_grad_batches": accumulate,
@@ -451,7 +466,8 @@ def _count(trainer: dict[str, Any], name: str, default: int) -> int:
 
 def _whole(key: str, value: Any, least: int = 1) -> int:
     """Return a setting that must be a whole number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value != int(value):
         raise ConfigError(f"{key}={value}: must be a whole number")
     if value < least:
         raise ConfigError(f"{key}={value}: must be at least {least}")

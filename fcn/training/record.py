@@ -8,7 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from fcn.config import CONFIGS, REPOSITORY, flat_keys
 from fcn.errors import ConfigError
 from fcn.output import is_live, write_json
+from fcn.processes import is_first
 
 RECORD = "run.json"
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
@@ -30,7 +31,8 @@ PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "
 FIXED = (
     "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
     "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
-    "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay", "stages",
+    "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
+    "trainer.accumulate_grad_batches",
 )  # fmt: skip
 # Settings that say how a run was started, not what it is.
 STARTING = ("resume", "model.init_from", "data.download")
@@ -53,13 +55,14 @@ class Record:
         return {
             key: (before.get(key), now.get(key))
             for key in sorted(before | now)
-            if before.get(key) != now.get(key) and not key.startswith(STARTING)
+            if _differ(before.get(key), now.get(key)) and not key.startswith(STARTING)
         }
 
     def check_unchanged(self, settings: Mapping[str, Any]) -> None:
         """Raise a ConfigError if a setting changed that a resumed run cannot change."""
         for key, (before, now) in self.changes(settings).items():
-            if key.startswith(FIXED) or (key == "data.classes" and before and now):
+            fixed = key in FIXED or key.startswith("model.skip_scales.")
+            if fixed or (key == "data.classes" and before and now):
                 raise ConfigError(
                     f"resume={self.folder}: it was trained with {key}={before}, not {now}; resume "
                     "with the same settings, or start a new run with model.init_from"
@@ -88,7 +91,9 @@ def new_folder(parent: Path) -> Path:
     raise ConfigError(f"{parent}: 1000 runs were started in one second")
 
 
-def find_run(resume: str, given: Sequence[str], folder: str | None) -> Path | None:
+def find_run(
+    resume: str, given: Sequence[str], folder: str | None, flags: Sequence[str] = ()
+) -> Path | None:
     """Return the folder of the run that `resume` means; None for a new one.
 
     Args:
@@ -96,6 +101,7 @@ def find_run(resume: str, given: Sequence[str], folder: str | None) -> Path | No
             is not finished; auto: the run that the same command has left unfinished, or a new one.
         given: the overrides of the command line.
         folder: hydra.run.dir, if it is given; it is the run that last and auto mean.
+        flags: Hydra's flags of the command line, such as --config-path.
 
     Raises:
         ConfigError: there is no such run.
@@ -105,9 +111,15 @@ def find_run(resume: str, given: Sequence[str], folder: str | None) -> Path | No
         if resume == "auto" and not any(run.glob("**/*.ckpt")):
             return None
     elif resume == "auto":
-        wanted = _without_resume(given)
+        wanted = _what_it_trains(flags, given)
         started = [run for run in _newest_first() if not _is_finished(run) and not is_live(run)]
-        same = [run for run in started if _without_resume(_read(run)["overrides"]) == wanted]
+        started = [run for run in started if any(run.glob("**/*.ckpt"))]
+        records = {run: _read(run) for run in started}
+        same = [
+            run
+            for run, kept in records.items()
+            if _what_it_trains(kept.get("flags", []), kept["overrides"]) == wanted
+        ]
         if not same:
             return None
         run = same[0]
@@ -125,14 +137,24 @@ def find_run(resume: str, given: Sequence[str], folder: str | None) -> Path | No
         run = (unfinished or runs)[0]
     else:
         path = Path(resume)
-        run = path.parent.parent if path.suffix == ".ckpt" else path
         if path.suffix == ".ckpt" and not path.is_file():
             raise ConfigError(f"resume={resume}: no such checkpoint")
+        run = run_of(resume) or path
     if not (run / RECORD).is_file():
         raise ConfigError(f"resume={resume}: no run in {run} (it has no {RECORD})")
-    if is_live(run):
+    if is_first() and is_live(run):  # the first process decides for all
         raise ConfigError(f"resume={resume}: {run} is being trained at this moment")
-    return run
+    return run.absolute()
+
+
+def check_free(folder: Path) -> None:
+    """Raise a ConfigError if a folder holds a run, of whatever kind."""
+    runs = any((folder / "checkpoints").glob("*.ckpt"))
+    if runs or ((folder / RECORD).is_file() and any(folder.glob("**/*.ckpt"))):
+        raise ConfigError(
+            f"{folder} holds a run already: resume={folder} continues it, another hydra.run.dir "
+            "starts a new one"
+        )
 
 
 def read_record(folder: Path, resume: str) -> Record:
@@ -148,8 +170,7 @@ def read_record(folder: Path, resume: str) -> Record:
     content = _read(folder)
     kept = [folder / "checkpoints" / name for name in CHECKPOINTS]
     kept = [path for path in kept if path.is_file()]
-    newest = max(kept, key=lambda path: path.stat().st_mtime_ns, default=None)
-    path = Path(resume) if resume.endswith(".ckpt") else newest
+    path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=_step, default=None)
     if path is None:
         raise ConfigError(f"resume={resume}: no checkpoint in {folder / 'checkpoints'}")
     model = content.get("model")
@@ -175,17 +196,25 @@ def settings_to_resume(
     """
     content = _read(folder)
     settings, known = content["config"], {o.lstrip("+") for o in content["overrides"]}
+    if "stages" not in content:  # of one stage, an earlier version recorded those of all
+        settings["stages"] = []
     for override in given:
         key, _, value = override.lstrip("+~").partition("=")
-        if override.lstrip("+") in known or key.startswith("hydra"):
-            continue
         choice = CONFIGS / key / f"{value}.yaml"
+        repeated = override.lstrip("+") in known and (choice.is_file() or key in REPEATED)
+        if repeated or key.startswith("hydra"):
+            continue
         if key in REPEATED:
             raise ConfigError(
                 f"{override}: a resumed run keeps its {key}; change single settings, such as "
                 "recipe.lr=0.001, or start a new run"
             )
-        if key in ("logger", "callbacks"):
+        if key == "stages" and composed["stages"] != settings["stages"]:
+            raise ConfigError(
+                f"{override}: a resumed run keeps its stages ({settings['stages']}); start a new "
+                "run in another hydra.run.dir"
+            )
+        if key in ("logger", "callbacks", "data"):
             settings[key] = composed[key]
         elif choice.is_file():
             settings[key] |= OmegaConf.to_container(OmegaConf.load(choice)) or {}
@@ -201,7 +230,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def run_of(checkpoint: str) -> Path | None:
     """Return the folder of the run that a checkpoint belongs to; None if it belongs to none."""
-    path = Path(checkpoint)
+    path = Path(checkpoint).absolute()
     for folder in (path, path.parent, path.parent.parent):
         if (folder / RECORD).is_file():
             return folder
@@ -213,6 +242,7 @@ def start(overrides: Sequence[str]) -> dict[str, Any]:
     return {
         "command": shlex.join(sys.argv),
         "overrides": list(overrides),
+        "flags": [argument for argument in sys.argv[1:] if argument not in overrides],
         "started": _now(),
         "commit": _commit(),
         "versions": {name: version(name) for name in PACKAGES},
@@ -225,8 +255,9 @@ def write_record(folder: Path, content: Mapping[str, Any]) -> None:
     record.setdefault("history", [])
     if path.is_file():
         before = _read(folder)
-        event = {key: record[key] for key in ("command", "overrides", "started", "commit")}
-        record |= {key: before[key] for key in ("command", "overrides", "started", "commit")}
+        first = ("command", "overrides", "flags", "started", "commit")
+        event = {key: record[key] for key in first}
+        record |= {key: before[key] for key in first if key in before}
         record["history"] = [*before["history"], event]
     write_json(path, record)
 
@@ -241,10 +272,10 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content["config"], dict):
+        if not isinstance(content["config"].get("data"), dict):
             raise ValueError("no settings in it")
         return {"overrides": [], "data": {}, "history": []} | content
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error!r}); start a new run with model.init_from={folder}"
         ) from None
@@ -252,13 +283,34 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _newest_first() -> list[Path]:
     """Return the folders below outputs/ that hold a run, sweeps included; stages are one run."""
-    found = {path.parent for path in OUTPUTS.glob("**/" + RECORD) if _is_readable(path.parent)}
+    found = {folder for folder in _folders(OUTPUTS, set()) if _is_readable(folder)}
     runs = [folder for folder in found if not found & set(folder.parents)]
 
     def changed(run: Path) -> float:
         return max(path.stat().st_mtime for path in (run / RECORD, *run.glob("**/*.ckpt")))
 
     return sorted(runs, key=changed, reverse=True)
+
+
+def _folders(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the folders with a record in a folder, linked ones too, each once."""
+    if not folder.is_dir() or folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    if (folder / RECORD).is_file():
+        yield folder
+    for inner in folder.iterdir():
+        yield from _folders(inner, seen)
+
+
+def _step(path: Path) -> int:
+    """Return the optimiser step of a checkpoint; -1 for a damaged one."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # a damaged file makes its reader raise almost anything
+        return -1
 
 
 def _is_readable(run: Path) -> bool:
@@ -276,9 +328,10 @@ def _is_finished(run: Path) -> bool:
     return old and (run / "metrics.json").is_file() and (run / "model.safetensors").is_file()
 
 
-def _without_resume(overrides: Sequence[str]) -> list[str]:
+def _what_it_trains(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return the part of a command line that says what is trained, in any order."""
     kept = (override.lstrip("+") for override in overrides)
-    return sorted(o for o in kept if not o.startswith(("resume=", "hydra.run.dir=")))
+    return [*flags, *sorted(o for o in kept if not o.startswith(("resume=", "hydra.")))]
 
 
 def _set(settings: dict[str, Any], composed: Mapping[str, Any], parts: list[str]) -> None:
@@ -293,6 +346,11 @@ def _set(settings: dict[str, Any], composed: Mapping[str, Any], parts: list[str]
         target[last] = source[last]
     else:
         target.pop(last, None)
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Return True if two settings differ; 1 batch is not 1.0, all of them."""
+    return before != now or isinstance(before, float) != isinstance(now, float)
 
 
 def _now() -> str:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from fcn import checkpoint
 from fcn.config import CONFIGS, ModelConfig, TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
+from fcn.data.dataset import SegmentationDataset
 from fcn.data.images import range_note
 from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.device import InferenceModel, describe_machine
@@ -36,6 +38,7 @@ from fcn.pictures import plots
 from fcn.processes import Processes, launch
 from fcn.training import record
 from fcn.training.callbacks import (
+    AtStart,
     BestCheckpoint,
     History,
     LastCheckpoint,
@@ -91,7 +94,7 @@ def train_one(
         module = make_module(plan, model, processes, console)
         run = make_trainer(plan, module, processes, console)
         print_start(plan, model, surgery, console)
-        write_run_record(plan, model, processes)
+        run.at_start.do = partial(write_run_record, plan, model, processes)
         fit(plan, run, module, console)
         best = run.checkpoint_to_keep()
         if best is None or processes.rank > 0:
@@ -112,11 +115,8 @@ def opened_folder(plan: Plan, processes: Processes) -> Iterator[None]:
         yield
         return
     folder = plan.folder
-    if plan.record is None and any((folder / "checkpoints").glob("*.ckpt")):
-        raise ConfigError(
-            f"{folder} holds a run already: resume={folder} continues it, another hydra.run.dir "
-            "starts a new one"
-        )
+    if plan.record is None:
+        record.check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         yield
@@ -205,6 +205,7 @@ class Training:
     data: SegmentationData
     history: History
     interruption: Interruption
+    at_start: AtStart
     best: BestCheckpoint | None  # None: the run keeps no checkpoints
     last: Path
 
@@ -226,16 +227,19 @@ def make_trainer(
         plan.train, plan.val, plan.recipe, plan.seed, plan.num_workers, plan.val_limit
     )
     folder = plan.folder / "checkpoints"
-    history = History(console)
+    history, at_start = History(console), AtStart()
     interruption = Interruption(folder / "last.ckpt", console, processes)
     log = plan.folder / "metrics.csv"
     if log.is_file() and processes.rank == 0:  # Lightning's logger would delete a resumed run's
         log.rename(log.with_suffix(f".{len(list(plan.folder.glob('metrics*.csv')))}.csv"))
     loggers = [_instantiate(entry, "logger", plan.folder) for entry in plan.loggers]
-    callbacks = [_instantiate(entry, "callbacks", plan.folder) for entry in plan.callbacks]
+    own = {name: _instantiate(entry, "callbacks", plan.folder, name)
+           for name, entry in plan.callbacks.items()}  # fmt: skip
+    callbacks = list(own.values())
     callbacks += [
+        at_start,
         history,
-        Watch(plan.train.classes, plan.precision, console),
+        Watch(plan.train.classes, plan.precision, plan.folder, console),
         interruption,
         Pictures(plan.train.info),
     ]
@@ -264,21 +268,22 @@ def make_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    return Training(trainer, data, history, interruption, best, folder / "last.ckpt")
+    return Training(trainer, data, history, interruption, at_start, best, folder / "last.ckpt")
 
 
-def _instantiate(entry: Mapping[str, Any], group: str, folder: Path) -> Any:
+def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
     """Return what a `_target_` names, working in the run's folder unless its settings say where.
 
-    {folder} in its texts is the run's folder, too.
+    {folder} in its texts is the run's folder, too. Checkpoints of a callback go to a folder `name`.
     """
     place = str(folder.absolute())
     filled = {
         k: v.replace("{folder}", place) if isinstance(v, str) else v for k, v in entry.items()
     }
     try:
-        if "save_dir" in inspect.signature(get_class(filled["_target_"])).parameters:
-            filled = {"save_dir": folder} | filled
+        known = inspect.signature(get_class(filled["_target_"])).parameters
+        places = {"save_dir": folder, "dirpath": folder.absolute() / "checkpoints" / name}
+        filled = {key: place for key, place in places.items() if key in known} | filled
         return instantiate(filled)
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -317,7 +322,12 @@ def data_record(plan: Plan) -> dict[str, Any]:
     """Return what run.json keeps of both splits: it tells whether their images have changed."""
     splits = {"train": plan.train, "val": plan.val}
     return {
-        key: {"name": split.name, "images": len(split), "ids_sha256": split.fingerprint()}
+        key: {
+            "name": split.name,
+            "images": len(split),
+            "ids_sha256": split.fingerprint(),
+            "classes": split.classes,
+        }
         for key, split in splits.items()
     }
 
@@ -352,14 +362,22 @@ def fit(plan: Plan, run: Training, module: SegmentationModule, console: Console)
 
 
 def _continue_run(plan: Plan, run: Training, console: Console) -> None:
-    """Say what differs from the run that is resumed; a new validation split has a new best."""
+    """Say what differs from the run that is resumed; other validation images have a new best."""
     assert plan.record is not None
+    changes = plan.record.changes(asdict(plan.settings))
     console.print(f"resuming {plan.record.folder} from {plan.record.checkpoint.name}")
-    for key, (before, now) in plan.record.changes(asdict(plan.settings)).items():
-        console.print(f"  {key}: {before} -> {now}")
+    for key, (old, new) in changes.items():
+        console.print(f"  {key}: {old} -> {new}")
     before, now = plan.record.data, data_record(plan)
+    other_images = "trainer.limit_val_batches" in changes
     for key in now:
-        old = before.get(key, now[key])
+        old = now[key] | before.get(key, {})
+        if old["classes"] != now[key]["classes"]:
+            raise ConfigError(
+                f"resume={plan.record.folder}: its data had the classes "
+                f"{', '.join(old['classes'])}, but {now[key]['name']} has "
+                f"{', '.join(now[key]['classes'])}; start a new run with model.init_from"
+            )
         if old["ids_sha256"] == now[key]["ids_sha256"]:
             continue
         console.print(
@@ -367,17 +385,18 @@ def _continue_run(plan: Plan, run: Training, console: Console) -> None:
             f"{now[key]['images']} now; the run is no longer equal to one left alone",
             style="yellow",
         )
-        best = plan.folder / "checkpoints" / "best.ckpt"
-        if key == "val" and run.best is not None and best.is_file():
-            run.best.score_again(_mean_iou(plan, best))
-            console.print("the best checkpoint so far was validated again on the new split")
+        other_images |= key == "val"
+    best = plan.folder / "checkpoints" / "best.ckpt"
+    if other_images and run.best is not None and best.is_file():
+        run.best.score_again(_mean_iou(plan, run.data.val, best))
+        console.print("the best checkpoint so far was validated again on the new images")
 
 
-def _mean_iou(plan: Plan, path: Path) -> float:
-    """Return the mean IoU of a checkpoint on the validation split."""
+def _mean_iou(plan: Plan, val: SegmentationDataset, path: Path) -> float:
+    """Return the mean IoU of a checkpoint on the images of validation."""
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
     quiet = Console(quiet=True)
-    return evaluate(model, plan.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
+    return evaluate(model, val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
 
 
 def save_best_model(
@@ -478,13 +497,18 @@ def train_stages(
              any((own / "checkpoints").glob("*.ckpt")))
         )  # fmt: skip
         if done:
+            if record.settings_of(own)["trainer"] != stage.trainer:
+                raise ConfigError(
+                    f"resume={folder}: {own.name} is finished, and cannot be trained further with "
+                    "other trainer settings; start a new run"
+                )
             continue
         console.rule(stage.model.name)
         if started:
             stage = replace(stage, model=replace(stage.model, init_from=None), resume="last")
         elif index:
-            best = folder / stages[index - 1].model.name / "checkpoints" / "best.ckpt"
-            stage = replace(stage, model=replace(stage.model, init_from=str(best)))
+            before = str(folder / stages[index - 1].model.name)
+            stage = replace(stage, model=replace(stage.model, init_from=before))
         train_one(stage, own, processes, console)
         processes.wait()
     if processes.rank > 0:
@@ -508,14 +532,11 @@ def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
             f"stages={cfg.stages}: must go from coarse to fine, such as [fcn32s,fcn16s,fcn8s]"
         )
     stages = [replace(cfg, model=model, stages=[], resume=None) for model in models]
+    if cfg.resume is None:
+        record.check_free(folder)
     for index, stage in enumerate(stages):
         previous = "the stage before" if index else stage.model.init_from
         check_combinations(replace(stage, model=replace(stage.model, init_from=previous)))
-        if cfg.resume is None and any((folder / stage.model.name / "checkpoints").glob("*.ckpt")):
-            raise ConfigError(
-                f"{folder} holds a run already: resume={folder} continues it, another "
-                "hydra.run.dir starts a new one"
-            )
     return stages
 
 
