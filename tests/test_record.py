@@ -371,3 +371,154 @@ def test_the_later_length_of_files_wins() -> None:
     assert cli.later_wins({"max_steps": 5, "max_epochs": 2}, []) == {"max_epochs": 2}
     assert cli.later_wins({"max_epochs": 2, "max_steps": 5}, []) == {"max_steps": 5}
     assert cli.later_wins({"max_epochs": None, "max_steps": 5}, []) == {"max_steps": 5}
+
+
+def test_a_refused_resume_changes_nothing(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str], cases: Path
+) -> None:
+    """Other data, a damaged checkpoint: the next resume finds the run as it was."""
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    before = record("run")
+    other = [f"data.root={cases / 'good'}", "data=folder"]
+    assert "classes" in error_line("train", "resume=run", *other)
+    last = Path("run") / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2]):
+        last.write_bytes(damaged)
+        assert "last.ckpt" in error_line(
+            "train", "resume=run/checkpoints/last.ckpt", "trainer.max_steps=9"
+        )
+    last.write_bytes(whole)
+    assert record("run") == before
+    run_in("train", "resume=run")
+    assert last_step("run") == 4
+
+
+def test_a_setting_can_be_changed_and_changed_back(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    run_in("train", *tiny_voc.overrides(), *QUICK, "recipe.lr=0.01", "hydra.run.dir=run")
+    for steps, rate in ((6, 0.001), (8, 0.01)):
+        run_in("train", "resume=run", f"recipe.lr={rate}", f"trainer.max_steps={steps}")
+        assert record("run")["config"]["recipe"]["lr"] == rate
+    run_in("train", "resume=run", "trainer.max_epochs=6")  # two steps each; it wins over steps
+    assert last_step("run") == 12
+
+
+def test_a_folder_holds_one_run_of_one_kind(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    own = [*tiny_voc.overrides(), *QUICK]
+    run_in("train", *own, "hydra.run.dir=plain")
+    run_in("train", *own, "stages=[fcn32s,fcn16s]", "hydra.run.dir=stages")
+    for arguments in (
+        [*own, "stages=[fcn32s]", "hydra.run.dir=plain"],
+        [*own, "hydra.run.dir=stages"],
+        ["resume=plain", "stages=[fcn32s]"],
+        ["resume=stages", "stages=[fcn32s,fcn16s,fcn8s]"],
+        ["resume=stages", "trainer.max_steps=6"],  # they are finished
+    ):
+        kept = [record(run) for run in ("plain", "stages")]
+        assert error_line("train", *arguments)
+        assert [record(run) for run in ("plain", "stages")] == kept
+
+
+def test_auto_knows_the_experiment_of_a_config_path(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    for name in ("one", "two"):
+        own = [*tiny_voc.overrides(), *QUICK, f"seed={len(name)}", f"hydra.run.dir={name}"]
+        run_in("train", *own, "hydra.job.chdir=false")
+    flags = {
+        name: ["--config-path", str(Path(name, ".hydra").absolute()), "--config-name", "config"]
+        for name in ("one", "two")
+    }
+    longer = ["trainer.max_steps=6", "hydra.job.chdir=false", "resume=auto"]
+    interrupt(run_in, *flags["one"], *longer)
+    interrupt(run_in, *flags["two"], *longer)
+    assert len(list(Path("outputs/train").iterdir())) == 2
+    run_in("train", *flags["one"], *longer)
+    assert len(list(Path("outputs/train").iterdir())) == 2
+
+
+def test_classes_in_another_order_are_no_continuation(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    data = [o for o in tiny_voc.overrides() if "data.classes" not in o]
+    names = tiny_voc.folder / "dataset.yaml"
+    names.write_text("classes: [background, cat, dog]\n")
+    interrupt(run_in, *data, *QUICK, "hydra.run.dir=run")
+    names.write_text("classes: [background, dog, cat]\n")
+    assert "had the classes background, cat, dog" in error_line("train", "resume=run")
+    names.write_text("classes: [background, cat, dog, cow]\n")
+    assert "3 classes" in error_line("train", "resume=run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trainer.fast_dev_run=true"], "fast_dev_run"),
+        (["trainer.enable_checkpointing=false"], "checkpoints"),
+        (["trainer.accumulate_grad_batches=2"], "accumulate_grad_batches"),
+        (["trainer.min_steps=20"], "trainer.min_steps=20"),
+        (["hydra.mode=MULTIRUN", "seed=0,1"], "leave out --multirun"),
+        (["callbacks.x=mine.Mine"], "needs a _target_"),
+        (["callbacks.x._target_=pathlib.Path"], "is no Callback of Lightning's"),
+        (["+logger.x._target_=pathlib.Path"], "is no Logger of Lightning's"),
+    ],
+)
+def test_what_a_resumed_run_cannot_do_is_refused(
+    tiny_voc: TinyVOC,
+    run_in: Callable[..., Any],
+    error_line: Callable[..., str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    assert words in error_line("train", "resume=run", *arguments)
+    run_in("train", "resume=run")
+    assert last_step("run") == 4
+
+
+def test_callbacks_of_the_user_keep_files_of_their_own(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    target = "callbacks.mine._target_=pytorch_lightning.callbacks.ModelCheckpoint"
+    same = ["callbacks.mine.monitor=val/mean_iou", "callbacks.mine.mode=max"]
+    own = [*tiny_voc.overrides(), *QUICK, target, *same, "callbacks.mine.filename=best"]
+    interrupt(run_in, *own, "hydra.run.dir=run", after=3)
+    run_in("train", "resume=run")
+    assert (Path("run") / "checkpoints" / "mine" / "best.ckpt").is_file()
+    assert (Path("run") / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_run_resumes_at_its_last_step_and_without_its_best(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    """A copy may change the order of the files' times."""
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run", after=2)
+    best = Path("run") / "checkpoints" / "best.ckpt"
+    os.utime(best, (2e9, 2e9))
+    interrupt(run_in, "resume=run", after=3)  # from step 3, not 2
+    best.unlink()
+    run_in("train", "resume=run", "trainer.max_steps=6")
+    assert best.is_file()
+    assert (Path("run") / "model.safetensors").is_file()
+
+
+def test_runs_behind_a_link_and_by_any_of_their_files_are_found(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    (tiny_voc.root / "disk").mkdir()
+    Path("outputs").mkdir()
+    Path("outputs/train").symlink_to(tiny_voc.root / "disk")
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK)
+    interrupt(run_in, "resume=last", after=2)
+    (run,) = Path("disk").iterdir()
+    run_in("train", f"resume='{run}/checkpoints'")
+    assert last_step(run) == 4
+
+
+def test_a_flag_may_come_anywhere(tiny_voc: TinyVOC, run_in: Callable[..., Any]) -> None:
+    run_in("train", *tiny_voc.overrides(), "seed=0,1", "-m", *QUICK, "hydra.sweep.dir=sweep")
+    assert {path.name for path in Path("sweep").iterdir() if path.is_dir()} == {"0", "1"}

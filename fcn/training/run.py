@@ -493,15 +493,9 @@ def train_stages(
     for index, stage in enumerate(stages):
         own = folder / stage.model.name
         done, started = processes.share(
-            ((own / "metrics.json").is_file() and (own / "model.safetensors").is_file(),
-             any((own / "checkpoints").glob("*.ckpt")))
+            (_is_done(own), any((own / "checkpoints").glob("*.ckpt")))
         )  # fmt: skip
         if done:
-            if record.settings_of(own)["trainer"] != stage.trainer:
-                raise ConfigError(
-                    f"resume={folder}: {own.name} is finished, and cannot be trained further with "
-                    "other trainer settings; start a new run"
-                )
             continue
         console.rule(stage.model.name)
         if started:
@@ -523,6 +517,11 @@ def train_stages(
     return list(results.values())[-1]["mean_iou"]
 
 
+def _is_done(stage: Path) -> bool:
+    """Return True if a stage has been trained and evaluated."""
+    return (stage / "metrics.json").is_file() and (stage / "model.safetensors").is_file()
+
+
 def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
     """Return the settings of each stage, all of them checked before the first one trains."""
     models = [_stage_model(cfg.model, name) for name in cfg.stages]
@@ -537,6 +536,12 @@ def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
     for index, stage in enumerate(stages):
         previous = "the stage before" if index else stage.model.init_from
         check_combinations(replace(stage, model=replace(stage.model, init_from=previous)))
+        own = folder / stage.model.name
+        if _is_done(own) and record.settings_of(own)["trainer"] != stage.trainer:
+            raise ConfigError(
+                f"resume={folder}: {own.name} is finished, and cannot be trained further with other "
+                "trainer settings; start a new run"
+            )
     return stages
 
 
