@@ -27,7 +27,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
-from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, own_sentence
+from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, message_of
 from fcn.output import LOCK, make_console
 from fcn.processes import is_first
 from fcn.training.record import (
@@ -56,8 +56,13 @@ OPEN_KEYS = (
 )
 
 
-DATED = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")  # in outputs/
-LABELS = ("model.name", "backbone.name", "recipe.name")  # of choices, which `group=CHOICE` makes
+# Commands that work in outputs/COMMAND/DATE_TIME.
+HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
+READ_ONLY_KEYS = (
+    "model.name",
+    "backbone.name",
+    "recipe.name",
+)  # of choices, which `group=CHOICE` makes
 
 
 def run(name: str) -> Any:
@@ -151,7 +156,7 @@ class Command:
         informs = any(a.startswith(("--cfg", "-c", "--info", "-i", "--hydra-help")) for a in given)
         if several and folder is not None:
             raise ConfigError("hydra.run.dir is for a single run; a sweep takes hydra.sweep.dir")
-        if self.name in DATED and not (folder or several or informs):
+        if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
             given = [*given, f"hydra.run.dir={quoted(self.made)}"]
         return sorted(given, key=lambda a: a not in several)  # -m comes first, as Hydra wants it
@@ -179,7 +184,7 @@ class Command:
     def settings(self, cfg: Any, given: list[str]) -> Any:
         """Return the settings, checked: those of a run that is resumed or evaluated come first."""
         for key, _, value in (override.lstrip("+").partition("=") for override in given):
-            if key in LABELS:
+            if key in READ_ONLY_KEYS:
                 raise ConfigError(f"{key}: only a label; use {key.partition('.')[0]}={value}")
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         if self.run is not None:
@@ -246,7 +251,7 @@ def _arguments(given: list[str]) -> Iterator[None]:
 
 
 def show_help(name: str, overrides: list[str]) -> None:
-    """Print what Hydra's --help prints, in half a second; it would copy all schemas 107 times."""
+    """Print a command's help; Hydra's own is slow, as it copies every schema for every key."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose(name, overrides, return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
@@ -271,11 +276,11 @@ def checked(given: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception, name: str) -> str:
-    """Return an error's message: of Hydra's, which have many lines, what names the mistake."""
+    """Return an error as one line; of Hydra's many lines, the one that names the mistake."""
     if isinstance(error, UserError):
-        return own_sentence(error)
+        return message_of(error)
     if isinstance(error, RuntimeError) and not isinstance(error, HydraException):
-        line = describe_failure(error) or f"{type(error).__name__}: {own_sentence(error)}"
+        line = describe_failure(error) or f"{type(error).__name__}: {message_of(error)}"
         return f"{line} (HYDRA_FULL_ERROR=1 in the environment shows where)"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"

@@ -108,17 +108,17 @@ def resolve_precision(
         best = PRECISIONS.get(wanted, PRECISIONS["32-true"])
         dtype = best.autocast or best.weights
         slow = dtype == torch.bfloat16 and not computes_bf16(device)
-        return PRECISIONS["32-true"] if slow or _lacking(dtype, device) else best
+        return PRECISIONS["32-true"] if slow or _unsupported(dtype, device) else best
     full = SHORT.get(str(name), str(name))
     if full not in PRECISIONS:
         raise ConfigError(f"{key}={name}: must be auto, {', '.join(PRECISIONS)}")
     precision = PRECISIONS[full]
-    if lacking := _lacking(precision.autocast or precision.weights, device):
+    if lacking := _unsupported(precision.autocast or precision.weights, device):
         raise ConfigError(f"{key}={name} {lacking}; use auto, 32-true or bf16-mixed")
     return precision
 
 
-def _lacking(dtype: torch.dtype, device: torch.device) -> str:
+def _unsupported(dtype: torch.dtype, device: torch.device) -> str:
     """Return why a device is not to compute in a type, or ""."""
     if dtype == torch.float16 and device.type == "cpu":
         return "needs a GPU"

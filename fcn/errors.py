@@ -61,8 +61,8 @@ def describe_failure(error: BaseException) -> str | None:
     return next((line for words, line in FAILURES.items() if re.search(words, text)), None)
 
 
-def own_sentence(error: BaseException) -> str:
-    """Return the message of an error without what a loading process wrote around it."""
+def message_of(error: BaseException) -> str:
+    """Return an error's message without the traceback that a loading process puts around it."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2]

@@ -56,8 +56,8 @@ class Processes:
     device: "torch.device"
     group: Any = None  # connects CPUs
     store: Any = None  # of the first process: who failed first
-    _over: threading.Event = field(default_factory=threading.Event)
-    _asked: Any = None  # the question of `any_signal` that is under way
+    _finished: threading.Event = field(default_factory=threading.Event)
+    _pending: Any = None  # the all_reduce of `any_signal` under way: (work, flag)
 
     def sum(self, counts: "Tensor") -> "Tensor":
         """Return integer counts summed over the processes, on the CPU."""
@@ -98,13 +98,13 @@ class Processes:
         flag = torch.tensor(received)
         most = torch.distributed.ReduceOp.MAX
         work = torch.distributed.all_reduce(flag, most, group=self.group, async_op=True)
-        self._asked = work, flag
+        self._pending = work, flag
         return self._answer() if at_once else 0
 
     def _answer(self) -> int:
-        if self._asked is None:
+        if self._pending is None:
             return 0
-        (work, flag), self._asked = self._asked, None
+        (work, flag), self._pending = self._pending, None
         work.wait()
         return int(flag)
 
@@ -123,13 +123,13 @@ class Processes:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """End this process if another has failed and a call to torch keeps it from noticing."""
-        while not self._over.wait(1):
+        """Exit if another process has failed while a collective operation blocks this one."""
+        while not self._finished.wait(1):
             try:
                 failed = self.store.check(["failed"])
             except RuntimeError:  # the first process is gone
                 os._exit(1)
-            if failed and not self._over.wait(GRACE):
+            if failed and not self._finished.wait(GRACE):
                 code = self._first_failure()[1]
                 self._leave_together()
                 os._exit(code)
@@ -140,8 +140,8 @@ class Processes:
         return int(rank), int(code)
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the other processes that this one fails; one that only follows exits quietly."""
-        self._over.set()
+        """Report a failure to the other processes; if another failed first, exit quietly."""
+        self._finished.set()
         code = error.code if isinstance(error, Interrupted) else 1
         try:
             self.store.compare_set("failed", "", f"{self.rank} {code}")
@@ -223,7 +223,7 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
         processes._connect()
         yield processes
         processes.wait()  # for the first one, which evaluates alone: all exit with the same code
-        processes._over.set()
+        processes._finished.set()
     except BaseException as error:
         processes._fail(error)
         if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):

@@ -336,7 +336,7 @@ def test_memory_does_not_grow_with_the_sizes_of_images(root: Path) -> None:
 
 
 def test_a_few_large_images_wait_or_one_small_one_a_core() -> None:
-    large, cores = predict_files.WAITING, usable_cores()
+    large, cores = predict_files.MAX_QUEUED_PIXELS, usable_cores()
     assert not predict_files._is_full([9] * (cores + 1))
     assert predict_files._is_full([9] * (cores + 2))
     assert predict_files._is_full([large, 1])

@@ -30,7 +30,7 @@ from fcn.errors import DataError
 from fcn.output import progress, write_json
 from fcn.processes import usable_cores
 
-KEPT = 200  # masks of a split from which on their counts are kept
+CACHED_FROM = 200  # masks of a split from which on their counts are kept
 Counts = NDArray[np.int64]  # (images, 256): pixels of each label in each mask
 
 
@@ -79,7 +79,7 @@ def count_labels(split: SegmentationDataset, console: Console) -> Counts:
     Raises:
         DataError: a mask is missing or unreadable, or has another size than its image.
     """
-    keep = len(split) >= KEPT
+    keep = len(split) >= CACHED_FROM
     cache = _cache_file(split) if keep else None
     known = _read_cache(cache) if cache else {}
     stamps = [_stamp(pair.mask) + _stamp(pair.image) for pair in split.pairs]

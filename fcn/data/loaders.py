@@ -28,7 +28,7 @@ from fcn.dataset_info import VOID
 from fcn.errors import ConfigError
 from fcn.processes import usable_cores
 
-TOGETHER = 2**20  # pixels of a batch at evaluation
+MAX_BATCH_PIXELS = 2**20  # pixels of a batch at evaluation
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -86,7 +86,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
 class SameSizeBatches(Sampler[list[int]]):
     """Every image once, in batches of equal image size, distributed over ranks.
 
-    A batch of several images has at most `TOGETHER` pixels, so that none needs much memory.
+    A batch of several images has at most `MAX_BATCH_PIXELS` pixels, so that none needs much memory.
 
     All ranks yield the same number of batches, or a collective call would wait forever. Those with
     fewer repeat the last batch with negative indices, which `EvaluationSamples` ignores.
@@ -100,7 +100,7 @@ class SameSizeBatches(Sampler[list[int]]):
             by_size[size].append(index)
         batches = []
         for (width, height), same in by_size.items():
-            count = max(1, min(batch_size, TOGETHER // (width * height)))
+            count = max(1, min(batch_size, MAX_BATCH_PIXELS // (width * height)))
             batches += [same[i : i + count] for i in range(0, len(same), count)]
         empty = [~index for index in batches[-1]]
         batches += [empty] * (-len(batches) % world)

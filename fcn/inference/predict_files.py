@@ -31,7 +31,7 @@ from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
 
 SPARE_MEMORY = 500_000_000  # bytes that may stay occupied between images, for speed
-WAITING = 2**24  # pixels of images read ahead, and of those waiting to be written
+MAX_QUEUED_PIXELS = 2**24  # pixels of images read ahead, and of those waiting to be written
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -273,13 +273,13 @@ def _pixels(image: Path) -> int:
     try:
         width, height = image_size(image)
     except DataError:
-        return WAITING
+        return MAX_QUEUED_PIXELS
     return width * height
 
 
 def _is_full(sizes: Sequence[int]) -> bool:
     """Return True if images of these numbers of pixels are more than shall be in memory."""
-    return len(sizes) > usable_cores() + 1 or sum(sizes) > WAITING
+    return len(sizes) > usable_cores() + 1 or sum(sizes) > MAX_QUEUED_PIXELS
 
 
 def write(

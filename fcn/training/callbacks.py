@@ -181,7 +181,7 @@ class ProgressBar(RichProgressBar):
         return "training"
 
 
-class Watch(Callback):
+class DivergenceCheck(Callback):
     """Stops at a loss that is NaN or infinite; warns when one class is predicted everywhere.
 
     Args:

@@ -308,7 +308,7 @@ def _classes_before_reading(cfg: TrainConfig) -> list[str]:
 
 
 def _check_learning(cfg: TrainConfig, recipe: RecipeConfig, classes: Sequence[str]) -> None:
-    """Check the loss and the optimiser, on a network without memory."""
+    """Check the loss and the optimiser, on the meta device (no memory is allocated)."""
     check_batch_norm(recipe, cfg.backbone.name, cfg.model.padding)
     make_loss(cfg.loss, recipe.loss_reduction)
     if classes:
@@ -328,7 +328,7 @@ def _class_weights(cfg: TrainConfig, classes: Sequence[str]) -> str | list[float
 def _network(
     cfg: TrainConfig, info: DatasetInfo, source: Checkpoint | None, record: Record | None
 ) -> dict[str, Any]:
-    """Return the arguments of FCN, once a network without memory has been built from them."""
+    """Return the arguments of FCN, after building it on the meta device (no memory allocated)."""
     channels = len(info.bands) or cfg.model.in_channels or 3
     if cfg.model.in_channels not in (None, channels):
         raise ConfigError(

@@ -35,8 +35,8 @@ FIXED = (
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 # Settings that say how a run was started, not what it is.
-STARTING = ("resume", "model.init_from", "data.download")
-REPEATED = ("recipe", "experiment")  # choices that set keys of several groups
+NOT_COMPARED = ("resume", "model.init_from", "data.download")
+FIXED_CHOICES = ("recipe", "experiment")  # choices that set keys of several groups
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Record:
         return {
             key: (before.get(key), now.get(key))
             for key in sorted(before | now)
-            if _differ(before.get(key), now.get(key)) and not key.startswith(STARTING)
+            if _differ(before.get(key), now.get(key)) and not key.startswith(NOT_COMPARED)
         }
 
     def check_unchanged(self, settings: Mapping[str, Any]) -> None:
@@ -201,10 +201,10 @@ def settings_to_resume(
     for override in given:
         key, _, value = override.lstrip("+~").partition("=")
         choice = CONFIGS / key / f"{value}.yaml"
-        repeated = override.lstrip("+") in known and (choice.is_file() or key in REPEATED)
+        repeated = override.lstrip("+") in known and (choice.is_file() or key in FIXED_CHOICES)
         if repeated or key.startswith("hydra"):
             continue
-        if key in REPEATED:
+        if key in FIXED_CHOICES:
             raise ConfigError(
                 f"{override}: a resumed run keeps its {key}; change single settings, such as "
                 "recipe.lr=0.001, or start a new run"
@@ -237,8 +237,8 @@ def run_of(checkpoint: str) -> Path | None:
     return None
 
 
-def start(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return how a run was started, with which versions."""
+def launch_info(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the command line, time, commit and versions with which a run was started."""
     return {
         "command": shlex.join(sys.argv),
         "overrides": list(overrides),

@@ -40,11 +40,11 @@ from fcn.training import record
 from fcn.training.callbacks import (
     AtStart,
     BestCheckpoint,
+    DivergenceCheck,
     History,
     LastCheckpoint,
     Pictures,
     ProgressBar,
-    Watch,
 )
 from fcn.training.interruption import AtomicCheckpoints, Interruption
 from fcn.training.loss import balanced_weights, make_loss, rare_note
@@ -89,7 +89,7 @@ def train_one(
     if note := warmup_note(plan.recipe, plan.length.max_steps):
         console.print(f"warning: {note}", style="yellow")
     with opened_folder(plan, processes):
-        look_at_data(plan, processes, console)
+        check_data(plan, processes, console)
         model, surgery = first_model(plan, console)
         module = make_module(plan, model, processes, console)
         run = make_trainer(plan, module, processes, console)
@@ -122,8 +122,8 @@ def opened_folder(plan: Plan, processes: Processes) -> Iterator[None]:
         yield
 
 
-def look_at_data(plan: Plan, processes: Processes, console: Console) -> None:
-    """Read an image, and all masks: what does not fit the settings stops the run here."""
+def check_data(plan: Plan, processes: Processes, console: Console) -> None:
+    """Read one image and all masks; raise an error if they do not fit the settings."""
     image, _ = plan.train[0]
     if processes.rank == 0:
         sources = [pair.image for pair in plan.train.pairs]
@@ -198,8 +198,8 @@ def describe(plan: Plan, model: FCN) -> dict[str, Any]:
 
 
 @dataclass
-class Training:
-    """What works together while a run trains."""
+class TrainerParts:
+    """Lightning's Trainer, its data module, and the callbacks that the run reads."""
 
     trainer: pl.Trainer
     data: SegmentationData
@@ -221,7 +221,7 @@ class Training:
 
 def make_trainer(
     plan: Plan, module: SegmentationModule, processes: Processes, console: Console
-) -> Training:
+) -> TrainerParts:
     """Return Lightning's Trainer, and the callbacks that the run itself looks at."""
     data = SegmentationData(
         plan.train, plan.val, plan.recipe, plan.seed, plan.num_workers, plan.val_limit
@@ -239,7 +239,7 @@ def make_trainer(
     callbacks += [
         at_start,
         history,
-        Watch(plan.train.classes, plan.precision, plan.folder, console),
+        DivergenceCheck(plan.train.classes, plan.precision, plan.folder, console),
         interruption,
         Pictures(plan.train.info),
     ]
@@ -268,7 +268,7 @@ def make_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    return Training(trainer, data, history, interruption, at_start, best, folder / "last.ckpt")
+    return TrainerParts(trainer, data, history, interruption, at_start, best, folder / "last.ckpt")
 
 
 def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
@@ -337,7 +337,7 @@ def write_run_record(plan: Plan, model: FCN, processes: Processes) -> None:
     if processes.rank > 0:
         return
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    content = record.start(overrides) | {
+    content = record.launch_info(overrides) | {
         "data": data_record(plan),
         "machine": describe_machine(plan.device),
         "model": model.arguments,
@@ -346,7 +346,7 @@ def write_run_record(plan: Plan, model: FCN, processes: Processes) -> None:
     record.write_record(plan.folder, content)
 
 
-def fit(plan: Plan, run: Training, module: SegmentationModule, console: Console) -> None:
+def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Console) -> None:
     """Train to the end, or until a signal; what torch complains about becomes one line."""
     if plan.record:
         _continue_run(plan, run, console)
@@ -361,7 +361,7 @@ def fit(plan: Plan, run: Training, module: SegmentationModule, console: Console)
         raise UserError(f"{line} (step {run.trainer.global_step + 1})") from error
 
 
-def _continue_run(plan: Plan, run: Training, console: Console) -> None:
+def _continue_run(plan: Plan, run: TrainerParts, console: Console) -> None:
     """Say what differs from the run that is resumed; other validation images have a new best."""
     assert plan.record is not None
     changes = plan.record.changes(asdict(plan.settings))
@@ -488,7 +488,7 @@ def train_stages(
     if processes.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        content = record.start(overrides) | {"stages": cfg.stages, "config": asdict(cfg)}
+        content = record.launch_info(overrides) | {"stages": cfg.stages, "config": asdict(cfg)}
         record.write_record(folder, content)
     for index, stage in enumerate(stages):
         own = folder / stage.model.name
@@ -539,8 +539,8 @@ def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
         own = folder / stage.model.name
         if _is_done(own) and record.settings_of(own)["trainer"] != stage.trainer:
             raise ConfigError(
-                f"resume={folder}: {own.name} is finished, and cannot be trained further with other "
-                "trainer settings; start a new run"
+                f"resume={folder}: {own.name} is finished and keeps its trainer settings; start a "
+                "new run"
             )
     return stages
 
