@@ -58,11 +58,7 @@ OPEN_KEYS = (
 
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
-READ_ONLY_KEYS = (
-    "model.name",
-    "backbone.name",
-    "recipe.name",
-)  # of choices, which `group=CHOICE` makes
+READ_ONLY_KEYS = ("model.name", "backbone.name", "recipe.name")  # group=CHOICE sets them
 
 
 def run(name: str) -> Any:

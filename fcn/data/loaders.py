@@ -166,6 +166,8 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
+    if hasattr(signal, "SIGCHLD"):  # whose handler of PyTorch would raise an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in workers:
         with suppress(ValueError):  # it was closed
             worker.kill()
