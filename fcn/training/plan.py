@@ -8,12 +8,12 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_class
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -279,13 +279,22 @@ def _check_target(entry: Mapping[str, Any], group: str) -> None:
     if not isinstance(entry, Mapping) or "_target_" not in entry:
         raise ConfigError(f"{group}={entry}: each entry needs a _target_, the name of its class")
     try:
-        target = get_class(entry["_target_"])
+        target = class_named(entry["_target_"])
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(f"{group}: {entry['_target_']}: {reason}") from error
     kind = Logger if group == "logger" else pl.Callback
     if not issubclass(target, kind):
         raise ConfigError(f"{group}: {entry['_target_']} is no {kind.__name__} of Lightning's")
+
+
+def class_named(name: str) -> type:
+    """Return a class by its module and name; unlike Hydra's, without lines on the screen."""
+    module, _, attribute = name.rpartition(".")
+    found = getattr(import_module(module), attribute)
+    if not inspect.isclass(found):
+        raise TypeError(f"{name} is no class")
+    return found
 
 
 def _source(cfg: TrainConfig) -> Checkpoint | None:

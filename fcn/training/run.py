@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
@@ -50,7 +50,7 @@ from fcn.training.interruption import AtomicCheckpoints, Interruption
 from fcn.training.loss import balanced_weights, make_loss, rare_note
 from fcn.training.module import SegmentationModule
 from fcn.training.optim import warmup_note
-from fcn.training.plan import Plan, check_combinations, resolve
+from fcn.training.plan import Plan, check_combinations, class_named, resolve
 
 MEASURED_IMAGES = 8  # training images on which the size of pretrained features is measured
 
@@ -281,7 +281,7 @@ def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str =
         k: v.replace("{folder}", place) if isinstance(v, str) else v for k, v in entry.items()
     }
     try:
-        known = inspect.signature(get_class(filled["_target_"])).parameters
+        known = inspect.signature(class_named(filled["_target_"])).parameters
         places = {"save_dir": folder, "dirpath": folder.absolute() / "checkpoints" / name}
         filled = {key: place for key, place in places.items() if key in known} | filled
         return instantiate(filled)
