@@ -2,12 +2,14 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -593,22 +595,158 @@ def test_labels_of_few_bits_are_not_scaled(
 
 def grey_png(labels: np.ndarray, bits: int) -> bytes:
     """Return a grey PNG of 2 or 4 bits, which Pillow does not write."""
+    planes = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return png(np.packbits(planes.reshape(len(labels), -1).astype(np.uint8), axis=1), labels, bits)
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """Return an RGB or RGBA PNG of 16 bits."""
+    rows = pixels.astype(">u2").reshape(len(pixels), -1)
+    return png(rows, pixels, 16, {3: 2, 4: 6}[pixels.shape[2]])
+
+
+def png(rows: np.ndarray, pixels: np.ndarray, bits: int, kind: int = 0) -> bytes:
     import struct
     import zlib
-
-    height, width = labels.shape
-    planes = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
-    rows = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1)
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), bits, kind, 0, 0, 0)
     parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def pgm(labels: np.ndarray, largest: int, plain: bool = False) -> bytes:
+    head = f"P{2 if plain else 5}\n{labels.shape[1]} {len(labels)}\n{largest}\n".encode()
+    deep = labels.astype(">u2" if largest > 255 else np.uint8)
+    return head + (" ".join(map(str, labels.ravel())).encode() if plain else deep.tobytes())
+
+
+def tiff(labels: np.ndarray, **settings: Any) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, labels, **{"photometric": "minisblack", **settings})
+    return file.getvalue()
+
+
+def equal_channels(labels: np.ndarray, alpha: bool) -> np.ndarray:
+    channels = [labels] * 3 + [np.full_like(labels, 65535, np.uint16)] * alpha
+    return np.dstack(channels).astype(np.uint16)
+
+
+STORED: dict[str, tuple[str, Callable[[np.ndarray], bytes]]] = {
+    **{f"pgm {top}": ("pgm", partial(pgm, largest=top)) for top in (2, 20, 127, 254, 300, 65535)},
+    **{f"plain {top}": ("pgm", partial(pgm, largest=top, plain=True)) for top in (2, 20, 300)},
+    "RGB of 16 bits": ("png", lambda k: deep_png(equal_channels(k, alpha=False))),
+    "RGBA of 16 bits": ("png", lambda k: deep_png(equal_channels(k, alpha=True))),
+    **{
+        f"TIFF {kind}": ("tif", lambda k, kind=kind: tiff(k.astype(kind)))
+        for kind in ("int8", "uint16", "int32", "float32", "float64")
+    },
+    "TIFF RGBA of 16 bits": (
+        "tif",
+        lambda k: tiff(equal_channels(k, alpha=True), photometric="rgb", extrasamples=[2]),
+    ),
+}
+
+
+def stored(root: Path, samples: list[Sample], suffix: str, form: Callable[..., bytes]) -> Path:
+    for s in samples:
+        s.labels = s.labels.clip(0, 2)
+        photo(s, root / "images" / s.split / s.name)
+        put(root / "labels" / s.split / f"{s.name}.{suffix}", form(s.labels))
+    return root
+
+
+@pytest.mark.parametrize(("suffix", "form"), STORED.values(), ids=STORED)
+def test_labels_are_those_that_the_file_stores(
+    tmp_path: Path, samples: list[Sample], suffix: str, form: Callable[..., bytes]
+) -> None:
+    root = stored(tmp_path / "a", samples, suffix, form)
+    masks, _ = converted(root, tmp_path / "new", **THREE)
+    for s in samples:
+        np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], s.labels)
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+@pytest.mark.parametrize("alpha", [True, False])
+def test_colours_of_16_bits_are_those_of_8(
+    tmp_path: Path, samples: list[Sample], factor: int, alpha: bool
+) -> None:
+    def form(labels: np.ndarray) -> bytes:
+        rgb = np.array(COLOURS)[labels] * factor
+        return deep_png(np.dstack([rgb, np.full_like(labels, 65535, np.uint16)][: 1 + alpha]))
+
+    root = stored(tmp_path / "a", samples, "png", form)
+    data = {"classes": CLASSES, "colours": COLOURS}
+    masks, _ = converted(root, tmp_path / "new", data=data)
+    for s in samples:
+        np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], s.labels)
+    put(root / "labels/train/photo0.png", deep_png(np.full((24, 32, 3), (300, 7, 7))))
+    with pytest.raises(DataError, match=r"photo0\.png: colours beyond 8 bits"):
+        converted(root, tmp_path / "x", data=dict(data))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool])
+def test_masks_that_store_white_as_0_are_refused(
+    tmp_path: Path, samples: list[Sample], kind: type
+) -> None:
+    def form(labels: np.ndarray) -> bytes:
+        return tiff((labels == 1).astype(kind), photometric="miniswhite")
+
+    root = stored(tmp_path / "a", samples, "tif", form)
+    with pytest.raises(DataError, match=r"photo0\.tif: .*white as 0"):
+        converted(root, tmp_path / "new", **ROAD)
+
+
+LOSSY = {"jpg": {"quality": 75}, "webp": {"quality": 75}, "jp2": {"irreversible": True}}
+
+
+@pytest.mark.parametrize("suffix", LOSSY)
+def test_masks_that_compression_changes_are_read_only_if_black_and_white(
+    tmp_path: Path, samples: list[Sample], suffix: str
+) -> None:
+    def form(levels: list[int], mode: str = "L") -> Callable[[np.ndarray], bytes]:
+        def encode(labels: np.ndarray) -> bytes:
+            file, kind = io.BytesIO(), {"jpg": "JPEG", "jp2": "JPEG2000"}.get(suffix, suffix)
+            picture = Image.fromarray(np.array(levels, np.uint8)[labels]).convert(mode)
+            picture.save(file, kind, **LOSSY[suffix])
+            return file.getvalue()
+
+        return encode
+
+    for s in samples:
+        s.labels[:] = 0
+        s.labels[6:16, 8:20] = 1
+    root = stored(tmp_path / "a", samples, suffix, form([0, 255, 0]))
+    masks, _ = converted(root, tmp_path / "new", **ROAD)
+    for s in samples:
+        assert ((masks[f"{s.split}/{s.name}"] == 1) != (s.labels == 1)).mean() < 0.05
+    assert converted(root, tmp_path / "2", labels={0: "background", 255: "road"})[0]
+    with pytest.raises(DataError, match=r"changes labels and colours; export .* PNG"):
+        converted(root, tmp_path / "x", labels={0: "background", 128: "pond", 255: "road"})
+    for s in samples:
+        s.labels[10:14, 10:14] = 2  # a small part of the pixels
+    stored(root, samples, suffix, form([0, 255, 128]))
+    with pytest.raises(DataError, match=r"changes labels and colours; export .* PNG"):
+        converted(root, tmp_path / "x", **THREE)
+
+
+def test_webp_without_loss_is_read(tmp_path: Path, samples: list[Sample]) -> None:
+    def form(labels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(np.array(COLOURS, np.uint8)[labels]).save(file, "WEBP", lossless=True)
+        return file.getvalue()
+
+    root = stored(tmp_path / "a", samples, "webp", form)
+    data = {"classes": CLASSES, "colours": COLOURS}
+    masks, _ = converted(root, tmp_path / "new", data=data)
+    np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels)
 
 
 def test_masks_of_several_pages_are_refused(tmp_path: Path, samples: list[Sample]) -> None:

@@ -93,7 +93,7 @@ def class_of_values(
             raise DataError(_without_class(unknown, found, names, data, smoothed, cfg.nearest))
         levels = [value for value in known if value >= 0]
         names |= {value: names[near] for value, near in nearest(unknown, levels).items()}
-    merge = _mapping(cfg.merge, "merge", str)
+    merge = mapping(cfg.merge, "merge", str)
     if wrong := set(merge) - set(names.values()):
         known_names = ", ".join(dict.fromkeys(names.values()))
         raise ConfigError(
@@ -113,7 +113,7 @@ def _named_values(
     """Return the values that have a class: by labels, by colours, by the export, or by number."""
     export.check(found)
     if cfg.labels:
-        names = _mapping(cfg.labels, "labels", int)
+        names = mapping(cfg.labels, "labels", int)
         rest = {} if cfg.nearest else {v: IGNORE for v in found if v not in names}
         return names | {value: name for value, name in rest.items() if value != TRANSPARENT}
     if cfg.data.colours:
@@ -222,7 +222,7 @@ def _map(names: dict[int, str], values: Iterable[int]) -> str:
     return f'"labels={{{", ".join(rows)}}}"'
 
 
-def _mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]:
+def mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]:
     """Return a setting that is a mapping, or the name of a YAML file of one; null is IGNORE."""
     try:
         content = safe_load(Path(given).read_text("utf-8")) if isinstance(given, str) else given
@@ -254,7 +254,7 @@ def dataset_info(
     export: Export, cfg: PrepareDataConfig, data: DataConfig, classes: list[str]
 ) -> DatasetInfo:
     """Return what dataset.yaml is to say."""
-    merge, colours = _mapping(cfg.merge, "merge", str), dict[str, list[int]]()
+    merge, colours = mapping(cfg.merge, "merge", str), dict[str, list[int]]()
     for name, rgb in (*zip(data.classes, data.colours, strict=False), *export.colours.items()):
         colours.setdefault(merge.get(name, name), list(rgb))
     known = set(classes) <= set(colours)

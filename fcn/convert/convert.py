@@ -29,6 +29,7 @@ from fcn.convert.classes import (
     choose_classes,
     class_of_values,
     dataset_info,
+    mapping,
     shown,
     with_description,
 )
@@ -68,8 +69,14 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     data, listed = with_description(cfg.data, description), description.get("classes", [])
     folder = ExportFolder(root, cfg.images, cfg.masks)
     _check_class_files(folder, cfg)
-    mapped = bool(cfg.labels or cfg.data.colours)
-    export = recognise(folder, Reading(bool(cfg.data.colours), cfg.nearest, mapped))
+    named = set(mapping(cfg.labels, "labels", int))
+    reading = Reading(
+        colours=bool(cfg.data.colours),
+        nearest=cfg.nearest,
+        mapped=bool(cfg.labels or cfg.data.colours),
+        lossless=not named <= {0, 255},
+    )
+    export = recognise(folder, reading)
     _check_images_once(export.items)
     console.print(f"{export.format} in {root}: {len(export.items)} images with masks")
     notes = [*export.notes, *folder.left_out(export.items)]

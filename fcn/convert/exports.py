@@ -53,6 +53,7 @@ class Reading:
     colours: bool = False  # the colours of masks are classes, even in palettes and in grey
     nearest: bool = False  # smoothed boundaries go to the nearest class
     mapped: bool = False  # settings say what the values mean, whatever the export says
+    lossless: bool = False  # values other than black and white count
 
 
 @dataclass(frozen=True)
@@ -449,7 +450,7 @@ def _reader(folder: ExportFolder, reading: Reading) -> Callable[[Path], Callable
                 "leave out data.colours"
             )
         alpha = replace(alpha, is_mask=False)
-    return lambda mask: partial(read_values, mask, reading.colours, alpha)
+    return lambda mask: partial(read_values, mask, reading.colours, alpha, reading.lossless)
 
 
 def _pair(folder: ExportFolder, reading: Reading) -> list[Item]:
