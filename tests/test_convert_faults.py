@@ -792,6 +792,55 @@ def test_one_mask_for_each_class(
             np.testing.assert_array_equal(mask == classes.index(CLASSES[label]), expected)
 
 
+@pytest.mark.parametrize("layout", PER_CLASS.values(), ids=PER_CLASS)
+@pytest.mark.parametrize("name", ["void", "Void", "ignore", "other", "background"])
+def test_masks_of_ignored_pixels_and_of_the_rest(
+    tmp_path: Path, samples: list[Sample], layout: str, name: str
+) -> None:
+    for s in samples:
+        photo(s, tmp_path / "a/images" / (s.split if "{s}" in layout else "") / s.name)
+        values = {1: "road", 2: "pond", 0 if name == "background" else 255: name}
+        for label, title in values.items():
+            path = tmp_path / "a" / layout.format(c=title, n=s.name, s=s.split)
+            put(path, (s.labels == label) * np.uint8(255))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    classes = ["background", *(["other"] if name == "other" else []), "pond", "road"]
+    assert info(tmp_path / "new")["classes"] == classes
+    last = {"other": classes.index("other") if name == "other" else 0, "background": 0}
+    table = np.zeros(256, np.uint8)
+    table[[1, 2, 255]] = classes.index("road"), classes.index("pond"), last.get(name, 255)
+    for key, mask in masks.items():
+        (sample,) = (s for s in samples if s.name in key)
+        np.testing.assert_array_equal(mask, table[sample.labels])
+
+
+@pytest.mark.parametrize("nearest", [True, False])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_an_ignore_label_in_masks_of_a_class_is_no_smoothing(
+    tmp_path: Path, samples: list[Sample], nearest: bool, rows: int
+) -> None:
+    def write(root: Path, ignored: int) -> None:
+        for s in samples:
+            s.labels[24 - rows :] = 255
+            photo(s, root / "images" / s.name)
+            for label in (1, 2):
+                mask = np.where(s.labels == 255, ignored, s.labels == label).astype(np.uint8)
+                put(root / "masks" / CLASSES[label] / f"{s.name}.png", mask)
+            if not ignored:  # the advice
+                mask = (s.labels == 255).astype(np.uint8)
+                put(root / "masks/ignore" / f"{s.name}.png", mask)
+
+    write(tmp_path / "a", 255)
+    with pytest.raises(DataError, match="255 looks like an ignore label; put its pixels in a mask"):
+        converted(tmp_path / "a", tmp_path / "x", nearest=nearest)
+    write(tmp_path / "b", 0)
+    masks, _ = converted(tmp_path / "b", tmp_path / "new", nearest=nearest)
+    table = np.array([0, 2, 1] + [255] * 253)
+    for name, mask in masks.items():
+        (sample,) = (s for s in samples if s.name in name)
+        np.testing.assert_array_equal(mask, table[sample.labels])
+
+
 def test_masks_of_a_class_without_an_image_are_counted(tmp_path: Path) -> None:
     for number in range(4):
         if number:
@@ -890,6 +939,75 @@ def test_two_masks_of_one_image_are_chosen_by_the_end_of_their_names(
         converted(tmp_path / "a", tmp_path / "new", **THREE)
     masks, _ = converted(tmp_path / "a", tmp_path / "new", **THREE, masks="*mask.png")
     assert {mask.tobytes() for mask in masks.values()} == {s.labels.tobytes() for s in samples}
+
+
+@pytest.mark.parametrize("name", ["gt_1", "label_1"])
+def test_a_pattern_that_does_not_choose_is_not_advised(
+    tmp_path: Path, samples: list[Sample], name: str
+) -> None:
+    for s, stem in zip(samples, ["1", "2", "3", "4", "mask_1", name], strict=True):
+        photo(s, tmp_path / "a/images" / stem)
+        put(tmp_path / "a/masks" / f"{stem}.png", s.labels)
+    with pytest.raises(DataError, match=r"two masks belong to it.*images=FOLDER masks=FOLDER"):
+        converted(tmp_path / "a", tmp_path / "x", **THREE)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", **THREE, images="images", masks="masks")
+    assert len(masks) == 6
+    for key, mask in masks.items():
+        found = np.asarray(Image.open(tmp_path / f"a/masks/{key.split('/')[1]}.png"))
+        np.testing.assert_array_equal(mask, found)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_split_that_another_is_drawn_from_is_named(
+    tmp_path: Path, samples: list[Sample], split: str
+) -> None:
+    for s in samples:
+        s.split = split
+    root = pictures(tmp_path / "a", samples, lambda labels: labels)
+    _, printed = converted(root, tmp_path / "new", **THREE)
+    expected = {
+        "train": "no validation split: drawn train 5 images",
+        "val": "no training split: drawn from val train 5 images",
+        "test": "no training or validation split: drawn from test train 5 images",
+    }
+    assert expected[split] in printed
+
+
+@pytest.mark.parametrize("values", [[0, 1, -5], [0, 1, -2], [0, 1, 1 << 20]])
+def test_values_that_no_setting_can_name_are_not_advised_as_ignore_index(
+    tmp_path: Path, samples: list[Sample], values: list[int]
+) -> None:
+    for s in samples:
+        s.labels = s.labels.clip(0, 2)
+        photo(s, tmp_path / "a/images" / s.name)
+        file = io.BytesIO()
+        np.save(file, np.array(values)[s.labels])
+        put(tmp_path / "a/masks" / f"{s.name}.npy", file.getvalue())
+    with pytest.raises(DataError, match=rf"{values[2]} \(.*no class") as caught:
+        converted(tmp_path / "a", tmp_path / "x", **THREE)
+    assert "ignore_index" not in str(caught.value)
+    names = dict(zip(values, CLASSES, strict=True))
+    assert '"labels={' in str(caught.value)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", labels=names)
+    classes = info(tmp_path / "new")["classes"]
+    (mask,) = (mask for name, mask in masks.items() if "photo0" in name)
+    for label, name in enumerate(CLASSES):
+        np.testing.assert_array_equal(mask == classes.index(name), samples[0].labels == label)
+
+
+def test_colours_among_labels_are_not_advised_as_numbers(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    def paint(labels: np.ndarray) -> np.ndarray:
+        return np.array([[0] * 3, [7] * 3, [1, 2, 3]], np.uint8)[labels.clip(0, 2)]
+
+    roboflow(tmp_path / "a", samples, CLASSES, voc_palette())
+    for path in (tmp_path / "a").rglob("*_mask.png"):
+        labels = np.asarray(Image.open(path))
+        put(path, paint(labels) if "photo0" in path.name else (labels == 1) * np.uint8(7))
+    with pytest.raises(DataError) as caught:
+        converted(tmp_path / "a", tmp_path / "x")
+    assert not re.search(r"\d{8}", str(caught.value))
 
 
 def test_images_and_masks_side_by_side_are_chosen_by_patterns(

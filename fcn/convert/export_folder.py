@@ -215,7 +215,10 @@ class ExportFolder:
             start = Path() if base == self.root else base
             ways = [str(Path(start, *parts[: depth + 1])) for parts in paths]
         else:
-            ways = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
+            ends = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
+            if ends[0] == ends[1] or any(fnmatch(p.name, end) for p in self.photos for end in ends):
+                return "images=FOLDER masks=FOLDER, folders of their own"
+            ways = ends
         return " or ".join(f"masks={way}" for way in ways)
 
     def note_bare(self, matches: Mapping[Path, list[Path]]) -> None:

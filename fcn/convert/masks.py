@@ -23,11 +23,13 @@ from fcn.data.images import (
     opened,
     stored_pixels,
 )
+from fcn.dataset_info import VOID
 from fcn.errors import DataError
 
 COLOUR = 1 << 24
-TRANSPARENT = -2  # of pixels that are erased by an alpha channel
+TRANSPARENT = -COLOUR  # of pixels that are erased by an alpha channel
 SMOOTHED = 0.1  # at most this share of the pixels is the smoothed boundary between others
+FEW = 32  # labels; a smoothed boundary has more levels, or others
 GREY = 48, 208  # levels that neither black nor white become by lossy compression
 REACH = 5  # pixels, side of the window in which a smoothed boundary meets what it separates
 
@@ -293,6 +295,11 @@ def _covered(path: Path, alpha: Alpha, take_nearest: bool) -> np.ndarray:
     levels, counts = np.unique(values[covered], return_counts=True)
     if len(levels) < 2:
         return covered
+    if len(levels) == 2 and levels[1] == VOID and levels[0] < FEW:
+        raise DataError(
+            f"{path}: the values 0, {levels[0]} and 255, of which 255 looks like an ignore label; "
+            "put its pixels in a mask of their own, as those of a class called ignore, and 0 here"
+        )
     rest = 1 - (counts.max() + (~covered).sum()) / values.size
     if levels[-1] >= COLOUR or rest > SMOOTHED:
         raise DataError(
