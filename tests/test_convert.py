@@ -550,6 +550,31 @@ def test_a_value_of_two_names_is_an_error(tmp_path: Path, samples: list[Sample])
         converted(tmp_path / "a", tmp_path / "new")
 
 
+def test_a_single_class_beside_ignored_pixels_is_an_error(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    root = pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 1))
+    with pytest.raises(DataError, match=r"1 classes; .*the names ignore, .*void are of ignored"):
+        converted(root, tmp_path / "x", data={"classes": ["void", "road"]})
+    assert converted(root, tmp_path / "new", data={"classes": ["unlabelled", "road"]})[0]
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_an_image_that_coco_lists_twice_is_an_error(
+    tmp_path: Path, samples: list[Sample], files: int
+) -> None:
+    path, content = coco_file(tmp_path / "a", samples)
+    if files == 1:
+        content["images"].append(content["images"][0] | {"id": 50})
+    else:
+        path = path.with_name("instances_val2017.json")
+    put(path, json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"two masks belong to it, .*; convert a copy of the export"
+    ):
+        converted(tmp_path / "a", tmp_path / "new")
+
+
 TAKEN = [(cvat, "ignored"), (supervisely, "ignored")]  # these writers have a row of this name
 TAKEN += [(labelme, "__ignore__"), (labelme_npy, "__ignore__")]  # the first line, of -1
 

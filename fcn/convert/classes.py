@@ -247,7 +247,8 @@ def choose_classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bo
     elif not chosen:
         classes.sort(key=lambda name: name.lower() not in BACKGROUND)  # stable
     if not 2 <= len(classes) <= VOID:
-        raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}")
+        hint = f" (the names {', '.join(IGNORED)} are of ignored pixels)" if not classes[1:] else ""
+        raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}{hint}")
     return classes
 
 

@@ -77,7 +77,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         lossless=not named <= {0, 255},
     )
     export = recognise(folder, reading)
-    _check_images_once(export.items)
+    folder.check_images_once(export.items)
     console.print(f"{export.format} in {root}: {len(export.items)} images with masks")
     notes = [*export.notes, *folder.left_out(export.items)]
     export.items, list_notes = splits.listed_splits(export.items, folder.files)
@@ -133,18 +133,6 @@ def _check_class_files(folder: ExportFolder, cfg: PrepareDataConfig) -> None:
                 f"{path} and {paths[0]} name classes differently; convert their folders one by "
                 "one, or give data.classes=[...]"
             )
-
-
-def _check_images_once(items: Sequence[Item]) -> None:
-    """Raise a DataError if an image has two masks."""
-    masks = dict[Path, Path]()
-    for item in items:
-        if item.image in masks:
-            raise DataError(
-                f"{item.image} has masks in {masks[item.image]} and in {item.mask}; convert a "
-                "copy of the export with one of them"
-            )
-        masks[item.image] = item.mask
 
 
 def _each(

@@ -133,7 +133,7 @@ def cvat(folder: ExportFolder, reading: Reading) -> Export | None:
         lists.append(_colour_list(path, rows))
     if not lists:
         return None
-    items = _pair(folder, replace(reading, colours=_has_colours(lists)))
+    items = _pair(folder, replace(reading, colours=any(entry.colours for entry in lists)))
     return _with_lists("CVAT segmentation masks", items, lists, reading)
 
 
@@ -209,7 +209,7 @@ def camvid(folder: ExportFolder, reading: Reading) -> Export | None:
         return None
     lists = [_colour_list(path, _colour_rows(path)) for path in paths]
     folder.select_masks("_L")
-    items = _pair(folder, replace(reading, colours=_has_colours(lists)))
+    items = _pair(folder, replace(reading, colours=any(entry.colours for entry in lists)))
     return _with_lists(f"masks with {paths[0].name}", items, lists, reading)
 
 
@@ -324,7 +324,9 @@ def coco(folder: ExportFolder, reading: Reading) -> Export | None:
         kind = "panoptic files" if any("segments_info" in a for a in annotations) else "boxes"
         raise DataError(f"{min(contents)}: {kind} without polygons or RLE; export instances")
     classes = _categories(contents.values())
-    photos = _coco_photos(folder)
+    photos = defaultdict[str, list[Path]](list)  # by name, whatever the names of images say
+    for photo in dict.fromkeys((*folder.photos, *folder.masks)):
+        photos[nfc(photo.name)].append(photo)
     items, empty, overlaps, notes = list[Item](), 0, dict[str, int](), list[str]()
     for path, content in contents.items():
         labels = _coco_labels(path, content, classes)
@@ -394,14 +396,6 @@ def _coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
             contents[path] = content
     instances = {path: c for path, c in contents.items() if "instances" in path.name}
     return instances or contents  # other files annotate the same images
-
-
-def _coco_photos(folder: ExportFolder) -> dict[str, list[Path]]:
-    """Return all pictures by name, whatever the names of images say."""
-    by_name = defaultdict[str, list[Path]](list)
-    for photo in dict.fromkeys((*folder.photos, *folder.masks)):
-        by_name[nfc(photo.name)].append(photo)
-    return by_name
 
 
 def _coco_photo(
@@ -596,10 +590,6 @@ def _colour_list(path: Path, rows: Sequence[tuple[str, list[int]]]) -> ClassList
     if len(coloured) < len(rows):
         return ClassList(path, {number: name for number, (name, _) in enumerate(rows)})
     return ClassList(path, colour_names(rows, path), dict(rows))
-
-
-def _has_colours(lists: Sequence[ClassList]) -> bool:
-    return any(entry.colours for entry in lists)
 
 
 def _numbered_list(path: Path) -> ClassList:
