@@ -8,7 +8,9 @@ VOID = 255  # ignored pixels in every target, whatever number the mask files use
 # The image mean that the FCN authors subtract for VOC and PASCAL-Context: blue, green, red of 255.
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 MEAN_COLOUR = (124, 116, 104)  # the same, RGB: below transparent pixels, and beyond an image's edge
-BACKGROUND = ("background", "bg", "_background_", "unlabelled", "unlabeled", "void", "other")
+# Names of classes, in lower case: of what lies between objects, and of what counts nowhere.
+BACKGROUND = ("background", "bg", "_background_", "unlabelled", "unlabeled")
+IGNORED = ("ignore", "ignored", "__ignore__", "void")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ INFO_KEYS = tuple(DatasetInfo.__dataclass_fields__)  # of dataset.yaml, and of D
 
 def starts_with_background(classes: Sequence[str]) -> bool:
     """Return True if the name of class 0 says that it is background."""
-    return bool(classes) and classes[0].lower() in BACKGROUND
+    return bool(classes) and classes[0].lower() in (*BACKGROUND, *IGNORED)
 
 
 def class_problem(classes: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from fcn.config import DataConfig
 from fcn.data.dataset import read_labels
 from fcn.data.layouts import open_split
+from fcn.dataset_info import BACKGROUND, IGNORED
 from fcn.errors import ConfigError, DataError
 from fcn.pictures.visualize import voc_palette
 from tests.export_files import (
@@ -381,6 +382,239 @@ def test_files_of_coco_may_number_categories_differently(tmp_path: Path) -> None
     for name, mask in masks.items():
         first, second = (1, 2) if name.startswith("train") else (2, 1)
         assert (mask[1, 1], mask[1, 7], mask[6, 1]) == (first, second, 0)
+
+
+def coco_file(root: Path, samples: list[Sample]) -> tuple[Path, dict[str, Any]]:
+    """Write images, and return the content of their file of COCO with an RLE for each class."""
+    coco(root, samples, CLASSES, voc_palette())
+    (root / "annotations/instances_val2017.json").unlink()
+    path = root / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = 100 + number
+    return path, content
+
+
+def lose_category(content: dict[str, Any]) -> None:
+    content["annotations"][0]["category_id"] = 99
+
+
+def halve(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"]["size"] = [12, 16]
+
+
+def swap(content: dict[str, Any]) -> None:
+    for image in content["images"]:
+        image["height"], image["width"] = image["width"], image["height"]
+
+
+def lose_height(content: dict[str, Any]) -> None:
+    del content["images"][0]["height"]
+
+
+def damage_counts(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"]["counts"] = {}
+
+
+def letters(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = [["a", "b", "c", "d", "e", "f"]]
+
+
+def lose_all_images(content: dict[str, Any]) -> None:
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 1000
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_category, "annotation 100 of image_id 0 has category_id 99, which no category"),
+        (halve, r"photo0\.png: annotation 100 of image_id 0 is RLE of size \[12, 16\]"),
+        (swap, r"photo0\.png: annotation 100 of image_id 0 is RLE of size \[24, 32\]"),
+        (lose_height, r"image photo0\.png has no height and width"),
+        (damage_counts, r"photo0\.png: annotation 100 of image_id 0: no outline"),
+        (letters, r"photo0\.png: annotation 100 of image_id 0: no outline"),
+        (lose_all_images, r"such as annotation 100 of image_id 1000; so are all others"),
+    ],
+)
+def test_a_damaged_file_of_coco_is_an_error_that_names_the_annotation(
+    tmp_path: Path, samples: list[Sample], damage: Callable[..., None], message: str
+) -> None:
+    path, content = coco_file(tmp_path / "a", samples)
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"instances_train2017\.json: .*{message}") as caught:
+        converted(tmp_path / "a", tmp_path / "new")
+    assert "\n" not in str(caught.value)
+
+
+def test_annotations_of_coco_without_an_image_are_named(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    path, content = coco_file(tmp_path / "a", samples)
+    content["annotations"][0]["image_id"] = 99
+    path.write_text(json.dumps(content))
+    _, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert "1 annotations belong to none of its images and are left out, such as" in printed
+    assert "annotation 100 of image_id 99" in printed
+
+
+def test_ids_of_coco_may_be_numbers_or_text(tmp_path: Path, samples: list[Sample]) -> None:
+    path, content = coco_file(tmp_path / "a", samples)
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+        annotation["category_id"] = str(annotation["category_id"])
+    path.write_text(json.dumps(content))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    by_name = {s.name: s.labels for s in samples}
+    assert len(masks) == 4
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, by_name[name.split("/")[1]])
+
+
+@pytest.mark.parametrize("write", [cvat, supervisely, camvid, class_dict, None])
+def test_two_classes_of_one_colour_are_an_error(
+    tmp_path: Path, samples: list[Sample], write: Callable[..., None] | None
+) -> None:
+    colours, data = voc_palette(), dict[str, Any]()
+    colours[2] = colours[1]
+    if write:
+        write(tmp_path / "a", samples, CLASSES, colours)
+    else:
+        pictures(tmp_path / "a", samples, lambda labels: colours[labels.clip(0, 2)])
+        data = {"classes": CLASSES, "colours": colours[:3].tolist()}
+    if write is supervisely:
+        same = {"road": [1, 1, 1], "pond": [1, 1, 1]}
+        put(tmp_path / "a/obj_class_to_machine_color.json", json.dumps(same))
+    with pytest.raises(DataError, match="road and pond have one colour"):
+        converted(tmp_path / "a", tmp_path / "new", data=data)
+
+
+@pytest.mark.parametrize("write", [roboflow, cvat, camvid, class_dict])
+@pytest.mark.parametrize("quoted", [True, False])
+def test_names_in_lists_may_hold_separators_and_quotes(
+    tmp_path: Path, samples: list[Sample], write: Callable[..., None], quoted: bool
+) -> None:
+    names = ["background", "road, wet" if write is roboflow else "#road: wet", "pond"]
+    write(tmp_path / "a", samples, names, voc_palette())
+    if quoted and write in (roboflow, class_dict):
+        for path in (tmp_path / "a").rglob("*.csv"):
+            lines = [
+                line.split(",", 1 if write is roboflow else -1)
+                for line in path.read_text().splitlines()
+            ]
+            path.write_text(
+                "\n".join(",".join(f'"{cell.strip()}"' for cell in cells) for cells in lines)
+            )
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == names
+    for name, mask in masks.items():
+        (sample,) = (s for s in samples if s.name in name)
+        np.testing.assert_array_equal(mask, sample.labels)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 3, 0)])
+def test_columns_of_class_dict_are_found_by_their_head(
+    tmp_path: Path, samples: list[Sample], order: tuple[int, ...]
+) -> None:
+    class_dict(tmp_path / "a", samples, ["0", "1", "2"], voc_palette())
+    path = tmp_path / "a/class_dict.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    lines = [[*(row[k] for k in order), str(k)] for k, row in enumerate(rows)]
+    lines[0][-1] = "label"
+    path.write_text("\n".join(",".join(row) for row in lines))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["0", "1", "2"]
+    np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels)
+
+
+@pytest.mark.parametrize("write", [roboflow, cvat, labelme, class_dict])
+def test_a_name_in_two_rows_of_a_list_is_noted(
+    tmp_path: Path, samples: list[Sample], write: Callable[..., None]
+) -> None:
+    write(tmp_path / "a", samples, CLASSES, voc_palette())
+    for path in (tmp_path / "a").rglob("*"):
+        if path.suffix in (".csv", ".txt") and "ImageSets" not in path.parts:
+            path.write_text(path.read_text().replace("pond", "road"))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert "road is in several rows, which become one class" in printed
+    assert info(tmp_path / "new")["classes"] == ["background", "road"]
+    (mask,) = (mask for name, mask in masks.items() if "photo0" in name)
+    np.testing.assert_array_equal(mask == 1, np.isin(samples[0].labels, (1, 2)))
+
+
+def test_a_value_of_two_names_is_an_error(tmp_path: Path, samples: list[Sample]) -> None:
+    roboflow(tmp_path / "a", samples, CLASSES, voc_palette())
+    put(tmp_path / "a/train/_classes.csv", "Pixel Value, Class\n0, background\n1, road\n1, pond\n")
+    with pytest.raises(DataError, match=r"_classes\.csv: 1 is road and pond"):
+        converted(tmp_path / "a", tmp_path / "new")
+
+
+def test_a_single_class_beside_ignored_pixels_is_an_error(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    root = pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 1))
+    with pytest.raises(DataError, match=r"1 classes; .*the names ignore, .*void are of ignored"):
+        converted(root, tmp_path / "x", data={"classes": ["void", "road"]})
+    assert converted(root, tmp_path / "new", data={"classes": ["unlabelled", "road"]})[0]
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_an_image_that_coco_lists_twice_is_an_error(
+    tmp_path: Path, samples: list[Sample], files: int
+) -> None:
+    path, content = coco_file(tmp_path / "a", samples)
+    if files == 1:
+        content["images"].append(content["images"][0] | {"id": 50})
+    else:
+        path = path.with_name("instances_val2017.json")
+    put(path, json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"two masks belong to it, .*; convert a copy of the export"
+    ):
+        converted(tmp_path / "a", tmp_path / "new")
+
+
+TAKEN = [(cvat, "ignored"), (supervisely, "ignored")]  # these writers have a row of this name
+TAKEN += [(labelme, "__ignore__"), (labelme_npy, "__ignore__")]  # the first line, of -1
+
+
+@pytest.mark.parametrize(
+    ("write", "ignored"),
+    [
+        (write, name)
+        for write in WRITERS
+        for name in (*IGNORED, "Void")
+        if (write, name) not in TAKEN
+    ],
+)
+def test_names_of_ignored_pixels_are_known_in_every_format(
+    tmp_path: Path, samples: list[Sample], write: Callable[..., None], ignored: str
+) -> None:
+    write(tmp_path / "a", samples, ["background", "road", ignored], voc_palette())
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["background", "road"]
+    for name, mask in masks.items():
+        (sample,) = (s for s in samples if s.name in name)
+        expected = np.where(sample.labels == 2, 255, sample.labels)
+        np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("write", [roboflow, cvat, labelme, labelme_npy, camvid, class_dict])
+@pytest.mark.parametrize("name", BACKGROUND)
+def test_names_of_background_are_label_0_in_every_format(
+    tmp_path: Path, samples: list[Sample], write: Callable[..., None], name: str
+) -> None:
+    order = np.array([2, 0, 1] + [255] * 253, np.uint8)
+    for s in samples:
+        s.labels = order[s.labels]
+    write(tmp_path / "a", samples, ["road", "other", name], voc_palette())
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    new = info(tmp_path / "new")
+    assert (new["classes"][0], new["background"]) == (name, True)
+    assert sorted(new["classes"][1:]) == ["other", "road"]
+    (mask,) = (mask for key, mask in masks.items() if "photo0" in key)
+    np.testing.assert_array_equal(mask == 0, samples[0].labels == 2)
 
 
 def unlisted_colour(root: Path, samples: list[Sample]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -593,22 +595,158 @@ def test_labels_of_few_bits_are_not_scaled(
 
 def grey_png(labels: np.ndarray, bits: int) -> bytes:
     """Return a grey PNG of 2 or 4 bits, which Pillow does not write."""
+    planes = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return png(np.packbits(planes.reshape(len(labels), -1).astype(np.uint8), axis=1), labels, bits)
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """Return an RGB or RGBA PNG of 16 bits."""
+    rows = pixels.astype(">u2").reshape(len(pixels), -1)
+    return png(rows, pixels, 16, {3: 2, 4: 6}[pixels.shape[2]])
+
+
+def png(rows: np.ndarray, pixels: np.ndarray, bits: int, kind: int = 0) -> bytes:
     import struct
     import zlib
-
-    height, width = labels.shape
-    planes = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
-    rows = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1)
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), bits, kind, 0, 0, 0)
     parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def pgm(labels: np.ndarray, largest: int, plain: bool = False) -> bytes:
+    head = f"P{2 if plain else 5}\n{labels.shape[1]} {len(labels)}\n{largest}\n".encode()
+    deep = labels.astype(">u2" if largest > 255 else np.uint8)
+    return head + (" ".join(map(str, labels.ravel())).encode() if plain else deep.tobytes())
+
+
+def tiff(labels: np.ndarray, **settings: Any) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, labels, **{"photometric": "minisblack", **settings})
+    return file.getvalue()
+
+
+def equal_channels(labels: np.ndarray, alpha: bool) -> np.ndarray:
+    channels = [labels] * 3 + [np.full_like(labels, 65535, np.uint16)] * alpha
+    return np.dstack(channels).astype(np.uint16)
+
+
+STORED: dict[str, tuple[str, Callable[[np.ndarray], bytes]]] = {
+    **{f"pgm {top}": ("pgm", partial(pgm, largest=top)) for top in (2, 20, 127, 254, 300, 65535)},
+    **{f"plain {top}": ("pgm", partial(pgm, largest=top, plain=True)) for top in (2, 20, 300)},
+    "RGB of 16 bits": ("png", lambda k: deep_png(equal_channels(k, alpha=False))),
+    "RGBA of 16 bits": ("png", lambda k: deep_png(equal_channels(k, alpha=True))),
+    **{
+        f"TIFF {kind}": ("tif", lambda k, kind=kind: tiff(k.astype(kind)))
+        for kind in ("int8", "uint16", "int32", "float32", "float64")
+    },
+    "TIFF RGBA of 16 bits": (
+        "tif",
+        lambda k: tiff(equal_channels(k, alpha=True), photometric="rgb", extrasamples=[2]),
+    ),
+}
+
+
+def stored(root: Path, samples: list[Sample], suffix: str, form: Callable[..., bytes]) -> Path:
+    for s in samples:
+        s.labels = s.labels.clip(0, 2)
+        photo(s, root / "images" / s.split / s.name)
+        put(root / "labels" / s.split / f"{s.name}.{suffix}", form(s.labels))
+    return root
+
+
+@pytest.mark.parametrize(("suffix", "form"), STORED.values(), ids=STORED)
+def test_labels_are_those_that_the_file_stores(
+    tmp_path: Path, samples: list[Sample], suffix: str, form: Callable[..., bytes]
+) -> None:
+    root = stored(tmp_path / "a", samples, suffix, form)
+    masks, _ = converted(root, tmp_path / "new", **THREE)
+    for s in samples:
+        np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], s.labels)
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+@pytest.mark.parametrize("alpha", [True, False])
+def test_colours_of_16_bits_are_those_of_8(
+    tmp_path: Path, samples: list[Sample], factor: int, alpha: bool
+) -> None:
+    def form(labels: np.ndarray) -> bytes:
+        rgb = np.array(COLOURS)[labels] * factor
+        return deep_png(np.dstack([rgb, np.full_like(labels, 65535, np.uint16)][: 1 + alpha]))
+
+    root = stored(tmp_path / "a", samples, "png", form)
+    data = {"classes": CLASSES, "colours": COLOURS}
+    masks, _ = converted(root, tmp_path / "new", data=data)
+    for s in samples:
+        np.testing.assert_array_equal(masks[f"{s.split}/{s.name}"], s.labels)
+    put(root / "labels/train/photo0.png", deep_png(np.full((24, 32, 3), (300, 7, 7))))
+    with pytest.raises(DataError, match=r"photo0\.png: colours beyond 8 bits"):
+        converted(root, tmp_path / "x", data=dict(data))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool])
+def test_masks_that_store_white_as_0_are_refused(
+    tmp_path: Path, samples: list[Sample], kind: type
+) -> None:
+    def form(labels: np.ndarray) -> bytes:
+        return tiff((labels == 1).astype(kind), photometric="miniswhite")
+
+    root = stored(tmp_path / "a", samples, "tif", form)
+    with pytest.raises(DataError, match=r"photo0\.tif: .*white as 0"):
+        converted(root, tmp_path / "new", **ROAD)
+
+
+LOSSY = {"jpg": {"quality": 75}, "webp": {"quality": 75}, "jp2": {"irreversible": True}}
+
+
+@pytest.mark.parametrize("suffix", LOSSY)
+def test_masks_that_compression_changes_are_read_only_if_black_and_white(
+    tmp_path: Path, samples: list[Sample], suffix: str
+) -> None:
+    def form(levels: list[int], mode: str = "L") -> Callable[[np.ndarray], bytes]:
+        def encode(labels: np.ndarray) -> bytes:
+            file, kind = io.BytesIO(), {"jpg": "JPEG", "jp2": "JPEG2000"}.get(suffix, suffix)
+            picture = Image.fromarray(np.array(levels, np.uint8)[labels]).convert(mode)
+            picture.save(file, kind, **LOSSY[suffix])
+            return file.getvalue()
+
+        return encode
+
+    for s in samples:
+        s.labels[:] = 0
+        s.labels[6:16, 8:20] = 1
+    root = stored(tmp_path / "a", samples, suffix, form([0, 255, 0]))
+    masks, _ = converted(root, tmp_path / "new", **ROAD)
+    for s in samples:
+        assert ((masks[f"{s.split}/{s.name}"] == 1) != (s.labels == 1)).mean() < 0.05
+    assert converted(root, tmp_path / "2", labels={0: "background", 255: "road"})[0]
+    with pytest.raises(DataError, match=r"changes labels and colours; export .* PNG"):
+        converted(root, tmp_path / "x", labels={0: "background", 128: "pond", 255: "road"})
+    for s in samples:
+        s.labels[10:14, 10:14] = 2  # a small part of the pixels
+    stored(root, samples, suffix, form([0, 255, 128]))
+    with pytest.raises(DataError, match=r"changes labels and colours; export .* PNG"):
+        converted(root, tmp_path / "x", **THREE)
+
+
+def test_webp_without_loss_is_read(tmp_path: Path, samples: list[Sample]) -> None:
+    def form(labels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(np.array(COLOURS, np.uint8)[labels]).save(file, "WEBP", lossless=True)
+        return file.getvalue()
+
+    root = stored(tmp_path / "a", samples, "webp", form)
+    data = {"classes": CLASSES, "colours": COLOURS}
+    masks, _ = converted(root, tmp_path / "new", data=data)
+    np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels)
 
 
 def test_masks_of_several_pages_are_refused(tmp_path: Path, samples: list[Sample]) -> None:
@@ -652,6 +790,55 @@ def test_one_mask_for_each_class(
         for label in (1, 2):
             expected = sample.labels == label
             np.testing.assert_array_equal(mask == classes.index(CLASSES[label]), expected)
+
+
+@pytest.mark.parametrize("layout", PER_CLASS.values(), ids=PER_CLASS)
+@pytest.mark.parametrize("name", ["void", "Void", "ignore", "other", "background"])
+def test_masks_of_ignored_pixels_and_of_the_rest(
+    tmp_path: Path, samples: list[Sample], layout: str, name: str
+) -> None:
+    for s in samples:
+        photo(s, tmp_path / "a/images" / (s.split if "{s}" in layout else "") / s.name)
+        values = {1: "road", 2: "pond", 0 if name == "background" else 255: name}
+        for label, title in values.items():
+            path = tmp_path / "a" / layout.format(c=title, n=s.name, s=s.split)
+            put(path, (s.labels == label) * np.uint8(255))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    classes = ["background", *(["other"] if name == "other" else []), "pond", "road"]
+    assert info(tmp_path / "new")["classes"] == classes
+    last = {"other": classes.index("other") if name == "other" else 0, "background": 0}
+    table = np.zeros(256, np.uint8)
+    table[[1, 2, 255]] = classes.index("road"), classes.index("pond"), last.get(name, 255)
+    for key, mask in masks.items():
+        (sample,) = (s for s in samples if s.name in key)
+        np.testing.assert_array_equal(mask, table[sample.labels])
+
+
+@pytest.mark.parametrize("nearest", [True, False])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_an_ignore_label_in_masks_of_a_class_is_no_smoothing(
+    tmp_path: Path, samples: list[Sample], nearest: bool, rows: int
+) -> None:
+    def write(root: Path, ignored: int) -> None:
+        for s in samples:
+            s.labels[24 - rows :] = 255
+            photo(s, root / "images" / s.name)
+            for label in (1, 2):
+                mask = np.where(s.labels == 255, ignored, s.labels == label).astype(np.uint8)
+                put(root / "masks" / CLASSES[label] / f"{s.name}.png", mask)
+            if not ignored:  # the advice
+                mask = (s.labels == 255).astype(np.uint8)
+                put(root / "masks/ignore" / f"{s.name}.png", mask)
+
+    write(tmp_path / "a", 255)
+    with pytest.raises(DataError, match="255 looks like an ignore label; put its pixels in a mask"):
+        converted(tmp_path / "a", tmp_path / "x", nearest=nearest)
+    write(tmp_path / "b", 0)
+    masks, _ = converted(tmp_path / "b", tmp_path / "new", nearest=nearest)
+    table = np.array([0, 2, 1] + [255] * 253)
+    for name, mask in masks.items():
+        (sample,) = (s for s in samples if s.name in name)
+        np.testing.assert_array_equal(mask, table[sample.labels])
 
 
 def test_masks_of_a_class_without_an_image_are_counted(tmp_path: Path) -> None:
@@ -752,6 +939,75 @@ def test_two_masks_of_one_image_are_chosen_by_the_end_of_their_names(
         converted(tmp_path / "a", tmp_path / "new", **THREE)
     masks, _ = converted(tmp_path / "a", tmp_path / "new", **THREE, masks="*mask.png")
     assert {mask.tobytes() for mask in masks.values()} == {s.labels.tobytes() for s in samples}
+
+
+@pytest.mark.parametrize("name", ["gt_1", "label_1"])
+def test_a_pattern_that_does_not_choose_is_not_advised(
+    tmp_path: Path, samples: list[Sample], name: str
+) -> None:
+    for s, stem in zip(samples, ["1", "2", "3", "4", "mask_1", name], strict=True):
+        photo(s, tmp_path / "a/images" / stem)
+        put(tmp_path / "a/masks" / f"{stem}.png", s.labels)
+    with pytest.raises(DataError, match=r"two masks belong to it.*images=FOLDER masks=FOLDER"):
+        converted(tmp_path / "a", tmp_path / "x", **THREE)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", **THREE, images="images", masks="masks")
+    assert len(masks) == 6
+    for key, mask in masks.items():
+        found = np.asarray(Image.open(tmp_path / f"a/masks/{key.split('/')[1]}.png"))
+        np.testing.assert_array_equal(mask, found)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_split_that_another_is_drawn_from_is_named(
+    tmp_path: Path, samples: list[Sample], split: str
+) -> None:
+    for s in samples:
+        s.split = split
+    root = pictures(tmp_path / "a", samples, lambda labels: labels)
+    _, printed = converted(root, tmp_path / "new", **THREE)
+    expected = {
+        "train": "no validation split: drawn train 5 images",
+        "val": "no training split: drawn from val train 5 images",
+        "test": "no training or validation split: drawn from test train 5 images",
+    }
+    assert expected[split] in printed
+
+
+@pytest.mark.parametrize("values", [[0, 1, -5], [0, 1, -2], [0, 1, 1 << 20]])
+def test_values_that_no_setting_can_name_are_not_advised_as_ignore_index(
+    tmp_path: Path, samples: list[Sample], values: list[int]
+) -> None:
+    for s in samples:
+        s.labels = s.labels.clip(0, 2)
+        photo(s, tmp_path / "a/images" / s.name)
+        file = io.BytesIO()
+        np.save(file, np.array(values)[s.labels])
+        put(tmp_path / "a/masks" / f"{s.name}.npy", file.getvalue())
+    with pytest.raises(DataError, match=rf"{values[2]} \(.*no class") as caught:
+        converted(tmp_path / "a", tmp_path / "x", **THREE)
+    assert "ignore_index" not in str(caught.value)
+    names = dict(zip(values, CLASSES, strict=True))
+    assert '"labels={' in str(caught.value)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", labels=names)
+    classes = info(tmp_path / "new")["classes"]
+    (mask,) = (mask for name, mask in masks.items() if "photo0" in name)
+    for label, name in enumerate(CLASSES):
+        np.testing.assert_array_equal(mask == classes.index(name), samples[0].labels == label)
+
+
+def test_colours_among_labels_are_not_advised_as_numbers(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    def paint(labels: np.ndarray) -> np.ndarray:
+        return np.array([[0] * 3, [7] * 3, [1, 2, 3]], np.uint8)[labels.clip(0, 2)]
+
+    roboflow(tmp_path / "a", samples, CLASSES, voc_palette())
+    for path in (tmp_path / "a").rglob("*_mask.png"):
+        labels = np.asarray(Image.open(path))
+        put(path, paint(labels) if "photo0" in path.name else (labels == 1) * np.uint8(7))
+    with pytest.raises(DataError) as caught:
+        converted(tmp_path / "a", tmp_path / "x")
+    assert not re.search(r"\d{8}", str(caught.value))
 
 
 def test_images_and_masks_side_by_side_are_chosen_by_patterns(

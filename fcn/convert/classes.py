@@ -10,7 +10,7 @@ from yaml import YAMLError, safe_load
 
 from fcn.config import DataConfig, PrepareDataConfig
 from fcn.convert.export_folder import Item
-from fcn.convert.exports import FIRST, IGNORE, Export, colour_names
+from fcn.convert.exports import IGNORE, Export, colour_names
 from fcn.convert.masks import (
     COLOUR,
     SMOOTHED,
@@ -19,12 +19,11 @@ from fcn.convert.masks import (
     nearest,
     smoothed_pixels,
 )
-from fcn.dataset_info import BACKGROUND, VOID, DatasetInfo, starts_with_background
+from fcn.dataset_info import BACKGROUND, IGNORED, VOID, DatasetInfo, starts_with_background
 from fcn.errors import ConfigError, DataError
 from fcn.output import percent
 
 SHOWN = 20  # values in a message
-IGNORED = (IGNORE, "ignored", "__ignore__")  # class names of tools for ignored pixels
 
 
 @dataclass
@@ -53,8 +52,8 @@ def with_description(data: DataConfig, own: dict[str, Any]) -> DataConfig:
     """Return the settings with what the folder's dataset.yaml or classes.txt adds."""
     missing = {key: value for key, value in own.items() if getattr(data, key) in (None, [])}
     data = replace(data, **missing)
-    twice = [n for n, count in Counter(data.classes).items() if count > 1 and n not in IGNORED]
-    if twice:
+    counts = Counter(name for name in data.classes if name.lower() not in IGNORED)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise ConfigError(
             f"data.classes={data.classes}: {twice[0]} occurs twice; name it {twice[0]}2 there, and "
             f'to make both one class add "merge={{{twice[0]}2: {twice[0]}}}"'
@@ -93,14 +92,14 @@ def class_of_values(
             raise DataError(_without_class(unknown, found, names, data, smoothed, cfg.nearest))
         levels = [value for value in known if value >= 0]
         names |= {value: names[near] for value, near in nearest(unknown, levels).items()}
-    merge = _mapping(cfg.merge, "merge", str)
+    merge = mapping(cfg.merge, "merge", str)
     if wrong := set(merge) - set(names.values()):
         known_names = ", ".join(dict.fromkeys(names.values()))
         raise ConfigError(
             f"merge: the export has no class {min(wrong)}; its classes are {known_names}"
         )
     names = {value: merge.get(name, name) for value, name in names.items()}
-    return {value: IGNORE if name in IGNORED else name for value, name in names.items()}
+    return {value: IGNORE if name.lower() in IGNORED else name for value, name in names.items()}
 
 
 def _named_values(
@@ -113,7 +112,7 @@ def _named_values(
     """Return the values that have a class: by labels, by colours, by the export, or by number."""
     export.check(found)
     if cfg.labels:
-        names = _mapping(cfg.labels, "labels", int)
+        names = mapping(cfg.labels, "labels", int)
         rest = {} if cfg.nearest else {v: IGNORE for v in found if v not in names}
         return names | {value: name for value, name in rest.items() if value != TRANSPARENT}
     if cfg.data.colours:
@@ -122,7 +121,8 @@ def _named_values(
                 f"data.colours has {len(cfg.data.colours)} colours, but there are "
                 f"{len(data.classes)} classes: data.classes={data.classes}"
             )
-        return colour_names([*zip(data.classes, cfg.data.colours, strict=True)])
+        rows = [*zip(data.classes, cfg.data.colours, strict=True)]
+        return colour_names(rows, "data.colours")
     if export.names:
         return dict(export.names)
     check_palettes(item.mask for item in export.items)
@@ -202,8 +202,9 @@ def _without_class(
 ) -> str:
     """Return what to do about values without a class."""
     value = unknown[0]
-    hint = f"name all with {_map(names, found)}"
-    if value < VOID:
+    labels = [v for v in found if v < COLOUR and v != TRANSPARENT]
+    hint = f"name all with {_map(names, labels)}"
+    if 0 <= value < VOID:
         hint += f", or set data.ignore_index={value}"
     if smoothed:
         hint = "they smooth the boundaries between others: nearest=true takes the nearest class"
@@ -222,7 +223,7 @@ def _map(names: dict[int, str], values: Iterable[int]) -> str:
     return f'"labels={{{", ".join(rows)}}}"'
 
 
-def _mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]:
+def mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]:
     """Return a setting that is a mapping, or the name of a YAML file of one; null is IGNORE."""
     try:
         content = safe_load(Path(given).read_text("utf-8")) if isinstance(given, str) else given
@@ -235,7 +236,7 @@ def _mapping(given: Any, key: str, kind: Callable[[Any], Any]) -> dict[Any, str]
 def choose_classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bool) -> list[str]:
     """Return the classes in the order of their labels; data.classes may choose some by name."""
     classes = [name for name in dict.fromkeys(names.values()) if name != IGNORE]
-    chosen = cfg.data.classes
+    chosen = [name for name in cfg.data.classes if name.lower() not in IGNORED]
     if chosen and not cfg.data.colours and by_name:
         if wrong := [name for name in chosen if name not in classes]:
             raise ConfigError(
@@ -244,9 +245,10 @@ def choose_classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bo
             )
         classes = list(chosen)
     elif not chosen:
-        classes.sort(key=lambda name: name.lower() not in FIRST)  # keeps the order of the others
+        classes.sort(key=lambda name: name.lower() not in BACKGROUND)  # stable
     if not 2 <= len(classes) <= VOID:
-        raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}")
+        hint = f" (the names {', '.join(IGNORED)} are of ignored pixels)" if not classes[1:] else ""
+        raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}{hint}")
     return classes
 
 
@@ -254,7 +256,7 @@ def dataset_info(
     export: Export, cfg: PrepareDataConfig, data: DataConfig, classes: list[str]
 ) -> DatasetInfo:
     """Return what dataset.yaml is to say."""
-    merge, colours = _mapping(cfg.merge, "merge", str), dict[str, list[int]]()
+    merge, colours = mapping(cfg.merge, "merge", str), dict[str, list[int]]()
     for name, rgb in (*zip(data.classes, data.colours, strict=False), *export.colours.items()):
         colours.setdefault(merge.get(name, name), list(rgb))
     known = set(classes) <= set(colours)

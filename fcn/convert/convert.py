@@ -29,6 +29,7 @@ from fcn.convert.classes import (
     choose_classes,
     class_of_values,
     dataset_info,
+    mapping,
     shown,
     with_description,
 )
@@ -68,9 +69,15 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     data, listed = with_description(cfg.data, description), description.get("classes", [])
     folder = ExportFolder(root, cfg.images, cfg.masks)
     _check_class_files(folder, cfg)
-    mapped = bool(cfg.labels or cfg.data.colours)
-    export = recognise(folder, Reading(bool(cfg.data.colours), cfg.nearest, mapped))
-    _check_images_once(export.items)
+    named = set(mapping(cfg.labels, "labels", int))
+    reading = Reading(
+        colours=bool(cfg.data.colours),
+        nearest=cfg.nearest,
+        mapped=bool(cfg.labels or cfg.data.colours),
+        lossless=not named <= {0, 255},
+    )
+    export = recognise(folder, reading)
+    folder.check_images_once(export.items)
     console.print(f"{export.format} in {root}: {len(export.items)} images with masks")
     notes = [*export.notes, *folder.left_out(export.items)]
     export.items, list_notes = splits.listed_splits(export.items, folder.files)
@@ -126,18 +133,6 @@ def _check_class_files(folder: ExportFolder, cfg: PrepareDataConfig) -> None:
                 f"{path} and {paths[0]} name classes differently; convert their folders one by "
                 "one, or give data.classes=[...]"
             )
-
-
-def _check_images_once(items: Sequence[Item]) -> None:
-    """Raise a DataError if an image has two masks."""
-    masks = dict[Path, Path]()
-    for item in items:
-        if item.image in masks:
-            raise DataError(
-                f"{item.image} has masks in {masks[item.image]} and in {item.mask}; convert a "
-                "copy of the export with one of them"
-            )
-        masks[item.image] = item.mask
 
 
 def _each(

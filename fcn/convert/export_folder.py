@@ -184,11 +184,11 @@ class ExportFolder:
             read: returns the function that reads a mask.
 
         Raises:
-            DataError: no mask has an image; a mask has several, or an image has.
+            DataError: no mask has an image; a mask has several.
         """
         matches = self.match(self.masks)
         self.note_bare(matches)
-        masks = dict[Path, Path]()
+        items = list[Item]()
         for mask, images in matches.items():
             if len(images) > 1:
                 raise DataError(
@@ -196,15 +196,25 @@ class ExportFolder:
                     f"{images[1]}; choose with images=FOLDER or a pattern, such as "
                     f"images=*{images[0].suffix}"
                 )
-            for image in images:
-                if image in masks:
-                    raise DataError(
-                        f"{image}: two masks belong to it, {masks[image]} and {mask}; choose "
-                        f"with {self._choice(masks[image], mask)}; if each is the mask of one "
-                        "class, put them in a folder for each class"
-                    )
-                masks[image] = mask
-        return [self.item(image, mask, read(mask)) for image, mask in masks.items()]
+            items += [self.item(image, mask, read(mask)) for image in images]
+        return items
+
+    def check_images_once(self, items: Sequence[Item]) -> None:
+        """Raise a DataError if an image has two masks."""
+        masks = dict[Path, Path]()
+        for item in items:
+            if (mask := masks.get(item.image)) is None:
+                masks[item.image] = item.mask
+                continue
+            advice = "convert a copy of the export with one of them"
+            if item.mask.suffix != ".json":
+                advice = (
+                    f"choose with {self._choice(mask, item.mask)}; if each is the mask of one "
+                    "class, put them in a folder for each class"
+                )
+            raise DataError(
+                f"{item.image}: two masks belong to it, {mask} and {item.mask}; {advice}"
+            )
 
     def _choice(self, one: Path, other: Path) -> str:
         """Return the settings that choose one of two masks: folders, or the ends of names."""
@@ -215,7 +225,10 @@ class ExportFolder:
             start = Path() if base == self.root else base
             ways = [str(Path(start, *parts[: depth + 1])) for parts in paths]
         else:
-            ways = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
+            ends = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
+            if ends[0] == ends[1] or any(fnmatch(p.name, end) for p in self.photos for end in ends):
+                return "images=FOLDER masks=FOLDER, folders of their own"
+            ways = ends
         return " or ".join(f"masks={way}" for way in ways)
 
     def note_bare(self, matches: Mapping[Path, list[Path]]) -> None:

@@ -1,8 +1,9 @@
 """What annotation tools export: one function per format, which finds images, masks and classes."""
 
+import csv
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,11 +17,10 @@ from fcn.convert.masks import COLOUR, TRANSPARENT, combine, find_alpha, read_val
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
 from fcn.data.images import file_errors
-from fcn.dataset_info import BACKGROUND, VOID
+from fcn.dataset_info import BACKGROUND, IGNORED, VOID
 from fcn.errors import DataError
 
 IGNORE = "ignore"  # class name of pixels without a class
-FIRST = ("background", "bg", "_background_")  # such a class gets label 0
 # Ids of the classes that are evaluated; Cityscapes' others, -1 to 33, are ignored.
 CITYSCAPES = {
     7: ("road", [128, 64, 128]), 8: ("sidewalk", [244, 35, 232]), 11: ("building", [70, 70, 70]),
@@ -53,6 +53,7 @@ class Reading:
     colours: bool = False  # the colours of masks are classes, even in palettes and in grey
     nearest: bool = False  # smoothed boundaries go to the nearest class
     mapped: bool = False  # settings say what the values mean, whatever the export says
+    lossless: bool = False  # values other than black and white count
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,18 @@ def recognise(folder: ExportFolder, reading: Reading) -> Export:
 
 def roboflow(folder: ExportFolder, reading: Reading) -> Export | None:
     """Semantic masks: SPLIT/_classes.csv, NAME.jpg, NAME_mask.png."""
-    tables = [path for path in folder.named("_classes.csv") if _starts(path, "Pixel")]
+    tables = {path: read_list(path) for path in folder.named("_classes.csv")}
+    tables = {path: lines for path, lines in tables.items() if "Pixel" in "".join(lines[:1])}
     if not tables:
         return None
     lists = []
-    for path in tables:
-        rows = [line.split(",", 1) for line in read_list(path)[1:]]
-        lists.append(ClassList(path, {int(value): name.strip() for value, name in rows}))
+    for path, lines in tables.items():
+        names = dict[int, str]()
+        for cells in map(_cells, lines[1:]):
+            value, name = int(cells[0]), ", ".join(cells[1:])
+            if names.setdefault(value, name) != name:
+                raise DataError(f"{path}: {value} is {names[value]} and {name}; remove one of them")
+        lists.append(ClassList(path, names))
     folder.select_masks("_mask")
     return _with_lists("Roboflow semantic masks", _pair(folder, reading), lists, reading)
 
@@ -117,11 +123,17 @@ def cvat(folder: ExportFolder, reading: Reading) -> Export | None:
     """Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
     lists = []
     for path in folder.named("labelmap.txt"):
-        lines = [line.split(":") for line in read_list(path) if not line.startswith("#")]
-        lists.append(_colour_list(path, [(line[0], _rgb("".join(line[1:2]))) for line in lines]))
+        rows = list[tuple[str, list[int]]]()
+        for line in read_list(path):
+            coloured = re.match(r"(.+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:|$)", line)
+            if coloured:
+                rows.append((coloured[1], [int(value) for value in coloured.groups()[1:4]]))
+            elif not line.startswith("#"):
+                rows.append((line.rsplit(":", 3)[0], []))
+        lists.append(_colour_list(path, rows))
     if not lists:
         return None
-    items = _pair(folder, replace(reading, colours=_has_colours(lists)))
+    items = _pair(folder, replace(reading, colours=any(entry.colours for entry in lists)))
     return _with_lists("CVAT segmentation masks", items, lists, reading)
 
 
@@ -197,7 +209,7 @@ def camvid(folder: ExportFolder, reading: Reading) -> Export | None:
         return None
     lists = [_colour_list(path, _colour_rows(path)) for path in paths]
     folder.select_masks("_L")
-    items = _pair(folder, replace(reading, colours=_has_colours(lists)))
+    items = _pair(folder, replace(reading, colours=any(entry.colours for entry in lists)))
     return _with_lists(f"masks with {paths[0].name}", items, lists, reading)
 
 
@@ -284,6 +296,7 @@ def _one_mask_for_each_class(
     folder.note_bare(matches)
     order = sorted(set(classes.values()))
     background = next((name for name in order if name.lower() in BACKGROUND), "background")
+    order.sort(key=lambda name: name.lower() in IGNORED)  # drawn last
     names = [background, *(name for name in order if name != background)]
     layers = defaultdict[Path, list[tuple[int, Path]]](list)
     for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
@@ -311,28 +324,67 @@ def coco(folder: ExportFolder, reading: Reading) -> Export | None:
         kind = "panoptic files" if any("segments_info" in a for a in annotations) else "boxes"
         raise DataError(f"{min(contents)}: {kind} without polygons or RLE; export instances")
     classes = _categories(contents.values())
-    photos = _coco_photos(folder)
-    items, empty, overlaps = list[Item](), 0, dict[str, int]()
+    photos = defaultdict[str, list[Path]](list)  # by name, whatever the names of images say
+    for photo in dict.fromkeys((*folder.photos, *folder.masks)):
+        photos[nfc(photo.name)].append(photo)
+    items, empty, overlaps, notes = list[Item](), 0, dict[str, int](), list[str]()
     for path, content in contents.items():
-        rows = content["categories"]
-        labels = {row["id"]: classes.index(row["name"]) for row in rows if row["name"] in classes}
-        outlines = defaultdict[Any, list[dict[str, Any]]](list)
+        labels = _coco_labels(path, content, classes)
+        outlines = defaultdict[str, list[dict[str, Any]]](list)
         for annotation in content["annotations"]:
             if annotation.get("segmentation"):
-                outlines[annotation["image_id"]].append(annotation)
+                outlines[str(annotation["image_id"])].append(annotation)
         words = re.split("[^a-z]+", path.stem.lower())
         split = next((SPLITS[w] for w in words if w in SPLITS), folder.info(path).split)
+        lost = outlines.keys() - {str(image["id"]) for image in content["images"]}
+        if lost:
+            notes.append(_lost_note(path, [a for key in sorted(lost) for a in outlines.pop(key)]))
+        if lost and not outlines:
+            raise DataError(f"{notes[-1]}; so are all others: export it again")
         for image in content["images"]:
+            if not all(isinstance(image.get(key), int) for key in ("height", "width")):
+                raise DataError(
+                    f"{path}: image {image['file_name']} has no height and width in whole numbers; "
+                    "add them there"
+                )
             photo = _coco_photo(folder, photos, path, image["file_name"], split)
-            read = partial(rasterise, image, outlines[image["id"]], labels, overlaps)
-            empty += not outlines[image["id"]]
+            own = outlines[str(image["id"])]
+            read = partial(rasterise, path, image, own, labels, overlaps)
+            empty += not own
             info = folder.info(photo)
             items.append(Item(photo, split or info.split, info.name, path, read))
     boxes = sum(not annotation.get("segmentation") for annotation in annotations)
-    notes = [f"{boxes} annotations without an outline are left out"] if boxes else []
+    if boxes:
+        notes.append(f"{boxes} annotations without an outline are left out")
     if empty:
         notes.append(f"{empty} images without annotations are all background")
     return Export("COCO", items, dict(enumerate(classes)), notes=notes, overlaps=overlaps)
+
+
+def _coco_labels(path: Path, content: dict[str, Any], classes: list[str]) -> dict[str, int]:
+    """Return the label of each category by its id; an annotation without one is an error."""
+    rows = content["categories"]
+    labels = {str(row["id"]): classes.index(row["name"]) for row in rows if row["name"] in classes}
+    for entry in content["annotations"]:
+        if entry.get("segmentation") and str(entry["category_id"]) not in labels:
+            raise DataError(
+                f"{path}: {_coco_entry(entry)} has category_id {entry['category_id']}, which no "
+                "category of the file has; add the category there or export it again"
+            )
+    return labels
+
+
+def _coco_entry(annotation: dict[str, Any]) -> str:
+    """Return how messages call an annotation."""
+    return f"annotation {annotation.get('id', '')} of image_id {annotation['image_id']}"
+
+
+def _lost_note(path: Path, lost: Sequence[dict[str, Any]]) -> str:
+    """Return a note on annotations without an image."""
+    return (
+        f"{path}: {len(lost)} annotations belong to none of its images and are left out, such as "
+        f"{_coco_entry(lost[0])}"
+    )
 
 
 def _coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
@@ -344,14 +396,6 @@ def _coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
             contents[path] = content
     instances = {path: c for path, c in contents.items() if "instances" in path.name}
     return instances or contents  # other files annotate the same images
-
-
-def _coco_photos(folder: ExportFolder) -> dict[str, list[Path]]:
-    """Return all pictures by name, whatever the names of images say."""
-    by_name = defaultdict[str, list[Path]](list)
-    for photo in dict.fromkeys((*folder.photos, *folder.masks)):
-        by_name[nfc(photo.name)].append(photo)
-    return by_name
 
 
 def _coco_photo(
@@ -382,25 +426,27 @@ def _categories(contents: Iterable[dict[str, Any]]) -> list[str]:
     """Return the classes of files of COCO, which may number them differently."""
     contents = list(contents)
     rows = [row for content in contents for row in content["categories"]]
-    names = [next((row["name"] for row in rows if row["name"].lower() in FIRST), "background")]
+    names = [next((row["name"] for row in rows if row["name"].lower() in BACKGROUND), "background")]
     for content in contents:
-        used = {annotation["category_id"] for annotation in content["annotations"]}
+        used = {str(annotation["category_id"]) for annotation in content["annotations"]}
         # Roboflow adds a category above the others, which no annotation has.
         above = {row.get("supercategory") for row in content["categories"]}
         rows = sorted(content["categories"], key=lambda row: row["id"])
-        names += [row["name"] for row in rows if row["id"] in used or row["name"] not in above]
+        names += [row["name"] for row in rows if str(row["id"]) in used or row["name"] not in above]
     return list(dict.fromkeys(names))
 
 
 def rasterise(
+    path: Path,
     image: dict[str, Any],
     annotations: Sequence[dict[str, Any]],
-    labels: dict[int, int],
+    labels: dict[str, int],
     overlaps: dict[str, int],
 ) -> np.ndarray:
     """Draw the outlines of an image of COCO, small ones over large ones and over crowd regions.
 
     Args:
+        path: the file.
         image: an entry of "images".
         annotations: those of the image.
         labels: of the categories, by their ids.
@@ -408,6 +454,9 @@ def rasterise(
 
     Returns:
         int64 (H, W); 0 where nothing is annotated.
+
+    Raises:
+        DataError: an outline that is none, or RLE of another size than the image.
     """
     try:
         from pycocotools import mask as rle  # of the extra [coco]
@@ -417,17 +466,22 @@ def rasterise(
     layers = []
     for annotation in annotations:
         shape = annotation["segmentation"]
-        if isinstance(shape, list):  # polygons
-            shape = rle.merge(rle.frPyObjects(shape, height, width))
-        elif isinstance(shape["counts"], list):  # not compressed
-            shape = rle.frPyObjects(shape, height, width)
-        if annotation["category_id"] not in labels:
+        where = f"{path}: {image['file_name']}: {_coco_entry(annotation)}"
+        if isinstance(shape, dict) and list(shape.get("size", ())) != [height, width]:
             raise DataError(
-                f"{image['file_name']}: an annotation has category_id "
-                f"{annotation['category_id']}, which no category of the file has; export it again"
+                f"{where} is RLE of size {shape.get('size')}, but the image has height {height} "
+                f"and width {width}; correct one of them or export it again"
             )
-        size = (bool(annotation.get("iscrowd")), int(rle.area(shape)))
-        layers.append((size, rle.decode(shape) > 0, labels[annotation["category_id"]]))
+        try:
+            if isinstance(shape, list):  # polygons
+                shape = rle.merge(rle.frPyObjects(shape, height, width))
+            elif isinstance(shape["counts"], list):  # not compressed
+                shape = rle.frPyObjects(shape, height, width)
+            size = (bool(annotation.get("iscrowd")), int(rle.area(shape)))
+            inside = rle.decode(shape) > 0
+        except Exception as error:  # whatever pycocotools makes of it
+            raise DataError(f"{where}: no outline ({error}); export it again") from None
+        layers.append((size, inside, labels[str(annotation["category_id"])]))
     values, shared = np.zeros((height, width), np.int64), np.zeros((height, width), bool)
     for _, inside, label in sorted(layers, key=lambda layer: layer[0], reverse=True):
         shared |= inside & (values > 0) & (values != label)
@@ -449,7 +503,7 @@ def _reader(folder: ExportFolder, reading: Reading) -> Callable[[Path], Callable
                 "leave out data.colours"
             )
         alpha = replace(alpha, is_mask=False)
-    return lambda mask: partial(read_values, mask, reading.colours, alpha)
+    return lambda mask: partial(read_values, mask, reading.colours, alpha, reading.lossless)
 
 
 def _pair(folder: ExportFolder, reading: Reading) -> list[Item]:
@@ -466,9 +520,10 @@ def _with_lists(
     """
     colours = {name: rgb for entry in lists for name, rgb in entry.colours.items()}
     first = lists[0]
+    notes = [note for entry in lists for note in _twice_notes(entry)]
     other = next((entry for entry in lists if entry.names != first.names), None)
     if other is None or reading.mapped:
-        return Export(title, items, first.names, colours)
+        return Export(title, items, first.names, colours, notes)
     classes = list(dict.fromkeys(name for entry in lists for name in entry.names.values()))
     renumbered = []
     for item in items:
@@ -484,9 +539,17 @@ def _with_lists(
         numbers = {value: classes.index(name) for value, name in own[0].names.items()}
         read = partial(_renumber, item, numbers, own[0].path)
         renumbered.append(replace(item, read=read))
-    note = f"{first.path} and {other.path} differ: each mask is read by the list in its folder"
-    names = dict(enumerate(classes))
-    return Export(title, renumbered, names, colours, [note])
+    notes.append(
+        f"{first.path} and {other.path} differ: each mask is read by the list in its folder"
+    )
+    return Export(title, renumbered, dict(enumerate(classes)), colours, notes)
+
+
+def _twice_notes(entry: ClassList) -> list[str]:
+    """Return notes on names that a list has in several rows, which become one class."""
+    counts = Counter(name for value, name in entry.names.items() if value < COLOUR)
+    twice = [n for n, count in counts.items() if count > 1 and n.lower() not in IGNORED]
+    return [f"{entry.path}: {name} is in several rows, which become one class" for name in twice]
 
 
 def _renumber(item: Item, numbers: Mapping[int, int], source: Path) -> np.ndarray:
@@ -501,11 +564,21 @@ def _renumber(item: Item, numbers: Mapping[int, int], source: Path) -> np.ndarra
     return table[places].reshape(values.shape)
 
 
-def colour_names(rows: Sequence[tuple[str, list[int]]]) -> dict[int, str]:
+def colour_names(rows: Sequence[tuple[str, list[int]]], source: object) -> dict[int, str]:
     """Return the class of each value of masks in colours, from pairs of name and RGB.
 
     A mask of one channel holds grey levels if all colours are grey, otherwise the numbers of rows.
+
+    Raises:
+        DataError: two classes have one colour; `source` names the list.
     """
+    owners = dict[tuple[int, ...], str]()
+    for name, rgb in rows:
+        if (owner := owners.setdefault(tuple(rgb), name)) != name:
+            raise DataError(
+                f"{source}: {owner} and {name} have one colour, {rgb}; give each its own, or, if "
+                "they are one class, take one of them away"
+            )
     grey = all(len(set(rgb)) == 1 for _, rgb in rows)
     numbers = {rgb[0] if grey else number: name for number, (name, rgb) in enumerate(rows)}
     return numbers | {COLOUR + (r << 16) + (g << 8) + b: name for name, (r, g, b) in rows}
@@ -516,11 +589,7 @@ def _colour_list(path: Path, rows: Sequence[tuple[str, list[int]]]) -> ClassList
     coloured = [(name, rgb) for name, rgb in rows if rgb]
     if len(coloured) < len(rows):
         return ClassList(path, {number: name for number, (name, _) in enumerate(rows)})
-    return ClassList(path, colour_names(rows), dict(rows))
-
-
-def _has_colours(lists: Sequence[ClassList]) -> bool:
-    return any(entry.colours for entry in lists)
+    return ClassList(path, colour_names(rows, path), dict(rows))
 
 
 def _numbered_list(path: Path) -> ClassList:
@@ -535,24 +604,27 @@ def _numbered_list(path: Path) -> ClassList:
 
 def _colour_rows(path: Path) -> list[tuple[str, list[int]]]:
     """Return name and colour, if there is one, in each row of a list of CamVid or Cityscapes."""
-    rows = []
-    for line in read_list(path):
-        numbers = re.search(r"(?:^|,)\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)", line)
+    head, *lines = read_list(path) or [""]
+    names = [name.lower() for name in _cells(head)] if path.suffix == ".csv" else []
+    rgb = [names.index(name) for name in "rgb" if name in names]
+    place = next((k for k, name in enumerate(names) if name in ("name", "class")), None)
+    if len(rgb) == 3 and place is not None:  # columns with a head, in any order
+        rows = [cells for cells in map(_cells, lines) if len(cells) == len(names)]
+        if len(rows) == len(lines):
+            return [(row[place], [int(row[k]) for k in rgb]) for row in rows]
+    found = []
+    for line in (head, *lines):
+        numbers = re.search(r"(?:^|,)\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)", line.replace('"', ""))
         if path.suffix == ".csv" and not numbers:
             continue  # the head
-        name = line.replace(numbers[0], "") if numbers else line
-        name = name.strip(" \t,")
-        name = IGNORE if name.lower() == "void" else name
-        rows.append((name, [int(number) for number in numbers.groups()] if numbers else []))
-    return rows
+        name = line.replace('"', "").replace(numbers[0], "") if numbers else line
+        found.append((name.strip(" \t,"), [int(n) for n in numbers.groups()] if numbers else []))
+    return found
 
 
-def _rgb(text: str) -> list[int]:
-    return [int(value) for value in text.split(",")] if text else []
-
-
-def _starts(path: Path, text: str) -> bool:
-    return "".join(read_list(path)[:1]).startswith(text)
+def _cells(line: str) -> list[str]:
+    """Return the cells of a line of CSV, without their quotes."""
+    return [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))]
 
 
 def _json(path: Path, word: str = "") -> Any:

@@ -4,21 +4,33 @@ A value is a label, or COLOUR + 0xRRGGBB where colours are classes, or TRANSPARE
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile
+from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from fcn.data.images import file_errors, open_pillow
+from fcn.data.images import (
+    ALPHA,
+    INVERTED,
+    PREMULTIPLIED,
+    Pixels,
+    file_errors,
+    opened,
+    stored_pixels,
+)
+from fcn.dataset_info import VOID
 from fcn.errors import DataError
 
 COLOUR = 1 << 24
-TRANSPARENT = -2  # of pixels that are erased by an alpha channel
+TRANSPARENT = -COLOUR  # of pixels that are erased by an alpha channel
 SMOOTHED = 0.1  # at most this share of the pixels is the smoothed boundary between others
+FEW = 32  # labels; a smoothed boundary has more levels, or others
+GREY = 48, 208  # levels that neither black nor white become by lossy compression
 REACH = 5  # pixels, side of the window in which a smoothed boundary meets what it separates
 
 
@@ -34,7 +46,9 @@ class Alpha:
 OPAQUE = Alpha()
 
 
-def read_values(path: Path, colours: bool = False, alpha: Alpha = OPAQUE) -> np.ndarray:
+def read_values(
+    path: Path, colours: bool = False, alpha: Alpha = OPAQUE, lossless: bool = False
+) -> np.ndarray:
     """Read a mask in any format.
 
     Args:
@@ -42,48 +56,66 @@ def read_values(path: Path, colours: bool = False, alpha: Alpha = OPAQUE) -> np.
         colours: return the colours of palettes and of files with three channels; otherwise the
             numbers in palettes, and labels where the three channels are equal.
         alpha: see `find_alpha`.
+        lossless: refuse files whose compression changes values, even if they are black and white.
 
     Returns:
         int64 (H, W); TRANSPARENT where alpha is below half of the largest in all masks.
 
     Raises:
-        DataError: unreadable; several pages; fractions; a JPEG that is not black and white.
+        DataError: unreadable; several pages; fractions; white as 0; a JPEG or another file of
+            lossy compression that is not black and white.
     """
-    with file_errors(path, "mask"):
-        if path.suffix == ".npy":
+    if path.suffix == ".npy":
+        with file_errors(path, "mask"):
             pixels = np.load(path)
-            if pixels.ndim != 2:
-                raise DataError(f"{path}: an array {pixels.shape}; a mask must be (H, W)")
-            return _whole(path, pixels)
-        with path.open("rb") as stream, open_pillow(stream) as image:
-            if (pages := getattr(image, "n_frames", 1)) > 1:
-                raise DataError(f"{path}: {pages} pages; save each as a mask of its own")
-            is_jpeg, step = image.format == "JPEG", _grey_step(image)
-            as_rgba = image.mode == "PA" or (image.mode == "P" and colours)
-            pixels = np.asarray(image.convert("RGBA") if as_rgba else image)
-            has_alpha = as_rgba or image.mode in ("LA", "RGBA")
-    if is_jpeg:
-        return _black_and_white(path, pixels, colours)
-    values = _whole(path, pixels) // step
-    if values.ndim == 2:
-        return values
-    opacity = values[..., -1]
-    if alpha.is_mask:
+        if pixels.ndim != 2:
+            raise DataError(f"{path}: an array {pixels.shape}; a mask must be (H, W)")
+        return _whole(path, pixels)
+    with _opened(path) as file:
+        if kind := _lossy_format(path, file):
+            grey = np.asarray(file.convert("RGB")).mean(2)
+            return _black_and_white(path, grey, colours or lossless, kind)
+        values, opacity = _values_and_opacity(path, file, colours)
+    if alpha.is_mask and opacity is not None:
         return opacity
-    rgb = values[..., :3]
-    if rgb.shape[2] < 3 or (not colours and (rgb == rgb[..., :1]).all()):
-        values = rgb[..., 0]
+    if values.shape[2] < 3 or (not colours and (values == values[..., :1]).all()):
+        values = values[..., 0]
     else:
-        values = COLOUR + (rgb << (16, 8, 0)).sum(2)
-    if has_alpha:
+        values = COLOUR + (_eight_bits(path, values) << (16, 8, 0)).sum(2)
+    if opacity is not None:
         values = np.where(2 * opacity < alpha.largest, TRANSPARENT, values)
     return values
 
 
-def _grey_step(image: ImageFile.ImageFile) -> int:
-    """Return the factor by which Pillow scales labels in PNGs of 2 and 4 bits."""
-    mode: Any = image.tile[0].args if image.tile else ""
-    return {"L;2": 85, "L;4": 17}.get(mode if isinstance(mode, str) else "", 1)
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open the file of one mask."""
+    with opened(path, "mask") as file:
+        pages = getattr(file, "n_frames", 1) if isinstance(file, Image.Image) else len(file.pages)
+        if pages > 1:
+            raise DataError(f"{path}: {pages} pages; save each as a mask of its own")
+        yield file
+
+
+def _values_and_opacity(
+    path: Path, file: Any, colours: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return labels or colours, int64 (H, W, 1 or 3), and alpha of 0..255, if there is one."""
+    if getattr(file, "mode", "") == "PA" or (getattr(file, "mode", "") == "P" and colours):
+        pixels = Pixels(np.asarray(file.convert("RGBA")), ["red", "green", "blue", ALPHA])
+    else:
+        pixels = stored_pixels(file)
+    if pixels.span and pixels.span[0] > pixels.span[1]:
+        raise DataError(f"{path}: a TIFF that stores {INVERTED}; save it as PNG")
+    values, bands = _whole(path, pixels.values), pixels.bands
+    has_alpha = len(bands) in (2, 4) and bands[-1] in (ALPHA, PREMULTIPLIED)
+    other = isinstance(file, Image.Image) and file.mode in ("CMYK", "YCbCr", "HSV", "LAB")
+    if other or len(bands) - has_alpha not in (1, 3):
+        raise DataError(f"{path}: a mask must be grey or RGB; its bands are {', '.join(bands)}")
+    if not has_alpha:
+        return values, None
+    largest = max(pixels.span) if pixels.span else np.iinfo(pixels.values.dtype).max
+    return values[..., :-1], values[..., -1] * 255 // largest
 
 
 def _whole(path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -94,12 +126,35 @@ def _whole(path: Path, pixels: np.ndarray) -> np.ndarray:
     return values
 
 
-def _black_and_white(path: Path, pixels: np.ndarray, colours: bool) -> np.ndarray:
-    """Return 0 and 255 of a JPEG, whose compression blurs edges."""
-    grey = pixels.reshape(*pixels.shape[:2], -1).mean(2)
+def _eight_bits(path: Path, rgb: np.ndarray) -> np.ndarray:
+    """Return colours of 0..255, which files of 16 bits hold as they are or 257 times as large."""
+    if rgb.max(initial=0) < 256 and rgb.min(initial=0) >= 0:
+        return rgb
+    if (rgb % 257).any() or rgb.max() > 65535:
+        raise DataError(f"{path}: colours beyond 8 bits; export the masks with 8 bits per channel")
+    return rgb // 257
+
+
+def _lossy_format(path: Path, file: Any) -> str:
+    """Return the format of a file whose compression changes values, "" of others."""
+    kind = getattr(file, "format", "")
+    if kind in ("JPEG", "MPO", "AVIF", "HEIF"):
+        return str(kind)
+    if kind in ("WEBP", "JPEG2000"):
+        content = path.read_bytes()
+        if kind == "WEBP":
+            return "" if b"VP8L" in content[:1024] else "lossy WebP"
+        start = content.find(b"\xff\x52")  # the segment COD; its wavelet 0 is irreversible
+        return "lossy JPEG 2000" if start > 0 and content[start + 13] == 0 else ""
+    return ""
+
+
+def _black_and_white(path: Path, grey: np.ndarray, exact: bool, kind: str) -> np.ndarray:
+    """Return 0 and 255 of a file whose compression blurs edges, such as JPEG."""
     labels = 0 < grey.max() < 128
-    if colours or labels or ((grey > 64) & (grey < 192)).mean() > 0.1:
-        raise DataError(f"{path}: JPEG changes labels and colours; export the masks as PNG")
+    area = minimum_filter((grey > GREY[0]) & (grey < GREY[1]), 3)  # more than a blurred edge
+    if exact or labels or area.any():
+        raise DataError(f"{path}: {kind} changes labels and colours; export the masks as PNG")
     return np.where(grey < 128, 0, 255)
 
 
@@ -109,16 +164,17 @@ def find_alpha(masks: Iterable[Path]) -> Alpha:
     for path in masks:
         if path.suffix == ".npy":
             return Alpha()
-        with file_errors(path, "mask"), path.open("rb") as stream, open_pillow(stream) as image:
-            if image.mode not in ("LA", "RGBA"):
+        with _opened(path) as file:
+            if getattr(file, "mode", "LA") not in ("LA", "RGBA") or _lossy_format(path, file):
                 others = True
                 continue
-            pixels = np.asarray(image)
-        seen |= {
-            colour.tobytes()
-            for colour in np.unique(pixels[..., :-1].reshape(-1, pixels.shape[2] - 1), axis=0)[:2]
-        }
-        levels |= {int(pixels[..., -1].min()), int(pixels[..., -1].max())}
+            values, opacity = _values_and_opacity(path, file, False)
+        if opacity is None:
+            others = True
+            continue
+        colours = np.unique(values.reshape(-1, values.shape[2]), axis=0)
+        seen |= {colour.tobytes() for colour in colours[:2]}
+        levels |= {int(opacity.min()), int(opacity.max())}
     is_mask = len(seen) == 1 and len(levels) > 1 and not others
     return Alpha(is_mask, not any(map(any, seen)), max(levels) if seen else 255)
 
@@ -127,9 +183,11 @@ def check_palettes(masks: Iterable[Path]) -> None:
     """Raise a DataError if a number has two colours in the palettes of masks of labels."""
     seen = dict[int, tuple[list[int], Path]]()
     for path in (path for path in masks if path.suffix != ".npy"):
-        with file_errors(path, "mask"), path.open("rb") as stream, open_pillow(stream) as image:
-            palette = image.getpalette() or []  # none in grey
-            for number in np.unique(np.asarray(image)).tolist() if palette else ():
+        with _opened(path) as file:
+            palette = file.getpalette() if isinstance(file, Image.Image) else None  # none in grey
+            if palette is None:
+                continue
+            for number in np.unique(np.asarray(file)).tolist():
                 colour = palette[3 * number : 3 * number + 3]
                 other, first = seen.setdefault(number, (colour, path))
                 if colour != other:
@@ -237,6 +295,11 @@ def _covered(path: Path, alpha: Alpha, take_nearest: bool) -> np.ndarray:
     levels, counts = np.unique(values[covered], return_counts=True)
     if len(levels) < 2:
         return covered
+    if len(levels) == 2 and levels[1] == VOID and levels[0] < FEW:
+        raise DataError(
+            f"{path}: the values 0, {levels[0]} and 255, of which 255 looks like an ignore label; "
+            "put its pixels in a mask of their own, as those of a class called ignore, and 0 here"
+        )
     rest = 1 - (counts.max() + (~covered).sum()) / values.size
     if levels[-1] >= COLOUR or rest > SMOOTHED:
         raise DataError(

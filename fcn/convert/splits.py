@@ -108,8 +108,11 @@ def split_items(
             by = "each image alone; group=REGEX keeps those of one film or scene on one side"
         elif alone:
             by += f", {alone} images alone"
+        source = items[pool[0]].split or "train"
+        lacking = {"train": "validation", "val": "training"}.get(source, "training or validation")
+        origin = "" if source == "train" else f" from {source}"
         notes.append(
-            f"no validation split: drawn {_sides(result, groups, pool)} ({by}; "
+            f"no {lacking} split: drawn{origin} {_sides(result, groups, pool)} ({by}; "
             f"val_share={cfg.val_share}, seed={cfg.seed})"
         )
     if shared := shared_groups(result, groups):

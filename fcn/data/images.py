@@ -32,6 +32,7 @@ NAMES = {"R": "red", "G": "green", "B": "blue", "A": ALPHA, "L": "grey", "I": "g
 NAMES["1"] = "grey"
 FEW_BITS = "L;([24])"  # how Pillow calls grey pixels of 2 and 4 bits, which it scales to 255
 LOOKED_AT = 20  # images of a split that `range_note` reads at most
+INVERTED = "white as 0, so that labels may be inverted"
 _pixel_limit = threading.Lock()  # held while Pillow's limit is lifted, which all threads share
 
 
@@ -200,7 +201,7 @@ def range_note(sources: Sequence[Source], info: DatasetInfo) -> str:
 
 def image_size(source: Source) -> tuple[int, int]:
     """Return (width, height) of an image as `read_image` returns it, from the file header alone."""
-    with _opened(source, "image") as file:
+    with opened(source, "image") as file:
         if isinstance(file, Image.Image):
             width, height = file.size
             if file.format == "TIFF":  # of which Pillow returns the upright size
@@ -213,7 +214,7 @@ def image_size(source: Source) -> tuple[int, int]:
 
 def orientation(source: Source) -> int:
     """Return the EXIF orientation of an image, 1..8; 1 is upright."""
-    with _opened(source, "image") as file:
+    with opened(source, "image") as file:
         return _orientation(file)
 
 
@@ -256,7 +257,7 @@ def _has_late_text(image: Any) -> bool:
 
 
 def _read(source: Source) -> Pixels:
-    with _opened(source, "image") as file:
+    with opened(source, "image") as file:
         return from_pillow(file) if isinstance(file, Image.Image) else _from_tiff(file)
 
 
@@ -269,25 +270,34 @@ def read_stored(source: Source) -> tuple[np.ndarray, str]:
     Raises:
         DataError: the file is missing or unreadable.
     """
-    with _opened(source, "mask") as file:
-        if not isinstance(file, Image.Image):
-            pixels = _from_tiff(file, turn=False)
-            values, bands, span = pixels.values, len(pixels.bands), pixels.span
-            mode = f"{bands} bands of {values.dtype}"
-        else:
-            mode, bands = f"mode {file.mode}", len(file.getbands())
-            if file.format in ("JPEG", "MPO", "GIF"):  # GIF's writers sort the palette
-                return np.empty((0, 0), np.uint8), f"format {file.format}, which changes labels"
-            if file.mode not in ("P", "L", "1"):
-                return np.empty((0, 0), np.uint8), mode
-            values, span = _stored(file)
-            if file.format == "PPM" and file.mode == "1":
-                span = 1, 0
-        if bands > 1 or values.dtype != np.uint8:
+    with opened(source, "mask") as file:
+        mode = f"mode {file.mode}" if isinstance(file, Image.Image) else ""
+        if mode and file.format in ("JPEG", "MPO", "GIF"):  # GIF's writers sort the palette
+            return np.empty((0, 0), np.uint8), f"format {file.format}, which changes labels"
+        if mode and file.mode not in ("P", "L", "1"):
             return np.empty((0, 0), np.uint8), mode
+        pixels = stored_pixels(file)
+        values, bands, span = pixels.values, len(pixels.bands), pixels.span
+        if mode and file.format == "PPM" and file.mode == "1":
+            span = 1, 0
+        if bands > 1 or values.dtype != np.uint8:
+            return np.empty((0, 0), np.uint8), mode or f"{bands} bands of {values.dtype}"
         if span and span[0] > span[1]:
-            return np.empty((0, 0), np.uint8), "white as 0, so that labels may be inverted"
+            return np.empty((0, 0), np.uint8), INVERTED
         return values[..., 0], ""
+
+
+def stored_pixels(file: Any) -> Pixels:
+    """Return the values of an opened mask as its file stores them, not turned upright.
+
+    Args:
+        file: see `opened`; of a palette the numbers are returned.
+    """
+    if not isinstance(file, Image.Image):
+        return _from_tiff(file, turn=False)
+    bands = [NAMES.get(name, name) for name in file.getbands()]
+    values, span = _stored(file)
+    return Pixels(values[..., : len(bands)], bands, span)  # a clear colour is a label too
 
 
 def from_pillow(image: Any) -> Pixels:
@@ -500,7 +510,7 @@ def _from_tiff(file: Any, turn: bool = True) -> Pixels:
 
 
 @contextmanager
-def _opened(source: Source, kind: str) -> Iterator[Any]:
+def opened(source: Source, kind: str) -> Iterator[Any]:
     """Open an image to read its header or decode it: a Pillow image or a tifffile.TiffFile."""
     with file_errors(source, kind), source.open("rb") as stream:
         is_tiff = stream.read(4)[:2] in (b"II", b"MM")
