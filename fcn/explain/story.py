@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import ExplainConfig, quoted
+from fcn.data.check import print_notes
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.download import fetch
 from fcn.data.layouts import open_split
@@ -71,6 +72,7 @@ def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
     trained = [checkpoint.read(path) for path in paths if path]
     split = cfg.data.split or cfg.data.val_split
     dataset = open_split(cfg.data, split, known=trained[0].info)
+    print_notes([dataset], console)
     for network in trained:
         network.labels_in(dataset.classes, cfg.data.name)  # raises an error if one is missing
     models = [network.model(dataset.classes) for network in trained]
