@@ -156,11 +156,9 @@ class FCN(nn.Module):
     def normalise(self, image: Tensor) -> Tensor:
         """Return images with zero mean and unit variance; only here bytes become floats."""
         if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != self.in_channels:
-            got = tuple(image.shape) if hasattr(image, "shape") else ""
-            raise ValueError(
-                f"image must be a tensor (B, {self.in_channels}, H, W), got a "
-                f"{type(image).__name__} {got}".rstrip()
-            )
+            is_tensor = isinstance(image, Tensor)
+            got = tuple(image.shape) if is_tensor else f"{type(image).__name__}, not a tensor"
+            raise ValueError(f"image must be (B, {self.in_channels}, H, W), got {got}")
         if image.dtype == torch.uint8:
             image = image.to(self.mean.dtype) / 255
         elif not image.is_floating_point():
