@@ -57,6 +57,9 @@ class Checkpoint:
         """What is known about the data it was trained on; of an old file, that is the classes."""
         about = {"background": starts_with_background(self.classes)} | self.about
         about["colours"] = about.get("palette", [])
+        channels = about["model"].get("in_channels", 3)
+        if channels != 3 and not about.get("bands"):
+            about["bands"] = list(range(channels))  # as in training: without any they would be RGB
         return DatasetInfo(**{key: about[key] for key in INFO_KEYS if key in about})
 
     def labels_in(self, classes: Sequence[str], data: str) -> list[int] | None:

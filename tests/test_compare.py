@@ -27,8 +27,9 @@ from fcn.device import InferenceModel
 from fcn.errors import UserError
 from fcn.inference import evaluate
 from fcn.inference.metrics import estimate, rates, resample, tally
+from fcn.inference.predictor import Predictor
 from fcn.output import make_console
-from fcn.pictures import page
+from fcn.pictures import page, visualize
 from tests.conftest import TinyVOC, random_model
 
 QUIET = make_console(quiet=True)
@@ -153,7 +154,9 @@ def test_runs_on_different_images_or_classes_are_an_error(what: str) -> None:
         group_runs([one, other])
 
 
-def leave_run(data: TinyVOC, name: str, upsampling: str = "fixed", seed: int = 0) -> Path:
+def leave_run(
+    data: TinyVOC, name: str, upsampling: str = "fixed", seed: int = 0, **takes: Any
+) -> Path:
     """Leave a run's folder, as train.py does, of an untrained network."""
     folder = data.root / name
     (folder / ".hydra").mkdir(parents=True)
@@ -176,7 +179,7 @@ def leave_run(data: TinyVOC, name: str, upsampling: str = "fixed", seed: int = 0
     metrics = evaluate.metrics_json(found, prepared, dataset, "tiny", "train")
     (folder / "metrics.json").write_text(json.dumps(metrics))
     np.savez(folder / "per_image.npz", ids=dataset.ids, per_image=found.per_image)
-    write_safetensors(folder / "model.safetensors", model, {"classes": dataset.classes})
+    write_safetensors(folder / "model.safetensors", model, {"classes": dataset.classes} | takes)
     history = {"loss": [(1, 2.0), (10, 1.0)], "mean_iou": [(10, 0.25)]}
     last = {"callbacks": {"History": history}, "state_dict": {"a": torch.zeros(1)}}
     torch.save(last, folder / "checkpoints" / "last.ckpt")
@@ -387,3 +390,19 @@ def test_a_comparison_overwrites_nothing_unasked(
     assert all(path.read_bytes() == content for path, content in before.items())
     assert "compare.json exists" in error_line("compare", *settings)
     command("compare", *settings, "overwrite=true")
+
+
+@pytest.mark.parametrize("takes", [{"value_range": [100, 140]}, {"bands": [2, 0, 1]}])
+def test_examples_are_predicted_from_what_each_network_takes(
+    data: TinyVOC, tmp_path: Path, takes: dict[str, Any]
+) -> None:
+    """In either order, with pictures like those of masks that the predictor gives."""
+    folders = [leave_run(data, "a"), leave_run(data, "b", "learned", **takes)]
+    for order in (folders, folders[::-1]):
+        groups = group_runs([compare.read_run(folder) for folder in order])
+        found = compare.gallery(groups, CompareConfig(images=4), torch.device("cpu"))
+        info = open_split(data.config(), "train").info
+        for name, cards in found["cards"].items():
+            shown = [uri for caption, uri in cards if ": mean IoU" in caption]
+            masks = [Predictor(g.runs[0].checkpoint, "cpu")(data.image(name)) for g in groups]
+            assert shown == [compare._uri(visualize.outlined(mask, info)) for mask in masks]

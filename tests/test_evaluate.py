@@ -6,21 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fcn.checkpoint import write_safetensors
+from fcn.checkpoint import info_metadata, write_safetensors
 from fcn.config import DataConfig, EvaluateConfig, PredictConfig
 from fcn.data.layouts import open_split
+from fcn.dataset_info import DatasetInfo
 from fcn.device import InferenceModel
 from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.inference import evaluate as module
 from fcn.inference import predict_files
 from fcn.inference.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
 from fcn.inference.metrics import scores, tally
+from fcn.inference.predictor import Predictor
 from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model
 
@@ -265,6 +268,69 @@ def test_a_class_that_the_model_lacks_is_named_and_the_advice_works(
         *tiny_voc.overrides(),
         f"hydra.run.dir={tmp_path}/2",
     )
+
+
+def predicted(run: Path, tiny_voc: TinyVOC) -> list[list[int]]:
+    """The confusion matrix of what the predictor says of the files."""
+    predictor, confusion = Predictor(run, "cpu"), np.zeros((3, 3), int)
+    for name in tiny_voc.ids["val"]:
+        ground_truth = np.array(Image.open(tiny_voc.mask(name)))
+        seen = ground_truth < 255
+        np.add.at(confusion, (ground_truth[seen], predictor(tiny_voc.image(name))[seen]), 1)
+    return confusion.tolist()
+
+
+TAKES: dict[str, dict[str, Any]] = {
+    "unrecorded": {},
+    "none": info_metadata(DatasetInfo(list(TinyVOC.classes))),
+    "its own": info_metadata(
+        DatasetInfo(list(TinyVOC.classes), value_range=[9, 200], bands=[1, 0, 2])
+    ),
+}
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("said", ["value_range: [0.0, 128.0]", "bands: [2, 1, 0]"])
+@pytest.mark.parametrize("takes", TAKES)
+def test_a_set_does_not_change_what_a_network_was_trained_to_take(
+    tiny_voc: TinyVOC, tmp_path: Path, takes: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluation goes by the checkpoint, as prediction does, and names what it leaves out."""
+    run, network = tmp_path / "m.safetensors", random_model(backbone="mini", num_classes=3)
+    write_safetensors(run, network, {"classes": list(TinyVOC.classes)} | TAKES[takes])
+    before = evaluated(tiny_voc.config(), run, tmp_path / "before")["confusion"]
+    assert "as the checkpoint was trained" not in capsys.readouterr().out
+    (tiny_voc.folder / "dataset.yaml").write_text(said)
+    after = evaluated(tiny_voc.config(), run, tmp_path / "after")["confusion"]
+    out = " ".join(capsys.readouterr().out.split())
+    key, value = said.split(": ")
+    assert f"note: {key}=" in out
+    assert f"not {value}, as the data set says; data.{key} overrides both" in out
+    assert after == before == predicted(run, tiny_voc)
+    wished = tiny_voc.config()
+    setattr(wished, key, [0, 128] if key == "value_range" else [2, 1, 0])
+    assert evaluated(wished, run, tmp_path / "wished")["confusion"] != before
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("factor", [16, 1])
+def test_deep_images_take_the_sets_range_where_the_network_has_none(
+    tiny_voc: TinyVOC, tmp_path: Path, factor: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same pixels, times `factor`, in files of 16 bits score as in files of 8 bits."""
+    run = trained(tmp_path / "m.safetensors")
+    before = evaluated(tiny_voc.config(), run, tmp_path / "before")["confusion"]
+    for name in tiny_voc.ids["val"]:
+        pixels = np.array(Image.open(tiny_voc.image(name))).astype(np.uint16) * factor
+        file = cv2.imencode(".png", pixels[..., ::-1])[1]
+        tiny_voc.image(name).write_bytes(file.tobytes())  # its kind is known by its content
+    (tiny_voc.folder / "dataset.yaml").write_text(f"value_range: [0, {255 * factor}]")
+    capsys.readouterr()
+    after = evaluated(tiny_voc.config(), run, tmp_path / "after")["confusion"]
+    out = " ".join(capsys.readouterr().out.split())
+    assert after == before
+    assert "as the data set says of images of more than 8 bits" in out
+    assert "trained without any (all of 8 or 16 bits)" in out
 
 
 @pytest.mark.usefixtures("no_pictures")

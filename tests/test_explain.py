@@ -3,6 +3,7 @@
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fcn.explain.section import IMPORTS, TOPICS, ClaimError, Section
 from fcn.explain.story import ABOUT_NETWORK, explain, write
 from fcn.models.fcn import FCN
 from fcn.models.vgg import VGG
-from tests.conftest import random_model, small
+from tests.conftest import TinyVOC, random_model, small
 
 CLASSES = ["background", "cat", "dog"]
 
@@ -233,3 +234,20 @@ def test_a_set_and_networks_with_their_classes_in_other_orders_show_the_same(
     page = (run / "explain.html").read_text(encoding="utf-8")
     # Each network is a panel, named by its mean IoU; equal names are one panel.
     assert len(re.findall(r'alt="FCN-32s mean IoU [\d.]+ %', page)) == 1
+
+
+@pytest.mark.parametrize("takes", [{"value_range": [0, 9]}, {"bands": [2, 1, 0]}])
+def test_networks_that_take_other_pixels_are_not_shown_one_image(
+    tiny_voc: TinyVOC, command: Any, error_line: Any, tmp_path: Path, takes: dict[str, Any]
+) -> None:
+    model, (key,) = random_model(stride=32, num_classes=3, backbone="mini"), takes
+    for name, more in (("a", {}), ("b", takes)):
+        checkpoint.write_safetensors(
+            tmp_path / f"{name}.safetensors", model, {"classes": CLASSES} | more
+        )
+    pair = [f"checkpoint={tmp_path}/a.safetensors", f"fcn32s={tmp_path}/b.safetensors"]
+    settings = [*pair, "explain=network", "image=v0", *tiny_voc.overrides()]
+    message = error_line("explain", *settings, f"hydra.run.dir={tmp_path}/one")
+    assert f"or set data.{key} for both" in message
+    wish = f"data.{key}={takes[key]}".replace(" ", "")
+    command("explain", *settings, wish, f"hydra.run.dir={tmp_path}/two")

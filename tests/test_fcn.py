@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -87,6 +88,46 @@ def test_uint8_images_score_as_floats_of_0_to_1_do() -> None:
     torch.testing.assert_close(model(image), model(image / 255), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="255"):
         model(image.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [-1.0, -0.01, 1.01, 255.0, torch.nan, -torch.inf, torch.inf])
+def test_a_float_outside_0_to_1_is_an_error(value: float, dtype: torch.dtype) -> None:
+    """One pixel of it is enough; what rounds to a level of 8 bits is none."""
+    model, image = small(), torch.rand(2, 3, 9, 8).to(dtype)
+    image[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=r"a float image must be in \[0, 1\], got") as error:
+        model(image)
+    assert "\n" not in str(error.value)
+    image[1, 2, 3, 4] = min(max(value, -0.001), 1.001) if value == value else 0
+    assert model(image).shape == (2, 5, 9, 8)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.rand(3, 40, 50),
+        torch.rand(40, 50),
+        torch.rand(1, 1, 3, 40, 50),
+        torch.rand(1, 4, 40, 50),
+        torch.rand(1, 40, 50, 3),
+        np.zeros((1, 3, 40, 50), np.uint8),
+        np.zeros((40, 50, 3), np.float32),
+        [[0.5]],
+        None,
+    ],
+    ids=lambda image: f"{type(image).__name__}-{getattr(image, 'shape', '')}",
+)
+def test_another_shape_than_a_batch_is_an_error(image: Any) -> None:
+    with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), got") as error:
+        small()(image)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint16, torch.bool])
+def test_other_integers_than_bytes_are_an_error(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="must be uint8, or float"):
+        small()(torch.ones(1, 3, 8, 8, dtype=dtype))
 
 
 def test_an_image_in_a_batch_scores_as_it_does_alone() -> None:

@@ -79,6 +79,11 @@ def test_sbd_validates_on_voc2011_val_without_its_own_training_images(tiny_voc: 
     train, val = open_split(data, "train"), open_split(data, "seg11valid")
     assert (train.ids, val.ids) == (["t0", "v0"], ["v1"])
     assert torch.equal(train[0][1], torch.from_numpy(labels))
+    for split in ("train", "seg11valid"):
+        assert open_split(replace(data, classes=VOC_CLASSES), split).classes == VOC_CLASSES
+        for renamed in (["a", "b"], VOC_CLASSES[::-1], VOC_CLASSES[:-1]):
+            with pytest.raises(DataError, match=r"named background, aero.*leave data\.classes out"):
+                open_split(replace(data, classes=renamed), split)
     with pytest.raises(DataError, match=r"data\.split=val: .* train and seg11valid"):
         open_split(data, "val")
     with pytest.raises(DataError, match=r"train\.txt: no such list; .*benchmark\.tgz"):
@@ -221,13 +226,53 @@ def test_the_first_that_says_anything_wins(key: str, speakers: tuple[bool, ...])
     assert getattr(info, key) == expected
 
 
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("key", ["value_range", "bands"])
+def test_a_network_trained_without_a_range_or_bands_says_so(key: str, deep: bool) -> None:
+    """Only a set of deep images gives its range to such a network."""
+    own, known = SAYS["set"], DatasetInfo(["one"])
+    info, notes = merge_info(DataConfig(classes=["one"]), {key: own[key]}, known, deep=deep)
+    takes = own[key] if deep and key == "value_range" else DEFAULTS[key]
+    assert getattr(info, key) == takes
+    named = [note for note in notes if note.startswith(key)]
+    assert len(named) == 1
+    assert str(own[key]) in named[0]
+    assert {"value_range": "all of 8 or 16 bits", "bands": "RGB"}[key] in named[0]
+    wished = DataConfig(classes=["one"], **{key: SAYS["settings"][key]})
+    info, notes = merge_info(wished, {key: own[key]}, known, deep=deep)
+    assert getattr(info, key) == SAYS["settings"][key]
+    assert not notes
+    again = DatasetInfo(["one"], **{key: own[key]})  # trained on this very set
+    assert not merge_info(DataConfig(classes=["one"]), {key: own[key]}, again, deep=deep)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("classes: [a, b]\nclasses: [c, d]\n", "classes"),
+        ("classes: [a, b]\nvalue_range: [0, 9]\nbands: [1]\nvalue_range: null\n", "value_range"),
+        ('bands: [1]\n"bands": [1]\n', "bands"),
+        ("{ignore_index: 1, ignore_index: 1}", "ignore_index"),
+        ("classes: {a: 1, b: 2, a: 3}", "a"),
+    ],
+)
+def test_a_key_given_twice_is_an_error(own: DataConfig, text: str, twice: str) -> None:
+    path = Path(own.root) / "dataset.yaml"
+    path.write_text(text)
+    message = rf"dataset\.yaml: {twice} is given twice \(line \d\)"
+    with pytest.raises(DataError, match=message) as error:
+        open_split(own, "train")
+    assert "\n" not in str(error.value)
+
+
 def test_a_note_says_where_a_checkpoint_and_the_set_disagree() -> None:
     own = {"classes": ["a"], "value_range": [0, 9], "bands": [1], "ignore_index": 9}
     known = DatasetInfo(["a"], value_range=[0, 5], bands=[1], ignore_index=0)
     _, notes = merge_info(DataConfig(), own, known)
     assert len(notes) == 2
     assert notes[0] == (
-        "value_range=[0, 5], as the checkpoint was trained, not [0, 9], as the data set says"
+        "value_range=[0, 5], as the checkpoint was trained, not [0, 9], as the data set says; "
+        "data.value_range overrides both"
     )
     assert "label 9 is ignored in these masks" in notes[1]
     assert "set data.ignore_index=0" in notes[1]

@@ -326,3 +326,27 @@ def test_evaluation_and_prediction_in_small_tiles_give_the_labels_of_whole_image
     expected = whole.predict(images)
     assert len(expected.unique()) > 2
     assert torch.equal(tiled.predict(images), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True, "scales": [0.5, 1, 2]}, {"tile": TILE}])
+@pytest.mark.parametrize("value", [-1.0, 2.0, np.nan])
+def test_floats_outside_0_to_1_are_an_error_whole_and_in_tiles(
+    path: Path, settings: dict, value: float
+) -> None:
+    image = np.full((900, 40, 3), value, np.float32)
+    image[::2] = 0.5
+    predictor = Predictor(path, "cpu", **settings)
+    with pytest.raises(ValueError, match=r"a float image must be in \[0, 1\]"):
+        predictor(image)
+    image[1::2] = 1
+    assert predictor(image).shape == (900, 40)
+
+
+def test_a_network_of_other_channels_takes_the_first_bands_unless_it_knows_better(
+    tmp_path: Path,
+) -> None:
+    four = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    Image.fromarray(four).save(tmp_path / "a.png")
+    predictor = Predictor(saved(tmp_path, random_model(in_channels=4)), "cpu")
+    assert predictor.info.bands == [0, 1, 2, 3]
+    assert np.array_equal(predictor(tmp_path / "a.png"), predictor(four))

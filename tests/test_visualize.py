@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+import fcn
 from fcn.dataset_info import DatasetInfo
 from fcn.pictures import visualize
 
@@ -88,6 +90,41 @@ def test_alpha_0_shows_the_image_and_alpha_1_the_mask() -> None:
 def test_overlay_of_another_size_or_type_is_an_error(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="image must be uint8"):
         visualize.overlay(image, square())
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (square().astype(int) - 1, "labels in 0..255, got -1 to 2"),
+        (square().astype(int) + 297, "labels in 0..255, got 297 to 300"),
+        (square() / 3, "integers or bool"),
+        (square()[..., None], "integers or bool"),
+        (square().tolist()[0], "integers or bool"),
+    ],
+)
+def test_what_is_no_mask_is_an_error_in_every_picture(mask: Any, message: str) -> None:
+    for draw in (
+        lambda: visualize.overlay(noise(), mask),
+        lambda: fcn.overlay(noise(), mask),
+        lambda: visualize.colorize(mask),
+        lambda: visualize.palette_image(mask),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw()
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, 55, float("nan")])
+def test_a_weight_outside_0_to_1_is_an_error(alpha: float) -> None:
+    with pytest.raises(ValueError, match=r"alpha must be in 0\.\.1"):
+        fcn.overlay(noise(), square(), alpha)
+
+
+@pytest.mark.parametrize("make", [lambda m: m, np.ndarray.tolist, torch.from_numpy])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64])
+def test_masks_of_any_integers_and_of_bool_are_labels(make: Any, dtype: type) -> None:
+    image, mask = noise(), square(1)
+    expected = visualize.overlay(image, mask)
+    assert np.array_equal(fcn.overlay(image, make(mask.astype(dtype))), expected)
 
 
 def test_panel_draws_four_pictures_a_row_and_legends_of_what_occurs(

@@ -428,14 +428,15 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
         "errors", likewise.
     """
     first = groups[0].runs[0]
-    dataset = _open_recorded(first, cfg.data_root)
+    dataset = _open_recorded(first, first, cfg.data_root)
     info = dataset.info
     chosen = _spread(rates(first.per_image)["mean_iou"], cfg.images)
     cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
     masks = []
     for group in groups[:SHOWN]:
         run = group.runs[0]
-        predicted = predicted_rows(_load(run, device, dataset.classes), dataset, chosen)
+        taken = _open_recorded(first, run, cfg.data_root)
+        predicted = predicted_rows(_load(run, device, dataset.classes), taken, chosen)
         for index, (image, ground_truth, mask) in zip(chosen, predicted, strict=True):
             masks += [ground_truth, mask]
             pictures = cards[first.ids[index]]
@@ -451,11 +452,16 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     return {"cards": cards, "legend": legend, "errors": visualize.error_colours(info)}
 
 
-def _open_recorded(run: Run, data_root: str | None) -> SegmentationDataset:
-    """Open the split that a run was evaluated on, where it lay then or below `data_root`."""
-    data = DataConfig(**run.config["data"])
+def _open_recorded(run: Run, network: Run, data_root: str | None) -> SegmentationDataset:
+    """Open the split that a run was evaluated on, where it lay then or below `data_root`.
+
+    Its images have the range and the bands that the network of a run takes, maybe another's.
+    """
+    data, settings = (DataConfig(**of.config["data"]) for of in (run, network))
     data.root = data_root or run.located(data.root)
-    known = checkpoint.read(run.checkpoint).info
+    data.value_range, data.bands = settings.value_range, settings.bands
+    known, takes = (checkpoint.read(of.checkpoint).info for of in (run, network))
+    known = replace(known, value_range=takes.value_range, bands=takes.bands)
     dataset = open_split(data, run.metrics["protocol"]["split"], known=known)
     if dataset.ids != run.ids:
         raise UserError(f"{dataset.name} has other images now than when {run.folder} was evaluated")

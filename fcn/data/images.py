@@ -199,6 +199,16 @@ def range_note(sources: Sequence[Source], info: DatasetInfo) -> str:
     )
 
 
+def is_deep(source: Source) -> bool:
+    """Return True if an image has more than 8 bits, and does not say which value is white.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    pixels = _read(source)
+    return pixels.values.dtype != np.uint8 and pixels.span is None
+
+
 def image_size(source: Source) -> tuple[int, int]:
     """Return (width, height) of an image as `read_image` returns it, from the file header alone."""
     with opened(source, "image") as file:
@@ -530,6 +540,16 @@ def opened(source: Source, kind: str) -> Iterator[Any]:
             yield file
 
 
+def _tiff_pixels(source: Source) -> str:
+    """Return what a TIFF that Pillow does not know holds; "" if it is none."""
+    try:
+        with source.open("rb") as stream, _open_tiff(stream, str(source)) as file:
+            page = file.pages[0]
+            return f"a TIFF of {page.samplesperpixel} bands of {page.dtype}; save it as 8 bits"
+    except Exception:  # a damaged file makes a decoder raise almost anything
+        return ""
+
+
 def _open_tiff(stream: Any, name: str) -> Any:
     """Open a TIFF with tifffile."""
     try:
@@ -595,7 +615,9 @@ def file_errors(source: Source, kind: str) -> Iterator[None]:
     except Exception as error:  # a damaged file makes a decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "not an image file of a kind that is read here, or empty"
+            reason = (
+                _tiff_pixels(source) or "not an image file of a kind that is read here, or empty"
+            )
             if source.suffix.lower() in HINTS:
                 reason = f"{source.suffix} files: {HINTS[source.suffix.lower()]}"
         raise DataError(

@@ -4,16 +4,17 @@ Beside the data, dataset.yaml may say what is known about it: the keys of `Datas
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError, safe_load
+from yaml import MappingNode, SafeLoader, YAMLError, load
 
 from fcn.config import DataConfig, check, unknown_key
 from fcn.data import shapes
 from fcn.data.dataset import CONVERT, Pair, SegmentationDataset, read_list
 from fcn.data.files import finder, is_image, nfc, unread_note, walk
+from fcn.data.images import is_deep
 from fcn.data.shards import open_shards
 from fcn.dataset_info import INFO_KEYS, DatasetInfo, class_problem, starts_with_background
 from fcn.errors import ConfigError, DataError
@@ -28,6 +29,17 @@ VOC_CLASSES = [
 VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # below data.root
 # Number of images of SBD train, VOC2011 segmentation val, and seg11valid, as published.
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
+
+
+@dataclass
+class Listing:
+    """One split of a data set, as its layout finds it."""
+
+    pairs: list[Pair]
+    own: dict[str, Any]  # what the set says of itself, by the keys of `DatasetInfo`
+    name: str  # for messages
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def open_split(
@@ -47,12 +59,25 @@ def open_split(
     """
     if data.layout not in LAYOUTS:
         raise ConfigError(f"data.layout={data.layout} is unknown; choose from {', '.join(LAYOUTS)}")
-    return LAYOUTS[data.layout](data, split, strict, known)
+    found = LAYOUTS[data.layout](data, split)
+    # Only these may take a set's range where the network has none; one image is read to know it.
+    asked = known and known.value_range is None and found.own.get("value_range")
+    deep = bool(asked and found.pairs and is_deep(found.pairs[0].image))
+    info, notes = merge_info(data, found.own, known, deep=deep)
+    if len(info.classes) < 2:
+        raise DataError(
+            f"{Path(data.root, data.folder, 'classes.txt')}: {len(info.classes)} class names; list "
+            f"them there, one per line, or in {DESCRIPTION}, or set data.classes=[background,...]"
+        )
+    notes = found.notes + notes
+    return SegmentationDataset(
+        found.pairs, info, found.name, problems=found.problems, notes=notes, strict=strict
+    )
 
 
 # Who says what is so, key by key: the first that says anything. Classes, colours and the ignored
-# label describe masks, so a checkpoint of another set has no say in the last two; the range and
-# the bands are what its network was trained to take.
+# label describe masks, so a checkpoint of another set has no say in the last two. The range and
+# the bands are what its network was trained to take, also where that is none.
 PRIORITY = {
     "classes": ("settings", "set", "checkpoint"),
     "colours": ("settings", "set"),
@@ -61,10 +86,15 @@ PRIORITY = {
     "value_range": ("settings", "checkpoint", "set"),
     "bands": ("settings", "checkpoint", "set"),
 }
+NETWORK = {"value_range": "all of 8 or 16 bits", "bands": "RGB"}  # what none of them means
 
 
 def merge_info(
-    data: DataConfig, own: Mapping[str, Any], known: DatasetInfo | None = None
+    data: DataConfig,
+    own: Mapping[str, Any],
+    known: DatasetInfo | None = None,
+    *,
+    deep: bool = False,
 ) -> tuple[DatasetInfo, list[str]]:
     """Merge what is known about a data set, key by key: the first that says anything wins.
 
@@ -77,10 +107,15 @@ def merge_info(
     | value_range  | settings | a checkpoint | the set      | all of 8 or 16 bits   |
     | bands        | settings | a checkpoint | the set      | RGB                   |
 
+    A checkpoint always says what its network takes: without a range or bands it was trained on all
+    of 8 or 16 bits, or RGB, as `Predictor` gives them to it, and the set's do not apply. But deeper
+    files than 8 bits rarely use all of theirs, so there the set's range applies in place of none.
+
     Args:
         data: the settings.
         own: what the set says of itself: dataset.yaml, or the index of shards.
         known: what a checkpoint knows.
+        deep: whether the images have more than 8 bits.
 
     Returns:
         The info, and notes where a checkpoint and the set say different things.
@@ -95,6 +130,8 @@ def merge_info(
     }
     merged: dict[str, Any] = {}
     for key, order in PRIORITY.items():
+        if known and key in NETWORK and not (key == "value_range" and deep):
+            order = order[: order.index("checkpoint") + 1]
         said = (says[source].get(key) for source in order)
         value = next((value for value in said if value not in (None, [])), None)
         if value is not None:
@@ -117,11 +154,19 @@ def merge_info(
 def _notes(says: Mapping[str, Mapping[str, Any]], info: DatasetInfo) -> list[str]:
     """Return what a user may not expect where a checkpoint and the set say different things."""
     notes, settings = [], says["settings"]
-    for key in ("value_range", "bands"):
-        if says["set"].get(key) not in (None, [], getattr(info, key)) and not settings[key]:
+    for key, none in NETWORK.items():
+        own, used = says["set"].get(key), getattr(info, key)
+        if settings[key] or not own or own == says["checkpoint"][key]:
+            continue
+        if used == own:
             notes.append(
-                f"{key}={getattr(info, key)}, as the checkpoint was trained, not "
-                f"{says['set'][key]}, as the data set says"
+                f"{key}={own}, as the data set says of images of more than 8 bits; the checkpoint "
+                f"was trained without any ({none}), by which predict goes"
+            )
+        else:
+            notes.append(
+                f"{key}={used or none}, as the checkpoint was trained, not {own}, as the data set "
+                f"says; data.{key} overrides both"
             )
     trained, key = says["checkpoint"]["ignore_index"], "ignore_index"
     if trained != info.ignore_index and settings[key] is None:
@@ -130,6 +175,18 @@ def _notes(says: Mapping[str, Mapping[str, Any]], info: DatasetInfo) -> list[str
             f"masks that ignore {trained}: if these do too, set data.ignore_index={trained}"
         )
     return notes
+
+
+class UniqueKeys(SafeLoader):
+    """Reads YAML in which no key may stand twice, of which the last would win otherwise."""
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1 and name != "<<":
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{name} is given twice (line {line}); keep one of them")
+        return super().construct_mapping(node, deep)
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -144,7 +201,7 @@ def described(folder: Path) -> dict[str, Any]:
     known: dict[str, Any] = {"classes": read_list(listed)} if listed.is_file() else {}
     if path.is_file():
         try:
-            content = safe_load(path.read_text(encoding="utf-8-sig")) or {}
+            content = load(path.read_text(encoding="utf-8-sig"), UniqueKeys) or {}
             if not isinstance(content, dict):
                 raise ConfigError("must be keys with values, such as classes: [background, road]")
             content = {key: value for key, value in content.items() if value is not None}
@@ -180,10 +237,8 @@ def _check_classes(data: DataConfig, own: Sequence[str], place: str) -> None:
         )
 
 
-def voc(
-    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
-) -> SegmentationDataset:
-    """Open a split in Pascal VOC's layout.
+def voc(data: DataConfig, split: str, classes: Sequence[str] = VOC_CLASSES) -> Listing:
+    """List a split in Pascal VOC's layout.
 
     root/folder holds JPEGImages/ID.jpg, SegmentationClass/ID.png (or another data.masks) and
     ImageSets/Segmentation/SPLIT.txt with one id per line. The split "test" may lack masks, which
@@ -203,20 +258,13 @@ def voc(
         there = ", ".join(sorted(path.stem for path in ids.parent.glob("*.txt"))) or "none"
         raise DataError(f"{ids}: no such list; available splits: {there}")
     find = finder()
-    info, notes = merge_info(data, {"classes": VOC_CLASSES} | _own(data, folder), known)
-    return SegmentationDataset(
-        [Pair(i, find(images / f"{i}.jpg"), find(masks / f"{i}.png")) for i in read_list(ids)],
-        info,
-        f"{data.name} {split} ({ids})",
-        notes=notes,
-        strict=strict,
-    )
+    pairs = [Pair(i, find(images / f"{i}.jpg"), find(masks / f"{i}.png")) for i in read_list(ids)]
+    own = {"classes": classes} | _own(data, folder)
+    return Listing(pairs, own, f"{data.name} {split} ({ids})")
 
 
-def sbd(
-    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
-) -> SegmentationDataset:
-    """Open a split of the paper's data: SBD's "train", or "seg11valid".
+def sbd(data: DataConfig, split: str) -> Listing:
+    """List a split of the paper's data: SBD's "train", or "seg11valid".
 
     Hariharan et al. 2011 label 8,498 training images, some of which are in VOC2011's segmentation
     val. Long et al. validate on the rest of VOC2011 val, seg11valid: 736 images, computed here.
@@ -234,9 +282,9 @@ def sbd(
         images, masks = root / SBD / "img", root / SBD / "cls"
         pairs = [Pair(i, images / f"{i}.jpg", masks / f"{i}.mat") for i in train]
     elif split == "seg11valid":
-        val = voc(replace(data, folder=str(VOC2011)), "val", strict, known)
+        val = voc(replace(data, folder=str(VOC2011)), "val").pairs
         seen = set(train)
-        pairs = [pair for pair in val.pairs if pair.id not in seen]
+        pairs = [pair for pair in val if pair.id not in seen]
         # Lists of official length must leave the official number; those of subsets need not.
         official = len(train) == SBD_TRAIN or len(val) == VOC2011_VAL
         if official and len(pairs) != SEG11VALID:
@@ -247,16 +295,12 @@ def sbd(
             )
     else:
         raise DataError(f"data.split={split}: data=sbd has the splits train and seg11valid")
-    name = f"sbd {split} ({root})"
     _check_classes(data, VOC_CLASSES, str(root))
-    info, notes = merge_info(data, {"classes": VOC_CLASSES}, known)
-    return SegmentationDataset(pairs, info, name, problems=problems, notes=notes, strict=strict)
+    return Listing(pairs, {"classes": VOC_CLASSES}, f"sbd {split} ({root})", problems)
 
 
-def folder(
-    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
-) -> SegmentationDataset:
-    """Open a split of a folder of images and masks, paired by name.
+def folder(data: DataConfig, split: str) -> Listing:
+    """List a split of a folder of images and masks, paired by name.
 
     data.root holds images/SPLIT/NAME.* (any format of Pillow), annotations/SPLIT/NAME.png, and
     dataset.yaml, or classes.txt with one name per line, unless data.classes is given. Ids are
@@ -305,16 +349,7 @@ def folder(
             notes.append(f"{text}, and are left out")
         else:
             problems.append(f"{text}; run {convert}")
-    info, more = merge_info(data, _own(data, root), known)
-    if len(info.classes) < 2:
-        raise DataError(
-            f"{root / 'classes.txt'}: {len(info.classes)} class names; list them there, one per "
-            f"line, or in {DESCRIPTION}, or set data.classes=[background,...]"
-        )
-    name = f"folder {split} ({images})"
-    return SegmentationDataset(
-        pairs, info, name, problems=problems, notes=notes + more, strict=strict
-    )
+    return Listing(pairs, _own(data, root), f"folder {split} ({images})", problems, notes)
 
 
 def _by_stem(masks: Path) -> dict[str, Path]:
@@ -327,34 +362,26 @@ def _by_stem(masks: Path) -> dict[str, Path]:
     }
 
 
-def sample(
-    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
-) -> SegmentationDataset:
-    """Open a split of the sample data set, drawn into data.root/shapes on first use."""
+def sample(data: DataConfig, split: str) -> Listing:
+    """List a split of the sample data set, drawn into data.root/shapes on first use."""
     drawn = shapes.prepare(Path(data.root))
-    classes = data.classes or list(shapes.CLASSES)
-    return voc(replace(data, folder=drawn.name, classes=classes), split, strict, known)
+    return voc(replace(data, folder=drawn.name), split, shapes.CLASSES)
 
 
-def shards(
-    data: DataConfig, split: str, strict: bool, known: DatasetInfo | None
-) -> SegmentationDataset:
-    """Open a split of a set that `prepare_data shards=FOLDER` has written."""
+def shards(data: DataConfig, split: str) -> Listing:
+    """List a split of a set that `prepare_data shards=FOLDER` has written."""
     dataset = open_shards(data.root, split)
-    own = dataset.info
-    _check_classes(data, own.classes, dataset.name)
-    if data.ignore_index not in (None, own.ignore_index):
+    own = asdict(dataset.info)
+    _check_classes(data, own["classes"], dataset.name)
+    if data.ignore_index not in (None, own["ignore_index"]):
         raise DataError(
-            f"data.ignore_index={data.ignore_index}: {dataset.name} has {own.ignore_index}; leave "
-            "it out"
+            f"data.ignore_index={data.ignore_index}: {dataset.name} has {own['ignore_index']}; "
+            "leave it out"
         )
-    says = {key: value for key, value in asdict(own).items() if value not in (None, [])}
-    dataset.info, notes = merge_info(data, says, known)
-    dataset.notes += notes
-    return dataset
+    return Listing(dataset.pairs, own, dataset.name)
 
 
-LAYOUTS: dict[str, Callable[[DataConfig, str, bool, DatasetInfo | None], SegmentationDataset]] = {
+LAYOUTS: dict[str, Callable[[DataConfig, str], Listing]] = {
     "voc": voc,
     "sbd": sbd,
     "folder": folder,

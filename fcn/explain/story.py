@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import ExplainConfig, quoted
+from fcn.data.check import print_notes
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.download import fetch
-from fcn.data.layouts import open_split
+from fcn.data.layouts import NETWORK, open_split
 from fcn.errors import ConfigError, UserError
 from fcn.explain import net, topics
 from fcn.explain.net import Subject
@@ -71,8 +72,17 @@ def _subject(cfg: ExplainConfig, folder: Path, console: Console) -> Subject:
     trained = [checkpoint.read(path) for path in paths if path]
     split = cfg.data.split or cfg.data.val_split
     dataset = open_split(cfg.data, split, known=trained[0].info)
+    print_notes([dataset], console)
     for network in trained:
         network.labels_in(dataset.classes, cfg.data.name)  # raises an error if one is missing
+        for key in NETWORK:  # both are shown one image
+            theirs, own = getattr(network.info, key), getattr(trained[0].info, key)
+            if theirs != own and not getattr(cfg.data, key):
+                raise ConfigError(
+                    f"fcn32s={network.path} was trained with {key}={theirs}, but checkpoint="
+                    f"{trained[0].path} with {own}; choose networks that take the same, or set "
+                    f"data.{key} for both"
+                )
     models = [network.model(dataset.classes) for network in trained]
     image, target = _choose(dataset, cfg.image)
     return Subject(models[0], dataset.info, image, target, *models[1:])

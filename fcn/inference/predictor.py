@@ -186,7 +186,7 @@ def overlay(
     Args:
         image: a file or a PIL image, which is turned by its EXIF orientation as the predictor
             turns it; an array (H, W) or (H, W, C), or a tensor (C, H, W), C = 1, 3 or more.
-        mask: integers (H, W) in 0..255, such as `Predictor` returns.
+        mask: integers (H, W) in 0..255, such as `Predictor` returns, or bool: labels 0 and 1.
         alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
         info: names and colours of the labels, range and bands of the image; `Predictor.info`.
 
@@ -195,7 +195,7 @@ def overlay(
 
     Raises:
         DataError: the file cannot be read.
-        ValueError: image and mask differ in size.
+        ValueError: image and mask differ in size, or mask or alpha is outside the above.
     """
     if isinstance(image, np.ndarray) and image.ndim == 2:
         image = image[..., None]

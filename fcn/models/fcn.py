@@ -18,6 +18,7 @@ from fcn.models.vgg import VGG, WideConv2d, for_channels, head, variant
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The pools that each stride fuses, coarse to fine, and the paper's names of upsampling layers.
 SKIPS = {32: (), 16: ("pool4",), 8: ("pool4", "pool3")}
+TOLERANCE = 0.5 / 255  # a float this far outside [0, 1] still rounds to one of the 256 levels
 UPSCORE = {"pool4": "upscore2", "pool3": "upscore_pool4"}
 FINAL = {32: "upscore", 16: "upscore16", 8: "upscore8"}
 
@@ -136,10 +137,11 @@ class FCN(nn.Module):
             float (B, K, H, W).
 
         Raises:
-            ValueError: another number of channels; a float image has values above 1.
+            ValueError: another shape or type; a float image has NaN, or values outside [0, 1] by
+                more than `TOLERANCE`.
         """
-        size = image.shape[-2:]
         pool3, pool4, pool5 = self.backbone(self.normalise(image))
+        size = image.shape[-2:]
         score = self.score_fr(self.head(pool5))  # B,K,h,w at stride 32
         if self.stride == 32:
             return self.upscore(score, self.offset, size)
@@ -153,17 +155,22 @@ class FCN(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Return images with zero mean and unit variance; only here bytes become floats."""
-        if image.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"image must be (B, {self.in_channels}, H, W), got {tuple(image.shape)}"
-            )
+        if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != self.in_channels:
+            is_tensor = isinstance(image, Tensor)
+            got = tuple(image.shape) if is_tensor else f"{type(image).__name__}, not a tensor"
+            raise ValueError(f"image must be (B, {self.in_channels}, H, W), got {got}")
         if image.dtype == torch.uint8:
             image = image.to(self.mean.dtype) / 255
-        elif not torch.compiler.is_compiling() and image.numel() and image.max() > 1:
-            raise ValueError(
-                f"a float image must be in [0, 1], got values up to {image.max():g}; "
-                "divide it by 255, or pass it as uint8"
-            )
+        elif not image.is_floating_point():
+            raise ValueError(f"image must be uint8, or float in [0, 1], got {image.dtype}")
+        elif not torch.compiler.is_compiling() and image.numel():
+            low, high = image.detach().aminmax()
+            if not ((low >= -TOLERANCE) & (high <= 1 + TOLERANCE)):  # nor if they are NaN
+                raise ValueError(
+                    f"a float image must be in [0, 1], got {low:g} to {high:g}; divide bytes by "
+                    "255 or pass them as uint8, undo any normalisation, since the network has its "
+                    "own, replace NaN, and clamp(0, 1) what interpolation has overshot"
+                )
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
     def skip_scale(self, pool: str) -> float:

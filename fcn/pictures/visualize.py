@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes a second to import
     from torch import Tensor
 
 UInt8 = npt.NDArray[np.uint8]
-Labels = npt.NDArray[Any]  # (H, W) integers in 0..255
+Labels = npt.NDArray[Any]  # (H, W) integers in 0..255; bool is 0 and 1
 
 # Okabe & Ito's colours: distinct in lightness as well as in hue, for every kind of colour vision.
 ERROR_COLOURS = {
@@ -57,6 +57,24 @@ def as_rgb(image: "Tensor") -> UInt8:
     return shown.permute(1, 2, 0).cpu().numpy()
 
 
+def as_labels(mask: npt.ArrayLike) -> Labels:
+    """Return a mask (H, W) of integers or bool as labels in 0..255.
+
+    Raises:
+        ValueError: another shape, type or label.
+    """
+    labels = np.asarray(mask)
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        raise ValueError(f"mask must be integers or bool (H, W), got {labels.dtype} {labels.shape}")
+    if labels.dtype != np.uint8 and labels.size:
+        low, high = labels.min(), labels.max()
+        if low < 0 or high > VOID:
+            raise ValueError(f"mask must hold labels in 0..{VOID}, got {low} to {high}")
+    return labels
+
+
 def palette(info: DatasetInfo) -> UInt8:
     """Return the colours of the labels 0..255, uint8 (256, 3): VOC's where there is no other."""
     colours = voc_palette()
@@ -67,14 +85,14 @@ def palette(info: DatasetInfo) -> UInt8:
 
 def palette_image(mask: Labels, info: DatasetInfo = PLAIN) -> Image.Image:
     """Return a mode "P" image: its pixel values are the labels, its palette their colours."""
-    image = Image.fromarray(np.asarray(mask).astype(np.uint8))
+    image = Image.fromarray(as_labels(mask).astype(np.uint8))
     image.putpalette(palette(info).tobytes())  # turns mode "L" into "P" and keeps pixel values
     return image
 
 
 def colorize(mask: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     """Return the colours of a mask, uint8 (H, W, 3)."""
-    return palette(info)[mask]
+    return palette(info)[as_labels(mask)]
 
 
 def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo = PLAIN) -> UInt8:
@@ -82,7 +100,7 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
 
     Args:
         image: uint8 (H, W, 3).
-        mask: integers (H, W) in 0..255.
+        mask: integers (H, W) in 0..255, or bool, which is labels 0 and 1.
         alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
         info: colours of the labels, and whether 0 is background; `Predictor` has them.
 
@@ -90,8 +108,10 @@ def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo =
         uint8 (H, W, 3).
 
     Raises:
-        ValueError: image and mask differ in size, or image is not uint8 (H, W, 3).
+        ValueError: image and mask differ in size, image is not uint8 (H, W, 3), or mask or alpha
+            is outside the above.
     """
+    mask = as_labels(mask)
     result: UInt8 = np.empty((*mask.shape, 3), np.uint8)
     for top, strip in overlay_strips(image, mask, alpha, info):
         result[top : top + len(strip)] = strip
@@ -102,6 +122,9 @@ def overlay_strips(
     image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo = PLAIN
 ) -> Iterator[tuple[int, UInt8]]:
     """Yield an overlay in strips of rows, each with its first row; see `overlay`."""
+    mask = as_labels(mask)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in 0..1, got {alpha}")
     if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
         raise ValueError(
             f"image must be uint8 (H, W, 3) of the mask's size {mask.shape}, "
