@@ -167,7 +167,7 @@ def test_masks_are_read_once_and_counted_again_when_they_change(
     street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(labels, "KEPT", 1)
+    monkeypatch.setattr(labels, "CACHED_FROM", 1)
     split, read, own = open_split(folder(street), "train"), [], labels.read_labels
     monkeypatch.setattr(labels, "read_labels", lambda mask: read.append(mask.name) or own(mask))
     first = count_labels(split, QUIET)

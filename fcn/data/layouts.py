@@ -365,7 +365,7 @@ def _by_stem(masks: Path) -> dict[str, Path]:
 def sample(data: DataConfig, split: str) -> Listing:
     """List a split of the sample data set, drawn into data.root/shapes on first use."""
     drawn = shapes.prepare(Path(data.root))
-    return voc(replace(data, folder=drawn.name), split, shapes.CLASSES)
+    return voc(replace(data, folder=drawn.name), split, list(shapes.CLASSES))
 
 
 def shards(data: DataConfig, split: str) -> Listing:
