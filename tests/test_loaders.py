@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +21,13 @@ from fcn.data.loaders import (
     SegmentationData,
     TrainingBatches,
     TrainingSamples,
+    check_shared_memory,
     evaluation_loader,
     ignore_signals,
     loading_processes,
 )
 from fcn.data.transforms import TrainTransform
+from fcn.errors import ConfigError
 from tests.conftest import TinyVOC
 
 
@@ -163,3 +166,14 @@ def test_signals_to_the_group_leave_the_batches_and_exit_does_not_hang(tmp_path:
     process.join(30)
     assert process.exitcode == 0
     assert (tmp_path / "r").read_text() == f"True {list(range(8))}"
+
+
+def test_too_little_shared_memory_is_said_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker gives 64 MB; 8 processes have two batches of 16 crops each under way."""
+    recipe, image = RecipeConfig(name="test", batch_size=16, crop=480), torch.zeros(3, 9, 9)
+    need = 2 * 8 * 16 * 480 * 480 * 4  # of image and mask, in bytes
+    for free, workers, enough in ((2**26, 8, False), (need, 8, True), (2**26, 0, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        judged = pytest.raises(ConfigError, match=r"shm.*data\.num_workers=0")
+        with nullcontext() if enough else judged:
+            check_shared_memory(recipe, image, workers, torch.device("cpu"), 1)

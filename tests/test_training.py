@@ -3,8 +3,9 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ from torch import Tensor
 import fcn
 from fcn import checkpoint
 from fcn.config import DataConfig, RecipeConfig, TrainConfig
-from fcn.data import shapes
+from fcn.data import loaders, shapes
 from fcn.data.layouts import open_split
 from fcn.errors import Interrupted, TrainingError, UserError
 from fcn.inference.metrics import image_confusions, scores
 from fcn.models.fcn import FCN
-from fcn.training import module
+from fcn.training import interruption, module
 from fcn.training.interruption import AtomicCheckpoints
 from fcn.training.loss import Loss, pixel_loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
@@ -219,6 +220,35 @@ def test_a_second_signal_stops_at_once(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     assert stopped.value.code == 130
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 3  # of the validation before
+
+
+def test_a_signal_ends_a_wait_for_data_that_never_comes(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the loading processes have died of too little shared memory."""
+    drawn, original = count(), loaders.TrainingSamples.__getitem__
+
+    def getitem(own: loaders.TrainingSamples, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        if next(drawn) == 9:  # of the fifth batch of two
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return original(own, item)
+
+    monkeypatch.setattr(loaders.TrainingSamples, "__getitem__", getitem)
+    monkeypatch.setattr(interruption, "DATA_PATIENCE", 0.2)
+    begin = time.monotonic()
+    with pytest.raises(Interrupted, match=r"SIGTERM after step \d, saved") as stopped:
+        train(tiny_voc.training(), tmp_path, quiet())
+    assert stopped.value.code == 143
+    assert time.monotonic() - begin < 30
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] in (3, 4)
+    monkeypatch.undo()
+    cfg = tiny_voc.training()
+    train(cfg, tmp_path / "whole", quiet())
+    cfg.resume = "last"
+    train(cfg, tmp_path, quiet())
+    assert_same_end(tmp_path, tmp_path / "whole")
 
 
 def test_in_a_slurm_job_sigusr1_stops_after_the_step(
