@@ -1027,7 +1027,6 @@ def test_images_and_masks_side_by_side_are_chosen_by_patterns(
 
 def test_what_is_left_out_is_named(tmp_path: Path, samples: list[Sample]) -> None:
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
-    put(root / "images/train/IMG_1.HEIC", b"x")
     put(root / "images/train/IMG_2.dng", b"x")
     put(root / "labels/train/IMG_2.png", samples[0].labels)
     put(root / "images/train/bare.png", noise(1))
