@@ -1,7 +1,7 @@
 """Whole runs where the arithmetic of several parts meets: precision, clipping, counts, weights."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,6 @@ QUIET = Console(quiet=True)
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-@pytest.fixture
-def deterministic_only_here() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_gradients_are_clipped_under_mixed_precision(
     tiny_voc: TinyVOC, tmp_path: Path, optimizer: str
@@ -33,7 +27,6 @@ def test_gradients_are_clipped_under_mixed_precision(
     assert train(cfg, tmp_path / "run", QUIET) is not None
 
 
-@pytest.mark.usefixtures("deterministic_only_here")
 def test_a_run_may_be_deterministic(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     cfg = tiny_voc.training()
     cfg.trainer |= {"deterministic": True, "max_steps": 3}
