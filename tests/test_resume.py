@@ -133,7 +133,7 @@ def test_a_stopped_run_ends_as_one_left_alone(
 def test_an_epoch_is_every_image_once_whatever_the_limit_of_steps(
     tiny_voc: TinyVOC, tmp_path: Path
 ) -> None:
-    """Six images in batches of two, of which two make a step."""
+    """Four images in batches of two, of which two make a step."""
     tiny_voc.listing("train").write_text("t0\nt1\nt2\nt3\n")
     for trainer, epoch, steps, interval in [
         ({"max_epochs": 3}, 2, 3, 2),
@@ -146,6 +146,7 @@ def test_an_epoch_is_every_image_once_whatever_the_limit_of_steps(
     ]:
         cfg = tiny_voc.training()
         cfg.trainer = {"accelerator": "cpu", "accumulate_grad_batches": 2, **trainer}
-        length = resolve(cfg, tmp_path / "run", ALONE, QUIET).length
-        assert (length.epoch, length.max_steps, length.val_interval) == (epoch, steps, interval)
+        plan = resolve(cfg, tmp_path / "run", ALONE, QUIET)
+        assert (len(plan.train), plan.length.max_steps) == (2 * epoch, steps)
+        assert plan.trainer["val_check_interval"] == interval
     assert not (tmp_path / "run").exists()  # a plan writes nothing

@@ -1,7 +1,7 @@
 """The plan of a run: every setting that follows from others, decided once and checked.
 
-Whatever is invalid fails here, before anything is fetched, drawn or written. After `resolve`
-nothing asks the settings again.
+What is invalid fails here; what needs no data, before a data set is fetched or drawn. After
+`resolve` the settings are read only for run.json, the loggers and names on the screen.
 """
 
 import inspect
@@ -60,16 +60,14 @@ BATCHES_TO_LOG = 10  # steps between points of the loggers
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is, and how often it validates.
+    """How long a run is.
 
     A batch is what one process passes through the network at once; an optimiser step takes
     `accumulate` batches of every process.
     """
 
-    epoch: int  # batches of one process in which every training image occurs once
     accumulate: int
     max_steps: int
-    val_interval: int  # batches, a multiple of accumulate
 
 
 @dataclass(frozen=True)
@@ -451,7 +449,7 @@ def _length(
     }
     if trainer.get("log_every_n_steps") is None:
         trainer["log_every_n_steps"] = min(BATCHES_TO_LOG, steps, epoch)
-    return train, Length(epoch, accumulate, steps, interval)
+    return train, Length(accumulate, steps)
 
 
 def _val_limit(trainer: dict[str, Any], images: int) -> int | None:

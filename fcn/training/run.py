@@ -492,9 +492,8 @@ def train_stages(
         record.write_record(folder, content)
     for index, stage in enumerate(stages):
         own = folder / stage.model.name
-        done, started = processes.share(
-            (_is_done(own), any((own / "checkpoints").glob("*.ckpt")))
-        )  # fmt: skip
+        state = _is_done(own), any((own / "checkpoints").glob("*.ckpt"))
+        done, started = processes.share(state)
         if done:
             continue
         console.rule(stage.model.name)
