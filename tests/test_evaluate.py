@@ -24,6 +24,7 @@ from fcn.inference import predict_files
 from fcn.inference.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
 from fcn.inference.metrics import scores, tally
 from fcn.inference.predictor import Predictor
+from fcn.models.upsampling import FixedUpsampling
 from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model
 
@@ -32,10 +33,10 @@ QUIET = make_console(quiet=True)
 
 
 class LeftIsCat(nn.Module):
-    """Predicts cat in the first 20 columns of every image, else background."""
+    """Predicts cat in the first 20 columns of every image, else background, at stride 8."""
 
-    arguments = {"upsampling": "none"}  # noqa: RUF012
-    reach, period = 0, 1
+    arguments = {"upsampling": "none", "num_classes": 3, "stride": 8}  # noqa: RUF012
+    reach, period, offset, upscore_final = 0, 1, 4, FixedUpsampling(8)
 
     def forward(self, image: Tensor) -> Tensor:
         left = (torch.arange(image.shape[-1]) < 20).float().expand(image[:, 0].shape)
@@ -86,7 +87,7 @@ def test_the_metrics_are_those_computed_by_hand(
         "size": "original",
         "precision": "32-true",
         "ignore_index": 255,
-        "model": {"upsampling": "none"},
+        "model": LeftIsCat.arguments,
         "upsampling": "none",
     }
     assert len(metrics["trimap"]) == 20
@@ -224,7 +225,9 @@ def test_classes_are_matched_by_name_whatever_their_order(
     confusion = np.array(before["confusion"])
     assert len(np.unique(confusion)) > 3
     assert np.array_equal(after["confusion"], confusion[order][:, order])
-    assert after["mean_iou"] == pytest.approx(before["mean_iou"])
+    for rates in (before, before["ceiling"]), (after, after["ceiling"]):
+        assert rates[0]["mean_iou"] == pytest.approx(before["mean_iou"])
+        assert rates[1]["mean_iou"] == pytest.approx(before["ceiling"]["mean_iou"])
     assert [c["name"] for c in after["classes"]] == list(tiny_voc.classes)
 
 

@@ -28,6 +28,7 @@ from fcn.data.layouts import open_split
 from fcn.data.loaders import evaluation_loader, loading_processes
 from fcn.device import InferenceModel, resolve_precision
 from fcn.errors import ConfigError, UserError
+from fcn.inference.ceiling import Ceiling
 from fcn.inference.metrics import (
     OTHERS,
     Scores,
@@ -150,6 +151,7 @@ class Evaluation:
     """The result of evaluating a model on a split."""
 
     scores: Scores
+    ceiling: Scores  # of perfect scores at the network's stride, see `Ceiling`
     trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the ground truth's boundaries
     per_image: Tensor  # int64 (N, 3, K) in the split's order, see `fcn.inference.metrics.tally`
 
@@ -181,13 +183,19 @@ def evaluate(
     num_classes = len(dataset.classes)
     workers = loading_processes(num_workers, model.device, processes.world)
     loader = evaluation_loader(dataset, batch_size, workers, processes.rank, processes.world)
+    labels = None if model.labels is None else model.labels.tolist()
+    known = Ceiling(model.model, labels)
+    perfect = InferenceModel(known, model.device, labels=labels)  # type: ignore[arg-type]
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    ceiling = torch.zeros_like(confusion)
     trimap, tallies = Trimap(num_classes), []
     with progress(console) as bar:
         for image, target in bar.track(loader, description=title):
-            prediction = model.predict(image)
-            confusions = image_confusions(prediction, target.to(model.device), num_classes).cpu()
+            prediction, truth = model.predict(image), target.to(model.device)
+            confusions = image_confusions(prediction, truth, num_classes).cpu()
             confusion += confusions.sum(0)
+            ideal = perfect.predict(truth[:, None])
+            ceiling += image_confusions(ideal, truth, num_classes).sum(0).cpu()
             tallies.append(tally(confusions))
             trimap.update(prediction, target)
     assert loader.batch_sampler is not None
@@ -197,8 +205,8 @@ def evaluate(
         if index >= 0:  # others only fill up a process's batches, with ignored pixels
             per_image[index] = row
     trimap.rings = processes.sum(torch.from_numpy(trimap.rings)).numpy()
-    confusion, per_image = processes.sum(confusion), processes.sum(per_image)
-    return Evaluation(scores(confusion), trimap.mean_iou(), per_image)
+    confusion, ceiling, per_image = map(processes.sum, (confusion, ceiling, per_image))
+    return Evaluation(scores(confusion), scores(ceiling), trimap.mean_iou(), per_image)
 
 
 def evaluate_and_write(
@@ -245,10 +253,10 @@ def metrics_json(
     found: Evaluation, model: InferenceModel, dataset: SegmentationDataset, data: str, split: str
 ) -> dict[str, Any]:
     """Return the contents of metrics.json. Rates are 0..1, null for a class without pixels."""
-    result, arguments = found.scores, model.model.arguments
+    result, ceiling, arguments = found.scores, found.ceiling, model.model.arguments
     others = other_rates(found.per_image, background=dataset.info.background)
     columns = {"iou": result.iou, "accuracy": result.accuracy}
-    columns |= {"precision": others["precision"], "f1": others["f1"]}
+    columns |= {"precision": others["precision"], "f1": others["f1"], "ceiling": ceiling.iou}
     pixels = result.confusion.sum(1).tolist()
     return {
         **{name: _number(getattr(result, name)) for name in METRICS},
@@ -259,6 +267,7 @@ def metrics_json(
             for k, name in enumerate(dataset.classes)
         ],
         "confusion": result.confusion.tolist(),
+        "ceiling": {name: _number(getattr(ceiling, name)) for name in METRICS},  # see `Ceiling`
         "trimap": [_number(value) for value in found.trimap],
         "protocol": {
             "data": data,
@@ -308,6 +317,10 @@ def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
     for entry in metrics["classes"]:
         rates = (percent(entry[key]) for key in keys)
         table.add_row(entry["name"], *rates, f"{entry['pixels']:,}")
+    means = [f"mean_{key}" for key in keys]
+    table.add_row("mean", *(percent(metrics[key]) for key in means))
+    ceiling = (percent(metrics["ceiling"].get(key)) for key in means)
+    table.add_row(f"ceiling of stride {metrics['protocol']['model']['stride']}", *ceiling)
     console.print(table)
     for words in (METRICS, OTHERS):
         shown = [f"{name} {percent(metrics[key])} %" for key, name in words.items()]
