@@ -360,6 +360,9 @@ class PrepareDataConfig(Schema):
 class CompareConfig(Schema):
     runs: Annotated[list[str], about("folders of finished runs")] = field(default_factory=list)
     sweep: Annotated[str | None, about("folder of a multirun or of stages")] = None
+    against: Annotated[
+        str | None, about("row to take differences from: its letter or a folder; null: the first")
+    ] = None
     images: Annotated[int, about("images in the page's gallery", ge=0)] = 24
     data_root: Annotated[
         str | None, about("folder of the data sets; null: as recorded by the runs")
