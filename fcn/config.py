@@ -131,6 +131,14 @@ class DataConfig(Schema):
             "pixels take the mean colour"
         ),
     ] = field(default_factory=list)
+    limit: Annotated[
+        int | None,
+        about(
+            "train on so many images alone, drawn by seed: fewer are a part of more; null: on all. "
+            "Validation and evaluation are on all images",
+            ge=1,
+        ),
+    ] = None
     scan: Annotated[bool, about("read all masks before training or evaluation, for errors")] = True
     num_workers: Annotated[
         int | None,

@@ -100,6 +100,20 @@ def test_a_live_run_is_not_resumed(
     assert not is_live(Path("run"))
 
 
+def test_a_limited_run_resumes_on_its_images_and_is_evaluated_on_all(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "data.limit=3", "hydra.run.dir=run")
+    before = record("run")["data"]
+    assert {split: before[split]["images"] for split in before} == {"train": 3, "val": 2}
+    capsys.readouterr()
+    run_in("train", "resume=run")
+    assert "images have changed" not in capsys.readouterr().out
+    assert record("run")["data"] == before
+    run_in("evaluate", "checkpoint=run", "data.split=train", "hydra.run.dir=eval")
+    assert json.loads(Path("eval/metrics.json").read_text())["protocol"]["images"] == 4
+
+
 @pytest.mark.parametrize("how", ["moved", "linked", "in place"])
 def test_a_run_keeps_its_best_model_wherever_its_folder_is(
     tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str

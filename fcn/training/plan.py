@@ -384,6 +384,8 @@ def _open_splits(
     if processes.rank == 0:
         check_overlap(train, val)
         processes.wait()
+    if cfg.data.limit is not None:
+        train = train.limited(cfg.data.limit, cfg.seed)
     channels = cfg.model.in_channels
     if channels not in (None, 3) and not train.info.bands:
         for split in (train, val):
@@ -414,8 +416,7 @@ def _length(
         batches = _batches(f"trainer.{key}_batches", given, epoch)
         if batches < epoch:
             epoch = batches
-            kept = train.pairs[: batches * batch_size * world]
-            train = SegmentationDataset(kept, train.info, train.name)
+            train = train.part(range(batches * batch_size * world))
         if overfit is not None:
             trainer.setdefault("limit_val_batches", batches)
     steps = trainer.pop("max_steps", None)
