@@ -93,6 +93,9 @@ def write_json(path: Path, content: Any) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder while this process works in it.
 
+    The lock's file stays: whoever had opened it before it was removed would lock a file that no one
+    else finds.
+
     Raises:
         ConfigError: another process works in it.
     """
@@ -110,7 +113,6 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from fcn import cli
 from fcn.config import REPOSITORY
 from fcn.errors import ConfigError, Interrupted
-from fcn.output import is_live, locked
+from fcn.output import LOCK, is_live, locked
 from fcn.training import module
 from fcn.training.record import new_folder
 from fcn.training.run import train
@@ -379,6 +379,20 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         time.sleep(0.05)
     with locked(tmp_path):
         pass
+
+
+def test_who_opened_the_lock_while_it_was_held_does_not_hold_it_beside_another(
+    tmp_path: Path,
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with locked(tmp_path):
+        early = (tmp_path / LOCK).open("rb+")
+    with early:
+        fcntl.flock(early, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert is_live(tmp_path)
+        with pytest.raises(ConfigError, match="another process"), locked(tmp_path):
+            pass
+    assert not is_live(tmp_path)
 
 
 def test_the_later_length_of_files_wins() -> None:
