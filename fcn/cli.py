@@ -207,19 +207,23 @@ class Command:
 
 
 def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
-    """Return Trainer's arguments with one of max_steps and max_epochs: that given later.
+    """Return Trainer's arguments with one of two that say the same: that given later.
+
+    These are max_steps and max_epochs; and val_check_interval and check_val_every_n_epoch, unless
+    both are typed, which is an error later on.
 
     Args:
         trainer: as Hydra has composed them, in the order of the files.
         given: the overrides of the command line, which come after all files.
     """
-    lengths = ("max_steps", "max_epochs")
-    known = [key for key in trainer if key in lengths and trainer[key] is not None]
-    typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
-    order = typed or known
-    if not order:
-        return trainer
-    return {key: value for key, value in trainer.items() if key not in lengths or key == order[-1]}
+    lengths, checks = ("max_steps", "max_epochs"), ("val_check_interval", "check_val_every_n_epoch")
+    for pair in (lengths, checks):
+        known = [key for key in trainer if key in pair and trainer[key] is not None]
+        typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
+        order = typed or known
+        if order and not (pair is checks and len(set(typed)) > 1):
+            trainer = {k: v for k, v in trainer.items() if k not in pair or k == order[-1]}
+    return trainer
 
 
 @contextmanager

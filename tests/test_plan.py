@@ -135,6 +135,13 @@ def test_an_invalid_value_is_named_with_its_key(
     assert not (tmp_path / "run").exists()
 
 
+def test_two_wishes_when_to_validate_are_one_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    for every in (1, 2):
+        wishes = {"check_val_every_n_epoch": every, "val_check_interval": 500}
+        with pytest.raises(ConfigError, match=f"epoch={every} and trainer.val_check_interval=500"):
+            planned(tiny_voc, tmp_path, **wishes)
+
+
 def test_a_share_of_few_validation_images_is_at_least_one(
     tiny_voc: TinyVOC, tmp_path: Path
 ) -> None:

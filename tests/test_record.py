@@ -401,6 +401,13 @@ def test_the_later_length_of_files_wins() -> None:
     assert cli.later_wins({"max_epochs": None, "max_steps": 5}, []) == {"max_steps": 5}
 
 
+def test_when_to_validate_is_typed_or_of_a_file() -> None:
+    both = {"val_check_interval": 500, "check_val_every_n_epoch": 1}
+    for key, value in both.items():
+        assert cli.later_wins(both, [f"++trainer.{key}={value}"]) == {key: value}
+    assert cli.later_wins(both, [f"trainer.{key}={value}" for key, value in both.items()]) == both
+
+
 def test_a_refused_resume_changes_nothing(
     tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str], cases: Path
 ) -> None:

@@ -429,13 +429,19 @@ def _length(
         steps = _whole("trainer.max_steps", steps)
     if fast := trainer.get("fast_dev_run"):
         steps = 1 if fast is True else _whole("trainer.fast_dev_run", fast)
-    every = trainer.pop("check_val_every_n_epoch", None) or 1
+    every = trainer.pop("check_val_every_n_epoch", None)
     interval = trainer.pop("val_check_interval", None)
-    if every != 1:
-        interval = _whole("trainer.check_val_every_n_epoch", every) * epoch
+    if every is not None and interval is not None:
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch={every} and trainer.val_check_interval={interval} "
+            "both say when to validate: leave one of them out"
+        )
+    if interval is None:
+        interval = epoch * (
+            1 if every is None else _whole("trainer.check_val_every_n_epoch", every)
+        )
     else:
-        interval = _batches("trainer.val_check_interval", 1.0 if interval is None else interval,
-                            epoch)  # fmt: skip
+        interval = _batches("trainer.val_check_interval", interval, epoch)
     interval = math.ceil(interval / accumulate) * accumulate  # a step is never cut in two
     interval = min(interval, steps * accumulate)
     if least := trainer.pop("min_epochs", None):
