@@ -86,7 +86,6 @@ class Plan:
 
     settings: TrainConfig
     folder: Path
-    title: dict[str, str]  # what the screen shows of the choices, by topic
     seed: int
     compile: bool
     device: torch.device
@@ -163,7 +162,6 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
     return Plan(
         settings=cfg,
         folder=folder,
-        title=_title(cfg, length, train, val, processes.world),
         seed=cfg.seed,
         compile=cfg.compile,
         device=device,
@@ -507,23 +505,3 @@ def _batches(key: str, value: Any, epoch: int) -> int:
             "intervals in time would make a resumed run another one"
         )
     return _whole(key, value)
-
-
-def _title(
-    cfg: TrainConfig,
-    length: Length,
-    train: SegmentationDataset,
-    val: SegmentationDataset,
-    world: int,
-) -> dict[str, str]:
-    """Return what the screen shows of the choices, by topic."""
-    images = cfg.recipe.batch_size * length.accumulate * world
-    bands = f", bands {', '.join(map(str, train.info.bands))}" if train.info.bands else ""
-    return {
-        "model": f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}",
-        "upsampling": cfg.upsampling.name,
-        "data": f"{cfg.data.name} in {cfg.data.root}: {len(train)} training images, {len(val)} "
-        f"validation images, {len(train.classes)} classes{bands}",
-        "recipe": f"{cfg.recipe.name}: {length.max_steps} steps of {images} images, "
-        f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
-    }
