@@ -176,6 +176,8 @@ def test_batch_norm_over_one_value_is_found_from_the_settings(
 ) -> None:
     """Where training itself raises an error."""
     model = small(backbone=backbone, padding=padding).train()
+    with torch.device("meta"):
+        on_meta = small(backbone=backbone, padding=padding)
     for crop in (1, 16, 17, 26, 27, 32, 33, 64):
         recipe = RecipeConfig(name="x", crop=crop, batch_size=batch)
         map_of_one = False
@@ -184,4 +186,4 @@ def test_batch_norm_over_one_value_is_found_from_the_settings(
         except ValueError:  # torch's "Expected more than 1 value per channel when training"
             map_of_one = True
         with pytest.raises(ConfigError, match="batch norm") if map_of_one else nullcontext():
-            check_batch_norm(recipe, backbone, padding)
+            check_batch_norm(recipe, on_meta)

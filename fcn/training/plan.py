@@ -314,7 +314,6 @@ def _classes_before_reading(cfg: TrainConfig) -> list[str]:
 
 def _check_learning(cfg: TrainConfig, recipe: RecipeConfig, classes: Sequence[str]) -> None:
     """Check the loss and the optimiser, on the meta device (no memory is allocated)."""
-    check_batch_norm(recipe, cfg.backbone.name, cfg.model.padding)
     make_loss(cfg.loss, recipe.loss_reduction)
     if classes:
         _class_weights(cfg, classes)
@@ -360,9 +359,12 @@ def _network(
     }
     try:
         with torch.device("meta"):
-            FCN(**arguments)
+            model = FCN(**arguments)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+    if cfg.backbone.freeze:
+        model.backbone.freeze(cfg.backbone.freeze)
+    check_batch_norm(cfg.recipe, model)
     return arguments
 
 
@@ -434,11 +436,10 @@ def _length(
             f"trainer.check_val_every_n_epoch={every} and trainer.val_check_interval={interval} "
             "both say when to validate: leave one of them out"
         )
-    if interval is None:
-        interval = epoch * (
-            1 if every is None else _whole("trainer.check_val_every_n_epoch", every)
-        )
+    if every is not None:
+        interval = _whole("trainer.check_val_every_n_epoch", every) * epoch
     else:
+        interval = 1.0 if interval is None else interval
         interval = _batches("trainer.val_check_interval", interval, epoch)
     interval = math.ceil(interval / accumulate) * accumulate  # a step is never cut in two
     interval = min(interval, steps * accumulate)
