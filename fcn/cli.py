@@ -40,7 +40,7 @@ from fcn.training.record import (
 
 COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "train": "fcn.training.run",
-    "evaluate": "fcn.inference.evaluate",
+    "evaluate": "fcn.inference.evaluate_checkpoint",
     "predict": "fcn.inference.predict_files",
     "export": "fcn.inference.export",
     "import_caffe": "fcn.tools.import_caffe",
