@@ -108,7 +108,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         if images > len(self):
             raise ConfigError(f"data.limit={images}: {self.name} has {len(self)} images")
-        order = np.random.default_rng([seed, 0, 2]).permutation(len(self))  # as no epoch's
+        order = np.random.default_rng([seed, 0, 2]).permutation(len(self))  # no epoch's stream
         return self.part(sorted(order[:images].tolist()))
 
     def has_masks(self) -> bool:
