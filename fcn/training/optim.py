@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcn.config import RecipeConfig
@@ -15,6 +14,7 @@ from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import Upsampling
 
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 POLY_POWER = 0.9  # Liu et al. 2015 (ParseNet); DeepLab's since
 
 
@@ -47,7 +47,7 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
             if not parameter.requires_grad:
                 continue
             kind = "biases" if name == "bias" else "weights"
-            if isinstance(module, _BatchNorm) or id(parameter) in in_upsampling:
+            if isinstance(module, NORMS) or id(parameter) in in_upsampling:
                 kind = "plain"
             groups[f"backbone {kind}" if own_rate else kind]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]

@@ -196,7 +196,7 @@ def learning_rate(recipe: RecipeConfig, model: str) -> float:
     lr = recipe.lr if recipe.lr is not None else recipe.lr_by_model.get(model)
     if lr is None:
         raise ConfigError(
-            f"recipe={recipe.name} has no learning rate for model={model}: set recipe.lr"
+            f"recipe.lr is null, and recipe.lr_by_model has no rate for {model}: set recipe.lr"
         )
     return lr
 
@@ -247,7 +247,7 @@ def check_combinations(cfg: TrainConfig) -> None:
         )
     if model.stride < 32 and not (model.init_from or cfg.resume or model.skip_scales):
         raise ConfigError(
-            f"model={model.name} straight from VGG does not fit recipe={recipe.name}: its unscaled "
+            f"{model.name} straight from VGG does not fit recipe.loss_reduction=sum: its unscaled "
             "skips would drown the scores; set model.init_from to an FCN of the next coarser "
             "stride, or use model=fcn8s_atonce"
         )

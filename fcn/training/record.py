@@ -274,6 +274,8 @@ def read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["config"].get("data"), dict):
             raise ValueError("no settings in it")
+        for group in ("model", "recipe"):  # of a run before version 0.2
+            content["config"].get(group, {}).pop("name", None)
         return {"overrides": [], "data": {}, "history": []} | content
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(

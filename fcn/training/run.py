@@ -31,6 +31,7 @@ from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
+from fcn.hydra_versions import TRUSTED
 from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
@@ -190,7 +191,6 @@ def describe(plan: Plan, model: FCN) -> dict[str, Any]:
         "model": model.arguments,
         **checkpoint.info_metadata(plan.train.info),
         "data": {"name": settings.data.name, "train": plan.train.fingerprint()},
-        "recipe": plan.recipe.name,
         "training": asdict(plan.recipe)
         | {"max_steps": length.max_steps, "accumulate": length.accumulate},
         "precision": plan.precision,
@@ -285,7 +285,7 @@ def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str =
         known = inspect.signature(class_named(filled["_target_"])).parameters
         places = {"save_dir": folder, "dirpath": folder.absolute() / "checkpoints" / name}
         filled = {key: place for key, place in places.items() if key in known} | filled
-        return instantiate(filled)
+        return instantiate(filled, **TRUSTED)
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
