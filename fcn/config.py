@@ -377,6 +377,7 @@ class ExplainConfig(Schema):
             "all",
             "matrix",
             "arithmetic",
+            "channels",
             "operators",
             "bilinear",
             "repeat",
@@ -388,8 +389,10 @@ class ExplainConfig(Schema):
     ] = "all"
     checkpoint: Annotated[str | None, about("a trained model; null: train a small one")] = None
     fcn32s: Annotated[str | None, about("a trained FCN-32s, to show beside it")] = None
+    fcn16s: Annotated[str | None, about("a trained FCN-16s, to show beside it")] = None
     image: Annotated[str | None, about("an image id; null: one with many classes")] = None
-    steps: Annotated[int, about("training steps of the small model", ge=1)] = 200
+    steps: Annotated[int, about("training steps of the small FCN-32s", ge=4)] = 200
+    notebooks: Annotated[bool, about("also write each topic as TOPIC.ipynb")] = False
     seed: Seed = 0
     data: DataConfig = field(default_factory=DataConfig)
 
