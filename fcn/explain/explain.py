@@ -5,6 +5,7 @@ Every claim is an assert in it, so a page exists only if all of them hold.
 """
 
 import ast
+import asyncio
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,8 @@ def execute(keys: Sequence[str], settings: Mapping[str, str] | None = None) -> d
         together, timeout=None, kernel_name="python3", coalesce_streams=True, extra_arguments=quiet
     )
     try:
-        client.execute(env={**os.environ, **(settings or {})})
+        # Its own loop, closed at the end: `client.execute` leaves one open in every thread.
+        asyncio.run(client.async_execute(env={**os.environ, **(settings or {})}))
     except CellExecutionError as error:
         raise _claim_error(together, error) from None
     return notebooks

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
+from PIL import Image
+from torch.nn import functional as F
 
 from fcn.explain.demo import Subject
+from fcn.explain.show import show
 from fcn.models.upsampling import TransposedConvolution
 from fcn.output import atomic_write
 from fcn.pictures.page import page, templates
@@ -51,8 +55,22 @@ def write_pages(sections: Sequence[Section], folder: Path, subject: Subject | No
     for name in ("explain.html", "index.html"):
         body = templates().get_template(f"explain/{name}").render(sections=sections)
         _write(folder / name, page(TITLE, body, description=DESCRIPTION))
+    preview().save(folder / "preview.png")
     _write(folder / "explorer.html", explorer(learned_kernels(subject) if subject else {}))
     return folder / "explain.html"
+
+
+def preview() -> Image.Image:
+    """Draw what sites show that link to the pages: a layer that doubles 2 x 2, 1200 x 630."""
+    x, w = torch.tensor([[1.0, 2], [3, 4]]), torch.arange(1.0, 17).view(4, 4)
+    y = F.conv_transpose2d(x[None, None], w[None, None], stride=2, padding=1)
+    drawn = show({"x": x, "kernel": w, "stride 2, padding 1: output": y}, "").images
+    whole, left = Image.new("RGB", (1200, 630), "white"), 60
+    for image in drawn.values():
+        large = image.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)
+        whole.paste(large, (left, 90))
+        left += large.width + 20
+    return whole
 
 
 def section(key: str, number: int, notebook: Any) -> Section:

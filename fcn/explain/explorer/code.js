@@ -38,7 +38,7 @@ function tensorflowCode() {
   const { n, k, s, p, o, d, t } = state, { size } = now;
   const options = `strides=${s}, padding=[[0, 0], [${p}, ${p}], [${p}, ${p}], [0, 0]], dilations=${d}`;
   if (t && o >= s) return `# Not in one call: a convolution of stride ${s} does not shrink ${size} to ${n}.`;
-  return `# x: (1, ${n}, ${n}, 1), w: (${k}, ${k}, 1, 1)${t && d > 1 ? "; dilation needs a GPU here" : ""}
+  return `# x: (1, ${n}, ${n}, 1), w: (${k}, ${k}, 1, 1)${t && d > 1 ? "; on a CPU TensorFlow refuses dilation of a transposed layer" : ""}
 y = tf.nn.${t ? `conv2d_transpose(x, w, output_shape=[1, ${size}, ${size}, 1],` : "conv2d(x, w,"}
     ${options})`;
 }
@@ -58,5 +58,5 @@ function drawCode() {
     if (size < 1) return `"${name}" is impossible here`;
     return `"${name}" is another layer: ${square(size)}, ${start === p ? "the same" : `${start} instead of ${p}`} ${t ? "cut off" : "padded"} at the start`;
   });
-  say("code", `TensorFlow's and Keras' padding: ${about.join("; ")}.${t ? " JAX's padding is the zeros around in view 2." : ""}`);
+  say("code", `TensorFlow's and Keras' padding: ${about.join("; ")}.${t ? " JAX's padding is the zeros around in view 3." : ""}`);
 }

@@ -168,7 +168,7 @@ function drawOverlap() {
   grids.counts.show("weights that meet at each output", now.result.overlap, cellsOf("output"));
   grids.phases.host.hidden = $("frequency").hidden = !state.t;
   if (state.t) return drawCheckerboard();
-  say("overlap", "A convolution can make a checkerboard too: in its gradient, dx in view 4. Choose Transposed to see more.");
+  say("overlap", "A convolution can make a checkerboard too: in its gradient, dx in view 6. Choose Transposed to see more.");
 }
 
 function drawCheckerboard() {

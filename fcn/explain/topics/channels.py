@@ -119,18 +119,16 @@ show(
 #
 # PyTorch's images are (batch, channel, h, w), those of the others (batch, h, w, channel).
 #
-# - **Axes.** From Keras, TensorFlow and JAX with `transpose_kernel=True` to PyTorch:
-#   `weight.permute(3, 2, 0, 1)`, which is its own inverse in the other direction as
-#   `permute(2, 3, 1, 0)`.
-# - **Turning.** JAX without `transpose_kernel`, and Flax, put zeros between the inputs and slide the
+# - **Axes.** From Keras, TensorFlow, and JAX with `transpose_kernel=True`, to PyTorch:
+#   `weight.permute(3, 2, 0, 1)`; and back: `weight.permute(2, 3, 1, 0)`.
+# - **Turning.** JAX without `transpose_kernel`, and Flax, put zeros between inputs and slide the
 #   kernel as it is, so what they stamp is turned: `weight.flip(0, 1).permute(2, 3, 0, 1)`.
-# - **SAME.** Of a transposed layer, Keras' and TensorFlow's `padding="same"` promises outputs of
+# - **SAME.** `padding="same"` of Keras and TensorFlow promises a transposed layer an output of
 #   *n* · *s*. The full output has (*n* − 1) *s* + *k*, so *k* − *s* rows and columns go: half of
-#   them, rounded down, at the start and the rest at the end. Where *k* − *s* is odd, no `padding`
-#   of PyTorch does this by itself: give the smaller half as `padding`, and crop the end. Kernel 3
-#   at stride 2 loses nothing at the start and one row at the end. (For odd *k* − *s* Keras' own
-#   PyTorch backend was one pixel off, in the versions before it was mended in 2026.) JAX's "SAME"
-#   cuts the same for *k* ≥ *s*.
+#   them, rounded down, at the start and the rest at the end. Kernel 3 at stride 2 loses nothing at
+#   the start and one row at the end. Where *k* − *s* is odd, no `padding` of PyTorch does this by
+#   itself: crop the full output, as below. (Keras' own PyTorch backend was one pixel off there,
+#   which was reported in 2026.) JAX's "SAME" cuts the same.
 # - Caffe's weights are (in, out, h, w), like PyTorch's; `scripts/import_caffe.py` reads them.
 
 

@@ -45,7 +45,7 @@ images = [subject.data[i] for i in range(min(demo.MEASURED, len(subject.data)))]
 for net in subject.stages:
     score = 100 * mean_iou(net, images)
     print(f"FCN-{net.stride}s: mean IoU {score:.1f} % on {len(images)} images")
-show(panels, "The classes that networks give to the pixels; ignored pixels are white.", 1.9)
+show(panels, "The classes that networks give to the pixels; ignored pixels are white.", 1.5)
 
 # %% [markdown]
 # ## What each upsampling layer does
