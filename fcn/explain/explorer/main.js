@@ -211,7 +211,7 @@ function start() {
   makeChannels();
   entries(SETTINGS).slice(0, 6).forEach(([key]) => addStepper(key));
   keys(FILLS).slice(0, 3).forEach(addChooser);
-  $("limit").insertAdjacentHTML("beforebegin", `<h3>Channels (view ${VIEWS.indexOf("kernels") + 1})</h3>`);
+  $("limit").insertAdjacentHTML("beforebegin", `<p class="soft">Channels, in view ${VIEWS.indexOf("kernels") + 1}:</p>`);
   ["ci", "co", "gr"].forEach(addStepper);
   addChooser("cw");
   makePicture();

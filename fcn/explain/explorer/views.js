@@ -28,7 +28,7 @@ const stampedCount = () => min(state.n ** 2, state.step === "" ? Infinity : pars
 
 function drawStamps() {
   const all = state.n ** 2, step = stampedCount();
-  grids.input.show("x, the input: type your own", now.layer.input, cellsOf("input"));
+  grids.input.show("x: type your own", now.layer.input, cellsOf("input"));
   grids.kernel.show("w, the kernel", now.layer.kernel, cellsOf("weight"));
   say("stamps", state.t
     ? `Every input multiplies the kernel by its value and stamps it onto the output, ${count(state.s, "pixel")} from its neighbour's stamp. Stamps add where they overlap.${state.p ? ` Padding ${state.p} then cuts the hatched edge off.` : ""}`
