@@ -117,7 +117,7 @@ def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) 
             "loss=dice",  # few pixels belong to objects
             "model.dropout=0",
             "recipe.batch_size=8",
-            "recipe.crop=160",
+            "recipe.crop=192",
             "logger=none",
         ],
     )

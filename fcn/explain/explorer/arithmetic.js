@@ -39,17 +39,25 @@ function shapeOf(name, values) {
 // Throw an Error that explains why there is no such layer; n inputs, k weights, `size` outputs along an axis.
 function check({ transposed, stride, padding, outputPadding, dilation }, n, k, size) {
   const fail = (words) => { throw new Error(words); }, span = dilation * (k - 1) + 1;
-  for (const [name, value, least] of [["stride", stride, 1], ["dilation", dilation, 1], ["padding", padding, 0], ["output padding", outputPadding, 0]])
-    if (!Number.isInteger(value) || value < least) fail(`The ${name} must be a whole number of at least ${least}, not ${value}.`);
+  const values = { stride, dilation, padding, "output padding": outputPadding };
+  const least = { stride: 1, dilation: 1, padding: 0, "output padding": 0 };
+  for (const [name, value] of entries(values))
+    if (!Number.isInteger(value) || value < least[name])
+      fail(`The ${name} must be a whole number of at least ${least[name]}, not ${value}.`);
   if (!transposed && outputPadding) fail("A convolution has no output padding: set it to 0.");
-  if (transposed && outputPadding >= max(stride, dilation)) fail(`The output padding (${outputPadding}) must be smaller than the stride (${stride}) or the dilation (${dilation}).`);
+  if (transposed && outputPadding >= max(stride, dilation))
+    fail(`The output padding (${outputPadding}) must be smaller than the stride (${stride}) `
+      + `or the dilation (${dilation}).`);
   if (size < 1) fail(transposed
-    ? `Nothing would be left: the stamps cover ${(n - 1) * stride + span} pixels, and padding cuts ${padding} off each side. Make the padding smaller or the kernel larger.`
-    : `The kernel does not fit: it spans ${span} pixels, and the input has ${n + 2 * padding} with its padding. Make the kernel smaller or the input larger.`);
+    ? `Nothing would be left: the stamps cover ${(n - 1) * stride + span} pixels, and padding cuts ${padding} off `
+    + `each side. Make the padding smaller or the kernel larger.`
+    : `The kernel does not fit: it spans ${span} pixels, and the input has ${n + 2 * padding} with its padding. Make `
+    + `the kernel smaller or the input larger.`);
 }
 
 const zeros = (rows, columns) => Array.from({ length: rows }, () => Array(columns).fill(0));
-const inRows = (flat, columns) => zeros(flat.length / columns, columns).map((row, i) => row.map((_, j) => flat[i * columns + j]));
+const inRows = (flat, columns) =>
+  zeros(flat.length / columns, columns).map((row, i) => row.map((_, j) => flat[i * columns + j]));
 
 /**
  * Return all numbers of a layer as PyTorch's conv2d and conv_transpose2d have them, or throw an Error
@@ -68,9 +76,11 @@ function explore(given) {
   const size = inSize.map((n, axis) => outputSize(n, kernelSize[axis], layer));
   size.forEach((side, axis) => check(layer, inSize[axis], kernelSize[axis], side));
   gradOutput ??= zeros(...size).map((row) => row.fill(1));
-  if (!same(shapeOf("gradOutput", gradOutput), size)) throw new Error(`gradOutput must be ${size.join(" × ")}, like the output.`);
-  const x = input.flat(), w = kernel.flat(), dy = gradOutput.flat(), links = connections(layer, inSize, kernelSize, size);
-  const [output, overlap, dx, dw] = [dy, dy, x, w].map(({ length }) => Array(length).fill(0)), matrix = zeros(dy.length, x.length);
+  if (!same(shapeOf("gradOutput", gradOutput), size))
+    throw new Error(`gradOutput must be ${size.join(" × ")}, like the output.`);
+  const x = input.flat(), w = kernel.flat(), dy = gradOutput.flat();
+  const links = connections(layer, inSize, kernelSize, size), matrix = zeros(dy.length, x.length);
+  const [output, overlap, dx, dw] = [dy, dy, x, w].map(({ length }) => Array(length).fill(0));
   for (const { input: i, weight: j, output: o } of links) {
     output[o] += x[i] * w[j];
     overlap[o] += 1;
@@ -109,18 +119,22 @@ function exploreChannels({ input, kernel, bias, groups = 1, gradOutput, ...layer
 }
 
 // Return the sum of grids of one size; null stands for zeros.
-const total = (grids) => grids.filter(Boolean).reduce((a, b) => a.map((row, r) => row.map((value, c) => value + b[r][c])));
+const total = (grids) =>
+  grids.filter(Boolean).reduce((a, b) => a.map((row, r) => row.map((value, c) => value + b[r][c])));
 window.explore = explore;
 
 // Return what a constant input of 1 becomes far from the edges, where it repeats.
 function phaseSums(kernel, stride, dilation) {
   const sums = zeros(stride, stride);
-  kernel.forEach((row, a) => row.forEach((weight, b) => { sums[(a * dilation) % stride][(b * dilation) % stride] += weight; }));
+  kernel.forEach((row, a) => row.forEach((weight, b) => {
+    sums[(a * dilation) % stride][(b * dilation) % stride] += weight;
+  }));
   return sums;
 }
 
 // Return |H| of a row of weights at a frequency in cycles per pixel.
 function gainAt(taps, dilation, frequency) {
-  const sum = (wave) => taps.reduce((total, weight, j) => total + weight * wave(2 * Math.PI * frequency * j * dilation), 0);
+  const turn = 2 * Math.PI * frequency * dilation;
+  const sum = (wave) => taps.reduce((total, weight, j) => total + weight * wave(turn * j), 0);
   return Math.hypot(sum(Math.cos), sum(Math.sin));
 }

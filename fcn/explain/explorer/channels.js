@@ -33,21 +33,27 @@ function drawChannels() {
   const whole = ci % gr === 0 && co % gr === 0;
   for (const grid of [...x, ...w.flat(), ...y, b]) grid.host.hidden = true;
   const show = (grid, ...rest) => { grid.host.hidden = false; grid.show(...rest); };
-  if (!whole) return sayChannels(`The number of groups must divide both numbers of channels: ${gr} does not divide ${ci % gr ? ci : co}.`, "");
+  if (!whole) return sayChannels(`The number of groups must divide both numbers of channels: ${gr} does not divide `
+    + `${ci % gr ? ci : co}.`, "");
   const layer = channelLayer(), { output, parts } = exploreChannels(layer);
   $("kernels").querySelector(".table").style.setProperty("--columns", co + 1);
   for (let i = 0; i < ci; i++) {
     show(x[i], `x[${i}]`, layer.input[i]);
     for (let o = 0; o < co; o++) {
-      show(w[i][o], layer.joined(i, o) ? `w from ${i} to ${o}` : "none: another group", layer.joined(i, o) ? layer.weights(i, o) : zeros(k, k));
-      w[i][o].host.classList.toggle("absent", !layer.joined(i, o));
+      const joined = layer.joined(i, o);
+      if (joined) show(w[i][o], `w from ${i} to ${o}`, layer.weights(i, o));
+      else show(w[i][o], "none: another group", zeros(k, k));
+      w[i][o].host.classList.toggle("absent", !joined);
     }
   }
   show(b, "bias b: type your own", [layer.bias]);
   for (let o = 0; o < co; o++) show(y[o], `y[${o}]`, output[o]);
-  const shape = t ? `(${ci}, ${co / gr}, ${k}, ${k}): in, out / groups` : `(${co}, ${ci / gr}, ${k}, ${k}): out, in / groups`;
+  const shape = t ? `(${ci}, ${co / gr}, ${k}, ${k}): in, out / groups`
+    : `(${co}, ${ci / gr}, ${k}, ${k}): out, in / groups`;
   const first = parts[0].map((part, i) => (part ? `${exact(part[0][0])} through x[${i}]` : "")).filter(Boolean);
-  sayChannels(`${count(ci, "channel")} in, ${co} out: ${count(ci * co / gr, "kernel")}. Each output is the sum over its column: every input through its own kernel, plus the bias. PyTorch's weight has the shape ${shape}; TensorFlow's and JAX' (${k}, ${k}, ${t ? `${co}, ${ci}` : `${ci}, ${co}`}).`,
+  sayChannels(`${count(ci, "channel")} in, ${co} out: ${count(ci * co / gr, "kernel")}. Each output is the sum over `
+    + `its column: every input through its own kernel, plus the bias. PyTorch's weight has the shape ${shape}; `
+    + `TensorFlow's and JAX' (${k}, ${k}, ${t ? `${co}, ${ci}` : `${ci}, ${co}`}).`,
     `At row 0, column 0: y[0] = ${first.join(" + ")} + ${exact(layer.bias[0])} = ${exact(output[0][0][0])}.`);
 }
 

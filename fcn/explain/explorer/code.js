@@ -1,6 +1,9 @@
 // The same layer in the code of PyTorch, TensorFlow and JAX.
 
-const listed = (values) => `torch.tensor(\n    [${values.map((row) => `[${row.map((v) => (Number.isInteger(v) ? `${v}.` : v)).join(", ")}]`).join(",\n     ")}])`;
+function listed(values) {
+  const rows = values.map((row) => `[${row.map((v) => (Number.isInteger(v) ? `${v}.` : v)).join(", ")}]`);
+  return `torch.tensor(\n    [${rows.join(",\n     ")}])`;
+}
 
 function kernelCode() {
   const { k, w } = state, f = floor((k + 1) / 2);
@@ -29,7 +32,8 @@ print(layer(x[None, None])[0, 0])`;
 
 // Return what SAME and VALID mean here: [size, rows cut off or padded at the start].
 function paddingNames() {
-  const { n, k, s, d, t } = state, span = d * (k - 1) + 1, half = (total) => floor(max(0, total) / 2), size = ceil(n / s);
+  const { n, k, s, d, t } = state, span = d * (k - 1) + 1, half = (total) => floor(max(0, total) / 2),
+    size = ceil(n / s);
   return t ? { SAME: [n * s, half(span - s)], VALID: [(n - 1) * s + max(span, s), 0] }
     : { SAME: [size, half((size - 1) * s + span - n)], VALID: [floor((n - span) / s) + 1, 0] };
 }
@@ -38,13 +42,15 @@ function tensorflowCode() {
   const { n, k, s, p, o, d, t } = state, { size } = now;
   const options = `strides=${s}, padding=[[0, 0], [${p}, ${p}], [${p}, ${p}], [0, 0]], dilations=${d}`;
   if (t && o >= s) return `# Not in one call: a convolution of stride ${s} does not shrink ${size} to ${n}.`;
-  return `# x: (1, ${n}, ${n}, 1), w: (${k}, ${k}, 1, 1)${t && d > 1 ? "; on a CPU TensorFlow refuses dilation of a transposed layer" : ""}
+  const note = t && d > 1 ? "; on a CPU TensorFlow refuses dilation of a transposed layer" : "";
+  return `# x: (1, ${n}, ${n}, 1), w: (${k}, ${k}, 1, 1)${note}
 y = tf.nn.${t ? `conv2d_transpose(x, w, output_shape=[1, ${size}, ${size}, 1],` : "conv2d(x, w,"}
     ${options})`;
 }
 
 function jaxCode() {
-  const { n, k, s, p, o, d, t } = state, before = d * (k - 1) - p, pair = t ? `(${before}, ${before + o})` : `(${p}, ${p})`;
+  const { n, k, s, p, o, d, t } = state, before = d * (k - 1) - p;
+  const pair = t ? `(${before}, ${before + o})` : `(${p}, ${p})`;
   return `# x: (1, ${n}, ${n}, 1), w: (${k}, ${k}, 1, 1)
 y = jax.lax.${t ? "conv_transpose" : "conv_general_dilated"}(x, w, ${t ? "" : "window_"}strides=(${s}, ${s}),
     padding=[${pair}, ${pair}], rhs_dilation=(${d}, ${d}),
@@ -52,11 +58,14 @@ y = jax.lax.${t ? "conv_transpose" : "conv_general_dilated"}(x, w, ${t ? "" : "w
 }
 
 function drawCode() {
-  for (const [name, code] of entries({ PyTorch: torchCode, TensorFlow: tensorflowCode, JAX: jaxCode })) $(name).textContent = code();
+  const libraries = { PyTorch: torchCode, TensorFlow: tensorflowCode, JAX: jaxCode };
+  for (const [name, code] of entries(libraries)) $(name).textContent = code();
   const { t, p } = state, about = entries(paddingNames()).map(([name, [size, start]]) => {
     if (size === now.size && start === p) return `"${name}" is this layer`;
     if (size < 1) return `"${name}" is impossible here`;
-    return `"${name}" is another layer: ${square(size)}, ${start === p ? "the same" : `${start} instead of ${p}`} ${t ? "cut off" : "padded"} at the start`;
+    return `"${name}" is another layer: ${square(size)}, ${start === p ? "the same" : `${start} instead of ${p}`} `
+      + `${t ? "cut off" : "padded"} at the start`;
   });
-  say("code", `TensorFlow's and Keras' padding: ${about.join("; ")}.${t ? " JAX's padding is the zeros around in view 3." : ""}`);
+  const more = t ? " JAX's padding is the zeros around in view 3." : "";
+  say("code", `TensorFlow's and Keras' padding: ${about.join("; ")}.${more}`);
 }

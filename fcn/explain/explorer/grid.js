@@ -31,7 +31,8 @@ function lights(selection) {
   const links = now.result.links.filter((link) => parts.length && parts.every(([kind, at]) => link[kind] === at));
   const members = (kind) => new Set(links.map((link) => link[kind]));
   const pairs = new Set(links.map((link) => pairKey(link)));
-  return { selection: selection ?? {}, links, pairs, input: members("input"), weight: members("weight"), output: members("output") };
+  const [input, weight, output] = keys(LETTERS).map(members);
+  return { selection: selection ?? {}, links, pairs, input, weight, output };
 }
 
 const pairKey = ({ input, output }) => output * 100 + input; // there are at most 64 inputs
@@ -92,7 +93,9 @@ class Grid {
    * of the view's own; limit: the number with the strongest colour; cells(selection) -> the cells
    * [r, c] that can have a colour or light up, where these are few.
    */
-  show(title, values, { ref = () => null, kind = () => "", extra = () => "", limit = most(values.flat()), cells } = {}) {
+  show(title, values, options = {}) {
+    const { ref = () => null, kind = () => "", extra = () => "", limit = most(values.flat()) } = options;
+    let { cells } = options;
     const rows = values.length, columns = values[0].length;
     cells ??= () => values.flatMap((row, r) => row.map((_, c) => [r, c]));
     assign(this, { title, values, ref, kind, extra, limit, cells, rows, columns });
@@ -111,8 +114,8 @@ class Grid {
     const body = this.host.lastChild, plain = this.still && !this.onEdit;
     const input = '<input inputmode="decimal" autocomplete="off" tabindex="-1">';
     const cell = `<td${plain || this.onEdit ? "" : ' tabindex="-1"'}>${this.onEdit ? input : ""}`;
-    body.innerHTML = table
-      ? `<table class="grid"${plain ? "" : ' role="grid"'}>${`<tr>${cell.repeat(this.columns)}`.repeat(this.rows)}</table>`
+    const rows = `<tr>${cell.repeat(this.columns)}`.repeat(this.rows);
+    body.innerHTML = table ? `<table class="grid"${plain ? "" : ' role="grid"'}>${rows}</table>`
       : `<canvas role="img"${plain ? "" : ' tabindex="0"'}></canvas>`;
     this.canvas = body.querySelector("canvas");
     if (this.canvas) return this.buildCanvas(room);
@@ -151,14 +154,18 @@ class Grid {
       cell.dataset.kind = kind;
       if (!this.onEdit) cell.textContent = texts[i];
       else if (stop !== document.activeElement) assign(stop, { value: texts[i], ariaInvalid: false });
-      if (!this.still || this.onEdit) stop.ariaLabel = `row ${r}, column ${c}: ${texts[i]}${rounded}${kind && `, ${kind}`}`;
+      if (this.still && !this.onEdit) return;
+      stop.ariaLabel = `row ${r}, column ${c}: ${texts[i]}${rounded}${kind && `, ${kind}`}`;
     });
   }
 
   // Paint the numbers as colours, one pixel each, for `markCanvas` to enlarge.
   paint() {
     const image = new ImageData(this.columns, this.rows);
-    for (const [r, c] of this.cells({})) image.data.set([...shade(this.values[r][c], this.limit), this.kind(r, c) === "cut" ? 90 : 255], 4 * (r * this.columns + c));
+    for (const [r, c] of this.cells({})) {
+      const colour = shade(this.values[r][c], this.limit), alpha = this.kind(r, c) === "cut" ? 90 : 255;
+      image.data.set([...colour, alpha], 4 * (r * this.columns + c));
+    }
     this.base.getContext("2d").putImageData(image, 0, 0);
     this.canvas.ariaLabel = `${this.title}: ${this.rows} by ${this.columns} colours; the arrow keys select one`;
   }
@@ -170,7 +177,8 @@ class Grid {
   }
 
   markCanvas(light, selection) {
-    const { width, height } = this.canvas, pen = this.canvas.getContext("2d"), w = width / this.columns, h = height / this.rows, side = min(w, h);
+    const { width, height } = this.canvas, pen = this.canvas.getContext("2d");
+    const w = width / this.columns, h = height / this.rows, side = min(w, h);
     pen.globalAlpha = 1;
     pen.clearRect(0, 0, width, height);
     pen.imageSmoothingEnabled = side < 1;
@@ -190,7 +198,8 @@ class Grid {
     if (!this.canvas) return this.tds.indexOf(event.target.closest("td"));
     const box = this.canvas.getBoundingClientRect();
     const along = (part, all, n) => clamp(floor(part / all * n), 0, n - 1);
-    return along(event.clientY - box.top, box.height, this.rows) * this.columns + along(event.clientX - box.left, box.width, this.columns);
+    return along(event.clientY - box.top, box.height, this.rows) * this.columns
+      + along(event.clientX - box.left, box.width, this.columns);
   }
 
   selectionAt(i) {
@@ -226,11 +235,13 @@ class Grid {
   }
 
   press(event) {
-    const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const [down, right] = steps[event.key] ?? [];
     if (event.key === "Escape") pin(null);
     if (down === undefined) return;
     event.preventDefault();
-    const [r, c] = this.place(this.active), to = clamp(r + down, 0, this.rows - 1) * this.columns + clamp(c + right, 0, this.columns - 1);
+    const [r, c] = this.place(this.active);
+    const to = clamp(r + down, 0, this.rows - 1) * this.columns + clamp(c + right, 0, this.columns - 1);
     if (!this.canvas) return this.stops[to].focus();
     this.active = to;
     pin(this.selectionAt(to));

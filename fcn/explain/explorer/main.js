@@ -5,20 +5,28 @@ const valued = (kind, position) => `${named(kind, position)} = ${exact(now.flat[
 
 function describe({ selection: { input, weight, output }, links }) {
   if (input !== undefined && output !== undefined)
-    return `The matrix takes ${named("input", input)} to ${named("output", output)} by ${links.length ? valued("weight", links[0].weight) : "0: they are not connected"}.`;
+    return `The matrix takes ${named("input", input)} to ${named("output", output)} by `
+      + `${links.length ? valued("weight", links[0].weight) : "0: they are not connected"}.`;
   if (output !== undefined) return describeOutput(output, links);
-  if (weight !== undefined) return `${valued("weight", weight)} joins ${count(links.length, "input")} to as many outputs: one band of the matrix.`;
-  if (input === undefined) return "Point at a number to follow it; click, tap or use the arrow keys to keep it. Rows and columns count from 0.";
+  if (weight !== undefined)
+    return `${valued("weight", weight)} joins ${count(links.length, "input")} to as many outputs: `
+      + "one band of the matrix.";
+  if (input === undefined)
+    return "Point at a number to follow it; click, tap or use the arrow keys to keep it. "
+      + "Rows and columns count from 0.";
   const lost = now.flat.weight.length - links.length;
-  return `${valued("input", input)} reaches ${count(links.length, "output")}, each through another weight${state.t && lost ? `; ${count(lost, "product")} of its stamp cut off` : ""}.`;
+  return `${valued("input", input)} reaches ${count(links.length, "output")}, each through another `
+    + `weight${state.t && lost ? `; ${count(lost, "product")} of its stamp cut off` : ""}.`;
 }
 
 // Write an output as its sum: "y[1,0] = x[0,0]·w[1,0] + … = 1·2 + … = 14".
 function describeOutput(output, links) {
   if (!links.length) return `${named("output", output)} = 0: no input reaches it.`;
-  const sum = (term) => links.slice(0, 4).map(({ input, weight }) => `${term("input", input)}·${term("weight", weight)}`).join(" + ")
+  const product = (term, { input, weight }) => `${term("input", input)}·${term("weight", weight)}`;
+  const sum = (term) => links.slice(0, 4).map((link) => product(term, link)).join(" + ")
     + (links.length > 4 ? ` + ${links.length - 4} more` : "");
-  return `${named("output", output)} = ${sum(named)} = ${sum((kind, at) => exact(now.flat[kind][at]))} = ${exact(now.flat.output[output])}`;
+  return `${named("output", output)} = ${sum(named)} = ${sum((kind, at) => exact(now.flat[kind][at]))} = `
+    + `${exact(now.flat.output[output])}`;
 }
 
 function draw() {
@@ -34,7 +42,8 @@ function draw() {
   $("views").hidden = $("bar").hidden = now === null;
   $("summary").textContent = now ? `${square(state.n)} in, ${square(now.size)} out` : "no output";
   if (!now) return;
-  const views = [drawStamps, drawLine, drawWindows, drawRepeat, drawChannels, drawMatrix, drawBackward, drawOverlap, drawPicture];
+  const views = [drawStamps, drawLine, drawWindows, drawRepeat, drawChannels, drawMatrix, drawBackward, drawOverlap,
+    drawPicture];
   for (const view of [...views, drawSize, drawCode]) view();
   mark();
 }
@@ -87,13 +96,17 @@ function drawNotice() {
 }
 
 function addSetting(key, label, html) {
-  $("limit").insertAdjacentHTML("beforebegin", `<div class="setting"><label for="${key}">${label}</label>${html}</div>`);
+  const setting = `<div class="setting"><label for="${key}">${label}</label>${html}</div>`;
+  $("limit").insertAdjacentHTML("beforebegin", setting);
 }
 
 // Add a number with a button on either side; a value out of range is said and not taken.
 function addStepper(key) {
-  const [label, least, largest] = SETTINGS[key], button = (name, sign) => `<button type="button" tabindex="-1" aria-label="${label}: one ${name}">${sign}</button>`;
-  addSetting(key, label, `<span class="stepper">${button("less", "−")}<input id="${key}" type="number" min="${least}" max="${largest}">${button("more", "+")}</span>`);
+  const [label, least, largest] = SETTINGS[key];
+  const button = (name, sign) =>
+    `<button type="button" tabindex="-1" aria-label="${label}: one ${name}">${sign}</button>`;
+  const input = `<input id="${key}" type="number" min="${least}" max="${largest}">`;
+  addSetting(key, label, `<span class="stepper">${button("less", "−")}${input}${button("more", "+")}</span>`);
   const field = $(key), set = (value) => {
     if (Number.isInteger(value) && value >= least && value <= largest) return change({ [key]: value });
     notice = `${range(key)}, in whole numbers.`;
@@ -107,16 +120,20 @@ function addStepper(key) {
 
 function addChooser(key) {
   const [label, names] = FILLS[key], words = { count: "1, 2, 3, …", dot: "a single 1", repeat: "repeat + q" };
-  addSetting(key, label, `<select id="${key}">${names.map((name) => `<option value="${name}">${words[name] ?? name}</option>`).join("")}
+  const options = names.map((name) => `<option value="${name}">${words[name] ?? name}</option>`).join("");
+  addSetting(key, label, `<select id="${key}">${options}
     <option value="again">random, again</option><option value="edited" disabled>edited by hand</option></select>`);
-  on($(key), "change", ({ target: { value } }) => change(value === "again" ? { [key]: "random", r: state.r + 1 } : { [key]: value }));
+  on($(key), "change", ({ target: { value } }) =>
+    change(value === "again" ? { [key]: "random", r: state.r + 1 } : { [key]: value }));
 }
 
 const players = {};
 // Add play, step and drag controls; get() -> position, last() -> the largest. A loop plays until the page is used.
 function addPlayer(section, what, { get, last, go }) {
   const box = $(section).querySelector(".player");
-  box.innerHTML = `<button class="play">Play</button><button aria-label="previous ${what}">‹</button><input type="range" min="0" aria-label="${what}"><button aria-label="next ${what}">›</button><output></output>`;
+  box.innerHTML = `<button class="play">Play</button><button aria-label="previous ${what}">‹</button>`
+    + `<input type="range" min="0" aria-label="${what}"><button aria-label="next ${what}">›</button>`
+    + "<output></output>";
   const [play, back, slider, next, text] = box.children;
   let timer = null, loops = false;
   const stop = () => {
@@ -160,7 +177,9 @@ async function copy(text, button, shown) {
 }
 
 function addListing(name) {
-  $("listings").insertAdjacentHTML("beforeend", `<h3>${name} <button aria-label="Copy the ${name} code">Copy</button></h3><pre id="${name}" tabindex="0" role="region" aria-label="${name} code"></pre>`);
+  const heading = `<h3>${name} <button aria-label="Copy the ${name} code">Copy</button></h3>`;
+  const listing = `<pre id="${name}" tabindex="0" role="region" aria-label="${name} code"></pre>`;
+  $("listings").insertAdjacentHTML("beforeend", heading + listing);
   const code = $(name), button = code.previousSibling.lastChild;
   on(button, "click", () => copy(code.textContent, button, code));
 }
@@ -211,7 +230,8 @@ function start() {
   makeChannels();
   entries(SETTINGS).slice(0, 6).forEach(([key]) => addStepper(key));
   keys(FILLS).slice(0, 3).forEach(addChooser);
-  $("limit").insertAdjacentHTML("beforebegin", `<p class="soft">Channels, in view ${VIEWS.indexOf("kernels") + 1}:</p>`);
+  const where = VIEWS.indexOf("kernels") + 1;
+  $("limit").insertAdjacentHTML("beforebegin", `<p class="soft">Channels, in view ${where}:</p>`);
   ["ci", "co", "gr"].forEach(addStepper);
   addChooser("cw");
   makePicture();

@@ -25,11 +25,13 @@ function examplePicture() {
 function pixelsOf(source, side) {
   const scale = side / max(source.width, source.height);
   const [width, height] = [source.width, source.height].map((length) => max(1, round(length * scale)));
-  const canvas = assign(document.createElement("canvas"), { width, height }), pen = canvas.getContext("2d", { willReadFrequently: true });
+  const canvas = assign(document.createElement("canvas"), { width, height });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.imageSmoothingQuality = "high";
   pen.drawImage(source, 0, 0, width, height);
   const { data } = pen.getImageData(0, 0, width, height);
-  return { width, height, channels: [0, 1, 2].map((c) => Float32Array.from({ length: width * height }, (_, i) => data[4 * i + c] / 255)) };
+  const channel = (c) => Float32Array.from({ length: width * height }, (_, i) => data[4 * i + c] / 255);
+  return { width, height, channels: [0, 1, 2].map(channel) };
 }
 
 // Enlarge a picture by the layer, each colour by itself; a constant keeps its brightness on average.
@@ -62,21 +64,25 @@ function paintPicture(canvas, { width, height, channels }, zoom) {
 function drawPicture() {
   const { s, t, m, k } = state, panels = $("picture").querySelector(".panels");
   panels.hidden = !t || s === 1;
-  if (panels.hidden) return say("picture", t ? "Stride 1 enlarges nothing: choose a larger stride." : "A convolution shrinks: choose Transposed.");
+  if (!t) return say("picture", "A convolution shrinks: choose Transposed.");
+  if (s === 1) return say("picture", "Stride 1 enlarges nothing: choose a larger stride.");
   photo ??= examplePicture();
   const small = pixelsOf(photo, max(8, min(96, floor(LARGEST / s ** m))));
   let large = small;
   for (let i = 0; i < m; i++) large = enlarge(large, now.layer);
   paintPicture($("small"), small, 2);
   paintPicture($("large"), large, min(2, 560 / max(large.width, large.height)));
-  const size = ({ width, height }) => `${height} × ${width}`, title = `enlarged by ${m > 1 ? `${m} such layers` : "the layer"}: ${size(large)}`;
+  const size = ({ width, height }) => `${height} × ${width}`;
+  const title = `enlarged by ${m > 1 ? `${m} such layers` : "the layer"}: ${size(large)}`;
   $("smallTitle").textContent = `made small: ${size(small)}`;
   $("largeTitle").textContent = title;
   $("small").ariaLabel = `the picture, ${size(small)} pixels`;
   $("large").ariaLabel = title;
-  const sums = phaseSums(now.layer.kernel, s, state.d).flat(), flat = max(...sums) - min(...sums) < 1e-9 * max(1, most(sums));
-  say("picture", `Every colour goes through the kernel above, ${k} × ${k} at stride ${s}, with its brightness kept. ${flat
-    ? "The weights that meet have equal sums: no checkerboard." : "The weights that meet have unequal sums: look for the checkerboard."}`);
+  const sums = phaseSums(now.layer.kernel, s, state.d).flat();
+  const even = max(...sums) - min(...sums) < 1e-9 * max(1, most(sums));
+  say("picture", `Every colour goes through the kernel above, ${k} × ${k} at stride ${s}, with its brightness kept. `
+    + "The weights that meet have "
+    + (even ? "equal sums: no checkerboard." : "unequal sums: look for the checkerboard."));
 }
 
 // Take a file that was dropped or chosen; say so if it is no picture.
@@ -93,11 +99,13 @@ async function takePicture(file) {
 // Add the buttons of the view: a file, the common kernels, those of a trained network, and how many layers.
 function makePicture() {
   const place = $("picture").querySelector(".actions"), learned = JSON.parse($("learned").textContent);
-  place.innerHTML = `<label class="button">Your picture: choose or drop it here<input type="file" accept="image/*"></label>
+  place.innerHTML = `<label class="button">Your picture: choose or drop it here
+      <input type="file" accept="image/*"></label>
     <label>kernel <select id="pictureKernel"></select></label>
     <label>layers <select id="m"><option>1</option><option>2</option><option>3</option></select></label>`;
   const choose = $("pictureKernel"), names = ["bilinear", "nearest", "random", "ones", ...keys(learned)];
-  choose.append(...names.map((name) => new Option(name in learned ? `learned, ${name}` : name, name)), new Option("another", "other"));
+  choose.append(...names.map((name) => new Option(name in learned ? `learned, ${name}` : name, name)),
+    new Option("another", "other"));
   choose.lastChild.disabled = true;
   on(choose, "change", () => {
     const weights = learned[choose.value];
@@ -106,7 +114,10 @@ function makePicture() {
   on($("m"), "change", () => change({ m: Number($("m").value) }));
   on(place.querySelector("input"), "change", ({ target }) => target.files[0] && takePicture(target.files[0]));
   on($("picture"), "dragover", (event) => event.preventDefault());
-  on($("picture"), "drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) takePicture(event.dataTransfer.files[0]); });
+  on($("picture"), "drop", (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) takePicture(event.dataTransfer.files[0]);
+  });
   learnedName = () => keys(learned).find((name) => learned[name].flat().join() === state.w);
 }
 

@@ -8,7 +8,8 @@ function scene(step) {
     titles.push({ x: left, y: top - 10, text: title });
     rows.forEach((row, r) => row.forEach((value, c) => {
       const text = short(value, 2);
-      cells.push({ x: left + c * side, y: top + r * side, side: side - 1, fill: css(shade(value, limit)), text, soft: soft(r, c) });
+      const place = { x: left + c * side, y: top + r * side, side: side - 1 };
+      cells.push({ ...place, fill: css(shade(value, limit)), text, soft: soft(r, c) });
     }));
     left += max(rows[0].length * side, 9 * title.length) + gap;
     bottom = max(bottom, top + rows.length * side);
@@ -16,7 +17,8 @@ function scene(step) {
   place("input x", layer.input, most(flat.input), (r, c) => r * state.n + c >= step);
   place("kernel w", layer.kernel, most(flat.weight));
   const sum = frameOf(step);
-  place(step < state.n ** 2 ? `the sum of ${count(step, "stamp")}` : `output y, ${square(size)}`, sum.values, most(flat.output), (r, c) => !sum.inside(r, c));
+  const title = step < state.n ** 2 ? `the sum of ${count(step, "stamp")}` : `output y, ${square(size)}`;
+  place(title, sum.values, most(flat.output), (r, c) => !sum.inside(r, c));
   return { cells, titles, width: left - gap + 8, height: bottom + 8 };
 }
 
@@ -26,9 +28,11 @@ const groundOf = () => getComputedStyle(document.body).backgroundColor;
 function svgOf({ cells, titles, width, height }) {
   const text = ({ x, y, text: words, size = 12, anchor = "start", opacity = 1 }) =>
     `<text x="${x}" y="${y}" font-size="${size}" text-anchor="${anchor}" opacity="${opacity}">${words}</text>`;
-  const body = cells.map((cell) => `<rect x="${cell.x}" y="${cell.y}" width="${cell.side}" height="${cell.side}" fill="${cell.fill}" opacity="${cell.soft ? 0.35 : 1}"/>`
-    + text({ x: cell.x + cell.side / 2, y: cell.y + cell.side / 2 + 4, text: cell.text, anchor: "middle", opacity: cell.soft ? 0.5 : 1 }));
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="sans-serif" fill="${inkOf()}">
+  const body = cells.map(({ x, y, side, fill: colour, text: words, soft }) =>
+    `<rect x="${x}" y="${y}" width="${side}" height="${side}" fill="${colour}" opacity="${soft ? 0.35 : 1}"/>`
+    + text({ x: x + side / 2, y: y + side / 2 + 4, text: words, anchor: "middle", opacity: soft ? 0.5 : 1 }));
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" `
+    + `height="${height}" font-family="sans-serif" fill="${inkOf()}">
 <title>${$("summary").textContent}</title><rect width="${width}" height="${height}" fill="${groundOf()}"/>
 ${[...titles.map(text), ...body].join("\n")}
 </svg>`;
@@ -36,7 +40,8 @@ ${[...titles.map(text), ...body].join("\n")}
 
 // Draw a scene on a canvas; return its pixels.
 function frame({ cells, titles }, width, height) {
-  const canvas = assign(document.createElement("canvas"), { width, height }), pen = canvas.getContext("2d", { willReadFrequently: true });
+  const canvas = assign(document.createElement("canvas"), { width, height });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
   assign(pen, { fillStyle: groundOf(), font: "13px sans-serif" });
   pen.fillRect(0, 0, width, height);
   pen.fillStyle = inkOf();
@@ -60,13 +65,17 @@ function frame({ cells, titles }, width, height) {
 function gif(frames, width, height, delays) {
   const rounded = (data, i) => (data[i] >> 3) << 10 | (data[i + 1] >> 3) << 5 | data[i + 2] >> 3;
   const counts = new Map();
-  for (const data of frames) for (let i = 0; i < data.length; i += 4) counts.set(rounded(data, i), (counts.get(rounded(data, i)) ?? 0) + 1);
+  for (const data of frames) for (let i = 0; i < data.length; i += 4) {
+    const colour = rounded(data, i);
+    counts.set(colour, (counts.get(colour) ?? 0) + 1);
+  }
   const palette = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 256).map(([colour]) => colour);
   const parts = (colour) => [colour >> 10, colour >> 5 & 31, colour & 31];
   const near = new Map(palette.map((colour, i) => [colour, i]));
   const nearest = (colour) => {
     if (!near.has(colour)) {
-      const to = parts(colour), far = palette.map((other) => parts(other).reduce((sum, part, i) => sum + (part - to[i]) ** 2, 0));
+      const to = parts(colour), distance = (sum, part, i) => sum + (part - to[i]) ** 2;
+      const far = palette.map((other) => parts(other).reduce(distance, 0));
       near.set(colour, far.indexOf(min(...far)));
     }
     return near.get(colour);
@@ -138,17 +147,23 @@ function animation() {
   return gif(frames, width, height, frames.map((_, i) => (i === all ? 250 : 80)));
 }
 
-const embedLine = () => `<iframe src="${location.protocol === "file:" ? "explorer.html" : location.href.split("#")[0]}${address()}&embed=stamps" title="Transposed convolution" width="900" height="420"></iframe>`;
+function embedLine() {
+  const page = location.protocol === "file:" ? "explorer.html" : location.href.split("#")[0];
+  const rest = 'title="Transposed convolution" width="900" height="420"';
+  return `<iframe src="${page}${address()}&embed=stamps" ${rest}></iframe>`;
+}
 
 function download(name, content, type) {
-  const link = assign(document.createElement("a"), { download: name, href: URL.createObjectURL(new Blob([content], { type })) });
+  const href = URL.createObjectURL(new Blob([content], { type }));
+  const link = assign(document.createElement("a"), { download: name, href });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 function makeSaving() {
   const place = $("stamps").querySelector(".actions");
-  place.innerHTML = '<button>Save as SVG</button><button>Save as GIF</button><button>Copy a line that embeds this</button>';
+  const labels = ["Save as SVG", "Save as GIF", "Copy a line to embed this"];
+  place.innerHTML = labels.map((label) => `<button>${label}</button>`).join("");
   const [svg, animated, embed] = place.children;
   on(svg, "click", () => download("transposed-convolution.svg", svgOf(scene(stampedCount())), "image/svg+xml"));
   on(animated, "click", () => download("transposed-convolution.gif", animation(), "image/gif"));

@@ -20,8 +20,9 @@ const DEFAULTS = {
 
 // The questions and examples: name -> its settings, its words and the view that shows it, as they stand in index.html.
 const CHOICES = fromEntries([...document.querySelectorAll(".chips a")].map((link) => {
-  const given = entries(fromEntries(new URLSearchParams(link.dataset.set)));
-  const settings = fromEntries(given.map(([key, text]) => [key, typeof DEFAULTS[key] === "number" ? Number(text) : text]));
+  const given = entries(fromEntries(new URLSearchParams(link.dataset.set.replaceAll(" ", "&"))));
+  const value = (key, text) => (typeof DEFAULTS[key] === "number" ? Number(text) : text);
+  const settings = fromEntries(given.map(([key, text]) => [key, value(key, text)]));
   return [link.hash.slice(1), { settings, words: link.nextElementSibling.textContent, view: link.dataset.view }];
 }));
 
