@@ -338,7 +338,7 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
         const shown = (grid) => (grid.host.hidden ? null : numbers(grid));
         results.views = [];
         for (const hash of ["#channels", "#channels&t=0&n=4&ci=3", "#channels&co=2&gr=2&b=1,-2,0",
-                            "#channels&cw=zeros&co=2", "#channels&ci=3&gr=2"]) {
+                            "#channels&cw=diagonal&co=2", "#channels&ci=3&gr=2"]) {
             await visit(hash);
             const { x, w, y, b } = channelGrids;
             results.views.push({ x: x.map(shown), w: w.map((row) => row.map(shown)),

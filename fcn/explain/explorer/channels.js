@@ -19,8 +19,10 @@ function makeChannels() {
 function channelLayer() {
   const { layer } = now, { ci, co, gr, cw, b, n, k, r } = state, upTo = (count) => [...Array(count).keys()];
   const input = upTo(ci).map((i) => (i ? fill("random", n, { seed: r + 10 * i, integers: true }) : layer.input));
-  const weights = (i, o) => (i === o ? layer.kernel : cw === "zeros" ? zeros(k, k)
-    : fill("random", k, { seed: r + 1000 + 10 * i + o, integers: true }));
+  const weights = (i, o) => {
+    if (cw === "diagonal") return i === o ? layer.kernel : zeros(k, k);
+    return i + o ? fill("random", k, { seed: r + 1000 + 10 * i + o, integers: true }) : layer.kernel;
+  };
   const joined = (i, o) => floor(i * gr / ci) === floor(o * gr / co);
   const [rows, columns] = layer.transposed ? [ci, co] : [co, ci];
   const kernel = upTo(rows).map((a) => upTo(columns).filter((c) => (layer.transposed ? joined(a, c) : joined(c, a)))
@@ -46,7 +48,7 @@ function drawChannels() {
       w[i][o].host.classList.toggle("absent", !joined);
     }
   }
-  show(b, "bias b: type your own", [layer.bias]);
+  show(b, "bias b", [layer.bias]);
   for (let o = 0; o < co; o++) show(y[o], `y[${o}]`, output[o]);
   const shape = t ? `(${ci}, ${co / gr}, ${k}, ${k}): in, out / groups`
     : `(${co}, ${ci / gr}, ${k}, ${k}): out, in / groups`;

@@ -9,13 +9,13 @@ const FILLS = {
   x: ["input x", ["ones", "count", "dot", "random"]],
   w: ["kernel w", ["ones", "count", "bilinear", "nearest", "repeat", "random"]],
   g: ["gradient dy", ["ones", "count", "random"]],
-  cw: ["other kernels", ["random", "zeros"]],
+  cw: ["all kernels", ["different", "diagonal"]],
 };
 const VIEWS = ["stamps", "line", "windows", "kernels", "matrix", "backward", "overlap", "picture", "size", "code"];
 // The layer that people use to double a size, with unequal numbers.
 const DEFAULTS = {
   t: 1, n: 2, k: 4, s: 2, p: 1, o: 0, d: 1, x: "count", w: "count", g: "ones", r: 1,
-  ci: 2, co: 3, gr: 1, cw: "random", b: "0,0,0", m: 1, at: "", step: "",
+  ci: 2, co: 3, gr: 1, cw: "different", b: "5,0,-5", m: 1, at: "", step: "",
 };
 
 // The questions and examples: name -> its settings, its words and the view that shows it, as they stand in index.html.
