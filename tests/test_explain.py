@@ -184,6 +184,12 @@ def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_p
     assert "v0" in error_line("explain", *arguments, *tiny_voc.overrides(), f"hydra.run.dir={run}")
 
 
+@pytest.mark.parametrize("given", ["fcn32s=RUN", "data=folder"])
+def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> None:
+    line = error_line("explain", "explain=network", given, f"hydra.run.dir={tmp_path}/run")
+    assert "needs checkpoint=RUN" in line
+
+
 @pytest.mark.slow
 def test_without_a_checkpoint_three_networks_are_trained_and_shown(command, tmp_path) -> None:
     run = tmp_path / "run"
@@ -214,7 +220,8 @@ def test_text_of_a_checkpoint_is_shown_as_text(tmp_path: Path) -> None:
     values = {"checkpoint": str(tmp_path / "m.safetensors")}
     data = {"name": "folder", "layout": "folder", "root": str(tmp_path)}
     settings.write_text(json.dumps(values | {"data": data}), encoding="utf-8")
-    notebooks = explain.execute(ABOUT_NETWORK, {demo.SETTINGS: str(settings)})
+    notebooks = {key: explain.read(key) for key in ABOUT_NETWORK}
+    explain.execute(notebooks, {demo.SETTINGS: str(settings)})
     sections = [explain.section(key, 1, notebook) for key, notebook in notebooks.items()]
     html = "".join(section.html for section in sections)
     assert not stopped.exists()

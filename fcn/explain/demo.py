@@ -82,6 +82,9 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
         fetch(cfg.data, console)
     if cfg.checkpoint:
         return cfg
+    if cfg.data.layout != "shapes" or cfg.fcn32s or cfg.fcn16s:
+        key = "fcn32s" if cfg.fcn32s else "fcn16s" if cfg.fcn16s else f"data={cfg.data.name}"
+        raise ConfigError(f"{key} needs checkpoint=RUN, the network to explain, beside it")
     data = DataConfig(name="demo", layout="folder", root=str((folder / "data").resolve()))
     fcn32s, fcn16s, fcn8s = (folder / "train" / f"fcn{stride}s" for stride in (32, 16, 8))
     if not (fcn8s / "model.safetensors").is_file():

@@ -8,7 +8,7 @@ import ast
 import asyncio
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -41,18 +41,19 @@ def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     chosen = TOPICS if cfg.explain == "all" else (cfg.explain,)
     about_network = [key for key in chosen if key in ABOUT_NETWORK]
     others = [key for key in chosen if key not in ABOUT_NETWORK]
-    notebooks: dict[str, Notebook] = {}
+    notebooks = {key: read(key) for key in chosen}
     subject = None
     with ThreadPoolExecutor(1) as pool:
-        arithmetic = pool.submit(execute, others)  # while the small network is trained
-        if about_network:
+        arithmetic = pool.submit(execute, {key: notebooks[key] for key in others})
+        if about_network:  # meanwhile
             cfg = demo.with_networks(cfg, folder, console)
             subject = demo.subject(cfg, console)  # its errors come before all else
             with TemporaryDirectory() as scratch:
                 settings = Path(scratch) / "settings.json"
                 write_json(settings, asdict(cfg))
-                notebooks = execute(about_network, {demo.SETTINGS: str(settings)})
-        notebooks = arithmetic.result() | notebooks
+                own = {key: notebooks[key] for key in about_network}
+                execute(own, {demo.SETTINGS: str(settings)})
+        arithmetic.result()
     sections = [section(key, TOPICS.index(key) + 1, notebooks[key]) for key in chosen]
     for topic in sections:
         console.print(f"{topic.number}. {topic.title}")
@@ -73,22 +74,18 @@ def read(key: str) -> Notebook:
     return jupytext.read(FILES / f"{key}.py")
 
 
-def execute(keys: Sequence[str], settings: Mapping[str, str] | None = None) -> dict[str, Notebook]:
-    """Run topics in one kernel, which forgets everything between them.
+def execute(notebooks: Mapping[str, Notebook], settings: Mapping[str, str] | None = None) -> None:
+    """Run topics in one kernel, which forgets their names in between; they get their outputs.
 
     Args:
-        keys: of `TOPICS`.
+        notebooks: key -> what `read` returns; changed in place.
         settings: more of the environment; text of a user goes this way, never into code.
-
-    Returns:
-        The notebooks with their outputs.
 
     Raises:
         ClaimError: an assert fails, or any other line.
     """
-    notebooks = {key: read(key) for key in keys}
-    if not keys:
-        return notebooks
+    if not notebooks:
+        return
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -107,7 +104,6 @@ def execute(keys: Sequence[str], settings: Mapping[str, str] | None = None) -> d
         asyncio.run(client.async_execute(env={**os.environ, **(settings or {})}))
     except CellExecutionError as error:
         raise _claim_error(together, error) from None
-    return notebooks
 
 
 def _claim_error(notebook: Notebook, error: Any) -> ClaimError:
