@@ -391,7 +391,7 @@ class ExplainConfig(Schema):
     fcn32s: Annotated[str | None, about("a trained FCN-32s, to show beside it")] = None
     fcn16s: Annotated[str | None, about("a trained FCN-16s, to show beside it")] = None
     image: Annotated[str | None, about("an image id; null: one with many classes")] = None
-    steps: Annotated[int, about("training steps of the small FCN-32s", ge=4)] = 300
+    steps: Annotated[int, about("training steps of the small FCN-32s", ge=4)] = 280
     notebooks: Annotated[bool, about("also write each topic as TOPIC.ipynb")] = False
     seed: Seed = 0
     data: DataConfig = field(default_factory=DataConfig)

@@ -33,8 +33,8 @@ SETTINGS = "FCN_EXPLAIN"  # in the environment
 FOLDER = Path("outputs/explain/demo")  # of a topic that runs by itself
 # Objects of the sample are about as large as one place of FCN-32s, 32 pixels: it cannot learn them.
 ZOOM = 2
-COUNTS = {"train": 240, "val": 32}  # images
-MEASURED = 32  # images on which networks are compared, at most
+COUNTS = {"train": 240, "val": 24}  # images
+MEASURED = 24  # images on which networks are compared, at most
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) 
             "loss=dice",  # few pixels belong to objects
             "model.dropout=0",
             "recipe.batch_size=8",
-            "recipe.crop=192",
+            "recipe.crop=160",
             "logger=none",
         ],
     )
