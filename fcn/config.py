@@ -55,7 +55,16 @@ CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
 FORMATS = ["onnx", "torch_export", "safetensors", "hub"]
 PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
-TOPICS = ["all", "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards"]
+TOPICS = [
+    "all",
+    "matrix",
+    "arithmetic",
+    "channels",
+    "operators",
+    "bilinear",
+    "repeat",
+    "checkerboards",
+]
 TOPICS += ["network", "learning", "deconvnet"]
 # Types with bounds.
 Positive = Annotated[int, Field(ge=1)]
@@ -264,8 +273,10 @@ class ExplainConfig(Schema):
     explain: str = setting("all", "what to show", choices=TOPICS)
     checkpoint: str | None = setting(None, "a trained model; null: train a small one")
     fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it")
+    fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it")
     image: str | None = setting(None, "an image id; null: one with many classes")
-    steps: int = setting(200, "training steps of the small model", ge=1)
+    steps: int = setting(280, "training steps of the small FCN-32s", ge=4)
+    notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
     data: DataConfig = field(default_factory=DataConfig)
 
