@@ -55,7 +55,7 @@ function drawChannels() {
   const first = parts[0].map((part, i) => (part ? `${exact(part[0][0])} through x[${i}]` : "")).filter(Boolean);
   sayChannels(`${count(ci, "channel")} in, ${co} out: ${count(ci * co / gr, "kernel")}. Each output is the sum over `
     + `its column: every input through its own kernel, plus the bias. PyTorch's weight has the shape ${shape}; `
-    + `TensorFlow's and JAX' (${k}, ${k}, ${t ? `${co}, ${ci}` : `${ci}, ${co}`}).`,
+    + `those of TensorFlow and JAX (${k}, ${k}, ${t ? `${co}, ${ci}` : `${ci}, ${co}`}).`,
     `At row 0, column 0: y[0] = ${first.join(" + ")} + ${exact(layer.bias[0])} = ${exact(output[0][0][0])}.`);
 }
 
