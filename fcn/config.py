@@ -318,7 +318,11 @@ class PrepareDataConfig(Schema):
     overwrite: Annotated[bool, OVERWRITE] = False
     shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
     convert: Annotated[
-        str | None, about("first convert an annotation tool's export in this folder")
+        str | None,
+        about(
+            "first convert an annotation tool's export: a folder, a .zip, hf://datasets/NAME, or a "
+            "folder of parquet files"
+        ),
     ] = None
     to: Annotated[str | None, about("convert: the new folder to write, for data=folder")] = None
     images: Annotated[
@@ -346,6 +350,10 @@ class PrepareDataConfig(Schema):
     nearest: Annotated[
         bool, about("convert: smoothed boundaries in masks become the class of the nearest value")
     ] = False
+    line_width: Annotated[
+        float | None,
+        about("convert: draw lines so many pixels wide; null: 10 for labelme, as it does itself", gt=0),
+    ] = None
     resize: Annotated[bool, about("convert: enlarge or shrink masks to their images")] = False
     link: Annotated[
         bool,

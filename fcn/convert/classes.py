@@ -9,8 +9,9 @@ from typing import Any
 from yaml import YAMLError, safe_load
 
 from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.export import IGNORE, Export
 from fcn.convert.export_folder import Item
-from fcn.convert.exports import IGNORE, Export, colour_names
+from fcn.convert.formats.class_lists import colour_names
 from fcn.convert.masks import (
     COLOUR,
     SMOOTHED,
@@ -40,8 +41,6 @@ class Scan:
 
     values: dict[int, Found] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of each mask
-    rims: Counter[tuple[int, ...]] = field(default_factory=Counter)  # see `masks.rims`
-    contacts: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
     @property
     def pixels(self) -> int:

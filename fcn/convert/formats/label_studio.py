@@ -1,0 +1,139 @@
+"""Label Studio's JSON and JSON-MIN: polygons, rectangles and ellipses in percent, and brushes.
+
+Later regions are drawn over earlier ones. A task without an annotation is not annotated; one whose
+annotation is empty is all background. Of several annotations of a task the newest counts.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from fcn.convert.drawing import Shape, turned
+from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export_folder import ExportFolder
+from fcn.convert.formats.class_lists import json_files
+from fcn.convert.formats.foreign import LABEL_STUDIO_PNG, describe_foreign
+from fcn.data.files import is_image
+from fcn.errors import DataError
+
+GEOMETRY = {"points", "rle", "radiusX", "width", "vertices"}  # keys of regions with a shape
+UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded file
+
+
+def read(folder: ExportFolder, reading: Reading) -> Export | None:
+    newest, several, bare = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), 0, 0
+    for path, tasks in json_files(folder.files, '"original_width"'):
+        for task in tasks if isinstance(tasks, list) else []:
+            found = list(_annotations(task))
+            bare += not found
+            several += len(found) > 1
+            for date, regions in found:
+                key = path, task.get("id", id(task))
+                if key not in newest or date >= newest[key][2]:
+                    newest[key] = path, task.get("data", task), date, regions
+    pictures = {path for path in folder.pictures if LABEL_STUDIO_PNG.fullmatch(path.name)}
+    if not newest and bare:
+        raise DataError(f"{folder.root}: no task has an annotation; submit predictions first")
+    if not newest and pictures:
+        raise DataError(describe_foreign(folder))
+    if not newest:
+        return None
+    folder.photos = [path for path in folder.photos if path not in pictures]
+    drawings = []
+    for path, data, _, regions in newest.values():
+        name = _image_name(path, data)
+        upload = UPLOAD.fullmatch(Path(name).name)
+        image = folder.find_image(name, path)
+        image = image or (folder.find_image(upload[1], path) if upload else None)
+        drawings.append(Drawing(path, image or name, [s for r in regions for s in _shapes(r)]))
+    notes = []
+    if bare:
+        notes.append(f"{bare} tasks without a submitted annotation are left out")
+    if several:
+        notes.append(f"{several} tasks have several annotations, of which the newest counts")
+    return drawn_export("Label Studio", folder, drawings, notes=notes)
+
+
+def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield date and regions of each annotation of a task."""
+    if "data" not in task:  # JSON-MIN: one annotation, its regions by the name of the tag
+        lists = (value for value in task.values() if isinstance(value, list))
+        regions = [region for found in lists for region in found if isinstance(region, dict)]
+        yield str(task.get("updated_at", "")), regions
+        return
+    for entry in task.get("annotations") or task.get("completions") or []:
+        if not entry.get("was_cancelled") and not entry.get("skipped"):
+            results = [region for region in entry["result"] if isinstance(region.get("value"), dict)]
+            regions = [{**region, **region["value"]} for region in results]
+            yield str(entry.get("updated_at") or entry.get("created_at") or ""), regions
+
+
+def _image_name(path: Path, data: dict[str, Any]) -> str:
+    """Return the path or address of a task's image, without what is no part of its name."""
+    for value in data.values():
+        text = value if isinstance(value, str) else ""
+        if "://" in text or text.startswith("/data/"):
+            address = urlsplit(text)
+            text = parse_qs(address.query).get("d", [unquote(address.path)])[0]
+        if is_image(Path(text)):
+            return text
+    raise DataError(f"{path}: a task names no image: {str(data)[:100]}; export it again")
+
+
+def _shapes(region: dict[str, Any]) -> Iterator[Shape]:
+    """Yield the shape of a region, once for each of its labels."""
+    names = [name for key, value in region.items() if key.endswith("labels") for name in value]
+    if not names or not GEOMETRY & region.keys():
+        return
+    width, height = region["original_width"], region["original_height"]
+    share = np.array([width, height]) / 100
+    kind, points, angle, mask = "keypoint", np.zeros((0, 2)), region.get("rotation", 0), None
+    if "rle" in region:
+        kind, points = "mask", np.zeros((1, 2))
+        mask = partial(brush_mask, region["rle"], (height, width))
+    elif "points" in region:
+        kind, points = "polygon", np.array(region["points"], float) * share
+    elif "radiusX" in region:
+        centre = np.array([region["x"], region["y"]]) * share
+        radii = np.array([region["radiusX"], region["radiusY"]]) * share
+        kind, points = "ellipse", np.stack([centre - radii, centre + radii])
+    elif "height" in region:  # turned about its upper left corner
+        corner = np.array([region["x"], region["y"]]) * share
+        half = np.array([region["width"], region["height"]]) * share / 2
+        centre = turned(corner + half, angle, corner)
+        kind, points = "rectangle", np.stack([centre - half, centre + half])
+    for name in names:
+        yield Shape(name, kind, points, angle=angle, mask=mask)
+
+
+def brush_mask(code: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of a brush: run lengths of red, green, blue and alpha.
+
+    Args:
+        code: bytes of thi.ng's rle-pack: 32 bits with the number of values, 5 with their size less
+            1, four times 4 with the sizes of lengths less 1; then, for each run, a bit that says
+            whether its values are all the same, 2 that choose the size of its length, the length
+            less 1, and the value or values.
+        shape: (height, width).
+    """
+    bits, place = "".join(f"{byte:08b}" for byte in code), 0
+
+    def take(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, size = take(32), take(5) + 1
+    lengths = [take(4) + 1 for _ in range(4)]
+    values, start = np.zeros(total, np.uint8), 0
+    while start < total:
+        same = take(1)
+        end = start + take(lengths[take(2)]) + 1
+        values[start:end] = take(size) if same else [take(size) for _ in range(end - start)]
+        start = end
+    return values.reshape(*shape, 4)[..., 3] > 0

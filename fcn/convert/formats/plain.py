@@ -1,0 +1,110 @@
+"""Images and masks of no tool in particular, which the names of folders and files tell apart.
+
+They lie in folders of their own or side by side. If there is one mask for each class, its folder or
+the end of its name is the class.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from fcn.convert.export import Export, Reading, with_background
+from fcn.convert.export_folder import ExportFolder
+from fcn.convert.formats.class_lists import mask_reader, paired
+from fcn.convert.formats.foreign import describe_foreign
+from fcn.convert.masks import combine, find_alpha
+from fcn.dataset_info import IGNORED
+from fcn.errors import DataError
+
+# Names, without suffix, of files that may list classes in a form that is not read.
+LISTS = {"classes", "class", "labels", "label", "obj", "names", "categories", "class_names"}
+LISTS |= {"id2label", "label2id", "label_map", "labelmap", "class_dict", "colormap", "palette"}
+
+
+def read(folder: ExportFolder, reading: Reading) -> Export:
+    if not folder.masks:
+        raise DataError(
+            f"{describe_foreign(folder)}, and no masks by the names of folders (masks, labels, "
+            "annotations) or files (NAME_mask); set images=FOLDER masks=FOLDER, or patterns such "
+            "as images=*.jpg masks=*.png"
+        )
+    lists = [path for path in folder.files if path.stem.lower() in LISTS]
+    lists = [p for p in lists if p not in folder.pictures and p != folder.root / "classes.txt"]
+    if lists and not reading.mapped and not reading.classes:
+        folder.notes.append(
+            f"{', '.join(map(str, lists))}: if this names the classes, it is in no form that is "
+            'read here; give them with data.classes=[...] or "labels={0: NAME, 1: NAME}"'
+        )
+    matches = folder.match(folder.masks)
+    classes = classes_by_folder(folder, matches)
+    if not classes and not any(matches.values()):
+        matches, classes = classes_by_name(folder)
+    if len(set(classes.values())) > 1:
+        return _one_mask_for_each_class(folder, reading, matches, classes)
+    if classes:  # all names end alike, so that the end means mask
+        read = mask_reader(folder, reading)
+        items = [folder.item(images[0], mask, read(mask)) for mask, images in matches.items()]
+        return Export("images and masks", items)
+    return Export("images and masks", paired(folder, reading))
+
+
+def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) -> dict[Path, str]:
+    """Return the class of each mask by its folder, if an image has masks in several."""
+    by_image, classes = defaultdict[Path, list[str]](list), dict[Path, str]()
+    for mask, images in matches.items():
+        for image in images:
+            outer = folder.info(image).folders
+            inner = [name for name in folder.info(mask).folders if name not in outer]
+            if len(images) > 1 or not inner:
+                return {}
+            classes[mask] = inner[-1]
+            by_image[image].append(inner[-1])
+    several = any(len(names) > 1 for names in by_image.values())
+    alone = all(len(set(names)) == len(names) for names in by_image.values())
+    return classes if several and alone else {}
+
+
+def classes_by_name(folder: ExportFolder) -> tuple[dict[Path, list[Path]], dict[Path, str]]:
+    """Return the image and the class of each mask called IMAGE_CLASS or CLASS_IMAGE, or nothing."""
+    photos = defaultdict[str, list[Path]](list)
+    for photo in folder.photos:
+        photos[folder.info(photo).image_stems[0]].append(photo)
+    matches, classes = dict[Path, list[Path]](), dict[Path, str]()
+    for mask in folder.masks:
+        info = folder.info(mask)
+        words = info.mask_stem.split("_")
+        ends = [(words[:k], words[k:]) for k in range(len(words) - 1, 0, -1)]
+        ends += [(words[k:], words[:k]) for k in range(1, len(words))]
+        for image, name in ends:  # the longest name of an image that fits counts
+            found = photos.get("_".join(image), [])
+            found = [photo for photo in found if info.split in ("", folder.info(photo).split)]
+            if len(found) == 1:
+                matches[mask], classes[mask] = found, "_".join(name)
+                break
+    pairs = {(matches[mask][0], classes[mask]) for mask in matches}
+    objects = any(name.isdecimal() for name in classes.values())  # masks of single objects
+    return (matches, classes) if len(pairs) == len(folder.masks) and not objects else ({}, {})
+
+
+def _one_mask_for_each_class(
+    folder: ExportFolder,
+    reading: Reading,
+    matches: Mapping[Path, list[Path]],
+    classes: Mapping[Path, str],
+) -> Export:
+    """Return an export whose masks are drawn over each other, in the order of their names."""
+    folder.note_bare(matches)
+    order = sorted(set(classes.values()), key=lambda name: (name.lower() in IGNORED, name))
+    names = with_background(order)  # ignored pixels are drawn last
+    layers = defaultdict[Path, list[tuple[int, Path]]](list)
+    for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
+        layers[matches[mask][0]].append((names.index(name), mask))
+    alpha, overlaps = find_alpha(classes), dict[str, int]()
+    items = [
+        folder.item(image, rows[0][1], partial(combine, rows, alpha, reading.nearest, overlaps))
+        for image, rows in sorted(layers.items())
+    ]
+    notes = [f"{', '.join(names[1:])} are drawn over each other in this order"]
+    title = "one mask for each class"
+    return Export(title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps)
