@@ -352,7 +352,9 @@ class PrepareDataConfig(Schema):
     ] = False
     line_width: Annotated[
         float | None,
-        about("convert: draw lines so many pixels wide; null: 10 for labelme, as it does itself", gt=0),
+        about(
+            "convert: draw lines so many pixels wide; null: 10 for labelme, as it does itself", gt=0
+        ),
     ] = None
     resize: Annotated[bool, about("convert: enlarge or shrink masks to their images")] = False
     link: Annotated[

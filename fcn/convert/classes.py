@@ -20,7 +20,14 @@ from fcn.convert.masks import (
     nearest,
     smoothed_pixels,
 )
-from fcn.dataset_info import BACKGROUND, IGNORED, VOID, DatasetInfo, starts_with_background
+from fcn.dataset_info import (
+    BACKGROUND,
+    IGNORED,
+    VOID,
+    DatasetInfo,
+    class_problem,
+    starts_with_background,
+)
 from fcn.errors import ConfigError, DataError
 from fcn.output import percent
 
@@ -98,6 +105,13 @@ def class_of_values(
             f"merge: the export has no class {min(wrong)}; its classes are {known_names}"
         )
     names = {value: merge.get(name, name) for value, name in names.items()}
+    by_letters = dict[str, str]()
+    for name in names.values():
+        if (other := by_letters.setdefault(" ".join(name.casefold().split()), name)) != name:
+            raise DataError(
+                f"the classes {other} and {name} differ in case or blanks alone; to make them one: "
+                f'"merge={{{name}: {other}}}"'
+            )
     return {value: IGNORE if name.lower() in IGNORED else name for value, name in names.items()}
 
 
@@ -245,6 +259,8 @@ def choose_classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bo
         classes = list(chosen)
     elif not chosen:
         classes.sort(key=lambda name: name.lower() not in BACKGROUND)  # stable
+    if problem := class_problem(classes):
+        raise DataError(f"{cfg.convert}: {problem}; rename it in the tool")
     if not 2 <= len(classes) <= VOID:
         hint = f" (the names {', '.join(IGNORED)} are of ignored pixels)" if not classes[1:] else ""
         raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}{hint}")

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,47 +12,32 @@ from PIL import Image, ImageDraw
 
 from fcn.errors import DataError
 
-CORNERS = {"polygon": 3, "rectangle": 2, "ellipse": 2, "line": 2, "mask": 1}  # at least
+POINTS = {"polygon": 3, "rectangle": 2, "ellipse": 2, "line": 2}  # at least
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One annotated area.
+    """An annotated area, or what has none, such as a point."""
 
-    Args:
-        name: of its class.
-        kind: polygon, rectangle, ellipse, line or mask; others are not drawn.
-        points: (x, y) in pixels: the corners; of a rectangle or an ellipse two opposite corners of
-            its box; of a mask its upper left pixel.
-        holes: polygons inside a polygon that are left out.
-        width: of a line, in pixels.
-        angle: by which a rectangle or an ellipse is turned clockwise about its centre, in degrees.
-        mask: returns a bool array.
-        layer: shapes of a higher layer are drawn over those of a lower one.
-        title: how messages call it.
-    """
-
-    name: str
-    kind: str
-    points: Sequence[Any]
-    holes: Sequence[Any] = ()
-    width: float = 0
-    angle: float = 0
-    mask: Callable[[], np.ndarray] | None = None
-    layer: float = 0
-    title: str = ""
+    name: str  # of its class
+    kind: str  # with a mask for messages alone
+    points: Any  # (x, y) in pixels; of a rectangle or an ellipse two opposite corners of its box
+    holes: Any = ()  # polygons that are cut out of a polygon
+    width: float = 0  # of a line
+    mask: Callable[[], np.ndarray] | None = None  # what it covers, bool (h, w), from points[0] on
+    layer: float = 0  # higher ones lie over lower ones
+    title: str = ""  # how messages call it
 
     @property
-    def is_drawn(self) -> bool:
-        enough = len(self.points) >= CORNERS.get(self.kind, math.inf)
-        return enough and (self.kind != "line" or self.width > 0)
+    def has_area(self) -> bool:
+        enough = len(self.points) >= POINTS.get(self.kind, math.inf)
+        return self.mask is not None or (enough and (self.kind != "line" or self.width > 0))
 
 
 def draw(
     shapes: Iterable[Shape],
     labels: dict[str, int],
     size: tuple[int, int],
-    *,
     small_on_top: bool = False,
     place: str = "",
 ) -> tuple[np.ndarray, int]:
@@ -61,7 +46,7 @@ def draw(
     Polygons and rectangles cover their outlines too, as labelme and Supervisely draw them.
 
     Args:
-        shapes: in any classes.
+        shapes: of any classes; those without an area are left out.
         labels: of the classes, by name.
         size: (width, height) of the image.
         small_on_top: draw smaller shapes over larger ones, instead of later over earlier.
@@ -76,12 +61,13 @@ def draw(
     drawn = []
     for number, shape in enumerate(shapes, start=1):
         try:
-            left, top, inside = _area(shape, size)
+            drawn += [(shape, *_area(shape, size))] if shape.has_area else []
+        except DataError:  # a library is missing
+            raise
         except Exception as error:  # whatever a decoder makes of wrong data
             title = shape.title or f"shape {number} ({shape.name})"
             reason = str(error) or type(error).__name__
             raise DataError(f"{place}: {title}: no outline ({reason}); export it again") from error
-        drawn.append((shape, left, top, inside))
     if small_on_top:
         drawn.sort(key=lambda entry: -int(entry[3].sum()))
     drawn.sort(key=lambda entry: entry[0].layer)
@@ -99,25 +85,20 @@ def _area(shape: Shape, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
     points = _pairs(shape.points)
     if shape.mask is not None:
         left, top = (int(value) for value in points[0])
-        inside = shape.mask()
-        inside = inside[max(-top, 0) : max(size[1] - top, 0), max(-left, 0) : max(size[0] - left, 0)]
-        return max(left, 0), max(top, 0), inside
-    kind = shape.kind
-    if kind in ("rectangle", "ellipse"):
-        low, high = points.min(0), points.max(0)
-        if shape.angle:
-            points, kind = turned(_outline(kind, low, high), shape.angle, (low + high) / 2), "polygon"
-        else:
-            points = np.stack([low, high])
+        inside = shape.mask()[max(-top, 0) :, max(-left, 0) :]
+        left, top = max(left, 0), max(top, 0)
+        return left, top, inside[: max(size[1] - top, 0), : max(size[0] - left, 0)]
     canvas = Image.new("L", size)
     pencil = ImageDraw.Draw(canvas)
-    corners = [(float(x), float(y)) for x, y in points]
-    if kind == "line":
-        pencil.line(corners, fill=1, width=round(shape.width))
+    if shape.kind == "line":
+        pencil.line(points.ravel().tolist(), fill=1, width=round(shape.width))
+    elif shape.kind == "polygon":
+        pencil.polygon(points.ravel().tolist(), fill=1, outline=1)
     else:
-        getattr(pencil, kind)(corners, fill=1, outline=1)
+        box = [*points.min(0).tolist(), *points.max(0).tolist()]
+        (pencil.ellipse if shape.kind == "ellipse" else pencil.rectangle)(box, fill=1, outline=1)
     for hole in shape.holes:
-        pencil.polygon([(float(x), float(y)) for x, y in _pairs(hole)], fill=0, outline=0)
+        pencil.polygon(_pairs(hole).ravel().tolist(), fill=0, outline=0)
     left, top, right, bottom = canvas.getbbox() or (0, 0, 0, 0)
     return left, top, np.asarray(canvas.crop((left, top, right, bottom))) > 0
 
@@ -130,13 +111,9 @@ def _pairs(points: Any) -> np.ndarray:
     return pairs
 
 
-def _outline(kind: str, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the corners of a rectangle, or 360 points of an ellipse."""
-    if kind == "rectangle":
-        return np.array([low, (high[0], low[1]), high, (low[0], high[1])])
-    angles = np.radians(np.arange(360))
-    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return (low + high) / 2 + ring * (high - low) / 2
+def corners(low: Any, high: Any) -> np.ndarray:
+    """Return the four corners of a box, float (4, 2), from two opposite ones."""
+    return np.array([low, (high[0], low[1]), high, (low[0], high[1])], np.float64)
 
 
 def turned(points: Any, degrees: float, centre: Any) -> np.ndarray:
@@ -145,23 +122,31 @@ def turned(points: Any, degrees: float, centre: Any) -> np.ndarray:
     return (np.asarray(points) - centre) @ np.array([[cos, sin], [-sin, cos]]) + centre
 
 
-def runs(counts: Any, shape: tuple[int, int], order: Any = "C") -> np.ndarray:
-    """Return the mask, bool (H, W), of run lengths: first of 0, then of 1, and so on.
+def ellipse(name: str, centre: Any, radii: Any, degrees: float = 0, layer: float = 0) -> Shape:
+    """Return an ellipse that is turned clockwise, as the pixels whose centres it covers."""
+    reach = math.ceil(max(radii)) + 1
+    corner = np.floor(centre) - reach
 
-    Args:
-        counts: the lengths.
-        shape: (height, width).
-        order: "C" for runs along rows, "F" along columns.
-    """
+    def mask() -> np.ndarray:
+        y, x = np.mgrid[: 2 * reach + 1, : 2 * reach + 1] + 0.5
+        points = turned(np.stack([x, y], axis=-1) + corner, -degrees, np.asarray(centre))
+        distance: np.ndarray = (((points - centre) / radii) ** 2).sum(-1)
+        return distance <= 1
+
+    return Shape(name, "ellipse", [corner], mask=mask, layer=layer)
+
+
+def run_mask(counts: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of run lengths along its rows: of 0, then of 1, and so on."""
     counts = np.asarray(counts, np.int64)
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return values.reshape(shape, order=order)
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1])
 
 
 def png_mask(content: bytes | str) -> np.ndarray:
-    """Return the mask, bool (H, W), of a PNG, which may be in base64: what is neither 0 nor clear."""
+    """Return the mask, bool (H, W), of a PNG or its base64: what is neither 0 nor transparent."""
     content = base64.b64decode(content) if isinstance(content, str) else content
     with Image.open(io.BytesIO(content)) as picture:
         if picture.mode in ("LA", "RGBA"):
             return np.asarray(picture)[..., -1] > 0
-        return (np.asarray(picture).reshape(picture.height, picture.width, -1) > 0).any(2)
+        bands = np.asarray(picture).reshape(picture.height, picture.width, -1)
+        return np.asarray(bands.any(2))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,15 @@ IGNORE = "ignore"  # class name of pixels without a class
 
 @dataclass(frozen=True)
 class Reading:
-    """How the settings want an export to be read.
+    """How the settings want an export to be read."""
 
-    Args:
-        scratch: an empty folder for images that are no files yet.
-        colours: the colours of masks are classes, even in palettes and in grey.
-        nearest: smoothed boundaries go to the nearest class.
-        mapped: settings say what the values mean, whatever the export says.
-        lossless: values other than black and white count.
-        line_width: of lines, in pixels; None: as the tool draws them, if it does.
-        classes: the names in the settings or beside the data.
-    """
-
-    scratch: Path
-    colours: bool = False
-    nearest: bool = False
-    mapped: bool = False
-    lossless: bool = False
-    line_width: float | None = None
-    classes: Sequence[str] = ()
+    scratch: Path  # a folder for images that are no files yet
+    colours: bool = False  # the colours of masks are classes, even in palettes and in grey
+    nearest: bool = False  # smoothed boundaries go to the nearest class
+    mapped: bool = False  # settings say what the values mean, whatever the export says
+    lossless: bool = False  # values other than black and white count
+    line_width: float | None = None  # pixels; None: as the tool draws lines, if it does
+    classes: Sequence[str] = ()  # of the settings, or of a list beside the data
 
 
 @dataclass
@@ -54,26 +45,19 @@ class Export:
 
 @dataclass(frozen=True)
 class Drawing:
-    """An annotated image.
+    """The shapes of an image."""
 
-    Args:
-        source: the file that holds the shapes.
-        image: the image, or its name as the source says it.
-        shapes: in the order in which they are drawn.
-        size: (width, height) of the image; None: as its file says.
-        split: train, val or test; "" if the source does not say.
-    """
-
-    source: Path
-    image: Path | str
-    shapes: Sequence[Shape]
-    size: tuple[int, int] | None = None
-    split: str = ""
+    source: Path  # the file that holds them
+    name: str  # of the image, as the source says it
+    image: Path | None  # None: there is no such file
+    shapes: Sequence[Shape]  # in the order in which they are drawn
+    size: tuple[int, int] | None = None  # (width, height) of the image; None: as its file says
+    split: str = ""  # if the source says it
 
 
 def with_background(names: Iterable[str]) -> list[str]:
     """Return the classes, each once, with that of the pixels that no shape covers as the first."""
-    names = list(dict.fromkeys(names))
+    names = list(names)
     background = next((name for name in names if name.lower() in BACKGROUND), "background")
     return list(dict.fromkeys([background, *names]))
 
@@ -92,54 +76,52 @@ def drawn_export(
     Args:
         title: of the format.
         folder: the files.
-        drawings: the annotated images; those whose file is not there are noted.
+        drawings: the annotated images; those whose file is missing are left out.
         classes: in the order of the labels; others follow by name.
         small_on_top: draw smaller shapes over larger ones, instead of later over earlier.
         notes: of the reader.
 
     Raises:
-        DataError: none of the images is there.
+        DataError: no image is there, or none has a shape with an area.
     """
-    found = {shape.name for drawing in drawings for shape in drawing.shapes if shape.is_drawn}
-    names = with_background([*classes, *sorted(found - {*classes})])
-    labels, overlaps, notes = {n: k for k, n in enumerate(names)}, dict[str, int](), list(notes)
-    items, missing, left_out, empty = list[Item](), list[Drawing](), Counter[str](), 0
+    shapes = [shape for drawing in drawings for shape in drawing.shapes]
+    kinds = {shape.name: shape.kind for shape in shapes if shape.has_area}
+    if not kinds:
+        raise DataError(
+            f"{drawings[0].source}: no shape with an area in this file or another of {title}; "
+            "annotate polygons or masks"
+        )
+    names = with_background([*classes, *sorted(kinds.keys() - {*classes})])
+    labels, overlaps = {name: label for label, name in enumerate(names)}, dict[str, int]()
+    items, notes = list[Item](), list(notes)
     for drawing in drawings:
-        image = drawing.image
-        if isinstance(image, str):
-            image = folder.find_image(image, drawing.source, drawing.split)
-        if image is None:
-            missing.append(drawing)
-            continue
-        left_out.update(shape.kind for shape in drawing.shapes if not shape.is_drawn)
-        shapes = [shape for shape in drawing.shapes if shape.is_drawn]
-        empty += not drawing.shapes
-
-        def read(
-            image: Path = image, drawing: Drawing = drawing, shapes: list[Shape] = shapes
-        ) -> np.ndarray:
-            mask, overlaps[str(image)] = draw(
-                shapes,
-                labels,
-                drawing.size or image_size(image),
-                small_on_top=small_on_top,
-                place=f"{drawing.source}: {image.name}",
-            )
-            return mask
-
-        item = folder.item(image, drawing.source, read)
-        items.append(replace(item, split=drawing.split or item.split))
-    if missing:
-        text = f"{len(missing)} of {len(drawings)} images in {missing[0].source.name} are not there"
+        if drawing.image:
+            read = partial(_read, drawing, labels, small_on_top, overlaps)
+            item = folder.item(drawing.image, drawing.source, read)
+            items.append(replace(item, split=drawing.split or item.split))
+    if missing := [drawing for drawing in drawings if not drawing.image]:
+        text = f"{missing[0].source}: {len(missing)} of {len(drawings)} images are not there"
         if not items:
-            raise DataError(f"{folder.root}: {text}, such as {missing[0].image}; set images=FOLDER")
-        notes.append(f"{text} and are left out, such as {missing[0].image}")
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        lines = "; line_width=10 draws lines of 10 pixels" if "line" in left_out else ""
-        notes.append(f"{left_out.total()} shapes without an area are left out: {kinds}{lines}")
-    if empty:
+            raise DataError(f"{text}, such as {missing[0].name}; set images=FOLDER")
+        notes.append(f"{text} and are left out, such as {missing[0].name}")
+    if flat := Counter(shape.kind for shape in shapes if not shape.has_area):
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(flat.items()))
+        advice = "; line_width=10 draws lines of 10 pixels" if "line" in flat else ""
+        notes.append(f"{flat.total()} shapes without an area are left out: {counts}{advice}")
+    if empty := sum(not drawing.shapes for drawing in drawings if drawing.image):
         notes.append(f"{empty} images without annotations are all background")
+    if {*kinds.values()} <= {"rectangle"}:
+        notes.append("all shapes are boxes: a network learns to draw boxes from them")
     if small_on_top:
-        notes.append("smaller objects are drawn over larger ones")
+        notes.append("smaller shapes are drawn over larger ones")
     return Export(title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps)
+
+
+def _read(
+    drawing: Drawing, labels: dict[str, int], small_on_top: bool, overlaps: dict[str, int]
+) -> np.ndarray:
+    """Draw the mask of an image, int64 (H, W), and note how many pixels several classes cover."""
+    assert drawing.image
+    size, place = drawing.size or image_size(drawing.image), f"{drawing.source}: {drawing.name}"
+    mask, overlaps[place] = draw(drawing.shapes, labels, size, small_on_top, place)
+    return mask

@@ -245,7 +245,7 @@ class ExportFolder:
             if item.mask in self.pictures:
                 advice = (
                     "choose with masks=FOLDER, or a pattern such as masks=*_mask.png, and images= "
-                    "likewise; if each is the mask of one class, put them in a folder for each class"
+                    "likewise; if each is the mask of one class, put those of a class in a folder"
                 )
             raise DataError(
                 f"{item.image}: two masks belong to it, {masks[item.image]} and {item.mask}; "

@@ -1,6 +1,7 @@
 """Exports that are no folder yet: archives and data sets of Hugging Face, unpacked to one."""
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ HUB = "hf://datasets/"
 
 
 def is_table(export: str) -> bool:
-    """Return True if an export is a data set in tables: on the Hub, or a folder of parquet, arrow."""
+    """Return True if an export is a data set on the Hub, or a folder of parquet or arrow files."""
     suffixes = (path.suffix for path in walk(Path(export))) if Path(export).is_dir() else ()
     return export.startswith(HUB) or any(suffix in (".parquet", ".arrow") for suffix in suffixes)
 
@@ -49,9 +50,8 @@ def unpack_table(export: str, target: Path, images: str | None, masks: str | Non
     try:
         import datasets  # of the extra [datasets]
     except ImportError:
-        raise DataError(
-            f'{export}: to read it: pip install "fcn-segmentation[datasets]"'
-        ) from None
+        raise DataError(f'{export}: to read it: pip install "fcn-segmentation[datasets]"') from None
+    datasets.disable_progress_bars()
     try:
         if any(Path(export, name).is_file() for name in ("state.json", "dataset_dict.json")):
             splits = datasets.load_from_disk(export)
@@ -62,10 +62,12 @@ def unpack_table(export: str, target: Path, images: str | None, masks: str | Non
         reason = " ".join(str(error).split())
         raise DataError(f"{export}: cannot be loaded ({reason}); download it again") from None
     root = target / "tables"
-    for split, rows in (splits.items() if isinstance(splits, dict) else [("", splits)]):
+    root.mkdir()
+    if (names_file := Path(export, "id2label.json")).is_file():
+        shutil.copy(names_file, root)
+    for split, rows in splits.items() if isinstance(splits, dict) else [("", splits)]:
         image, mask = _columns(export, rows.features, datasets.Image, images, masks)
         if names := _class_names(rows.features[mask]):
-            root.mkdir(exist_ok=True)
             (root / "classes.txt").write_text("\n".join(names), encoding="utf-8")
         for column in (image, mask):
             if isinstance(rows.features[column], datasets.Image):
@@ -74,8 +76,8 @@ def unpack_table(export: str, target: Path, images: str | None, masks: str | Non
             name = f"{number:06}"
             if isinstance(row[image], dict) and row[image]["path"]:
                 name += f"_{Path(row[image]['path']).stem}"
-            for column, kind in ((image, "images"), (mask, "masks")):
-                _write(row[column], root / split / kind, name, f"{export}: {column} of row {number}")
+            _write(row[image], root / split / "images", name)
+            _write(row[mask], root / split / "masks", name)
     return root
 
 
@@ -102,10 +104,10 @@ def _class_names(feature: Any) -> list[str]:
     return list(getattr(feature, "names", []))
 
 
-def _write(content: Any, folder: Path, name: str, place: str) -> None:
+def _write(content: Any, folder: Path, name: str) -> None:
     """Write an image as it is stored, or an array of labels as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    with file_errors(Path(place), "picture"):
+    with file_errors(folder / name, "picture"):
         if isinstance(content, dict):
             stored = content["bytes"] or Path(content["path"]).read_bytes()
             with Image.open(io.BytesIO(stored)) as picture:

@@ -1,8 +1,8 @@
-"""What annotation tools export: a file for each format, whose `read` finds images, masks, classes.
+"""What annotation tools export: a file for each tool, whose readers find images, masks, classes.
 
-A new format is a file with `read(folder, reading) -> Export | None`, None if the folder holds
-another one, and an entry here. Readers of shapes return `drawn_export`, readers of mask files with
-a list of classes `listed_export`.
+A reader is a function (folder, reading) -> Export | None, None if the folder holds another format.
+One of shapes returns `drawn_export`, one of mask files with a list of classes `listed_export`. To
+add a format, write its file and put its reader into READ_MASKS or READ_SHAPES.
 """
 
 from fcn.convert.export import Export, Reading
@@ -13,43 +13,47 @@ from fcn.convert.formats import (
     coco,
     coco_panoptic,
     cvat,
-    cvat_masks,
     label_studio,
     labelme,
-    labelme_masks,
     plain,
     roboflow,
     supervisely,
-    supervisely_masks,
     yolo,
 )
 from fcn.errors import DataError
 
-OF_MASKS = (roboflow, cvat_masks, labelme_masks, supervisely_masks, cityscapes, camvid)
-OF_SHAPES = (labelme, supervisely, coco_panoptic, coco, label_studio, cvat, yolo)
+READ_MASKS = (
+    roboflow.read, cvat.read_masks, labelme.read_masks, supervisely.read_masks, cityscapes.read,
+    camvid.read,
+)  # fmt: skip
+READ_SHAPES = (
+    labelme.read_shapes, supervisely.read_shapes, coco_panoptic.read, coco.read, label_studio.read,
+    cvat.read_shapes, yolo.read,
+)  # fmt: skip
 
 
 def recognise(folder: ExportFolder, reading: Reading) -> Export:
-    """Return what an export holds, by the first format that knows it.
+    """Return what an export holds, by the first reader that knows it.
 
     Shapes are not looked for if a setting says where the masks are.
 
     Raises:
         DataError: no masks, masks without an image, unreadable lists.
     """
-    for form in (*OF_MASKS, *(() if folder.masks_are_given else OF_SHAPES), plain):
+    shapes = () if folder.masks_are_given else READ_SHAPES
+    for read in (*READ_MASKS, *shapes, plain.read):
         try:
-            export = form.read(folder, reading)
+            export = read(folder, reading)
         except DataError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            name = form.__name__.rpartition(".")[2]
             raise DataError(
-                f"{folder.root}: its files of {name} do not have that format ({error!r}); export "
-                "it again, or say where the files are with images= and masks="
+                f"{folder.root}: its files of {read.__module__.rpartition('.')[2]} do not have "
+                f"that format ({error!r}); export it again, or say where the files are with "
+                "images= and masks="
             ) from error
         if export:
             break
-    if not export.items:
-        raise DataError(f"{folder.root}: {export.format}, but no masks")
+    if not export or not export.items:
+        raise DataError(f"{folder.root}: no images with masks")
     return export

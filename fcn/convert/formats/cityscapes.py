@@ -1,7 +1,7 @@
-"""Cityscapes: gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png.
+"""Cityscapes: gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_....png.
 
 KITTI has the same ids: training/image_2/NAME.png and training/semantic/NAME.png. CVAT and datumaro
-write their own classes in this layout, numbered by the rows of label_colors.txt.
+write a team's own classes in Cityscapes' layout, numbered by the rows of label_colors.txt.
 """
 
 import re

@@ -44,8 +44,8 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
             elif image not in sizes:
                 lost.append(title)
             else:
-                name, mask = names[str(entry["category_id"])], partial(_mask, outline, sizes[image])
-                layer = -1 if entry.get("iscrowd") else 0
+                name, layer = names[str(entry["category_id"])], -1 if entry.get("iscrowd") else 0
+                mask = partial(coco_mask, outline, sizes[image])
                 shape = Shape(name, "mask", [(0, 0)], mask=mask, layer=layer, title=title)
                 shapes[image].append(shape)
         if lost:
@@ -55,12 +55,13 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
             )
             if not shapes:
                 raise DataError(f"{notes[-1]}; so are all others: export it again")
-        drawings += [
-            Drawing(path, row["file_name"], shapes[key], sizes[key], split_of_file(path))
-            for key, row in ((str(row["id"]), row) for row in content["images"])
-        ]
+        split = split_of_file(path)
+        for row in content["images"]:
+            key, name = str(row["id"]), row["file_name"]
+            photo = folder.find_image(name, path, split)
+            drawings.append(Drawing(path, name, photo, shapes[key], sizes[key], split))
     if not any(drawing.shapes for drawing in drawings):
-        raise DataError(f"{min(files)}: {BOXES}, and export instances")
+        raise DataError(f"{min(files)}: {BOXES}; annotate polygons or masks and export instances")
     if boxes:
         notes.append(f"{boxes} annotations without an outline are left out")
     classes = _classes(files.values())
@@ -97,12 +98,19 @@ def _outline(annotation: dict[str, Any]) -> Any:
     return [ring for ring in found if len(ring) >= 6] if isinstance(found, list) else found
 
 
-def _mask(outline: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask, bool (H, W), of polygons or RLE as COCO's own tool draws them."""
+def coco_mask(outline: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of polygons or RLE as COCO's own tool draws them.
+
+    Args:
+        outline: rings of x1, y1, x2, y2, ..., or RLE.
+        size: (width, height) of the image.
+    """
     try:
         from pycocotools import mask as rle  # of the extra [coco]
     except ImportError:
-        raise DataError('COCO needs pycocotools: pip install "fcn-segmentation[coco]"') from None
+        raise DataError(
+            'outlines of COCO and CVAT need pycocotools: pip install "fcn-segmentation[coco]"'
+        ) from None
     width, height = size
     if isinstance(outline, list):
         rings = [[float(value) for value in ring] for ring in outline]

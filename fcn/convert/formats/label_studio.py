@@ -1,7 +1,8 @@
 """Label Studio's JSON and JSON-MIN: polygons, rectangles and ellipses in percent, and brushes.
 
-Later regions are drawn over earlier ones. A task without an annotation is not annotated; one whose
-annotation is empty is all background. Of several annotations of a task the newest counts.
+Corners are rounded to pixels. Later regions are drawn over earlier ones. A task without an
+annotation is left out; one whose annotation is empty is all background. Of several annotations of a
+task the newest counts.
 """
 
 import re
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from fcn.convert.drawing import Shape, turned
+from fcn.convert.drawing import Shape, corners, ellipse, turned
 from fcn.convert.export import Drawing, Export, Reading, drawn_export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import json_files
@@ -50,7 +51,8 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
         upload = UPLOAD.fullmatch(Path(name).name)
         image = folder.find_image(name, path)
         image = image or (folder.find_image(upload[1], path) if upload else None)
-        drawings.append(Drawing(path, image or name, [s for r in regions for s in _shapes(r)]))
+        shapes = [shape for region in regions for shape in _shapes(region)]
+        drawings.append(Drawing(path, name, image, shapes))
     notes = []
     if bare:
         notes.append(f"{bare} tasks without a submitted annotation are left out")
@@ -68,7 +70,9 @@ def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any
         return
     for entry in task.get("annotations") or task.get("completions") or []:
         if not entry.get("was_cancelled") and not entry.get("skipped"):
-            results = [region for region in entry["result"] if isinstance(region.get("value"), dict)]
+            results = [
+                region for region in entry["result"] if isinstance(region.get("value"), dict)
+            ]
             regions = [{**region, **region["value"]} for region in results]
             yield str(entry.get("updated_at") or entry.get("created_at") or ""), regions
 
@@ -92,23 +96,22 @@ def _shapes(region: dict[str, Any]) -> Iterator[Shape]:
         return
     width, height = region["original_width"], region["original_height"]
     share = np.array([width, height]) / 100
-    kind, points, angle, mask = "keypoint", np.zeros((0, 2)), region.get("rotation", 0), None
-    if "rle" in region:
-        kind, points = "mask", np.zeros((1, 2))
-        mask = partial(brush_mask, region["rle"], (height, width))
-    elif "points" in region:
-        kind, points = "polygon", np.array(region["points"], float) * share
-    elif "radiusX" in region:
-        centre = np.array([region["x"], region["y"]]) * share
-        radii = np.array([region["radiusX"], region["radiusY"]]) * share
-        kind, points = "ellipse", np.stack([centre - radii, centre + radii])
-    elif "height" in region:  # turned about its upper left corner
-        corner = np.array([region["x"], region["y"]]) * share
-        half = np.array([region["width"], region["height"]]) * share / 2
-        centre = turned(corner + half, angle, corner)
-        kind, points = "rectangle", np.stack([centre - half, centre + half])
+    place = np.array([region.get("x", 0), region.get("y", 0)]) * share
     for name in names:
-        yield Shape(name, kind, points, angle=angle, mask=mask)
+        if "rle" in region:
+            mask = partial(brush_mask, region["rle"], (height, width))
+            yield Shape(name, "brush", [(0, 0)], mask=mask)
+        elif "radiusX" in region:
+            radii = np.array([region["radiusX"], region["radiusY"]]) * share
+            yield ellipse(name, place, radii, region.get("rotation", 0))
+        elif "points" in region:
+            yield Shape(name, "polygon", np.rint(np.array(region["points"], float) * share))
+        elif "height" in region:  # turned about its upper left corner
+            end = place + np.array([region["width"], region["height"]]) * share
+            box = turned(corners(place, end), region.get("rotation", 0), place)
+            yield Shape(name, "polygon", np.rint(box))
+        else:
+            yield Shape(name, "keypoint", ())
 
 
 def brush_mask(code: Sequence[int], shape: tuple[int, int]) -> np.ndarray:

@@ -1,8 +1,4 @@
-"""labelme's JSON, a file for each image, as AnyLabeling and X-AnyLabeling write it too.
-
-Later shapes are drawn over earlier ones, as labelme2voc does. Groups make no difference, since
-their shapes are of one class. An image without a file is not annotated.
-"""
+"""labelme: what labelme2voc writes, and the JSON that labelme, AnyLabeling, X-AnyLabeling write."""
 
 import base64
 import io
@@ -16,15 +12,34 @@ from PIL import Image
 from fcn.convert.drawing import Shape, png_mask
 from fcn.convert.export import Drawing, Export, Reading, drawn_export
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import json_files
+from fcn.convert.formats.class_lists import ClassList, json_files, listed_export
+from fcn.data.dataset import read_list
 from fcn.data.images import file_errors
 
 LINE_WIDTH = 10  # of labelme2voc
-KINDS = {"oriented_rectangle": "polygon", "rotation": "polygon", "linestrip": "line"}
+KINDS = {"oriented_rectangle": "polygon", "linestrip": "line"}
+KINDS |= {"rotation": "polygon", "quadrilateral": "polygon"}  # of X-AnyLabeling
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
-    drawings = []
+def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Read what labelme2voc writes: class_names.txt, JPEGImages, masks in PNG or .npy."""
+    lists = []
+    for path in folder.named("class_names.txt"):
+        names = [name for name in read_list(path) if name != "__ignore__"]  # the first, of -1
+        lists.append(ClassList(path, dict(enumerate(names))))
+    if not lists:
+        return None
+    folder.masks = [path for path in folder.masks if path.suffix != ".npy"] or folder.masks
+    return listed_export("labelme's VOC export", folder, lists, reading)
+
+
+def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Read JSON files, one for each image; an image without one is not annotated.
+
+    Later shapes are drawn over earlier ones, as labelme2voc does. Groups make no difference, since
+    their shapes are of one class.
+    """
+    drawings = list[Drawing]()
     for path, content in json_files(folder.files, '"shapes"', '"imagePath"'):
         shapes = [_shape(entry, reading.line_width or LINE_WIDTH) for entry in content["shapes"]]
         name = content["imagePath"] or path.stem
@@ -33,7 +48,7 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
             image = _unpacked(path, content["imageData"], reading.scratch / str(len(drawings)))
         width, height = content.get("imageWidth"), content.get("imageHeight")
         size = (width, height) if width and height else None
-        drawings.append(Drawing(path, image or name, shapes, size))
+        drawings.append(Drawing(path, name, image, shapes, size))
     return drawn_export("labelme's JSON", folder, drawings) if drawings else None
 
 

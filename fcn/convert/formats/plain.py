@@ -11,7 +11,13 @@ from pathlib import Path
 
 from fcn.convert.export import Export, Reading, with_background
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import mask_reader, paired
+from fcn.convert.formats.class_lists import (
+    ClassList,
+    json_files,
+    listed_export,
+    mask_reader,
+    paired,
+)
 from fcn.convert.formats.foreign import describe_foreign
 from fcn.convert.masks import combine, find_alpha
 from fcn.dataset_info import IGNORED
@@ -19,16 +25,20 @@ from fcn.errors import DataError
 
 # Names, without suffix, of files that may list classes in a form that is not read.
 LISTS = {"classes", "class", "labels", "label", "obj", "names", "categories", "class_names"}
-LISTS |= {"id2label", "label2id", "label_map", "labelmap", "class_dict", "colormap", "palette"}
+LISTS |= {"label2id", "label_map", "labelmap", "class_dict", "colormap", "palette"}
 
 
 def read(folder: ExportFolder, reading: Reading) -> Export:
     if not folder.masks:
         raise DataError(
-            f"{describe_foreign(folder)}, and no masks by the names of folders (masks, labels, "
-            "annotations) or files (NAME_mask); set images=FOLDER masks=FOLDER, or patterns such "
-            "as images=*.jpg masks=*.png"
+            describe_foreign(folder)
+            or f"{folder.root}: no annotations of a known tool, and no masks by the names of "
+            "folders (masks, labels, annotations) or files (NAME_mask); set images=FOLDER "
+            "masks=FOLDER, or patterns such as images=*.jpg masks=*.png"
         )
+    if named := [*json_files(folder.named("id2label.json"))]:  # of data sets for transformers
+        tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in named]
+        return listed_export("masks with id2label.json", folder, tables, reading)
     lists = [path for path in folder.files if path.stem.lower() in LISTS]
     lists = [p for p in lists if p not in folder.pictures and p != folder.root / "classes.txt"]
     if lists and not reading.mapped and not reading.classes:
