@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from fcn.errors import DataError
 
+LARGEST = 1e6  # coordinate, in pixels; COCO's tool and Pillow fail on much larger ones
 POINTS = {"polygon": 3, "rectangle": 2, "ellipse": 2, "line": 2}  # at least
 
 
@@ -82,7 +83,7 @@ def draw(
 
 def _area(shape: Shape, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
     """Return the left and upper edge of a shape, and what it covers from there on, bool."""
-    points = _pairs(shape.points)
+    points = as_points(shape.points)
     if shape.mask is not None:
         left, top = (int(value) for value in points[0])
         inside = shape.mask()[max(-top, 0) :, max(-left, 0) :]
@@ -98,16 +99,16 @@ def _area(shape: Shape, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
         box = [*points.min(0).tolist(), *points.max(0).tolist()]
         (pencil.ellipse if shape.kind == "ellipse" else pencil.rectangle)(box, fill=1, outline=1)
     for hole in shape.holes:
-        pencil.polygon(_pairs(hole).ravel().tolist(), fill=0, outline=0)
+        pencil.polygon(as_points(hole).ravel().tolist(), fill=0, outline=0)
     left, top, right, bottom = canvas.getbbox() or (0, 0, 0, 0)
     return left, top, np.asarray(canvas.crop((left, top, right, bottom))) > 0
 
 
-def _pairs(points: Any) -> np.ndarray:
+def as_points(points: Any) -> np.ndarray:
     """Return points as float64 (N, 2)."""
     pairs = np.asarray(points, np.float64).reshape(-1, 2)
-    if not np.isfinite(pairs).all():
-        raise ValueError("a coordinate is no finite number")
+    if not (abs(pairs) < LARGEST).all():  # or not a number
+        raise ValueError("a coordinate is no number of pixels")
     return pairs
 
 

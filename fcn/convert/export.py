@@ -86,24 +86,25 @@ def drawn_export(
     """
     shapes = [shape for drawing in drawings for shape in drawing.shapes]
     kinds = {shape.name: shape.kind for shape in shapes if shape.has_area}
-    if not kinds:
-        raise DataError(
-            f"{drawings[0].source}: no shape with an area in this file or another of {title}; "
-            "annotate polygons or masks"
-        )
     names = with_background([*classes, *sorted(kinds.keys() - {*classes})])
     labels, overlaps = {name: label for label, name in enumerate(names)}, dict[str, int]()
-    items, notes = list[Item](), list(notes)
+    items, notes, source = list[Item](), list(notes), drawings[0].source
     for drawing in drawings:
         if drawing.image:
             read = partial(_read, drawing, labels, small_on_top, overlaps)
             item = folder.item(drawing.image, drawing.source, read)
             items.append(replace(item, split=drawing.split or item.split))
     if missing := [drawing for drawing in drawings if not drawing.image]:
-        text = f"{missing[0].source}: {len(missing)} of {len(drawings)} images are not there"
+        source = missing[0].source
+        text = f"{source}: {len(missing)} of {len(drawings)} images are not there"
         if not items:
             raise DataError(f"{text}, such as {missing[0].name}; set images=FOLDER")
         notes.append(f"{text} and are left out, such as {missing[0].name}")
+    if not kinds:
+        raise DataError(
+            f"{source}: no shape with an area in this file or another of {title}; annotate "
+            "polygons or masks"
+        )
     if flat := Counter(shape.kind for shape in shapes if not shape.has_area):
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(flat.items()))
         advice = "; line_width=10 draws lines of 10 pixels" if "line" in flat else ""

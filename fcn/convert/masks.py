@@ -224,37 +224,23 @@ def _rgb(values: np.ndarray | int) -> np.ndarray:
     return np.where(values < COLOUR, values, values >> np.array([16, 8, 0]) & 255)
 
 
-def combine(
-    layers: Sequence[tuple[int, Path]], alpha: Alpha, take_nearest: bool, overlaps: dict[str, int]
+def covered_pixels(
+    path: Path, alpha: Alpha, take_nearest: bool, size: tuple[int, int]
 ) -> np.ndarray:
-    """Read the masks of an image, one for each class, later ones over earlier ones.
+    """Return the pixels that the mask of one class covers, bool (H, W).
 
     Args:
-        layers: the value to write and the mask file, for each class.
+        path: of the mask.
         alpha: see `find_alpha`.
         take_nearest: cut smoothed boundaries at half of the largest level.
-        overlaps: receives the number of pixels that several masks cover, by the first mask.
-
-    Returns:
-        int64 (H, W), 0 where no mask has a pixel.
+        size: (width, height) of the other masks of the image.
 
     Raises:
-        DataError: a mask is not that of one class; sizes differ.
+        DataError: it is not the mask of one class, or of another size.
     """
-    drawn = [(value, _covered(path, alpha, take_nearest), path) for value, path in layers]
-    result, depth = np.zeros_like(drawn[0][1], np.int64), np.zeros_like(drawn[0][1], np.int64)
-    for value, covered, path in drawn:
-        if covered.shape != result.shape:
-            raise DataError(f"{path}: has another size than {layers[0][1]}; export them alike")
-        result[covered] = value
-        depth += covered
-    overlaps[str(layers[0][1])] = int((depth > 1).sum())
-    return result
-
-
-def _covered(path: Path, alpha: Alpha, take_nearest: bool) -> np.ndarray:
-    """Return the pixels that the mask of one class covers, bool (H, W)."""
     values = read_values(path, alpha=alpha)
+    if values.shape != size[::-1]:
+        raise DataError(f"{path}: has another size than the image's other masks; export them alike")
     covered = ~np.isin(values, (0, COLOUR, TRANSPARENT))
     levels, counts = np.unique(values[covered], return_counts=True)
     if len(levels) < 2:

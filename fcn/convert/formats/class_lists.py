@@ -44,8 +44,7 @@ def listed_export(
             if names.setdefault(value, name) != name and not reading.mapped:
                 raise DataError(
                     f"{entry.path} and {lists[0].path} name classes differently; convert their "
-                    "folders one by one with the same data.classes=[...], or say what the values "
-                    'mean: "labels={0: NAME, 1: NAME}"'
+                    'folders one by one, or say what values mean: "labels={0: NAME, 1: NAME}"'
                 )
     colours = {name: rgb for entry in lists for name, rgb in entry.colours.items()}
     notes = [note for entry in lists for note in _twice_notes(entry)]

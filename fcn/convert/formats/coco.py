@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn.convert.drawing import Shape
+from fcn.convert.drawing import Shape, as_points
 from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
 from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.class_lists import json_files
@@ -113,7 +113,7 @@ def coco_mask(outline: Any, size: tuple[int, int]) -> np.ndarray:
         ) from None
     width, height = size
     if isinstance(outline, list):
-        rings = [[float(value) for value in ring] for ring in outline]
+        rings = [as_points(ring).ravel().tolist() for ring in outline]
         return rle.decode(rle.merge(rle.frPyObjects(rings, height, width))) > 0
     if list(outline["size"]) != [height, width]:
         raise ValueError(

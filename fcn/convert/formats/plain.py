@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from fcn.convert.export import Export, Reading, with_background
+from fcn.convert.drawing import Shape
+from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import (
     ClassList,
@@ -19,7 +20,8 @@ from fcn.convert.formats.class_lists import (
     paired,
 )
 from fcn.convert.formats.foreign import describe_foreign
-from fcn.convert.masks import combine, find_alpha
+from fcn.convert.masks import covered_pixels, find_alpha, read_values
+from fcn.data.images import image_size
 from fcn.dataset_info import IGNORED
 from fcn.errors import DataError
 
@@ -105,16 +107,20 @@ def _one_mask_for_each_class(
 ) -> Export:
     """Return an export whose masks are drawn over each other, in the order of their names."""
     folder.note_bare(matches)
-    order = sorted(set(classes.values()), key=lambda name: (name.lower() in IGNORED, name))
+    order = sorted({*classes.values()}, key=lambda name: (name.lower() in IGNORED, name))
     names = with_background(order)  # ignored pixels are drawn last
-    layers = defaultdict[Path, list[tuple[int, Path]]](list)
-    for mask, name in sorted(classes.items(), key=lambda pair: names.index(pair[1])):
-        layers[matches[mask][0]].append((names.index(name), mask))
-    alpha, overlaps = find_alpha(classes), dict[str, int]()
-    items = [
-        folder.item(image, rows[0][1], partial(combine, rows, alpha, reading.nearest, overlaps))
-        for image, rows in sorted(layers.items())
-    ]
+    by_image = defaultdict[Path, list[Path]](list)
+    for mask in sorted(classes, key=lambda mask: names.index(classes[mask])):
+        by_image[matches[mask][0]].append(mask)
+    alpha, drawings = find_alpha(classes), list[Drawing]()
+    for image, masks in sorted(by_image.items()):
+        is_array = masks[0].suffix == ".npy"
+        size = read_values(masks[0]).shape[::-1] if is_array else image_size(masks[0])
+        areas = [partial(covered_pixels, mask, alpha, reading.nearest, size) for mask in masks]
+        shapes = [
+            Shape(classes[mask], "mask", [(0, 0)], mask=area)
+            for mask, area in zip(masks, areas, strict=True)
+        ]
+        drawings.append(Drawing(masks[0], image.name, image, shapes, size))
     notes = [f"{', '.join(names[1:])} are drawn over each other in this order"]
-    title = "one mask for each class"
-    return Export(title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps)
+    return drawn_export("one mask for each class", folder, drawings, names, notes=notes)
