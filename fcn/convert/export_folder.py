@@ -1,8 +1,9 @@
 """The files of an annotation tool's export: which are masks, and which image each belongs to."""
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fcn.data.files import is_image, nfc, unread_note, walk
+from fcn.data.images import file_errors
 from fcn.errors import DataError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "dev": "val"}
@@ -124,6 +126,16 @@ class ExportFolder:
     def named(self, *names: str) -> list[Path]:
         """Return the files of these names."""
         return [path for path in self.files if path.name in names]
+
+    def json_files(self, *words: str, name: str = "") -> Iterator[tuple[Path, Any]]:
+        """Yield the JSON files, of a name if one is given, that hold some words, with content."""
+        for path in self.named(name) if name else self.files:
+            if path.suffix.lower() == ".json":
+                with file_errors(path, "file"):
+                    text = path.read_text("utf-8-sig")
+                    content = json.loads(text) if all(word in text for word in words) else None
+                if content is not None:
+                    yield path, content
 
     def select_masks(self, suffix: str) -> None:
         """Keep only masks whose stem ends in suffix, if there are any; all others are images."""

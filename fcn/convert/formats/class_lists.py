@@ -1,14 +1,12 @@
 """Files that name the classes of masks, by number or by colour."""
 
 import csv
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +14,6 @@ from fcn.convert.export import Export, Reading
 from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.masks import COLOUR, find_alpha, read_values
 from fcn.data.dataset import read_list
-from fcn.data.images import file_errors
 from fcn.dataset_info import IGNORED
 from fcn.errors import DataError
 
@@ -128,13 +125,3 @@ def colour_rows(path: Path) -> list[tuple[str, list[int]]]:
 def cells(line: str) -> list[str]:
     """Return the cells of a line of CSV, without their quotes."""
     return [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))]
-
-
-def json_files(paths: Iterable[Path], *words: str) -> Iterator[tuple[Path, Any]]:
-    """Yield the JSON files whose text holds some words, and their content."""
-    for path in (path for path in paths if path.suffix.lower() == ".json"):
-        with file_errors(path, "file"):
-            text = path.read_text("utf-8-sig")
-            content = json.loads(text) if all(word in text for word in words) else None
-        if content is not None:
-            yield path, content

@@ -15,7 +15,6 @@ import numpy as np
 from fcn.convert.drawing import Shape, as_points
 from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
 from fcn.convert.export_folder import SPLITS, ExportFolder
-from fcn.convert.formats.class_lists import json_files
 from fcn.convert.formats.foreign import BOXES
 from fcn.errors import DataError
 
@@ -71,7 +70,7 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
 def coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
     """Return the content of the files of COCO."""
     keys = {"images", "annotations", "categories"}
-    found = json_files(folder.files, '"categories"', '"images"')
+    found = folder.json_files('"categories"', '"images"')
     return {path: c for path, c in found if isinstance(c, dict) and keys <= c.keys()}
 
 

@@ -17,18 +17,17 @@ import numpy as np
 from fcn.convert.drawing import Shape, corners, ellipse, turned
 from fcn.convert.export import Drawing, Export, Reading, drawn_export
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import json_files
 from fcn.convert.formats.foreign import LABEL_STUDIO_PNG, describe_foreign
 from fcn.data.files import is_image
 from fcn.errors import DataError
 
-GEOMETRY = {"points", "rle", "radiusX", "width", "vertices"}  # keys of regions with a shape
+GEOMETRY = {"points", "rle", "radiusX", "height", "vertices"}  # keys of regions with a shape
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded file
 
 
 def read(folder: ExportFolder, reading: Reading) -> Export | None:
     newest, several, bare = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), 0, 0
-    for path, tasks in json_files(folder.files, '"original_width"'):
+    for path, tasks in folder.json_files('"original_width"'):
         for task in tasks if isinstance(tasks, list) else []:
             found = list(_annotations(task))
             bare += not found
@@ -51,7 +50,8 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
         upload = UPLOAD.fullmatch(Path(name).name)
         image = folder.find_image(name, path)
         image = image or (folder.find_image(upload[1], path) if upload else None)
-        shapes = [shape for region in regions for shape in _shapes(region)]
+        labelled = {region.get("id") for region in regions if _names(region)}
+        shapes = [shape for region in regions for shape in _shapes(region, labelled)]
         drawings.append(Drawing(path, name, image, shapes))
     notes = []
     if bare:
@@ -70,10 +70,8 @@ def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any
         return
     for entry in task.get("annotations") or task.get("completions") or []:
         if not entry.get("was_cancelled") and not entry.get("skipped"):
-            results = [
-                region for region in entry["result"] if isinstance(region.get("value"), dict)
-            ]
-            regions = [{**region, **region["value"]} for region in results]
+            results = [r for r in entry["result"] if isinstance(r.get("value"), dict)]
+            regions = [result | result["value"] for result in results]
             yield str(entry.get("updated_at") or entry.get("created_at") or ""), regions
 
 
@@ -89,11 +87,17 @@ def _image_name(path: Path, data: dict[str, Any]) -> str:
     raise DataError(f"{path}: a task names no image: {str(data)[:100]}; export it again")
 
 
-def _shapes(region: dict[str, Any]) -> Iterator[Shape]:
+def _names(region: dict[str, Any]) -> list[str]:
+    return [name for key, value in region.items() if key.endswith("labels") for name in value]
+
+
+def _shapes(region: dict[str, Any], labelled: set[Any]) -> Iterator[Shape]:
     """Yield the shape of a region, once for each of its labels."""
-    names = [name for key, value in region.items() if key.endswith("labels") for name in value]
-    if not names or not GEOMETRY & region.keys():
-        return
+    names = _names(region)
+    if not GEOMETRY & region.keys() or (not names and region.get("id") in labelled):
+        return  # text of an image, or the same region follows with its label
+    if not names:
+        yield Shape("", "region without a label", ())
     width, height = region["original_width"], region["original_height"]
     share = np.array([width, height]) / 100
     place = np.array([region.get("x", 0), region.get("y", 0)]) * share
@@ -118,25 +122,28 @@ def brush_mask(code: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
     """Return the mask, bool (H, W), of a brush: run lengths of red, green, blue and alpha.
 
     Args:
-        code: bytes of thi.ng's rle-pack: 32 bits with the number of values, 5 with their size less
-            1, four times 4 with the sizes of lengths less 1; then, for each run, a bit that says
-            whether its values are all the same, 2 that choose the size of its length, the length
+        code: bytes of thi.ng's rle-pack: 32 bits with the number of values, 5 with their bits less
+            1, four times 4 with the bits of lengths less 1; then, for each run, a bit that says
+            whether its values are all the same, 2 that choose the bits of its length, the length
             less 1, and the value or values.
         shape: (height, width).
     """
-    bits, place = "".join(f"{byte:08b}" for byte in code), 0
+    bits, place = np.unpackbits(np.array(code, np.uint8)), 0
+    digits = (bits + ord("0")).tobytes()
 
     def take(count: int) -> int:
         nonlocal place
         place += count
-        return int(bits[place - count : place], 2)
+        return int(digits[place - count : place], 2)
 
-    total, size = take(32), take(5) + 1
+    values, start = np.zeros(take(32), np.uint8), 0
+    if take(5) != 7:
+        raise ValueError("its values do not have 8 bits")
     lengths = [take(4) + 1 for _ in range(4)]
-    values, start = np.zeros(total, np.uint8), 0
-    while start < total:
+    while start < len(values):
         same = take(1)
-        end = start + take(lengths[take(2)]) + 1
-        values[start:end] = take(size) if same else [take(size) for _ in range(end - start)]
-        start = end
+        count = take(lengths[take(2)]) + 1
+        block = bits[place : place + 8 * (1 if same else count)]
+        values[start : start + count] = np.packbits(block)
+        place, start = place + len(block), start + count
     return values.reshape(*shape, 4)[..., 3] > 0

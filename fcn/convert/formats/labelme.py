@@ -12,7 +12,7 @@ from PIL import Image
 from fcn.convert.drawing import Shape, png_mask
 from fcn.convert.export import Drawing, Export, Reading, drawn_export
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import ClassList, json_files, listed_export
+from fcn.convert.formats.class_lists import ClassList, listed_export
 from fcn.data.dataset import read_list
 from fcn.data.images import file_errors
 
@@ -40,7 +40,7 @@ def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
     their shapes are of one class.
     """
     drawings = list[Drawing]()
-    for path, content in json_files(folder.files, '"shapes"', '"imagePath"'):
+    for path, content in folder.json_files('"shapes"', '"imagePath"'):
         shapes = [_shape(entry, reading.line_width or LINE_WIDTH) for entry in content["shapes"]]
         name = content["imagePath"] or path.stem
         image = folder.find_image(name, path) or folder.find_image(path.stem, path)

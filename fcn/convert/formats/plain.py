@@ -14,7 +14,6 @@ from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_back
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import (
     ClassList,
-    json_files,
     listed_export,
     mask_reader,
     paired,
@@ -38,7 +37,7 @@ def read(folder: ExportFolder, reading: Reading) -> Export:
             "folders (masks, labels, annotations) or files (NAME_mask); set images=FOLDER "
             "masks=FOLDER, or patterns such as images=*.jpg masks=*.png"
         )
-    if named := [*json_files(folder.named("id2label.json"))]:  # of data sets for transformers
+    if named := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
         tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in named]
         return listed_export("masks with id2label.json", folder, tables, reading)
     lists = [path for path in folder.files if path.stem.lower() in LISTS]

@@ -12,7 +12,7 @@ import numpy as np
 from fcn.convert.drawing import Shape, png_mask
 from fcn.convert.export import Drawing, Export, Reading, drawn_export
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import colour_list, json_files, listed_export
+from fcn.convert.formats.class_lists import colour_list, listed_export
 
 
 def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
@@ -20,7 +20,7 @@ def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
     black = {"background": [0, 0, 0]}
     lists = [
         colour_list(path, [*(black | rows).items()])
-        for path, rows in json_files(folder.named("obj_class_to_machine_color.json"))
+        for path, rows in folder.json_files(name="obj_class_to_machine_color.json")
     ]
     if not lists:
         return None
@@ -32,7 +32,7 @@ def _colours(folder: ExportFolder) -> dict[str, list[int]]:
     """Return the classes of a project and the colours that people see."""
     entries = [
         entry
-        for _, content in json_files(folder.named("meta.json"), '"classes"')
+        for _, content in folder.json_files('"classes"', name="meta.json")
         for entry in content["classes"]
     ]
     return {entry["title"]: list(bytes.fromhex(entry["color"].lstrip("#"))) for entry in entries}
@@ -44,7 +44,7 @@ def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
     Later objects are drawn over earlier ones. An image without a file is not annotated.
     """
     drawings = list[Drawing]()
-    for path, content in json_files(folder.files, '"objects"', '"size"'):
+    for path, content in folder.json_files('"objects"', '"size"'):
         if path.parent.name == "ann":
             shapes = [_shape(entry, reading.line_width or 0) for entry in content["objects"]]
             size = content["size"]["width"], content["size"]["height"]
