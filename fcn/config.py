@@ -327,7 +327,7 @@ class PrepareDataConfig(Schema):
     to: Annotated[str | None, about("convert: the new folder to write, for data=folder")] = None
     images: Annotated[
         str | None,
-        about("convert: where the images are, if it is not clear: a folder, or such as *.jpg"),
+        about("convert: where images are if it is not clear: a folder, *.jpg, or a table's column"),
     ] = None
     masks: Annotated[str | None, about("convert: where the masks are, likewise")] = None
     labels: Annotated[

@@ -38,6 +38,7 @@ from tests.export_files import (
     roboflow,
     supervisely,
 )
+from tests.test_depths import png
 
 ROAD = {"data": {"classes": ["background", "road"]}}
 THREE = {"data": {"classes": CLASSES}}
@@ -66,12 +67,6 @@ def copied_cases(tmp_path: Path, cases: Path) -> Path:
             path.unlink()
             path.symlink_to(target)
     return root
-
-
-def share(masks: dict[str, np.ndarray], label: int) -> float:
-    """Return the share of a label in all masks, in percent to two places."""
-    pixels = np.concatenate([mask.ravel() for mask in masks.values()])
-    return round(100 * float((pixels == label).mean()), 2)
 
 
 # What the settings of a case need; None: the case is no export.
@@ -149,14 +144,6 @@ def test_images_of_one_name_stay_apart(tmp_path: Path, names: list[str], link: b
         np.testing.assert_array_equal(found[f"{row['split']}/{row['name']}"], expected)
         new = tmp_path / "new/images" / row["split"] / f"{row['name']}.png"
         assert new.read_bytes() == Path(row["image"]).read_bytes()
-
-
-def test_images_are_copies_unless_links_are_wished(tmp_path: Path, samples: list[Sample]) -> None:
-    root = pictures(tmp_path / "a", samples, lambda labels: labels)
-    for link in (False, True):
-        converted(root, tmp_path / f"{link}", **THREE, link=link)
-        image = tmp_path / f"{link}/images/train/photo0.png"
-        assert image.samefile(root / "images/train/photo0.png") == link
 
 
 def test_a_folder_beside_the_new_one_is_left_alone(tmp_path: Path, samples: list[Sample]) -> None:
@@ -499,14 +486,6 @@ def test_of_several_folds_of_lists_one_is_used_and_the_others_are_named(
     assert re.search(r"not used: .*folds/1/train.txt", printed)
 
 
-def test_the_case_of_the_brush(tmp_path: Path, cases: Path) -> None:
-    colours = {"classes": ["background", "road"], "colours": [[0, 0, 0], [255, 0, 0]]}
-    for number, data in enumerate((colours, dict(ROAD["data"]))):
-        masks, printed = converted(cases / "field3/alpha-brush", tmp_path / f"{number}", data=data)
-        assert share(masks, 1) == 10.94
-        assert "transparent" in printed
-
-
 def blurred(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Return a mask in colours (or levels), drawn four times as large and averaged."""
     large = np.kron(labels, np.ones((4, 4), np.uint8))
@@ -546,15 +525,6 @@ def test_smoothed_boundaries_go_to_the_nearest_class_if_wished(
         assert set(np.unique(found)) == set(range(len(data["classes"])))
 
 
-def test_the_case_of_smoothed_masks(tmp_path: Path, cases: Path) -> None:
-    with pytest.raises(DataError, match="nearest=true"):
-        converted(cases / "field3/antialias", tmp_path / "x", data=dict(ROAD["data"]))
-    settings = {"data": dict(ROAD["data"]), "nearest": True}
-    masks, _ = converted(cases / "field3/antialias", tmp_path / "new", **settings)
-    roads = {Path(name).name: int((mask == 1).sum()) for name, mask in masks.items()}
-    assert (roads["im0"], roads["im1"]) == (370, 336)
-
-
 def test_nearest_does_not_swallow_a_class(tmp_path: Path, samples: list[Sample]) -> None:
     def scratches(labels: np.ndarray) -> np.ndarray:
         mask = (labels == 1) * np.uint8(255)
@@ -573,36 +543,14 @@ def test_labels_of_few_bits_are_not_scaled(
     root = pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 2))
     for s in samples:
         path = root / "labels" / s.split / f"{s.name}.png"
-        path.write_bytes(grey_png(s.labels.clip(0, 2), bits))
+        path.write_bytes(png(s.labels.clip(0, 2), bits, 0))
     masks, _ = converted(root, tmp_path / "new", **THREE)
     np.testing.assert_array_equal(masks["train/photo0"], samples[0].labels.clip(0, 2))
 
 
-def grey_png(labels: np.ndarray, bits: int) -> bytes:
-    """Return a grey PNG of 2 or 4 bits, which Pillow does not write."""
-    planes = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
-    return png(np.packbits(planes.reshape(len(labels), -1).astype(np.uint8), axis=1), labels, bits)
-
-
 def deep_png(pixels: np.ndarray) -> bytes:
     """Return an RGB or RGBA PNG of 16 bits."""
-    rows = pixels.astype(">u2").reshape(len(pixels), -1)
-    return png(rows, pixels, 16, {3: 2, 4: 6}[pixels.shape[2]])
-
-
-def png(rows: np.ndarray, pixels: np.ndarray, bits: int, kind: int = 0) -> bytes:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    head = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), bits, kind, 0, 0, 0)
-    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+    return png(pixels, 16, {3: 2, 4: 6}[pixels.shape[2]])
 
 
 def pgm(labels: np.ndarray, largest: int, plain: bool = False) -> bytes:
@@ -826,17 +774,6 @@ def test_an_ignore_label_in_masks_of_a_class_is_no_smoothing(
         np.testing.assert_array_equal(mask, table[sample.labels])
 
 
-def test_masks_of_a_class_without_an_image_are_counted(tmp_path: Path) -> None:
-    for number in range(4):
-        if number:
-            put(tmp_path / f"a/images/{number}.png", noise(number))
-        for name in ("pond", "road"):
-            put(tmp_path / f"a/masks/{name}/{number}.png", noise(1)[..., 0] // 200 * 255)
-    masks, printed = converted(tmp_path / "a", tmp_path / "new")
-    assert len(masks) == 3
-    assert "2 of 8 masks have no image" in printed
-
-
 def test_overlaps_of_masks_are_counted(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"a/images/{number}.png", noise(number))
@@ -847,13 +784,6 @@ def test_overlaps_of_masks_are_counted(tmp_path: Path) -> None:
     masks, printed = converted(tmp_path / "a", tmp_path / "new")
     assert f"{3 * 2 * 32} pixels (8.33 %) of 3 images have several classes" in printed
     assert all((mask[8:14] == 2).all() and (mask[4:8] == 1).all() for mask in masks.values())
-
-
-def test_the_case_of_a_mask_for_each_class(tmp_path: Path, cases: Path) -> None:
-    masks, _ = converted(cases / "field3/per-class", tmp_path / "new")
-    classes = info(tmp_path / "new")["classes"]
-    assert share(masks, classes.index("road")) == 10.93
-    assert share(masks, classes.index("pond")) == 4.52
 
 
 def test_one_ending_for_all_masks_means_mask(tmp_path: Path, samples: list[Sample]) -> None:
@@ -1025,16 +955,6 @@ def test_what_is_left_out_is_named_even_if_an_error_follows(
     printed = capsys.readouterr().out
     assert "2 of 3 masks have no image" in printed
     assert "2 files left out: 2 .dng" in printed
-
-
-def test_if_no_mask_has_an_image_the_unread_files_are_named(
-    tmp_path: Path, samples: list[Sample]
-) -> None:
-    root = pictures(tmp_path / "a", samples, lambda labels: labels)
-    for path in (root / "images").rglob("*.png"):
-        path.rename(path.with_suffix(".dng"))
-    with pytest.raises(DataError, match=r"6 files left out: 6 \.dng"):
-        converted(root, tmp_path / "new", **THREE)
 
 
 def test_linked_folders_are_followed(tmp_path: Path, copied_cases: Path) -> None:

@@ -407,7 +407,7 @@ FOREIGN = {
     "a.json": ('{"item": {}, "annotations": []}', "V7 Darwin's own file"),
     "a.geojson": ('{"type": "FeatureCollection"}', "as QuPath writes it"),
     "annotations.xml": ("<annotations><track/></annotations>", "CVAT for video"),
-    "a.xml": ("<annotation><object><bndbox/></object></annotation>", "Pascal VOC's XML of boxes"),
+    "a.xml": ("<annotation><object><bndbox/></object></annotation>", "Pascal VOC's boxes"),
     "old.xml": ("<annotation><object><polygon/></object></annotation>", "LabelMe's old XML"),
     "_annotations.csv": ("filename,class,xmin,ymin,xmax,ymax\n", "a table of boxes"),
     "data.yaml": ("names: [a]\nkpt_shape: [17, 3]\n", "keypoints"),

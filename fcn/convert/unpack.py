@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fcn.convert.export_folder import MASK_WORDS, strip_words
-from fcn.data.files import walk
+from fcn.data.files import is_image, walk
 from fcn.data.images import file_errors
 from fcn.errors import DataError
 
@@ -18,9 +18,10 @@ HUB = "hf://datasets/"
 
 
 def is_table(export: str) -> bool:
-    """Return True if an export is a data set on the Hub, or a folder of parquet or arrow files."""
-    suffixes = (path.suffix for path in walk(Path(export))) if Path(export).is_dir() else ()
-    return export.startswith(HUB) or any(suffix in (".parquet", ".arrow") for suffix in suffixes)
+    """Return True if an export is a data set on the Hub, or a folder of tables without pictures."""
+    files = [*walk(Path(export))] if Path(export).is_dir() else []
+    tables = any(path.suffix in (".parquet", ".arrow") for path in files)
+    return export.startswith(HUB) or (tables and not any(map(is_image, files)))
 
 
 def unpack_zip(path: Path, target: Path) -> Path:

@@ -12,12 +12,7 @@ from pathlib import Path
 from fcn.convert.drawing import Shape
 from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import (
-    ClassList,
-    listed_export,
-    mask_reader,
-    paired,
-)
+from fcn.convert.formats.class_lists import ClassList, listed_export, mask_reader, paired
 from fcn.convert.formats.foreign import describe_foreign
 from fcn.convert.masks import covered_pixels, find_alpha, read_values
 from fcn.data.images import image_size
@@ -54,8 +49,8 @@ def read(folder: ExportFolder, reading: Reading) -> Export:
     if len(set(classes.values())) > 1:
         return _one_mask_for_each_class(folder, reading, matches, classes)
     if classes:  # all names end alike, so that the end means mask
-        read = mask_reader(folder, reading)
-        items = [folder.item(images[0], mask, read(mask)) for mask, images in matches.items()]
+        reader = mask_reader(folder, reading)
+        items = [folder.item(images[0], mask, reader(mask)) for mask, images in matches.items()]
         return Export("images and masks", items)
     return Export("images and masks", paired(folder, reading))
 
