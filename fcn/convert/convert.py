@@ -67,7 +67,6 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         DataError: the export lacks something; says which setting supplies it.
     """
     target = _checked_target(cfg)
-    pattern = splits.check_pattern(cfg.group)
     with TemporaryDirectory(prefix="fcn_") as scratch:
         root, images, masks = Path(str(cfg.convert)), cfg.images, cfg.masks
         if root.suffix.lower() == ".zip" and root.is_file():
@@ -76,20 +75,14 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
             root = unpack_table(str(cfg.convert), Path(scratch), images, masks)
             images = masks = None
         folder = ExportFolder(root, images, masks)
-        _convert(folder, cfg, pattern, Path(scratch), console)
+        _convert(folder, cfg, Path(scratch), console)
     console.print(f"converted to {target}: use data=folder data.root={target}")
     return DataConfig(name="folder", layout="folder", root=str(target))
 
 
-def _convert(
-    folder: ExportFolder,
-    cfg: PrepareDataConfig,
-    pattern: re.Pattern[str],
-    scratch: Path,
-    console: Console,
-) -> None:
+def _convert(folder: ExportFolder, cfg: PrepareDataConfig, scratch: Path, console: Console) -> None:
     """Convert the export in a folder: read masks, name and check what they hold, write."""
-    description = _description(folder, cfg)
+    pattern, description = splits.check_pattern(cfg.group), _description(folder, cfg)
     data, listed = with_description(cfg.data, description), description.get("classes", [])
     reading = Reading(
         scratch,

@@ -61,7 +61,7 @@ def unpack_table(export: str, target: Path, images: str | None, masks: str | Non
             splits = datasets.load_dataset(export.removeprefix(HUB), cache_dir=cache)
     except Exception as error:  # of the network, of tables
         reason = " ".join(str(error).split())
-        raise DataError(f"{export}: cannot be loaded ({reason}); download it again") from None
+        raise DataError(f"{export}: cannot be loaded ({reason}); check its name") from None
     root = target / "tables"
     root.mkdir()
     if (names_file := Path(export, "id2label.json")).is_file():
