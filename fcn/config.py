@@ -95,6 +95,9 @@ class BackboneConfig(Schema):
 @dataclass
 class UpsamplingConfig(Schema):
     name: Annotated[str, about("how scores are upsampled, see the choices")] = "fixed"
+    _target_: Annotated[
+        str | None, about("instead: a subclass of yours of fcn.models.upsampling.Upsampling")
+    ] = None
 
 
 @dataclass
@@ -187,11 +190,24 @@ class RecipeConfig(Schema):
     ] = field(default_factory=lambda: [1.0, 1.0])
     flip: Annotated[bool, about("mirror half of the images")] = False
     jitter: Annotated[float, about("of brightness, contrast and saturation", ge=0, le=1)] = 0.0
+    transforms: Annotated[
+        list[dict[str, Any]],
+        about(
+            "of image and mask after the others, each with its _target_, such as "
+            "torchvision.transforms.v2.RandomRotation; see the choices of augmentation"
+        ),
+    ] = field(default_factory=list)
 
 
 @dataclass
 class LossConfig(Schema):
     name: Annotated[str, about("name of the choice")] = "cross_entropy"
+    _target_: Annotated[
+        str | None, about("instead: a class of yours whose objects map (score, target) to the loss")
+    ] = None
+    arguments: Annotated[dict[str, Any], about("of _target_; it also gets ignore_index=255")] = (
+        field(default_factory=dict)
+    )
     class_weights: Annotated[
         Any, about("one number per class, balanced (by pixels of the training masks), or null")
     ] = None
@@ -317,6 +333,13 @@ class PrepareDataConfig(Schema):
     processes: Annotated[int | None, about("readers; null: one per core", ge=1)] = None
     overwrite: Annotated[bool, OVERWRITE] = False
     shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
+    recipe: Annotated[
+        RecipeConfig | None,
+        about(
+            "recipe=NAME, recipe.KEY=VALUE and augmentation=NAME, as for train.py, also show what "
+            "this training would see"
+        ),
+    ] = None
     convert: Annotated[
         str | None, about("first convert an annotation tool's export in this folder")
     ] = None

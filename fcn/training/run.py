@@ -36,6 +36,7 @@ from fcn.models.surgery import Report, fit_to_features
 from fcn.output import locked, percent, write_json
 from fcn.pictures import plots
 from fcn.processes import Processes, launch
+from fcn.targets import class_named, reason_of
 from fcn.training import record
 from fcn.training.callbacks import (
     AtStart,
@@ -50,7 +51,7 @@ from fcn.training.interruption import AtomicCheckpoints, Interruption
 from fcn.training.loss import balanced_weights, make_loss, rare_note
 from fcn.training.module import SegmentationModule
 from fcn.training.optim import warmup_note
-from fcn.training.plan import Plan, check_combinations, class_named, resolve
+from fcn.training.plan import Plan, check_combinations, resolve
 
 MEASURED_IMAGES = 8  # training images on which the size of pretrained features is measured
 
@@ -286,8 +287,7 @@ def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str =
         filled = {key: place for key, place in places.items() if key in known} | filled
         return instantiate(filled)
     except Exception as error:  # of whatever library it is
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
+        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason_of(error)}") from error
 
 
 def print_start(plan: Plan, model: FCN, surgery: Report | None, console: Console) -> None:
