@@ -110,6 +110,23 @@ class DataConfig(Schema):
     train_split: Annotated[str, about("split to train on")] = "train"
     val_split: Annotated[str, about("split to validate on")] = "val"
     split: Annotated[str | None, about("split to evaluate; null: val_split")] = None
+    fold: Annotated[
+        int | None,
+        about(
+            "validate on this fold of train_split and val_split together, from 0, and train on the "
+            "others: every image is validated once; null: the splits as they are",
+            ge=0,
+        ),
+    ] = None
+    folds: Annotated[int, about("number of the folds", ge=2)] = 5
+    fold_seed: Annotated[int, about("seed of their draw, apart from a run's", ge=0, lt=2**32)] = 0
+    group: Annotated[
+        str | None,
+        about(
+            "regular expression; images in whose names it, or its first group, finds the same text "
+            "are in one fold; null: versions by Roboflow"
+        ),
+    ] = None
     # These six may also stand in dataset.yaml beside the data; the command line wins over the file.
     classes: Annotated[list[str], about("names of the labels 0, 1, ...", max_length=255)] = field(
         default_factory=list
@@ -148,6 +165,11 @@ class DataConfig(Schema):
             pattern=r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$",
         ),
     ] = None
+
+    @property
+    def title(self) -> str:
+        """The name, with the fold if there is one."""
+        return self.name if self.fold is None else f"{self.name} (fold {self.fold} of {self.folds})"
 
 
 @dataclass

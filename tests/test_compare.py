@@ -28,7 +28,7 @@ from fcn.errors import UserError
 from fcn.inference import evaluate
 from fcn.inference.metrics import estimate, rates, resample, tally
 from fcn.inference.predictor import Predictor
-from fcn.output import make_console
+from fcn.output import make_console, percent
 from fcn.pictures import page, visualize
 from tests.conftest import TinyVOC, random_model
 
@@ -119,11 +119,58 @@ def test_groups_average_over_seeds_and_differ_in_pairs() -> None:
     (change,) = learned.differences["mean_iou"]
     assert change.value == pytest.approx(0.3 - 0.2)  # seed 0 alone is in both
     first, second = rows(groups)
-    assert first == ["upsampling=fixed", "0 1", "25.00", "20.00 to 30.00", "12.50", "-", "-"]
-    assert second[5] == "+10.00"
+    assert first[:4] == ["upsampling=fixed", "0 1", "25.00", "25.00 to 25.00"]  # images are alike
+    assert first[4:] == ["20.00 to 30.00", "12.50", "-", "-"]
+    assert second[6] == "+10.00"
     content = json.loads(json.dumps(compare.as_json(groups)))
     assert content["groups"][1]["seeds"] == ["0", "5"]
     assert content["groups"][1]["difference"]["mean_iou"]["value"] == pytest.approx(0.1)
+
+
+def test_groups_average_over_folds_and_differ_fold_by_fold() -> None:
+    """Folds have other images, and another number of them; b lacks a fold and has a second seed."""
+
+    def of(fold: int, correct: list[int], net: str, seed: int = 0) -> Run:
+        run = make_run(correct, seed=seed, net=net, data={"fold": fold, "name": "tiny"})
+        run.ids = [f"{name} of fold {fold}" for name in run.ids]
+        return run
+
+    a = [of(0, [2, 4], "a"), of(1, [6, 8, 4], "a"), of(2, [8], "a")]
+    b = [of(0, [4, 6], "b"), of(1, [6, 9, 9], "b", 1), of(1, [7, 7, 7], "b")]
+    first, second = group_runs([*a, *b])
+    assert first.mean_iou == pytest.approx([0.15, 0.3, 0.4])
+    assert rows([first, second])[0][1:3] == ["0, 3 folds", percent(0.85 / 3)]
+    assert first.interval.value == pytest.approx(0.85 / 3)
+    assert first.interval.low < 0.85 / 3 < first.interval.high  # type: ignore[operator]
+    (change,) = second.differences["mean_iou"]
+    assert change.value == pytest.approx(((0.25 - 0.15) + (0.35 - 0.3)) / 2)  # of seed 0
+    assert change.low <= change.value <= change.high  # type: ignore[operator]
+    assert compare.as_json([first, second])["images"] == 6
+    with pytest.raises(UserError, match="no fold in common"):
+        group_runs([a[0], b[1]])
+    with pytest.raises(UserError, match="different images"):
+        group_runs([a[0], of(0, [1, 2, 3], "b")])
+    with pytest.raises(UserError, match="apart"):
+        group_runs([a[0], make_run([1], seed=0, net="b")])
+
+
+def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
+    """c is in the masks of fold 1 alone; in fold 0 one of two runs predicts it."""
+
+    def of(fold: int, c: list[int], folder: str) -> Run:
+        run = only_some_predict(c[2], folder)
+        run.per_image[0, :, 2] = torch.tensor(c)
+        run.config["data"] = {"fold": fold}
+        return run
+
+    runs = [of(0, [0, 0, 1], "x"), of(0, [0, 0, 0], "y"), of(1, [5, 5, 5], "x")]
+    aligned, note = compare.align_classes([*runs, of(1, [4, 5, 4], "y")])
+    assert note == "Where the masks of a fold lack c, it does not count"
+    assert all("c" in run.classes for run in aligned)
+    assert [int(run.per_image[0, :, 2].sum()) for run in aligned] == [0, 0, 15, 13]
+    assert aligned[0].metrics["mean_iou"] == pytest.approx(
+        rates(aligned[0].per_image[0])["mean_iou"]
+    )
 
 
 def test_without_a_common_seed_all_runs_are_compared() -> None:
@@ -349,7 +396,7 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     assert groups[1].mean_iou == pytest.approx([(8 / 10 + 9 / 12) / 2])
     (change,) = groups[1].differences["mean_iou"]
     assert change.value == pytest.approx((9 / 12 - 10 / 12) / 2)
-    assert rows(groups)[1][4] == "-"  # near boundaries, only the mean over all classes is known
+    assert rows(groups)[1][5] == "-"  # near boundaries, only the mean over all classes is known
     lacking = false.metrics | {"classes": [{"name": n, "pixels": 0} for n in "abd"]}
     _, note = compare.align_classes([clean, replace(false, metrics=lacking)])
     assert "not all runs have c, d" in note.lower()

@@ -186,6 +186,7 @@ def test_the_recorded_settings_come_back_wherever_they_came_from(
         ("model=fcn32s", "model.stride"),
         ("upsampling=learned", "upsampling.name"),
         ("loss._target_=torch.nn.CrossEntropyLoss", "loss._target_"),
+        ("data.fold=0", "data.fold"),
         ("backbone.width=8", "backbone.width"),
         ("data.classes=[background,cat,dog,cow]", "data.classes"),
         ("recipe=modern", "keeps its recipe"),

@@ -1,7 +1,8 @@
 """Compare finished runs: a table, a plot, and one HTML page that opens without a network.
 
-Runs that differ in the seed alone form a group, named by the settings that differ between groups.
-All runs must have been evaluated on the same images, so that their differences are paired.
+Runs that differ in the seed or the fold alone form a group, named by the settings that differ
+between groups. All runs of a fold must have been evaluated on the same images, so that their
+differences are paired.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,17 @@ from fcn.data.layouts import open_split
 from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError, UserError
 from fcn.inference.evaluate import METRICS, predicted_rows, read_metrics, read_per_image
-from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, Resampled, estimate, rates, resample
+from fcn.inference.metrics import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Estimate,
+    Resampled,
+    difference,
+    estimate,
+    rates,
+    resample,
+)
 from fcn.output import atomic_write, percent, refuse_overwriting, write_json
 from fcn.pictures import page, plots, visualize
 
@@ -39,10 +50,11 @@ HEADINGS = (
     "run",
     "seeds",
     "mean IoU (%)",
+    f"{LEVEL:.0%} interval",
     "range",
     f"within {TRIMAP} px of boundaries",
     "difference",
-    f"{LEVEL:.0%} interval",
+    f"its {LEVEL:.0%} interval",
 )
 # Settings that say where a run works, not what it learns.
 IRRELEVANT = {
@@ -54,6 +66,7 @@ IRRELEVANT = {
     "data.num_workers",
     "data.download",
     "data.scan",
+    "data.fold",
 }
 
 
@@ -80,6 +93,12 @@ class Run:
         return self.settings.get("seed", "-")
 
     @property
+    def fold(self) -> str | None:
+        """The fold it was evaluated on; None if the data was not divided into folds."""
+        fold = self.settings.get("data.fold", "None")
+        return None if fold == "None" else fold
+
+    @property
     def classes(self) -> list[str]:
         return [entry["name"] for entry in self.metrics["classes"]]
 
@@ -95,12 +114,12 @@ class Run:
 
     @cached_property
     def resampled(self) -> Resampled:
-        return resample(self.per_image)
+        return resample(self.per_image, SEED + int(self.fold or 0))
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ in their seeds and folds alone."""
 
     settings: dict[str, str]  # those that differ between groups
     runs: list[Run]
@@ -114,6 +133,11 @@ class Group:
     @property
     def mean_iou(self) -> list[float]:
         return [run.metrics["mean_iou"] for run in self.runs]
+
+    @property
+    def interval(self) -> Estimate:
+        """The mean over the runs of their mean IoU, with its interval."""
+        return estimate(_average(self.runs), "mean_iou")[0]
 
     @property
     def trimap(self) -> list[float | None]:
@@ -198,7 +222,8 @@ def align_classes(runs: Sequence[Run]) -> tuple[list[Run], str]:
     """Return the runs with the same classes in the same order, and a note on what was left out.
 
     A mean over other classes is another number. So classes that a run lacks are left out of all,
-    and so are those that are in no mask and that only some of the runs predict.
+    and so are those that are in no mask and that only some of the runs predict; of several folds,
+    in the fold where it is so.
 
     Raises:
         UserError: the runs have no class in common.
@@ -210,19 +235,49 @@ def align_classes(runs: Sequence[Run]) -> tuple[list[Run], str]:
     every = dict.fromkeys(name for run in runs for name in run.classes)
     lacking = [name for name in every if name not in shared]
     aligned = [_with_classes(run, shared) for run in runs]
-    occurs = torch.stack([run.per_image.sum((0, 1)) > 0 for run in aligned])
-    some = occurs.any(0) & ~occurs.all(0)
-    predicted = [name for name, one in zip(shared, some.tolist(), strict=True) if one]
-    kept = [name for name in shared if name not in predicted]
+    predicted = set[str]()
+    for fold in _by_fold(aligned):
+        places = [place for place, run in enumerate(aligned) if run.fold == fold]
+        occurs = torch.stack([aligned[place].per_image.sum((0, 1)) > 0 for place in places])
+        some = occurs.any(0) & ~occurs.all(0)
+        if some.any():
+            predicted |= {name for name, one in zip(shared, some.tolist(), strict=True) if one}
+            for place in places:
+                aligned[place] = _without_counts(aligned[place], some)
+    counts = torch.cat([run.per_image for run in aligned]).sum((0, 1))
+    present = {name for name, count in zip(shared, counts.tolist(), strict=True) if count}
+    gone = [name for name in shared if name in predicted - present]
+    kept = [name for name in shared if name not in gone]
     parts = []
     if lacking:
         parts.append(f"not all runs have {', '.join(lacking)}")
-    if predicted:
-        parts.append(f"only some of them predict {', '.join(predicted)}, in no mask")
+    if gone:
+        parts.append(f"only some of them predict {', '.join(gone)}, in no mask")
+    if inner := [name for name in kept if name in predicted]:
+        parts.append(f"where the masks of a fold lack {', '.join(inner)}, it does not count")
     if not parts:
         return aligned, ""
-    note = f"{'; '.join(parts)}: compared over the other {len(kept)} classes"
+    note = "; ".join(parts)
+    if lacking or gone:
+        note += f": compared over the other {len(kept)} classes"
     return [_with_classes(run, kept) for run in aligned], note[0].upper() + note[1:]
+
+
+def _by_fold(runs: Sequence[Run]) -> dict[str | None, Run]:
+    """Return the first run of each fold."""
+    first: dict[str | None, Run] = {}
+    for run in runs:
+        first.setdefault(run.fold, run)
+    return first
+
+
+def _without_counts(run: Run, classes: Tensor) -> Run:
+    """Return a run in which some classes, bool (K,), neither occur nor count."""
+    per_image = run.per_image * ~classes
+    found = rates(per_image.sum(0))
+    metrics = run.metrics | {name: float(found[name]) for name in METRICS}
+    metrics["trimap"] = [None] * len(run.metrics["trimap"])  # known over all classes alone
+    return replace(run, metrics=metrics, per_image=per_image)
 
 
 def _with_classes(run: Run, names: Sequence[str]) -> Run:
@@ -241,15 +296,21 @@ def _with_classes(run: Run, names: Sequence[str]) -> Run:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group runs that differ in their seeds alone, and compare each group with the first."""
-    first = runs[0]
-    for run in runs[1:]:
+    """Group runs that differ in seed and fold alone, and compare each group with the first."""
+    by_fold = _by_fold(runs)
+    for run in runs:
+        first = by_fold[run.fold]
         pixels = run.per_image[:, 1], first.per_image[:, 1]  # of the ground truth
         if (run.ids, run.classes) != (first.ids, first.classes) or not torch.equal(*pixels):
             raise UserError(
                 f"{first.folder} and {run.folder} were evaluated on different images or classes; "
                 "evaluate both with evaluate.py on one split"
             )
+    if None in by_fold and len(by_fold) > 1:
+        raise UserError(
+            f"{by_fold[None].folder} was evaluated on a split and others on folds of it; compare "
+            "them apart"
+        )
     groups: dict[tuple[str, ...], Group] = {}
     for run, settings in zip(runs, _distinguish(runs), strict=True):
         group = groups.setdefault(tuple(settings.values()), Group(settings, [], {}))
@@ -269,33 +330,42 @@ def _distinguish(runs: Sequence[Run]) -> list[dict[str, str]]:
         names.append({key: str(known.get(key, "-")) for key in keys})
     differing = [key for key in keys if len({name[key] for name in names}) > 1]
     names = [{key: name[key] for key in differing} for name in names]
-    seen: dict[str, tuple[dict[str, str], set[str]]] = {}  # name -> settings, and seeds so far
+    # name -> settings, and seeds and folds so far
+    seen: dict[str, tuple[dict[str, str], set[tuple[str, str | None]]]] = {}
     for run, name in zip(runs, names, strict=True):
         relevant = {key: v for key, v in run.settings.items() if key not in IRRELEVANT}
         settings, seeds = seen.setdefault(str(name), (relevant, set()))
-        if settings != relevant or run.seed in seeds:  # the same name for something else
+        if settings != relevant or (run.seed, run.fold) in seeds:  # one name for two things
             return [{"run": str(run.folder)} for run in runs]
-        seeds.add(run.seed)
+        seeds.add((run.seed, run.fold))
     return names
 
 
 def _differences(runs: Sequence[Run], first: Sequence[Run]) -> dict[str, list[Estimate]]:
-    """Estimate how far runs are above others in every metric, paired by image and by seed."""
-    common = {run.seed for run in runs} & {run.seed for run in first}
-    above, below = (
-        _average([run for run in side if run.seed in common] or side) for side in (runs, first)
-    )
-    return {metric: estimate(above, metric, minus=below) for metric in (*METRICS, "iou")}
+    """Estimate how far runs are above others in every metric, paired by image, fold and seed."""
+    by_fold = []
+    for fold in _by_fold(first):
+        sides = [[run for run in side if run.fold == fold] for side in (runs, first)]
+        common = set.intersection(*({run.seed for run in side} for side in sides))
+        above, below = ([r for r in side if r.seed in common] or side for side in sides)
+        if above:
+            by_fold.append(difference(_average(above), _average(below)))
+    if not by_fold:
+        raise UserError(f"{first[0].folder} and {runs[0].folder} have no fold in common")
+    change = _mean(by_fold)
+    return {metric: estimate(change, metric) for metric in (*METRICS, "iou")}
 
 
 def _average(runs: Sequence[Run]) -> Resampled:
     """Return the metrics of all images, and of every resample of them, averaged over runs."""
+    return _mean([run.resampled for run in runs])
 
+
+def _mean(parts: Sequence[Resampled]) -> Resampled:
     def mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
 
-    every = [run.resampled for run in runs]
-    return Resampled(mean([one.whole for one in every]), mean([one.drawn for one in every]))
+    return Resampled(mean([part.whole for part in parts]), mean([part.drawn for part in parts]))
 
 
 def rows(groups: Sequence[Group]) -> list[list[str]]:
@@ -303,10 +373,13 @@ def rows(groups: Sequence[Group]) -> list[list[str]]:
     result = []
     for group in groups:
         low, high = percent(min(group.mean_iou)), percent(max(group.mean_iou))
+        folds = len(_by_fold(group.runs))
         row = [
             group.name,
-            " ".join(run.seed for run in group.runs),
+            " ".join(dict.fromkeys(run.seed for run in group.runs))
+            + (f", {folds} folds" if folds > 1 else ""),
             percent(fmean(group.mean_iou)),
+            f"{percent(group.interval.low)} to {percent(group.interval.high)}",
             f"{low} to {high}" if len(group.runs) > 1 else "-",
             percent(group.trimap[TRIMAP - 1]),
         ]
@@ -322,7 +395,7 @@ def rows(groups: Sequence[Group]) -> list[list[str]]:
 
 def as_json(groups: Sequence[Group]) -> dict[str, Any]:
     """Return the contents of compare.json; rates are 0..1."""
-    protocol = groups[0].runs[0].metrics["protocol"]
+    protocol = _protocol(groups)
     return {
         **{key: protocol[key] for key in ("data", "split", "images")},
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
@@ -332,7 +405,9 @@ def as_json(groups: Sequence[Group]) -> dict[str, Any]:
                 "settings": group.settings,
                 "runs": [str(run.folder) for run in group.runs],
                 "seeds": [run.seed for run in group.runs],
+                "folds": [run.fold for run in group.runs],
                 "mean_iou": group.mean_iou,
+                "interval": [group.interval.low, group.interval.high],
                 "trimap": group.trimap,
                 "difference": {
                     metric: asdict(estimates[0])
@@ -343,6 +418,21 @@ def as_json(groups: Sequence[Group]) -> dict[str, Any]:
             for group in groups
         ],
     }
+
+
+def _protocol(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return what was evaluated: the images of all folds together."""
+    first = groups[0].runs[0]
+    folds = _by_fold([run for group in groups for run in group.runs])
+    protocol = first.metrics["protocol"] | {"images": sum(map(len, _by_images(groups)))}
+    if len(folds) > 1:
+        protocol["data"] = f"{first.settings['data.name']} (folds {', '.join(map(str, folds))})"
+    return protocol
+
+
+def _by_images(groups: Sequence[Group]) -> dict[tuple[str, ...], Run]:
+    """Return a run for each set of images, by their ids; folds have several."""
+    return {tuple(run.ids): run for group in groups for run in group.runs}
 
 
 def report(
@@ -358,16 +448,20 @@ def report(
     """
     first = groups[0].runs[0]
     every = [group.runs[0].settings for group in groups]
-    keys = dict.fromkeys(key for settings in every for key in settings if key != "seed")
+    keys = dict.fromkeys(
+        key for settings in every for key in settings if key not in ("seed", "data.fold")
+    )
     settings = [(key, [one.get(key, "-") for one in every]) for key in keys]
+    each = [run.metrics["classes"] for run in _by_images(groups).values()]
+    pixels = [sum(entry["pixels"] for entry in entries) for entries in zip(*each, strict=True)]
     table = [
-        (entry["name"], f"{entry['pixels']:,}", numbers)
-        for entry, numbers in zip(first.metrics["classes"], _numbers(groups, "iou"), strict=True)
+        (name, f"{count:,}", numbers)
+        for name, count, numbers in zip(first.classes, pixels, _numbers(groups, "iou"), strict=True)
     ]
     table += [(words, "", _numbers(groups, metric)[0]) for metric, words in METRICS.items()]
     trimap = plots.trimap_plot({group.name: group.trimap for group in groups})
-    context = {
-        "protocol": first.metrics["protocol"],
+    context: dict[str, Any] = {
+        "protocol": _protocol(groups),
         "title": f"Comparison of {sum(len(group.runs) for group in groups)} runs",
         "level": f"{LEVEL:.0%}",
         "resamples": f"{RESAMPLES:,}",
@@ -416,7 +510,8 @@ def _confusion(group: Group) -> str:
     """Return the figure of the confusion matrix of a group's first run."""
     run = group.runs[0]
     picture = plots.confusion_plot(np.array(run.metrics["confusion"]), run.classes)
-    caption = f"{group.name}, seed {run.seed}"
+    fold = "" if run.fold is None else f", fold {run.fold}"
+    caption = f"{group.name}, seed {run.seed}{fold}"
     return page.figure(picture, f"Confusion matrix of {caption}", caption, plot=True)
 
 
@@ -434,7 +529,9 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
     masks = []
     for group in groups[:SHOWN]:
-        run = group.runs[0]
+        run = next((run for run in group.runs if run.fold == first.fold), None)
+        if run is None:
+            continue
         taken = _open_recorded(first, run, cfg.data_root)
         predicted = predicted_rows(_load(run, device, dataset.classes), taken, chosen)
         for index, (image, ground_truth, mask) in zip(chosen, predicted, strict=True):

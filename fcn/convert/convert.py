@@ -38,6 +38,7 @@ from fcn.convert.exports import Export, Reading, recognise
 from fcn.convert.masks import rims
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
+from fcn.data.groups import check_pattern
 from fcn.data.images import image_size, orientation
 from fcn.data.layouts import DESCRIPTION, described
 from fcn.dataset_info import VOID, DatasetInfo
@@ -64,7 +65,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         DataError: the export lacks something; says which setting supplies it.
     """
     root, target = _folders(cfg)
-    pattern = splits.check_pattern(cfg.group)
+    pattern = check_pattern(cfg.group)
     description = described(root)
     data, listed = with_description(cfg.data, description), description.get("classes", [])
     folder = ExportFolder(root, cfg.images, cfg.masks)

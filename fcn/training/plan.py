@@ -23,7 +23,7 @@ from fcn.config import LossConfig, RecipeConfig, TrainConfig, unknown_key
 from fcn.data.dataset import SegmentationDataset, check_overlap
 from fcn.data.download import fetch
 from fcn.data.images import image_size
-from fcn.data.layouts import VOC_CLASSES, open_split
+from fcn.data.layouts import VOC_CLASSES, check_folds, open_split
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.data.transforms import check_transforms, make_transforms
 from fcn.dataset_info import DatasetInfo
@@ -217,6 +217,7 @@ def check_combinations(cfg: TrainConfig) -> None:
     Raises:
         ConfigError: names the keys and the reason.
     """
+    check_folds(cfg.data)
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
     lr, reduction = learning_rate(recipe, model.name), recipe.loss_reduction
     if recipe.scale[0] > recipe.scale[1]:
@@ -532,7 +533,7 @@ def _title(
     return {
         "model": f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}",
         "upsampling": cfg.upsampling._target_ or cfg.upsampling.name,
-        "data": f"{cfg.data.name} in {cfg.data.root}: {len(train)} training images, {len(val)} "
+        "data": f"{cfg.data.title} in {cfg.data.root}: {len(train)} training images, {len(val)} "
         f"validation images, {len(train.classes)} classes{bands}",
         "recipe": f"{cfg.recipe.name}: {length.max_steps} steps of {images} images, "
         f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss{changes}",

@@ -31,8 +31,8 @@ PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "
 FIXED = (
     "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
     "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
-    "upsampling._target_", "loss._target_",
-    "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
+    "upsampling._target_", "loss._target_", "data.fold", "data.folds", "data.fold_seed",
+    "data.group", "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 # Settings that say how a run was started, not what it is.

@@ -427,7 +427,7 @@ def evaluate_best(
             plan.val,
             folder,
             console,
-            data=settings.data.name,
+            data=settings.data.title,
             split=settings.data.val_split,
             batch_size=max(1, plan.recipe.batch_size // 2),  # no more memory than in validation
             num_workers=plan.num_workers,
