@@ -111,6 +111,9 @@ class Checkpoint:
         try:
             with torch.device("meta"):
                 model = FCN(**self.about["model"])
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: cannot build its model: {error}") from error
+        try:
             # Copies: the weights may lie in a mapped file, which can change.
             copies = {
                 name: tensor.to(

@@ -53,12 +53,13 @@ COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
 # Keys with entries of any name, which Hydra would want a + for: Lightning's Trainer has many.
 OPEN_KEYS = (
     r"^\+*((?:trainer\.|logger\.|callbacks\.|model\.skip_scales|recipe\.lr_by_model"
-    r"|recipe\.optimizer_arguments).*)"
+    r"|recipe\.optimizer_arguments|loss\.arguments).*)"
 )
 
 
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
+OF_TRAINING = ("recipe", "augmentation")  # groups of train's settings that prepare_data takes too
 
 
 def run(name: str) -> Any:
@@ -114,6 +115,7 @@ class Command:
         self.name = name
         self.traceback = os.environ.get("HYDRA_FULL_ERROR")  # asked for by the user
         self.flags: list[str] = []  # of Hydra's, such as --config-path
+        self.training: list[str] = []  # overrides of prepare_data that are settings of train
         self.run: Path | None = None  # the folder of the run that is resumed
         self.made: Path | None = None  # the folder that was made for this command
         self.result: Any = None
@@ -123,6 +125,9 @@ class Command:
 
     def arguments(self, given: list[str]) -> list[str]:
         """Return the command line as Hydra is to see it: with the folder to work in."""
+        if self.name == "prepare_data":
+            self.training = [a for a in given if re.split("[.=]", a.lstrip("+"))[0] in OF_TRAINING]
+            given = [a for a in given if a not in self.training]
         values = {b for a, b in pairwise(given) if a.startswith("--config-")}  # of a flag
         overrides = [a for a in given if "=" in a and not a.startswith("-") and a not in values]
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -195,6 +200,10 @@ class Command:
         if self.run is not None:
             resume = values["resume"]
             values = settings_to_resume(self.run, values, given) | {"resume": resume}
+        if self.training:
+            ConfigStore.instance().store(name="train_schema", node=SCHEMAS["train"])
+            recipe = hydra.compose("train", self.training)["recipe"]
+            values["recipe"] = OmegaConf.to_container(recipe, resolve=True)
         if self.name == "train":
             values["trainer"] = later_wins(values["trainer"], given)
         elif self.name in ("evaluate", "explain") and values["checkpoint"] not in (None, MISSING):

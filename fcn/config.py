@@ -111,6 +111,7 @@ class BackboneConfig(Schema):
 @dataclass
 class UpsamplingConfig(Schema):
     name: str = setting("fixed", "set by upsampling=CHOICE")
+    _target_: str | None = setting(None, "instead: a subclass of yours of models.upsampling's")
 
 
 @dataclass
@@ -123,6 +124,10 @@ class DataConfig(Schema):
     train_split: str = setting("train", "split to train on")
     val_split: str = setting("val", "split to validate on")
     split: str | None = setting(None, "split to evaluate; null: val_split")
+    fold: int | None = setting(None, "validate on this fold, train on the others; from 0", ge=0)
+    folds: int = setting(5, "folds of train_split and val_split together", ge=2)
+    fold_seed: int = setting(0, "seed of their draw, apart from a run's", ge=0, lt=2**32)
+    group: str | None = setting(None, "names with the same match are in one fold: a pattern")
     # These six may also stand in dataset.yaml beside the data; the command line wins over the file.
     classes: list[str] = setting([], "names of the labels 0, 1, ...", max_length=255)
     colours: list[Colour] = setting([], "RGB of each class, [[0,0,0],...]; []: VOC's")
@@ -136,6 +141,11 @@ class DataConfig(Schema):
     download: bool = setting(False, "fetch what is missing: VOC, SBD")
     url: str | None = setting(None, "fetch from here: an archive, or a folder ending in /")
     checksum: str | None = setting(None, "of url: md5:..., sha1:..., sha256:...", pattern=CHECKSUM)
+
+    @property
+    def title(self) -> str:
+        """The name, with the fold if there is one."""
+        return self.name if self.fold is None else f"{self.name} (fold {self.fold} of {self.folds})"
 
 
 @dataclass
@@ -160,11 +170,14 @@ class RecipeConfig(Schema):
     scale: Scale = setting([1.0, 1.0], "random resize of crops, [from, to]")
     flip: bool = setting(False, "mirror half of the images")
     jitter: float = setting(0.0, "of brightness, contrast and saturation", ge=0, le=1)
+    transforms: list[dict[str, Any]] = setting([], "of image and mask; see augmentation")
 
 
 @dataclass
 class LossConfig(Schema):
     name: str = setting("cross_entropy", "set by loss=CHOICE")
+    _target_: str | None = setting(None, "instead: a class of yours: (score, target) -> loss")
+    arguments: dict[str, Any] = setting({}, "of _target_, which also gets ignore_index=255")
     class_weights: Any = setting(None, "one number per class, balanced (by pixels), or null")
     label_smoothing: float = setting(0.0, "of cross entropy", ge=0, lt=1)
     dice_weight: float = setting(1.0, "dice: its weight next to cross entropy", gt=0)
@@ -243,6 +256,7 @@ class PrepareDataConfig(Schema):
     processes: int | None = setting(None, "readers; null: one per core", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     shards: str | None = setting(None, "also write WebDataset tars to this folder")
+    recipe: RecipeConfig | None = setting(None, "recipe= and augmentation= draw what they show")
     convert: str | None = setting(None, "first convert an export: folder, .zip, hf://datasets/NAME")
     to: str | None = setting(None, "convert: the new folder to write, for data=folder")
     images: str | None = setting(None, "convert: a folder, a pattern such as *.jpg, or a column")

@@ -33,6 +33,11 @@ class DatasetInfo:
     value_range: list[float] | None = None
     bands: list[int | str] = field(default_factory=list)
 
+    @property
+    def channels(self) -> int:
+        """C of the images."""
+        return len(self.bands) or 3
+
 
 INFO_KEYS = tuple(DatasetInfo.__dataclass_fields__)  # of dataset.yaml, and of DataConfig
 

@@ -27,7 +27,7 @@ from fcn.errors import ConfigError, UserError
 from fcn.inference import evaluate
 from fcn.inference.metrics import estimate, rates, resample, tally
 from fcn.inference.predictor import Predictor
-from fcn.output import make_console
+from fcn.output import make_console, percent
 from fcn.pictures import page, visualize
 from tests.conftest import TinyVOC, random_model
 
@@ -117,13 +117,60 @@ def test_groups_average_over_seeds_and_differ_in_pairs() -> None:
     assert fixed.differences is None
     assert difference(learned) == pytest.approx(0.3 - 0.2)  # seed 0 alone is in both
     _, first, second = compare.table(found)
-    assert first == ["A", "25.00", "-", "-", "20.00 to 30.00", "12.50", "0 1"]
-    assert second[:3] == ["B", "37.50", "+10.00"]
+    spread = "25.00 to 25.00"  # its images are alike
+    assert first == ["A", "25.00", spread, "-", "-", "20.00 to 30.00", "12.50", "0 1"]
+    assert (second[:2], second[3]) == (["B", "37.50"], "+10.00")
     content = json.loads(json.dumps(compare.as_json(found)))
     assert content["groups"][0]["difference"] is None
     assert content["groups"][0]["trimap"][0] is None
     assert content["groups"][1]["seeds"] == ["0", "5"]
     assert content["groups"][1]["difference"]["mean_iou"]["value"] == pytest.approx(0.1)
+
+
+def test_groups_average_over_folds_and_differ_fold_by_fold() -> None:
+    """Folds have other images, and another number of them; b lacks a fold and has a second seed."""
+
+    def of(fold: int, correct: list[int], net: str, seed: int = 0) -> Run:
+        run = make_run(correct, seed=seed, net=net, data={"fold": fold, "name": "tiny"})
+        run.ids = [f"{name} of fold {fold}" for name in run.ids]
+        return run
+
+    a = [of(0, [2, 4], "a"), of(1, [6, 8, 4], "a"), of(2, [8], "a")]
+    b = [of(0, [4, 6], "b"), of(1, [6, 9, 9], "b", 1), of(1, [7, 7, 7], "b")]
+    found = compare_runs([*a, *b])
+    first, second = found.groups
+    assert found.mean_iou(first) == pytest.approx([0.15, 0.3, 0.4])
+    row = compare.table(found)[1]
+    assert (row[1], row[-1]) == (percent(0.85 / 3), "0, 3 folds")
+    interval = estimate(found.average(first), "mean_iou")[0]
+    assert interval.low < interval.value < interval.high  # type: ignore[operator]
+    assert interval.value == pytest.approx(0.85 / 3)
+    assert difference(second) == pytest.approx(((0.25 - 0.15) + (0.35 - 0.3)) / 2)  # of seed 0
+    content = compare.as_json(found)
+    assert (content["data"], content["images"]) == ("tiny (folds 0, 1, 2)", 6)
+    with pytest.raises(UserError, match="no fold in common"):
+        compare_runs([a[0], b[1]])
+    with pytest.raises(UserError, match="different images"):
+        compare_runs([a[0], of(0, [1, 2, 3], "b")])
+    with pytest.raises(UserError, match="apart"):
+        compare_runs([a[0], make_run([1], seed=0, net="b")])
+
+
+def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
+    """c is in the masks of fold 1 alone; in fold 0 one of two runs predicts it."""
+
+    def of(fold: int, c: list[int], net: str) -> Run:
+        run = make_run([4], net, net=net, data={"fold": fold, "name": "tiny"})
+        run.metrics["classes"].append({"name": "c", "pixels": c[1]})
+        third = torch.tensor(c).reshape(1, 3, 1)
+        run.per_image = torch.cat([run.per_image, third], 2)
+        return run
+
+    runs = [of(0, [0, 0, 1], "x"), of(0, [0, 0, 0], "y"), of(1, [5, 5, 5], "x")]
+    found = compare_runs([*runs, of(1, [4, 5, 4], "y")])
+    assert found.note == "Folds whose masks lack c are counted without"
+    assert found.shared == {0: ["background", "thing"], 1: ["background", "thing", "c"]}
+    assert found.mean_iou(found.groups[0]) == pytest.approx([0.2, (0.4 + 0 + 1) / 3])
 
 
 def difference(group: Group) -> float | None:
@@ -147,8 +194,8 @@ def test_differences_are_from_any_row(against: str) -> None:
     assert difference(one) == pytest.approx(-0.05)
     assert difference(three) == pytest.approx(0.05)
     head, *rows = compare.table(found)
-    assert head[2] == "difference from B"
-    assert [row[2] for row in rows] == ["-5.00", "-", "+5.00"]
+    assert head[3] == "difference from B"
+    assert [row[3] for row in rows] == ["-5.00", "-", "+5.00"]
     with pytest.raises(ConfigError, match=r"against=D: no such row.* C: lr=3"):
         compare_runs(runs, "D")
 
@@ -250,7 +297,7 @@ def test_the_page_escapes_names_and_needs_neither_network_nor_scripts(
     read = Reader(text)
     assert not {tag for tag, _ in read.tags} & {"b", "script", "iframe"}
     assert not re.search("https?:", text)
-    assert read.text.count(NASTY) >= 3  # a class, in the table and the legend; the recipe
+    assert read.text.count(NASTY) >= 2  # a class, in the table and the legend
     assert "B − A" in read.text
     assert "upsampling=learned" in read.text
     assert "None" not in read.text
@@ -304,7 +351,7 @@ def test_stages_differ_in_the_model(data: TinyVOC) -> None:
     for age, name in enumerate(("fcn32s", "fcn8s")):
         folder = leave_run(data, f"run/{name}")
         content = json.loads((folder / "run.json").read_text())
-        content["config"]["model"] = {"name": name}
+        content["config"]["model"] = {"stride": int(name[3:-1]), "skip_scales": {}}
         content["overrides"] = ["stages=[fcn32s,fcn8s]"]
         (folder / "run.json").write_text(json.dumps(content))
         os.utime(folder / "metrics.json", (age, age))
@@ -406,7 +453,7 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     assert found.mean_iou(found.groups[1]) == pytest.approx([(8 / 10 + 9 / 12) / 2])
     assert difference(found.groups[1]) == pytest.approx((9 / 12 - 10 / 12) / 2)
     # Near boundaries, only the mean over all classes of a run is known.
-    assert [row[5] for row in compare.table(found)[1:]] == ["50.00", "-"]
+    assert [row[6] for row in compare.table(found)[1:]] == ["50.00", "-"]
 
 
 def with_classes(names: str, folder: str, missed: int) -> Run:
@@ -426,7 +473,7 @@ def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
     """The third run lacks c, so no mean counts it; the first two differ over a, b and c."""
     runs = [with_classes("abc", "x", 0), with_classes("abc", "y", 5), with_classes("abd", "z", 5)]
     found = compare_runs(runs)
-    assert found.shared == ["a", "b"]
+    assert found.shared == {None: ["a", "b"]}
     assert found.note.startswith("Not all runs have c, d: the means are over the other 2 classes")
     iou_a, iou_b = 10 / 15, 5 / 10
     means = [found.mean_iou(group)[0] for group in found.groups]

@@ -1,5 +1,6 @@
 """The choices in configs/ against the info they stand for and the code that takes them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_every_choice_is_a_file_and_every_file_a_choice() -> None:
     for group in ("model", "backbone", "upsampling", "data", "loss"):
         for choice in choices(group):
             assert getattr(composed(f"{group}={choice}"), group).name == choice
+
+
+@pytest.mark.parametrize("chosen", ["recipe=modern", "experiment=voc_vgg16"])
+def test_an_augmentation_adds_transforms_to_any_recipe(chosen: str) -> None:
+    plain = composed(chosen).recipe
+    assert plain.transforms == []
+    for choice in choices("augmentation") - {"none"}:
+        recipe = composed(chosen, f"augmentation={choice}").recipe
+        assert len(recipe.transforms) > 1
+        assert replace(recipe, transforms=[]) == plain
 
 
 def test_every_setting_has_a_meaning() -> None:

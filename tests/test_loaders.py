@@ -29,6 +29,7 @@ from fcn.data.loaders import (
 from fcn.data.transforms import TrainTransform
 from fcn.errors import ConfigError
 from tests.conftest import TinyVOC
+from tests.test_transforms import DRAWING
 
 
 def opened(tiny_voc: TinyVOC, recipe: RecipeConfig) -> SegmentationData:
@@ -77,7 +78,10 @@ def test_evaluation_counts_every_image_once_over_ranks(world: int) -> None:
 
 def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC) -> None:
     dataset = open_split(tiny_voc.config(), "train")
-    samples = TrainingSamples(dataset, TrainTransform(32, [0.5, 2.0], True, 0.5))
+    recipe = RecipeConfig(
+        "test", crop=32, scale=[0.5, 2.0], flip=True, jitter=0.5, transforms=DRAWING
+    )
+    samples = TrainingSamples(dataset, TrainTransform.of(recipe, 3))
 
     def load(num_workers: int) -> list[torch.Tensor]:
         torch.manual_seed(num_workers)  # must not matter

@@ -1,6 +1,7 @@
 """Losses against independent computations, with ignored pixels."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fcn.training.loss import (
     LOSSES,
     balanced_weights,
     check_class_weights,
+    check_loss,
     focal_loss,
     make_loss,
     pixel_loss,
@@ -220,3 +222,50 @@ def test_the_weight_is_a_buffer_that_follows_the_module(name: str, dtype: torch.
     assert torch.autograd.grad(loss, score)[0].isfinite().all()
     outer.to("meta")
     assert outer.loss.weight.is_meta
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+def test_a_loss_of_torch_leaves_out_ignored_pixels_and_takes_class_weights(
+    weights: list[float] | None,
+) -> None:
+    own = LossConfig(_target_="torch.nn.CrossEntropyLoss", class_weights=weights)
+    weight = torch.tensor(weights) if weights else None
+    score = torch.randn(2, 3, 5, 7)
+    target = torch.randint(3, (2, 5, 7))
+    target[:, :2] = 255
+    value = make_loss(own, "mean", weight)(score, target)
+    torch.testing.assert_close(value, pixel_loss(score, target, "mean", weight=weight))
+    check_loss(own, "mean", 3)
+
+
+class Own(torch.nn.Module):
+    def __init__(self, returns: str = "mean") -> None:
+        super().__init__()
+        self.returns = returns
+
+    def forward(self, score: Tensor, target: Tensor) -> Any:
+        pixels = score.square().mean(1)
+        return {"mean": pixels.mean(), "pixels": pixels, "constant": pixels.mean().detach()}[
+            self.returns
+        ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"_target_": "nowhere.Loss"}, "nowhere.Loss: No module named 'nowhere'"),
+        ({"_target_": "torch.nn.MSELoss"}, "torch.nn.MSELoss: "),
+        ({"_target_": f"{__name__}.Own", "arguments": {"returns": "pixels"}}, "scalar"),
+        ({"_target_": f"{__name__}.Own", "arguments": {"returns": "constant"}}, "grad"),
+        ({"_target_": f"{__name__}.Own", "arguments": {"return": "mean"}}, "'return'"),
+        ({"_target_": f"{__name__}.Own", "class_weights": [1, 2, 3]}, "no argument weight"),
+        ({"_target_": f"{__name__}.Own", "gamma": 3.0}, "loss.gamma=3.0"),
+        ({"arguments": {"returns": "mean"}}, "they belong to loss._target_"),
+    ],
+)
+def test_what_is_no_loss_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_loss(LossConfig(**settings), "mean", 3)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    check_loss(LossConfig(_target_=f"{__name__}.Own"), "mean", 3)

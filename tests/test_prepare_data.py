@@ -196,6 +196,24 @@ def test_a_folder_without_some_masks_is_inspected_too(tmp_path: Path) -> None:
     assert re.search(r"annotations/train/a\.png: mask not found", missing)
 
 
+def test_of_a_recipe_the_images_are_shown_as_training_sees_them(
+    tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    arguments = [*tiny_voc.overrides(), "processes=1", "overwrite=true"]
+    arguments.append(f"hydra.run.dir={tmp_path}/out")
+    command("prepare_data", *arguments)
+    sheet = tmp_path / "out" / "training.png"
+    assert not sheet.exists()
+    seen = set()
+    for choices in (["recipe=finetune"], ["augmentation=aerial", "recipe.crop=32"]):
+        command("prepare_data", *arguments, *choices)
+        seen.add(sheet.read_bytes())
+    assert len(seen) == 2
+    wrong = "recipe.transforms=[{_target_: nowhere.X}]"
+    assert "nowhere.X" in error_line("prepare_data", *arguments, wrong)
+    assert "recipe.crop=0" in error_line("prepare_data", *arguments, "recipe.crop=0")
+
+
 def test_the_command_exits_with_1_if_training_would_fail(
     tiny_voc: TinyVOC,
     tmp_path: Path,

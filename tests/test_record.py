@@ -205,6 +205,8 @@ def test_the_recorded_settings_come_back_wherever_they_came_from(
         ("recipe.ema_decay=0.9", "recipe.ema_decay"),
         ("model=fcn32s", "model.stride"),
         ("upsampling=learned", "upsampling.name"),
+        ("loss._target_=torch.nn.CrossEntropyLoss", "loss._target_"),
+        ("data.fold=0", "data.fold"),
         ("backbone.width=8", "backbone.width"),
         ("data.classes=[background,cat,dog,cow]", "data.classes"),
         ("recipe=modern", "keeps its recipe"),
@@ -228,8 +230,11 @@ def test_choices_that_a_resumed_run_can_change_are_changed(
     tiny_voc: TinyVOC, run_in: Callable[..., Any]
 ) -> None:
     interrupt(run_in, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
-    run_in("train", "resume=run", "logger=csv", "loss=focal", "callbacks=early_stopping")
+    choices = ["logger=csv", "loss=focal", "callbacks=early_stopping", "augmentation=aerial"]
+    run_in("train", "resume=run", *choices)
     after = record("run")["config"]
+    assert len(after["recipe"]["transforms"]) == 2
+    assert after["recipe"]["crop"] == 32
     assert (list(after["logger"]), after["loss"]["name"]) == (["csv"], "focal")
     assert list(after["callbacks"]) == ["early_stopping"]
     assert after["trainer"]["max_steps"] == 4  # the recipe's keys stay

@@ -31,6 +31,7 @@ from fcn.training.run import (
     write_run_record,
 )
 from tests.conftest import TinyVOC
+from tests.test_transforms import DRAWING
 
 QUIET = Console(quiet=True)
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -109,7 +110,7 @@ def test_a_stopped_run_ends_as_one_left_alone(
     tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: Any
 ) -> None:
     length, limit, accumulate, interval, (at, how) = cell
-    cfg = tiny_voc.training(schedule="cosine")
+    cfg = tiny_voc.training(schedule="cosine", transforms=DRAWING)
     cfg.logger = {}
     del cfg.trainer["max_steps"], cfg.trainer["val_check_interval"]
     cfg.trainer |= length | limit | interval | {"accumulate_grad_batches": accumulate}

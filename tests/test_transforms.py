@@ -1,15 +1,54 @@
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+import tifffile
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from fcn.config import CONFIGS, RecipeConfig
+from fcn.data.images import read_image
 from fcn.data.transforms import (
     MEAN_COLOUR,
     TrainTransform,
     adjust_colours,
+    check_transforms,
+    mean_colour,
     pad_collate,
     random_scaled_crop,
+    seeded,
 )
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import ConfigError
+
+V2 = "torchvision.transforms.v2."
+ROTATION = {"_target_": V2 + "RandomRotation", "degrees": [30, 60]}
+GEOMETRY: list[dict[str, Any]] = [
+    ROTATION,
+    {"_target_": V2 + "RandomAffine", "degrees": 20, "translate": [0.3, 0.3], "scale": [0.5, 0.8]},
+    {"_target_": V2 + "RandomPerspective", "p": 1.0, "distortion_scale": 0.3},
+    {"_target_": V2 + "ElasticTransform", "alpha": 100.0},
+    {"_target_": V2 + "RandomCrop", "size": [70, 80], "padding": 12},
+    {"_target_": V2 + "RandomZoomOut", "p": 1.0},
+]
+HOLDERS: dict[str, Any] = {
+    "alone": lambda entry: entry,
+    "RandomApply": lambda entry: {"_target_": V2 + "RandomApply", "p": 1.0, "transforms": [entry]},
+    "RandomChoice": lambda entry: {"_target_": V2 + "RandomChoice", "transforms": [entry, entry]},
+    "Compose in RandomApply": lambda entry: {
+        "_target_": V2 + "RandomApply",
+        "p": 1.0,
+        "transforms": [{"_target_": V2 + "Compose", "transforms": [entry]}],
+    },
+}
+
+
+def recipe(*transforms: dict[str, Any], **settings: Any) -> RecipeConfig:
+    return RecipeConfig(name="test", transforms=list(transforms), **settings)
 
 
 def coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -135,3 +174,168 @@ def test_colours_are_adjusted_as_torchvision_does_in_three_steps() -> None:
         torch.testing.assert_close(adjusted.double(), expected, atol=0.51, rtol=0)
     bright = adjust_colours(torch.full((3, 2, 2), 250, dtype=torch.uint8), 1.5, 1.0, 1.0)
     assert (bright == 255).all()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("holder", "channels"), list(zip(HOLDERS, [3, 5, 1, 3], strict=True)))
+@pytest.mark.parametrize("entry", GEOMETRY, ids=lambda entry: entry["_target_"].split(".")[-1])
+def test_new_pixels_are_the_mean_and_ignored(
+    entry: dict[str, Any], holder: str, channels: int, interpolation: str
+) -> None:
+    """Of a mask without class 0: a rotation's own default would make its new corners class 0."""
+    if not entry["_target_"].endswith(("Crop", "ZoomOut")):
+        entry = entry | {"interpolation": interpolation}
+    holds = HOLDERS[holder](entry)
+    image = torch.full((channels, 64, 80), 200, dtype=torch.uint8)
+    target = torch.full((64, 80), 3, dtype=torch.uint8)
+    transform = TrainTransform.of(recipe(holds), channels)
+    for seed in range(5):
+        with seeded(seed):
+            pixels, labels = transform(image, target)
+        assert labels.unique().tolist() == [3, 255]
+        mean = torch.tensor(mean_colour(channels))[:, None, None]
+        share = (pixels - mean) / (200 - mean)  # of the old image in each pixel
+        old, new = labels == 3, labels == 255
+        if "interpolation" in entry and interpolation == "bilinear":
+            # Pixels at the edge are neither: torchvision makes them darker than both.
+            old, new = (_inside(part) for part in (old, new))
+        assert (share[:, old] == 1).all()
+        assert (share[:, new] == 0).all()
+
+
+def _inside(part: Tensor) -> Tensor:
+    """Return the pixels of a part whose neighbours are all in it; not those at the frame."""
+    others = nn.functional.pad((~part).float()[None], (1, 1, 1, 1), value=1)
+    return nn.functional.max_pool2d(others, 3, 1)[0] == 0
+
+
+def test_an_image_of_16_bits_and_many_bands_is_filled_in_its_own_range(tmp_path: Path) -> None:
+    """Its known range becomes 0 to 255 when it is read, so that the mean lies in the middle."""
+    values = np.full((40, 50, 5), 1800, np.uint16)
+    tifffile.imwrite(tmp_path / "deep.tif", values, photometric="minisblack", planarconfig="contig")
+    info = DatasetInfo(bands=[0, 1, 2, 3, 4], value_range=[1000, 2000])
+    image, target = read_image(tmp_path / "deep.tif", info), torch.ones(40, 50, dtype=torch.uint8)
+    pixels, labels = TrainTransform.of(recipe(ROTATION), info.channels)(image, target)
+    assert (pixels[:, labels == 1] == 204).all()  # 0.8 of 255
+    assert (pixels[:, labels == 255] == 115).all()
+    assert (labels == 255).any()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"_target_": V2 + "RandomRotation", "degrees": 180},
+        {"_target_": V2 + "RandomAffine", "degrees": 0, "scale": [0.5, 1.5], "shear": 10},
+        {"_target_": V2 + "RandomPerspective", "p": 1.0, "distortion_scale": 0.4},
+        {"_target_": V2 + "ElasticTransform", "alpha": 60.0},
+    ],
+    ids=lambda entry: entry["_target_"].split(".")[-1],
+)
+def test_an_object_moves_in_image_and_mask_together(entry: dict[str, Any]) -> None:
+    y, x = torch.meshgrid(torch.arange(90), torch.arange(100), indexing="ij")
+    target = ((y - 40) ** 2 + (x - 55) ** 2 < 10**2).to(torch.uint8)
+    image = (255 * target).expand(3, -1, -1)
+    transform = TrainTransform.of(recipe(entry | {"interpolation": "bilinear"}), 3)
+    shifts = []
+    for seed in range(20):
+        with seeded(seed):
+            pixels, labels = transform(image, target)
+        disc = (labels == 1).double()
+        near = nn.functional.max_pool2d(disc[None, None], 5, 1, 2)[0, 0]  # no edge of the image
+        bright = pixels[0] * near
+        shifts.append([_centre(bright, a) - _centre(disc, a) for a in (0, 1)])
+    assert torch.tensor(shifts).abs().max() < 0.5
+    assert torch.tensor(shifts).mean(0).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("choice", sorted(path.stem for path in CONFIGS.glob("augmentation/*")))
+def test_the_choices_fit_images_of_any_size_and_channels(choice: str, channels: int) -> None:
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"augmentation/{choice}.yaml"))
+    chosen = recipe(*content["transforms"])
+    if choice == "photo" and channels == 4:  # hue is that of RGB
+        with pytest.raises(ConfigError, match="1 or 3, but found 4"):
+            check_transforms(chosen, channels, 21, (50, 70))
+    else:
+        check_transforms(chosen, channels, 21, (50, 70))
+
+
+def test_a_given_fill_is_the_images_alone() -> None:
+    entry = ROTATION | {"fill": 0}
+    image, target = torch.full((3, 40, 40), 9, dtype=torch.uint8), torch.ones(40, 40).byte()
+    pixels, labels = TrainTransform.of(recipe(entry), 3)(image, target)
+    assert (pixels[:, labels == 255] == 0).all()
+    assert labels.unique().tolist() == [1, 255]
+
+
+class Drawing:
+    """A transform that draws from NumPy and Python, and changes the mask as it is told."""
+
+    def __init__(self, mask: str = "keep") -> None:
+        self.mask = mask
+
+    def __call__(self, image: Tensor, target: Tensor) -> Any:
+        image = (image + np.random.randint(9) + random.randrange(9)).byte()  # noqa: NPY002
+        new = {
+            "keep": target,
+            "float": target.float(),
+            "cut": target[1:],
+            "black": torch.zeros_like(target),
+            "smooth": (target // 2).byte(),
+        }
+        return image if self.mask == "none" else (image, new[self.mask])
+
+
+def own(mask: str) -> dict[str, Any]:
+    return {"_target_": f"{__name__}.Drawing", "mask": mask}
+
+
+DRAWING = [own("keep"), ROTATION, {"_target_": V2 + "ElasticTransform", "alpha": 60.0}]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"_target_": "nowhere.Transform"}, "nowhere.Transform: No module named 'nowhere'"),
+        ({"_target_": V2 + "RandomRotatoin"}, "has no attribute"),
+        ({"_target_": "pathlib.Path"}, "pathlib.Path is no transform"),
+        ({"degrees": 3}, "no _target_"),
+        (ROTATION | {"degres": 3}, "degres"),
+        ({"_target_": V2 + "RandomApply", "transforms": [{"_target_": "nowhere.X"}]}, "nowhere.X"),
+        ({"_target_": V2 + "AutoAugment"}, "Mask are not supported"),
+        ({"_target_": V2 + "ToPILImage"}, "returns (Image, Mask), not"),
+        ({"_target_": V2 + "RandomCrop", "size": 500}, "larger than input image size (64, 64)"),
+        ({"_target_": V2 + "Grayscale", "num_output_channels": 1}, "uint8 (1, 64, 64)"),
+        (own("none"), "returns Tensor, not image and mask"),
+        (own("float"), "float32 (64, 64); both must stay uint8"),
+        (own("cut"), "uint8 (63, 64)"),
+        (own("black"), "the label 0 where there was none"),
+        (own("smooth"), "the label 0 where there was none"),
+    ],
+)
+def test_what_is_no_transform_of_image_and_mask_is_refused(
+    entry: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_transforms(recipe(entry, crop=64), 3, 8, None)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    check_transforms(recipe(own("keep"), ROTATION, crop=64), 3, 8, None)
+
+
+def test_a_seed_repeats_every_draw_and_leaves_the_generators_alone() -> None:
+    image, target = coordinates(40, 40)
+    transform = TrainTransform.of(recipe(own("keep"), ROTATION), 3)
+
+    def drawn(seed: int) -> Tensor:
+        with seeded(seed):
+            return transform(image, target)[0]
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert torch.equal(drawn(5), drawn(5))
+    assert not torch.equal(drawn(5), drawn(6))
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert after == states

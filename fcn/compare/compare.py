@@ -15,7 +15,7 @@ from fcn.compare.runs import Comparison, compare_runs, find_runs, read_run
 from fcn.config import CompareConfig
 from fcn.device import pick_device
 from fcn.errors import UserError
-from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate
+from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, estimate
 from fcn.output import atomic_write, percent, refuse_overwriting, write_json
 from fcn.pictures import plots
 
@@ -61,8 +61,9 @@ def table(found: Comparison) -> list[list[str]]:
         [
             "run",
             "mean IoU (%)",
-            f"difference from {found.base.name}",
             f"{LEVEL:.0%} interval",
+            f"difference from {found.base.name}",
+            f"its {LEVEL:.0%} interval",
             "range",
             f"within {TRIMAP} px of boundaries",
             "seeds",
@@ -71,15 +72,19 @@ def table(found: Comparison) -> list[list[str]]:
     for group in found.groups:
         mean_iou = found.mean_iou(group)
         low, high = percent(min(mean_iou)), percent(max(mean_iou))
+        interval = estimate(found.average(group), "mean_iou")[0]
+        count = len({run.fold for run in group.runs})
+        folds = f", {count} folds" if count > 1 else ""
         change = group.differences and group.differences.metrics["mean_iou"]
         rows.append(
             [
                 group.name,
                 percent(fmean(mean_iou)),
+                f"{percent(interval.low)} to {percent(interval.high)}",
                 *(_signed(change) if change else ("-", "-")),
                 f"{low} to {high}" if len(group.runs) > 1 else "-",
                 percent(found.trimap(group)[TRIMAP - 1]),
-                " ".join(run.seed for run in group.runs),
+                " ".join(dict.fromkeys(run.seed for run in group.runs)) + folds,
             ]
         )
     return rows
@@ -93,12 +98,12 @@ def _signed(change: Estimate) -> tuple[str, str]:
 
 def as_json(found: Comparison) -> dict[str, Any]:
     """Return the contents of compare.json; rates are 0..1, null where they are unknown."""
-    protocol = found.groups[0].runs[0].metrics["protocol"]
+    every = {name for names in found.shared.values() for name in names}
     return {
-        **{key: protocol[key] for key in ("data", "split", "images")},
+        **{key: found.protocol[key] for key in ("data", "split", "images")},
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "against": found.base.name,
-        "classes": found.shared,
+        "classes": [name for name in found.classes if name in every],
         "note": found.note,
         "groups": [
             {
@@ -106,7 +111,9 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "settings": group.settings,
                 "runs": [str(run.folder) for run in group.runs],
                 "seeds": [run.seed for run in group.runs],
+                "folds": [run.fold for run in group.runs],
                 "mean_iou": found.mean_iou(group),
+                "interval": asdict(estimate(found.average(group), "mean_iou")[0]),
                 "trimap": found.trimap(group),
                 "difference": group.differences
                 and {name: asdict(one) for name, one in group.differences.metrics.items()}

@@ -38,7 +38,9 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
     masks = []
     for group in groups[:SHOWN]:
-        run = group.runs[0]
+        run = next((run for run in group.runs if run.fold == first.fold), None)
+        if run is None:
+            continue
         taken = _open_recorded(first, run, cfg.data_root)
         predicted = predicted_rows(_load(run, device, dataset.classes), taken, chosen)
         for index, (image, ground_truth, mask) in zip(chosen, predicted, strict=True):

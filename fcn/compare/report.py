@@ -1,5 +1,6 @@
 """The HTML page of a comparison; compare.html next to this file is its template."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,8 @@ def report(
     keys = dict.fromkeys(key for settings in every for key in settings)
     settings = [(key, [one.get(key, "-") for one in every]) for key in keys]
     trimap = plots.trimap_plot({group.name: found.trimap(group) for group in groups})
-    context = {
-        "protocol": groups[0].runs[0].metrics["protocol"],
+    context: dict[str, Any] = {
+        "protocol": found.protocol,
         "title": f"Comparison of {sum(len(group.runs) for group in groups)} runs",
         "level": f"{LEVEL:.0%}",
         "resamples": f"{RESAMPLES:,}",
@@ -65,13 +66,16 @@ def _numbers(found: Comparison) -> list[tuple[str, str, list[Estimate | None]]]:
     columns: list[dict[str, Estimate]] = []
     for group in found.groups:
         own = classes_of(group.runs)
-        column = dict(zip(own, estimate(average(group.runs, own), "iou"), strict=True))
-        means = average(group.runs, found.shared)
+        every = average([run.resampled(own) for run in group.runs])
+        column = dict(zip(own, estimate(every, "iou"), strict=True))
+        means = found.average(group)
         columns.append(column | {metric: estimate(means, metric)[0] for metric in METRICS})
     columns += [g.differences.iou | g.differences.metrics for g in found.groups if g.differences]
-    runs = [run for group in found.groups for run in group.runs]
-    pixels = {c["name"]: f"{c['pixels']:,}" for run in runs for c in run.metrics["classes"]}
-    names = [(name, name, pixels[name]) for name in found.classes]
+    folds = {run.fold: run for group in found.groups for run in group.runs}
+    pixels = Counter[str]()
+    for run in folds.values():
+        pixels.update({entry["name"]: entry["pixels"] for entry in run.metrics["classes"]})
+    names = [(name, name, f"{pixels[name]:,}") for name in found.classes]
     names += [(metric, words, "") for metric, words in METRICS.items()]
     return [(words, count, [one.get(key) for one in columns]) for key, words, count in names]
 
@@ -96,5 +100,6 @@ def _confusion(group: Group) -> str:
     """Return the figure of the confusion matrix of a group's first run."""
     run = group.runs[0]
     picture = plots.confusion_plot(np.array(run.metrics["confusion"]), run.classes)
-    caption = f"{group.name}, seed {run.seed}"
+    fold = "" if run.fold is None else f", fold {run.fold}"
+    caption = f"{group.name}, seed {run.seed}{fold}"
     return page.figure(picture, f"Confusion matrix of {caption}", caption, plot=True)

@@ -1,11 +1,11 @@
 """Finished runs: how they are read, grouped, named by letters, and compared in pairs.
 
-Runs that differ in the seed alone form a group: a row of the table. All runs must have been
-evaluated on the same images, so that their differences are paired.
+Runs that differ in the seed or the fold alone form a group: a row of the table. All runs of a fold
+must have been evaluated on the same images, so that their differences are paired.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +20,17 @@ from rich.console import Console
 from torch import Tensor
 from yaml import YAMLError
 
-from fcn.config import CompareConfig, flat_keys
+from fcn.config import CompareConfig, ModelConfig, flat_keys
 from fcn.errors import ConfigError, UserError
 from fcn.inference.evaluate import METRICS, read_metrics, read_per_image
-from fcn.inference.metrics import Estimate, Resampled, estimate, resample
+from fcn.inference.metrics import SEED, Estimate, Resampled, difference, estimate, resample
 from fcn.training import record
 
 # Beginnings of settings that say where a run works, not what it learns.
 IRRELEVANT = (
     "seed", "resume", "overwrite", "batch_size", "logger", "data.root", "data.num_workers",
-    "data.download", "data.scan", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.enable_progress_bar",
+    "data.download", "data.scan", "data.fold", "trainer.accelerator", "trainer.devices",
+    "trainer.num_nodes", "trainer.strategy", "trainer.enable_progress_bar",
 )  # fmt: skip
 
 
@@ -61,6 +61,12 @@ class Run:
         return str(self.config.get("seed", "-"))
 
     @property
+    def fold(self) -> int | None:
+        """The fold it was evaluated on; None if the data was not divided into folds."""
+        data: dict[str, Any] = self.config.get("data") or {}
+        return data.get("fold")
+
+    @property
     def classes(self) -> list[str]:
         return [entry["name"] for entry in self.metrics["classes"]]
 
@@ -77,6 +83,8 @@ class Run:
     def chosen(self, key: str) -> str:
         """Return the value of a setting, or the choice of a config group; "-" for none."""
         group = self.config.get(key)
+        if key == "model" and isinstance(group, dict) and "stride" in group:
+            return ModelConfig(stride=group["stride"], skip_scales=group["skip_scales"]).name
         if isinstance(group, dict):
             return str(group.get("name", self.given.get(key, "-")))
         return self.settings.get(key, self.given.get(key, "-"))
@@ -89,7 +97,8 @@ class Run:
         """Return the metrics over some of its classes, of all images and of resamples of them."""
         key = tuple(classes)
         if key not in self._resampled:
-            self._resampled[key] = resample(self.tallies(classes))
+            seed = SEED + (self.fold or 0)  # folds are drawn from independently
+            self._resampled[key] = resample(self.tallies(classes), seed)
         return self._resampled[key]
 
 
@@ -103,7 +112,7 @@ class Differences:
 
 @dataclass
 class Group:
-    """Runs that differ in their seeds alone: a row of the table, named by a letter."""
+    """Runs that differ in their seeds and folds alone: a row of the table, named by a letter."""
 
     name: str
     settings: dict[str, str]  # those that differ between groups
@@ -127,7 +136,8 @@ class Comparison:
 
     groups: list[Group]
     base: Group
-    shared: list[str]  # the classes that have an IoU in every run: the rows' means are over these
+    # The classes that have an IoU in every run of a fold: the rows' means are over these.
+    shared: dict[int | None, list[str]]
     note: str  # on classes that are left out, or ""
 
     @property
@@ -136,8 +146,24 @@ class Comparison:
         return list(dict.fromkeys(name for group in self.groups for name in classes_of(group.runs)))
 
     def mean_iou(self, group: Group) -> list[float]:
-        """Return the mean IoU of each run of a group, over the shared classes."""
-        return [float(run.resampled(self.shared).whole["mean_iou"]) for run in group.runs]
+        """Return the mean IoU of each run of a group, over the shared classes of its fold."""
+        means = [run.resampled(self.shared[run.fold]).whole["mean_iou"] for run in group.runs]
+        return [float(mean) for mean in means]
+
+    def average(self, group: Group) -> Resampled:
+        """Return the metrics over the shared classes, averaged over the runs of a group."""
+        return average([run.resampled(self.shared[run.fold]) for run in group.runs])
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What was evaluated: the images of all folds together."""
+        runs = [run for group in self.groups for run in group.runs]
+        protocol = runs[0].metrics["protocol"]
+        if None in self.shared:
+            return protocol
+        images = {run.fold: len(run.ids) for run in runs}
+        data = f"{runs[0].config['data']['name']} (folds {', '.join(map(str, images))})"
+        return protocol | {"data": data, "images": sum(images.values())}
 
     def trimap(self, group: Group) -> list[float | None]:
         """Return the mean IoU in bands of 1, 2, ... pixels near boundaries, over runs.
@@ -145,7 +171,7 @@ class Comparison:
         It is known over all classes of a run alone, so it is None if these are not the shared ones.
         """
         bands = list(zip(*(run.metrics["trimap"] for run in group.runs), strict=True))
-        known = all(occurring(run) == set(self.shared) for run in group.runs)
+        known = all(occurring(run) == set(self.shared[run.fold]) for run in group.runs)
         return [fmean(band) if known and None not in band else None for band in bands]
 
 
@@ -193,13 +219,13 @@ def read_run(folder: Path) -> Run:
 
 
 def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
-    """Group runs that differ in their seeds alone, and compare each group with one of them.
+    """Group runs that differ in seed and fold alone, and compare each group with one of them.
 
     A mean over other classes is another number. So the means of all rows are over the classes that
-    every run has an IoU of, and each difference is over the classes that both of its rows have.
+    every run of a fold has an IoU of, and each difference is over those that both of its rows have.
 
     Args:
-        runs: evaluated on the same images.
+        runs: evaluated on the same images, those of one fold.
         against: name of the group that the others are compared with, the settings that name it, or
             the folder of one of its runs; None: the first.
 
@@ -207,17 +233,23 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
         UserError: the runs have no class in common, or were evaluated on different images.
         ConfigError: there is no group `against`.
     """
-    first = runs[0]
-    for run in runs[1:]:
-        both = classes_of([first, run])
-        if not both:
-            raise UserError(f"{first.folder} and {run.folder} have no class in common")
-        pixels = (one.tallies(both)[:, 1] for one in (first, run))  # of the ground truth
-        if run.ids != first.ids or not torch.equal(*pixels):
-            raise UserError(
-                f"{first.folder} and {run.folder} were evaluated on different images or classes; "
-                "evaluate both with evaluate.py on one split"
-            )
+    by_fold = _by_fold(runs)
+    if None in by_fold and len(by_fold) > 1:
+        raise UserError(
+            f"{by_fold[None][0].folder} was evaluated on a split and others on folds of it; "
+            "compare them apart"
+        )
+    for first, *others in by_fold.values():
+        for run in others:
+            both = classes_of([first, run])
+            if not both:
+                raise UserError(f"{first.folder} and {run.folder} have no class in common")
+            pixels = (one.tallies(both)[:, 1] for one in (first, run))  # of the ground truth
+            if run.ids != first.ids or not torch.equal(*pixels):
+                raise UserError(
+                    f"{first.folder} and {run.folder} were evaluated on different images or "
+                    "classes; evaluate both with evaluate.py on one split"
+                )
     groups: dict[tuple[str, ...], Group] = {}
     for run, settings in zip(runs, _distinguish(runs), strict=True):
         group = Group(_letters(len(groups)), settings, [])
@@ -227,11 +259,20 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
     for group in every:
         if group is not base:
             group.differences = _differences(group.runs, base.runs)
-    common = classes_of(runs)
-    shared = [name for name in common if all(name in occurring(run) for run in runs)]
-    if not shared:
-        raise UserError(f"{first.folder} and {runs[-1].folder} have no class in common")
+    common, shared = classes_of(runs), dict[int | None, list[str]]()
+    for fold, members in by_fold.items():
+        shared[fold] = [name for name in common if all(name in occurring(run) for run in members)]
+        if not shared[fold]:
+            raise UserError(f"{members[0].folder} and {runs[-1].folder} have no class in common")
     return Comparison(every, base, shared, _note(runs, common, shared))
+
+
+def _by_fold(runs: Sequence[Run]) -> dict[int | None, list[Run]]:
+    """Return the runs of each fold."""
+    found: dict[int | None, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.fold, []).append(run)
+    return found
 
 
 def classes_of(runs: Sequence[Run]) -> list[str]:
@@ -245,20 +286,30 @@ def occurring(run: Run) -> set[str]:
     return {name for name, occurs in zip(run.classes, found, strict=True) if occurs}
 
 
-def _note(runs: Sequence[Run], common: Sequence[str], shared: Sequence[str]) -> str:
+def _note(
+    runs: Sequence[Run], common: Sequence[str], shared: Mapping[int | None, Sequence[str]]
+) -> str:
     """Return which classes the rows' means leave out, and why; "" if none that occurs."""
     every = dict.fromkeys(name for run in runs for name in run.classes)
     lacking = [name for name in every if name not in common]
     occurs = set().union(*map(occurring, runs))
-    predicted = [name for name in common if name in occurs and name not in shared]
+    kept = {name for names in shared.values() for name in names}
+    predicted = [name for name in common if name in occurs and name not in kept]
+    partly = [
+        name for name in common if name in kept and any(name not in n for n in shared.values())
+    ]
     parts = []
     if lacking:
         parts.append(f"not all runs have {', '.join(lacking)}")
     if predicted:
         parts.append(f"only some of them predict {', '.join(predicted)}, in no mask")
+    if parts:
+        parts[-1] += f": the means are over the other {len(kept)} classes"
+    if partly:
+        parts.append(f"folds whose masks lack {', '.join(partly)} are counted without")
     if not parts:
         return ""
-    note = f"{'; '.join(parts)}: the means are over the other {len(shared)} classes"
+    note = "; ".join(parts)
     if lacking and len(runs) > 2:
         note += ", each difference is over those that both rows have"
     return note[0].upper() + note[1:]
@@ -291,33 +342,44 @@ def _distinguish(runs: Sequence[Run]) -> list[dict[str, str]]:
     relevant = [key for key in keys if key != "trainer" and not key.startswith(IRRELEVANT)]
     differing = [key for key in relevant if len({run.chosen(key) for run in runs}) > 1]
     names = [{key: run.chosen(key) for key in differing} for run in runs]
-    seen: dict[str, tuple[dict[str, str], set[str]]] = {}  # name -> settings, and seeds so far
+    seen: dict[str, tuple[dict[str, str], set[Any]]] = {}  # name -> settings, seeds and folds
     for run, name in zip(runs, names, strict=True):
-        settings, seeds = seen.setdefault(str(name), (run.settings, set()))
-        if settings != run.settings or run.seed in seeds:  # the same name for something else
+        settings, drawn = seen.setdefault(str(name), (run.settings, set()))
+        if settings != run.settings or (run.seed, run.fold) in drawn:  # one name for two things
             return [{"run": str(run.folder)} for run in runs]
-        seeds.add(run.seed)
+        drawn.add((run.seed, run.fold))
     return names
 
 
 def _differences(runs: Sequence[Run], base: Sequence[Run]) -> Differences:
-    """Estimate how far runs are above others in every metric, paired by image and by seed."""
-    seeds = {run.seed for run in runs} & {run.seed for run in base}
-    sides = [[run for run in side if run.seed in seeds] or side for side in (runs, base)]
-    classes = classes_of([run for side in sides for run in side])
-    above, below = (average(side, classes) for side in sides)
-    iou = estimate(above, "iou", minus=below)
+    """Estimate how far runs are above others in every metric, paired by image, fold and seed.
+
+    Raises:
+        UserError: they have no fold in common.
+    """
+    classes, parts = classes_of([*runs, *base]), list[Resampled]()
+    others = _by_fold(base)
+    for fold, members in _by_fold(runs).items():
+        sides = members, others.get(fold, [])
+        seeds = set.intersection(*({run.seed for run in side} for side in sides))
+        above, below = ([run for run in side if run.seed in seeds] or side for side in sides)
+        if below:
+            means = (average([run.resampled(classes) for run in side]) for side in (above, below))
+            parts.append(difference(*means))
+    if not parts:
+        raise UserError(f"{base[0].folder} and {runs[0].folder} have no fold in common")
+    change = average(parts)
+    iou = estimate(change, "iou")
     return Differences(
-        {metric: estimate(above, metric, minus=below)[0] for metric in METRICS},
+        {metric: estimate(change, metric)[0] for metric in METRICS},
         dict(zip(classes, iou, strict=True)),
     )
 
 
-def average(runs: Sequence[Run], classes: Sequence[str]) -> Resampled:
-    """Return the metrics over some classes, of all images and of resamples, averaged over runs."""
+def average(parts: Sequence[Resampled]) -> Resampled:
+    """Return the mean of metrics, of all images and of resamples of them."""
 
     def mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
 
-    every = [run.resampled(classes) for run in runs]
-    return Resampled(mean([one.whole for one in every]), mean([one.drawn for one in every]))
+    return Resampled(mean([part.whole for part in parts]), mean([part.drawn for part in parts]))

@@ -41,6 +41,7 @@ from fcn.convert.formats import recognise
 from fcn.convert.unpack import is_table, unpack_table, unpack_zip
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
+from fcn.data.groups import check_pattern
 from fcn.data.images import image_size, orientation
 from fcn.data.layouts import DESCRIPTION, described
 from fcn.dataset_info import VOID, DatasetInfo
@@ -82,7 +83,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
 
 def _convert(folder: ExportFolder, cfg: PrepareDataConfig, scratch: Path, console: Console) -> None:
     """Convert the export in a folder: read masks, name and check what they hold, write."""
-    pattern, description = splits.check_pattern(cfg.group), _description(folder, cfg)
+    pattern, description = check_pattern(cfg.group), _description(folder, cfg)
     data, listed = with_description(cfg.data, description), description.get("classes", [])
     reading = Reading(
         scratch,

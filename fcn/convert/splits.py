@@ -11,9 +11,9 @@ from fcn.config import PrepareDataConfig
 from fcn.convert.export_folder import SPLITS, Item, without_suffixes
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
+from fcn.data.groups import group_in
 from fcn.errors import ConfigError, DataError
 
-VERSIONS = r"(.+)\.rf\.[^.]+"  # Roboflow's NAME_jpg.rf.HASH.jpg are versions of one photo
 Lists = dict[Path, str]  # file of a list -> split
 
 
@@ -123,25 +123,10 @@ def split_items(
     return result, notes
 
 
-def check_pattern(group: str | None) -> re.Pattern[str]:
-    """Return the regular expression of the setting `group`, or Roboflow's.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        return re.compile(group or VERSIONS)
-    except re.error as error:
-        raise ConfigError(f"group={group}: not a regular expression ({error})") from None
-
-
 def group_of(item: Item, pattern: re.Pattern[str], root: Path) -> str:
     """Return what groups an image: a part of its name, or else of its path, or all of its path."""
     path = item.image.relative_to(root) if item.image.is_relative_to(root) else item.image
-    for text in (path.stem, path.name, path.as_posix()):
-        if (match := pattern.search(nfc(text))) and (found := match[1 if pattern.groups else 0]):
-            return found
-    return str(item.image)
+    return group_in(path, pattern) or str(item.image)
 
 
 def draw(

@@ -5,7 +5,7 @@ Beside the data, dataset.yaml may say what is known about it: the keys of `Datas
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yaml import MappingNode, SafeLoader, YAMLError, load
@@ -14,6 +14,7 @@ from fcn.config import DataConfig, check, unknown_key
 from fcn.data import shapes
 from fcn.data.dataset import CONVERT, Pair, SegmentationDataset, read_list
 from fcn.data.files import finder, is_image, nfc, unread_note, walk
+from fcn.data.groups import check_pattern, draw_folds, group_in
 from fcn.data.images import is_deep
 from fcn.data.shards import open_shards
 from fcn.dataset_info import INFO_KEYS, DatasetInfo, class_problem, starts_with_background
@@ -29,6 +30,10 @@ VOC_CLASSES = [
 VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # below data.root
 # Number of images of SBD train, VOC2011 segmentation val, and seg11valid, as published.
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
+
+
+class NoSplit(DataError):
+    """A data set has no split of this name."""
 
 
 @dataclass
@@ -54,12 +59,16 @@ def open_split(
         known: what a checkpoint knows; see `merge_info`.
 
     Raises:
-        ConfigError: unknown data.layout.
+        ConfigError: unknown data.layout; settings of folds that do not fit together.
         DataError: a file or folder is missing; says what to do.
     """
     if data.layout not in LAYOUTS:
         raise ConfigError(f"data.layout={data.layout} is unknown; choose from {', '.join(LAYOUTS)}")
-    found = LAYOUTS[data.layout](data, split)
+    check_folds(data)
+    if data.fold is None or split not in (data.train_split, data.val_split):
+        found = LAYOUTS[data.layout](data, split)
+    else:
+        found = fold_listing(data, split)
     # Only these may take a set's range where the network has none; one image is read to know it.
     asked = known and known.value_range is None and found.own.get("value_range")
     deep = bool(asked and found.pairs and is_deep(found.pairs[0].image))
@@ -72,6 +81,72 @@ def open_split(
     notes = found.notes + notes
     return SegmentationDataset(
         found.pairs, info, found.name, problems=found.problems, notes=notes, strict=strict
+    )
+
+
+def check_folds(data: DataConfig) -> None:
+    """Raise a ConfigError if the settings of folds do not fit together."""
+    for key in ("folds", "fold_seed", "group"):
+        if data.fold is None and (value := getattr(data, key)) != getattr(DataConfig, key):
+            raise ConfigError(
+                f"data.{key}={value} needs data.fold=0, 1, ...: which one to validate"
+            )
+    if data.fold is None:
+        return
+    if data.fold >= data.folds:
+        raise ConfigError(f"data.fold={data.fold}: must be 0 to {data.folds - 1}, see data.folds")
+    if data.train_split == data.val_split:
+        raise ConfigError("data.fold: data.train_split and data.val_split need two names")
+    check_pattern(data.group)
+
+
+def fold_listing(data: DataConfig, split: str) -> Listing:
+    """List one side of a fold: the images to validate, or all others, of both splits together.
+
+    A set without a validation split is divided alone. Other splits, such as test, stay apart.
+
+    Args:
+        data: the data set; `check_folds` has passed it.
+        split: data.train_split or data.val_split.
+
+    Raises:
+        DataError: fewer groups than folds.
+        ConfigError: data.group is in no image's name.
+    """
+    layout = LAYOUTS[data.layout]
+    pooled, names = layout(data, data.train_split), [data.train_split]
+    try:
+        val = layout(data, data.val_split)
+    except NoSplit:
+        if data.val_split != DataConfig.val_split:  # it was asked for
+            raise
+        val = replace(pooled, pairs=[], problems=[], notes=[])
+    if val.pairs:
+        names.append(data.val_split)
+    pairs, pattern = pooled.pairs + val.pairs, check_pattern(data.group)
+    found = [group_in(PurePosixPath(pair.id), pattern) for pair in pairs]
+    alone = found.count(None)
+    if data.group and alone == len(pairs):
+        raise ConfigError(f"data.group={data.group}: is in no image's name, such as {pairs[0].id}")
+    groups = [group or pair.id for group, pair in zip(found, pairs, strict=True)]
+    held_out = [fold == data.fold for fold in draw_folds(groups, data.folds, data.fold_seed)]
+    by = "each image alone; data.group=REGEX keeps those of one film or scene together"
+    if alone < len(pairs):
+        by = f"by data.group={data.group}" if data.group else "by names before .rf."
+        by += f", {alone} images alone" if alone else ""
+    validates = split == data.val_split
+    return replace(
+        pooled,
+        pairs=[pair for pair, held in zip(pairs, held_out, strict=True) if held == validates],
+        name=f"{data.name} {split}, fold {data.fold} of {data.folds} ({pooled.name})",
+        problems=pooled.problems + val.problems,
+        notes=[
+            *pooled.notes,
+            *val.notes,
+            f"fold {data.fold} of {data.folds} of {' and '.join(names)}: of {len(pairs)} images in "
+            f"{len(set(groups))} groups, {len(pairs) - sum(held_out)} to train on and "
+            f"{sum(held_out)} to validate ({by}; data.fold_seed={data.fold_seed})",
+        ],
     )
 
 
@@ -256,7 +331,7 @@ def voc(data: DataConfig, split: str, classes: Sequence[str] = VOC_CLASSES) -> L
         raise DataError(f"{masks}: no such folder; data={data.name} needs it")
     if not ids.is_file():
         there = ", ".join(sorted(path.stem for path in ids.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{ids}: no such list; available splits: {there}")
+        raise NoSplit(f"{ids}: no such list; available splits: {there}")
     find = finder()
     pairs = [Pair(i, find(images / f"{i}.jpg"), find(masks / f"{i}.png")) for i in read_list(ids)]
     own = {"classes": classes} | _own(data, folder)
@@ -318,7 +393,8 @@ def folder(data: DataConfig, split: str) -> Listing:
                     f"images holds {names}: choose with data.val_split=NAME, or to draw a "
                     f"validation split from {data.train_split}, run {convert}"
                 )
-            raise DataError(
+            kind = NoSplit if part == images and not masks.is_dir() else DataError
+            raise kind(
                 f"{part}: no such folder; data=folder needs images/{split}/NAME.jpg (or .png) and "
                 f"annotations/{split}/NAME.png in data.root; {fix}"
             )

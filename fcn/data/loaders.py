@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fcn.config import RecipeConfig
 from fcn.data.dataset import SegmentationDataset
-from fcn.data.transforms import TrainTransform, pad_collate
+from fcn.data.transforms import TrainTransform, pad_collate, seeded
 from fcn.dataset_info import VOID
 from fcn.errors import ConfigError
 from fcn.processes import usable_cores
@@ -77,9 +77,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = drawn
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed every accelerator, which takes half a millisecond.
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return self.transform(*self.dataset[index])
 
 
@@ -272,7 +270,7 @@ class SegmentationData(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         assert self.trainer is not None
         recipe, trainer = self.recipe, self.trainer
-        transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
+        transform = TrainTransform.of(recipe, self.train.info.channels)
         return Loader(
             TrainingSamples(self.train, transform),
             batch_sampler=self._batches(trainer.global_step * trainer.accumulate_grad_batches),

@@ -102,7 +102,7 @@ def _evaluate_checkpoint(
         dataset,
         folder,
         console,
-        data=cfg.data.name,
+        data=cfg.data.title,
         split=split,
         batch_size=cfg.batch_size,
         num_workers=cfg.data.num_workers,

@@ -243,16 +243,18 @@ class Resampled:
     drawn: dict[str, Tensor]  # (R, K) or (R,)
 
 
-def resample(per_image: Tensor) -> Resampled:
+def resample(per_image: Tensor, seed: int = SEED) -> Resampled:
     """Draw N of N images with replacement, `RESAMPLES` times (the bootstrap, Efron 1979).
 
-    The draws depend on N alone, so two runs evaluated on the same images are compared in pairs.
+    The draws depend on N and the seed alone, so two runs evaluated on the same images are compared
+    in pairs.
 
     Args:
         per_image: int64 (N, 3, K), the tally of each image.
+        seed: of the draws, which should differ between sets of images.
     """
     n = len(per_image)
-    times = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     drawn = torch.from_numpy(times).double() @ per_image.flatten(1).double()  # exact: below 2^53
     return Resampled(rates(per_image.sum(0)), rates(drawn.unflatten(1, per_image.shape[1:])))
 
@@ -263,6 +265,15 @@ def _difference(metric: str, run: dict[str, Tensor], minus: dict[str, Tensor]) -
         each = MEANS[metric]
         return (run[each] - minus[each]).nanmean(-1)
     return run[metric] - minus[metric]
+
+
+def difference(run: Resampled, minus: Resampled) -> Resampled:
+    """Return how far the metrics of a run are above those of another on the same images."""
+    whole, drawn = (
+        {metric: _difference(metric, own, others) for metric in own}
+        for own, others in ((run.whole, minus.whole), (run.drawn, minus.drawn))
+    )
+    return Resampled(whole, drawn)
 
 
 def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> list[Estimate]:
@@ -276,10 +287,9 @@ def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> lis
     Returns:
         One estimate per class for "iou" and "accuracy", otherwise one alone.
     """
-    whole, drawn = run.whole[metric], run.drawn[metric]
     if minus is not None:
-        whole = _difference(metric, run.whole, minus.whole)
-        drawn = _difference(metric, run.drawn, minus.drawn)
+        run = difference(run, minus)
+    whole, drawn = run.whole[metric], run.drawn[metric]
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = torch.nanquantile(drawn.reshape(RESAMPLES, -1), tails, dim=0).tolist()
     values = whole.reshape(-1).tolist()

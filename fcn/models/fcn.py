@@ -34,7 +34,7 @@ class FCN(nn.Module):
         num_classes: K, background included.
         in_channels: C, of the images; 3 is RGB.
         backbone: a name in `fcn.models.vgg.VARIANTS`.
-        upsampling: a name in `fcn.models.upsampling.UPSAMPLINGS`.
+        upsampling: a name in `fcn.models.upsampling.UPSAMPLINGS`, or PACKAGE.CLASS.
         padding: "aligned" pads conv1_1 by 1 and fc6 by 3; 100 pads conv1_1 by 100 and fc6 by 0, as
             the authors' networks do. Either way the scores lie on the image's own pixels.
         skip_scales: factor on a skip's features, by pool; {"pool4": 0.01, "pool3": 0.0001} is the

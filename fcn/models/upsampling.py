@@ -3,17 +3,19 @@
 Long et al. 2015, sec. 3.3: "upsampling with factor f is convolution with a fractional input stride
 of 1/f [...] backwards convolution (sometimes called deconvolution) with an output stride of f".
 A new choice is a subclass of `Upsampling`, an entry in `UPSAMPLINGS` at the end of this file, and a
-file configs/upsampling/NAME.yaml.
+file configs/upsampling/NAME.yaml; or a subclass in any package, upsampling._target_=PACKAGE.CLASS.
 """
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn.models.fast_forms import fixed_form
+from fcn.targets import class_named, reason_of
 
 Size = tuple[int, int]
 
@@ -293,7 +295,8 @@ def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) 
     """Build the layer that `upsampling=choice` puts at one place of the network.
 
     Args:
-        choice: a name in `UPSAMPLINGS`.
+        choice: a name in `UPSAMPLINGS`, or PACKAGE.CLASS, a subclass of `Upsampling` that is built
+            from the factor and the number of classes.
         factor: f.
         num_classes: K.
         final: whether it is the last one, which brings scores to the image's own size.
@@ -301,12 +304,15 @@ def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) 
     Raises:
         ValueError: an unknown choice, or a layer whose full result has another size.
     """
-    if choice not in UPSAMPLINGS:
+    if "." in choice:
+        layer = _own_layer(choice, factor, num_classes)
+    elif choice in UPSAMPLINGS:
+        layer = UPSAMPLINGS[choice](factor, num_classes, final)
+    else:
         raise ValueError(
             f"upsampling must be one of {', '.join(UPSAMPLINGS)}, got {choice!r}; register a new "
             "one in UPSAMPLINGS in fcn/models/upsampling.py and add configs/upsampling/NAME.yaml"
         )
-    layer = UPSAMPLINGS[choice](factor, num_classes, final)
     score = torch.zeros(1, num_classes, 2, 3)
     if score.is_meta:  # which autocast does not know
         return layer
@@ -317,3 +323,19 @@ def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) 
             f"(w - 1) * factor + kernel columns: {expected}, got {shape}"
         )
     return layer
+
+
+def _own_layer(name: str, factor: int, num_classes: int) -> Upsampling:
+    """Build a layer of another package; nothing but a subclass of `Upsampling` is called."""
+    try:
+        kind: Any = class_named(name)
+        if not issubclass(kind, Upsampling):
+            raise TypeError("it is no subclass of fcn.models.upsampling.Upsampling")
+        return kind(factor, num_classes)
+    except ImportError as error:
+        raise ValueError(
+            f"upsampling {name}: {error}; install the package that has it, or add its folder to "
+            "PYTHONPATH"
+        ) from error
+    except Exception as error:  # of whatever the user wrote
+        raise ValueError(f"upsampling {name}: {reason_of(error)}") from error

@@ -17,14 +17,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from fcn.config import DataConfig, PrepareDataConfig
+from fcn.config import DataConfig, PrepareDataConfig, RecipeConfig
 from fcn.convert.convert import convert
 from fcn.data.check import absent_classes, count_pixels, too_few_classes
 from fcn.data.dataset import Pair, SegmentationDataset, fit_mask, read_mask
 from fcn.data.download import fetch
 from fcn.data.images import orientation, range_note, read_image
 from fcn.data.layouts import open_split
+from fcn.data.loaders import TrainingSamples
 from fcn.data.shards import write_shards
+from fcn.data.transforms import TrainTransform, check_transforms
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import DataError
 from fcn.output import percent, progress, refuse_overwriting, write_json
@@ -79,7 +81,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
 
     Args:
         cfg: the settings.
-        folder: where report.json and contact_sheet.png are written.
+        folder: where report.json, contact_sheet.png and, of a recipe, training.png are written.
         console: where tables and problems are printed.
 
     Returns:
@@ -88,7 +90,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     Raises:
         DataError: training on the data set would fail, or the folder of the shards is not empty.
     """
-    written = [folder / name for name in ("report.json", "contact_sheet.png")]
+    written = [folder / name for name in ("report.json", "contact_sheet.png", "training.png")]
     refuse_overwriting(written, cfg.overwrite, "hydra.run.dir")
     data, shards = cfg.data, Path(cfg.shards) if cfg.shards else None
     if cfg.convert or cfg.to:
@@ -98,7 +100,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     if data.download:
         fetch(data, console)
     splits, problems = inspect(data, console, cfg.processes)
-    notes = [note for split in splits for note in _notes(split)]
+    notes = list(dict.fromkeys(note for split in splits for note in _notes(split)))
     summaries = {split.name: _summary(split) for split in splits}
     report = {
         "data": data.name,
@@ -108,10 +110,15 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
         "problems": problems,
         "warnings": notes,
     }
+    train = [split for split in splits if split.name == data.train_split and split.usable()]
+    if cfg.recipe and train:
+        _check_recipe(cfg.recipe, train[0])
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     if shown := [split for split in splits if split.usable()]:
         _contact_sheet(shown, folder / "contact_sheet.png")
+        if cfg.recipe and train:
+            _training_sheet(train[0], cfg.recipe, folder / "training.png")
         _print_tables({split.name: summaries[split.name] for split in shown}, console)
     for kind, texts in (("note", notes), ("problem", problems)):
         for text in texts[:ON_SCREEN]:
@@ -298,14 +305,36 @@ def _print_tables(splits: dict[str, dict[str, Any]], console: Console) -> None:
     console.print(classes)
 
 
+def _check_recipe(recipe: RecipeConfig, split: Split) -> None:
+    """Raise a ConfigError if the transforms of a recipe do not fit the images of a split."""
+    info, (width, height) = split.dataset.info, split.readings[split.usable()[0]].size
+    check_transforms(recipe, info.channels, len(info.classes), (height, width))
+
+
 def _contact_sheet(splits: Sequence[Split], path: Path) -> None:
     """Save usable images of every split, evenly spaced, each with its mask."""
     samples, captions = [], []
     for split in splits:
-        usable = split.usable()
-        places = np.linspace(0, len(usable) - 1, min(ON_SHEET, len(usable))).round().astype(int)
-        for index in (usable[place] for place in places):
+        for index in _spread(split.usable()):
             image, target = split.dataset[index]
             samples.append((visualize.as_rgb(image), target.numpy()))
             captions.append(f"{split.name}: {split.dataset.ids[index]}")
     visualize.contact_sheet(samples, splits[0].dataset.info, captions).save(path)
+
+
+def _training_sheet(split: Split, recipe: RecipeConfig, path: Path) -> None:
+    """Save usable images, evenly spaced, as training sees them: each drawn twice."""
+    info, ids = split.dataset.info, split.dataset.ids
+    drawn = TrainingSamples(split.dataset, TrainTransform.of(recipe, info.channels))
+    samples, captions = [], []
+    for seed, index in enumerate(np.repeat(_spread(split.usable()), 2).tolist()):
+        image, target = drawn[index, seed]
+        samples.append((visualize.as_rgb(image), target.numpy()))
+        captions.append(f"{ids[index]}, as training may see it")
+    visualize.contact_sheet(samples, info, captions).save(path)
+
+
+def _spread(usable: Sequence[int]) -> list[int]:
+    """Return some indices of images, evenly spaced."""
+    places = np.linspace(0, len(usable) - 1, min(ON_SHEET, len(usable))).round().astype(int)
+    return [usable[place] for place in places]

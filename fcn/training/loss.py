@@ -5,7 +5,7 @@ gradients where every pixel is ignored.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fcn.config import LossConfig
 from fcn.dataset_info import VOID
 from fcn.errors import ConfigError
+from fcn.targets import build, reason_of
 
 RARE = 100  # times as much weight as the average pixel has: worth a note
 
@@ -74,15 +75,70 @@ LOSSES: dict[str, type[Loss]] = {
 }
 
 
-def make_loss(cfg: LossConfig, reduction: str, weight: Tensor | None = None) -> Loss:
-    """Return the loss that the settings name, see `Loss`.
+OF_CHOICES = ("label_smoothing", "dice_weight", "gamma", "hardest")  # settings of the above alone
+
+
+def make_loss(
+    cfg: LossConfig, reduction: str, weight: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss that the settings name: one of `LOSSES`, or a class of the user's.
+
+    Args:
+        cfg: the choice, or a `_target_` and its arguments.
+        reduction: sum or mean over pixels; a class of the user's knows its own.
+        weight: (K,), of the classes, or None.
 
     Raises:
-        ConfigError: an unknown choice.
+        ConfigError: an unknown choice; a class that cannot be imported, or does not take its
+            arguments.
     """
-    if cfg.name not in LOSSES:
-        raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
-    return LOSSES[cfg.name](cfg, reduction, weight)
+    if cfg._target_ is None:
+        if cfg.name not in LOSSES:
+            raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
+        if cfg.arguments:
+            raise ConfigError(f"loss.arguments={cfg.arguments}: they belong to loss._target_")
+        return LOSSES[cfg.name](cfg, reduction, weight)
+    for key in OF_CHOICES:
+        if (value := getattr(cfg, key)) != getattr(LossConfig, key):
+            raise ConfigError(
+                f"loss.{key}={value}: loss._target_={cfg._target_} does not know it; give what it "
+                "takes as loss.arguments.NAME=VALUE"
+            )
+
+    def complete(parameters: set[str], given: dict[str, Any]) -> dict[str, Any]:
+        known = {"ignore_index": VOID, "weight": weight}
+        if weight is not None and "weight" not in parameters:
+            raise TypeError("has no argument weight, so that loss.class_weights does not fit")
+        return {key: value for key, value in known.items() if key in parameters} | given
+
+    try:
+        return build({"_target_": cfg._target_, **cfg.arguments}, complete)
+    except ConfigError as error:
+        raise ConfigError(f"loss: {error}") from error
+
+
+def check_loss(cfg: LossConfig, reduction: str, num_classes: int) -> None:
+    """Compute a loss of the user's on made-up scores, so that a bad one fails before a run.
+
+    Raises:
+        ConfigError: it raises an error, or returns no number that gradients come from.
+    """
+    weight = None if cfg.class_weights is None else torch.ones(num_classes)
+    loss = make_loss(cfg, reduction, weight)
+    if cfg._target_ is None:
+        return
+    score = torch.linspace(-1, 1, 60 * num_classes).view(2, num_classes, 5, 6).requires_grad_()
+    target = torch.arange(60).view(2, 5, 6) % num_classes
+    target[:, 0] = VOID
+    try:
+        value = loss(score, target)
+        value.backward()
+    except Exception as error:  # of whatever library it is
+        raise ConfigError(f"loss: {cfg._target_}: {reason_of(error)}") from error
+    if value.ndim or score.grad is None:
+        raise ConfigError(
+            f"loss: {cfg._target_}: must return one number of the scores, got {tuple(value.shape)}"
+        )
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

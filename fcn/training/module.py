@@ -1,6 +1,7 @@
 """Training as Lightning sees it: steps, validation, optimiser. No files, no pictures."""
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -17,7 +18,6 @@ from fcn.device import optimize
 from fcn.inference.metrics import ConfusionMatrix, scores
 from fcn.models.fcn import FCN
 from fcn.models.tiles import TILE, score_tile, tiles
-from fcn.training.loss import Loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
 
 Batch = tuple[Tensor, Tensor]  # image uint8 (B, C, H, W), target uint8 (B, H, W)
@@ -29,7 +29,7 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the network.
         recipe: how it learns.
-        loss: of (score, target); a submodule, so that its weights follow the device.
+        loss: of (score, target); if it is a module, its tensors follow the device.
         lr: its learning rate.
         seed: of dropout.
         about: plain values kept in every checkpoint, from which `fcn.load` builds the model:
@@ -41,7 +41,7 @@ class SegmentationModule(pl.LightningModule):
         self,
         model: FCN,
         recipe: RecipeConfig,
-        loss: Loss,
+        loss: Callable[[Tensor, Tensor], Tensor],
         lr: float,
         seed: int,
         about: dict[str, Any],

@@ -8,7 +8,6 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,18 @@ from fcn.checkpoint import Checkpoint
 from fcn.config import LossConfig, RecipeConfig, TrainConfig, unknown_key
 from fcn.data.dataset import SegmentationDataset, check_overlap
 from fcn.data.download import fetch
-from fcn.data.layouts import VOC_CLASSES, open_split
+from fcn.data.images import image_size
+from fcn.data.layouts import VOC_CLASSES, check_folds, open_split
 from fcn.data.shapes import CLASSES as SHAPES
+from fcn.data.transforms import check_transforms, make_transforms
 from fcn.dataset_info import DatasetInfo
 from fcn.device import resolve_precision
 from fcn.errors import CheckpointError, ConfigError
 from fcn.models.fcn import FCN, SKIPS
+from fcn.models.upsampling import make_upsampling
 from fcn.processes import Processes
-from fcn.training.loss import check_class_weights, make_loss
+from fcn.targets import class_named, reason_of
+from fcn.training.loss import check_class_weights, check_loss, make_loss
 from fcn.training.optim import check_batch_norm, make_optimizer
 from fcn.training.record import Record, read_record
 
@@ -158,6 +161,11 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
             f"{len(info.classes)}; start a new run with model.init_from={folder}"
         )
     model = _network(cfg, info, source, record)
+    check_loss(cfg.loss, recipe.loss_reduction, len(info.classes))
+    if recipe.transforms:
+        first = train.pairs[0]
+        width, height = first.size or image_size(first.image)
+        check_transforms(recipe, info.channels, len(info.classes), (height, width))
     train, length = _length(trainer, train, recipe.batch_size, processes.world)
     return Plan(
         settings=cfg,
@@ -207,6 +215,7 @@ def check_combinations(cfg: TrainConfig) -> None:
     Raises:
         ConfigError: names the keys and the reason.
     """
+    check_folds(cfg.data)
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
     lr, reduction = learning_rate(recipe, model.name), recipe.loss_reduction
     if recipe.scale[0] > recipe.scale[1]:
@@ -225,7 +234,7 @@ def check_combinations(cfg: TrainConfig) -> None:
         )
     if reduction == "mean":
         return
-    if cfg.loss.name != "cross_entropy":
+    if cfg.loss._target_ is None and cfg.loss.name != "cross_entropy":
         raise ConfigError(
             f"loss={cfg.loss.name} does not fit recipe.loss_reduction=sum: it is a mean by its "
             "definition; use loss=cross_entropy, or mean"
@@ -277,20 +286,10 @@ def _check_target(entry: Mapping[str, Any], group: str) -> None:
     try:
         target = class_named(entry["_target_"])
     except Exception as error:  # of whatever library it is
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{group}: {entry['_target_']}: {reason}") from error
+        raise ConfigError(f"{group}: {entry['_target_']}: {reason_of(error)}") from error
     kind = Logger if group == "logger" else pl.Callback
     if not issubclass(target, kind):
         raise ConfigError(f"{group}: {entry['_target_']} is no {kind.__name__} of Lightning's")
-
-
-def class_named(name: str) -> type:
-    """Return a class by its module and name; unlike Hydra's, without lines on the screen."""
-    module, _, attribute = name.rpartition(".")
-    found = getattr(import_module(module), attribute)
-    if not inspect.isclass(found):
-        raise TypeError(f"{name} is no class")
-    return found
 
 
 def _source(cfg: TrainConfig) -> Checkpoint | None:
@@ -313,10 +312,21 @@ def _classes_before_reading(cfg: TrainConfig) -> list[str]:
 
 
 def _check_learning(cfg: TrainConfig, recipe: RecipeConfig, classes: Sequence[str]) -> None:
-    """Check the loss and the optimiser, on the meta device (no memory is allocated)."""
-    make_loss(cfg.loss, recipe.loss_reduction)
+    """Check the transforms, the loss and the optimiser, as far as they can be without data.
+
+    Args:
+        cfg: the settings.
+        recipe: of them, with its learning rate.
+        classes: of the data set; empty if they are not known yet.
+    """
+    channels = len(cfg.data.bands) or cfg.model.in_channels or 3
     if classes:
         _class_weights(cfg, classes)
+        check_loss(cfg.loss, recipe.loss_reduction, len(classes))
+        check_transforms(recipe, channels, len(classes), None)
+    else:
+        make_loss(cfg.loss, recipe.loss_reduction)
+        make_transforms(recipe.transforms, channels)
     with torch.device("meta"):
         layer = torch.nn.Conv2d(1, 1, 1)
     assert recipe.lr is not None
@@ -350,7 +360,7 @@ def _network(
         "num_classes": len(info.classes),
         "in_channels": channels,
         "backbone": cfg.backbone.name,
-        "upsampling": cfg.upsampling.name,
+        "upsampling": cfg.upsampling._target_ or cfg.upsampling.name,
         "padding": cfg.model.padding,
         "skip_scales": scales,
         "width": cfg.backbone.width,
@@ -362,6 +372,12 @@ def _network(
             model = FCN(**arguments)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+    if name := cfg.upsampling._target_:
+        try:  # computes scores, which takes memory, but little
+            make_upsampling(name, 2, len(info.classes), final=False)
+            make_upsampling(name, cfg.model.stride, len(info.classes), final=True)
+        except Exception as error:  # of whatever the user wrote
+            raise ConfigError(f"model: upsampling {name}: {reason_of(error)}") from error
     if cfg.backbone.freeze:
         model.backbone.freeze(cfg.backbone.freeze)
     check_batch_norm(cfg.recipe, model)

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fcn.config import CONFIGS, REPOSITORY, flat_keys
+from fcn.config import CONFIGS, REPOSITORY, TrainConfig, check, flat_keys
 from fcn.errors import ConfigError
 from fcn.output import is_live, write_json
 from fcn.processes import is_first
@@ -31,7 +31,8 @@ PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "
 FIXED = (
     "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
     "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
-    "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
+    "upsampling._target_", "loss._target_", "data.fold", "data.folds", "data.fold_seed",
+    "data.group", "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 # Settings that say how a run was started, not what it is.
@@ -178,7 +179,8 @@ def read_record(folder: Path, resume: str) -> Record:
         from fcn import checkpoint
 
         model = checkpoint.read(path).about["model"]
-    return Record(folder, path, content["config"], model, content["data"])
+    settings = asdict(check(content["config"], TrainConfig))  # with those of later versions
+    return Record(folder, path, settings, model, content["data"])
 
 
 def settings_to_resume(
@@ -216,7 +218,10 @@ def settings_to_resume(
             )
         if key in ("logger", "callbacks", "data"):
             settings[key] = composed[key]
+        elif key == "augmentation":  # its choices set one key of the recipe
+            settings["recipe"]["transforms"] = composed["recipe"]["transforms"]
         elif choice.is_file():
+            settings[key] |= {"_target_": None} if "_target_" in settings[key] else {}
             settings[key] |= OmegaConf.to_container(OmegaConf.load(choice)) or {}
         else:
             _set(settings, composed, key.split("."))

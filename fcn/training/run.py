@@ -38,6 +38,7 @@ from fcn.models.surgery import Report, fit_to_features
 from fcn.output import locked, percent, write_json
 from fcn.pictures import plots
 from fcn.processes import Processes, launch
+from fcn.targets import class_named, reason_of
 from fcn.training import record
 from fcn.training.callbacks import (
     AtStart,
@@ -52,7 +53,7 @@ from fcn.training.interruption import AtomicCheckpoints, Interruption
 from fcn.training.loss import balanced_weights, make_loss, rare_note
 from fcn.training.module import SegmentationModule
 from fcn.training.optim import warmup_note
-from fcn.training.plan import Plan, check_combinations, class_named, resolve
+from fcn.training.plan import Plan, check_combinations, resolve
 
 MEASURED_IMAGES = 8  # training images on which the size of pretrained features is measured
 
@@ -287,8 +288,7 @@ def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str =
         filled = {key: place for key, place in places.items() if key in known} | filled
         return instantiate(filled, **TRUSTED)
     except Exception as error:  # of whatever library it is
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
+        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason_of(error)}") from error
 
 
 def print_start(
@@ -302,16 +302,17 @@ def print_start(
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
     source = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
+    changes = [f", {str(entry['_target_']).rpartition('.')[2]}" for entry in recipe.transforms]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in {
         "model": f"{chosen.model.name}, backbone {chosen.backbone.name}, "
         f"padding {chosen.model.padding}",
-        "upsampling": f"{chosen.upsampling.name}, {kernels:,} trainable parameters",
+        "upsampling": f"{chosen.upsampling._target_ or chosen.upsampling.name}, {kernels:,} trainable parameters",
         "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
-        "data": f"{chosen.data.name} in {chosen.data.root}: {len(plan.train)} training images, "
+        "data": f"{chosen.data.title} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
         "recipe": f"{plan.length.max_steps} steps of {images} images, "
-        f"{recipe.optimizer}, {recipe.loss_reduction} loss",
+        f"{recipe.optimizer}, {recipe.loss_reduction} loss" + "".join(changes),
         "device": f"{plan.device}, precision {plan.precision}",
         "weights": source or "random",
     }.items():
@@ -435,7 +436,7 @@ def evaluate_best(
             plan.val,
             folder,
             console,
-            data=settings.data.name,
+            data=settings.data.title,
             split=settings.data.val_split,
             batch_size=max(1, plan.recipe.batch_size // 2),  # no more memory than in validation
             num_workers=plan.num_workers,

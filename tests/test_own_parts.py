@@ -1,0 +1,121 @@
+"""Transform, loss and upsampling of a user's own package, named by the settings alone."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fcn import checkpoint
+from fcn.errors import CheckpointError
+from tests.conftest import TinyVOC
+from tests.test_record import QUICK
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+PACKAGE = """
+from torch import nn
+from torch.nn import functional as F
+from fcn.models.upsampling import Upsampling
+
+class Negative:
+    def __call__(self, image, mask):
+        return 255 - image, mask
+
+class Squares(nn.Module):
+    def __init__(self, power, ignore_index):
+        super().__init__()
+        self.power, self.ignore_index = power, ignore_index
+
+    def forward(self, score, target):
+        seen = target != self.ignore_index
+        truth = F.one_hot(target * seen, score.shape[1]).permute(0, 3, 1, 2)
+        return ((score.softmax(1) - truth).abs() ** self.power).sum(1)[seen].mean()
+
+class PixelShuffle(Upsampling):
+    def __init__(self, factor, num_classes):
+        super().__init__(factor)
+        self.kernel = factor
+        self.expand = nn.Conv2d(num_classes, num_classes * factor**2, 1)
+
+    def full(self, score):
+        return F.pixel_shuffle(self.expand(score), self.factor)
+
+class TooSmall(PixelShuffle):
+    def full(self, score):
+        return super().full(score)[..., 1:]
+"""
+LOSS = ["loss._target_=own_parts.Squares", "loss.arguments.power=2"]
+TRANSFORM = "recipe.transforms=[{_target_: own_parts.Negative}]"
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path of imports, with a package that is forgotten at the end."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "own_parts.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def forget(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(package)])
+    monkeypatch.delitem(sys.modules, "own_parts")
+
+
+def test_a_model_of_an_own_loss_and_transform_needs_no_package_afterwards(
+    tiny_voc: TinyVOC,
+    own_package: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command("train", *tiny_voc.overrides(), *QUICK, *LOSS, TRANSFORM, "hydra.run.dir=run")
+    forget(own_package, monkeypatch)
+    command("evaluate", "checkpoint=run", "hydra.run.dir=again")
+    assert Path("run/metrics.json").read_bytes() == Path("again/metrics.json").read_bytes()
+
+
+def test_an_own_upsampling_is_trained_and_loaded_while_its_package_is_there(
+    tiny_voc: TinyVOC,
+    own_package: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = "upsampling._target_=own_parts.PixelShuffle"
+    command("train", *tiny_voc.overrides(), *QUICK, own, "model=fcn16s", "hydra.run.dir=run")
+    model = checkpoint.load("run")
+    assert type(model.upscore_final).__name__ == "PixelShuffle"
+    assert model(torch.rand(1, 3, 33, 47)).shape == (1, 3, 33, 47)
+    forget(own_package, monkeypatch)
+    with pytest.raises(
+        CheckpointError, match=r"own_parts\.PixelShuffle: No module named 'own_parts"
+    ):
+        checkpoint.load("run")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("upsampling._target_=nowhere.Layer", "No module named 'nowhere'"),
+        ("upsampling._target_=torch.nn.Conv2d", "no subclass of fcn.models.upsampling.Upsampling"),
+        ("upsampling._target_=own_parts.TooSmall", "TooSmall.full(score) must have"),
+        ("loss._target_=own_parts.Squares", "power"),
+        ("loss._target_=nowhere.Loss", "No module named 'nowhere'"),
+        ("recipe.transforms=[{_target_: nowhere.Transform}]", "No module named 'nowhere'"),
+        ("augmentation=nowhere", "choices: aerial"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_before_anything_is_written(
+    tiny_voc: TinyVOC,
+    own_package: Path,
+    error_line: Callable[..., str],
+    override: str,
+    words: str,
+) -> None:
+    arguments = [*tiny_voc.overrides(), *QUICK, "hydra.run.dir=run", override]
+    assert words in error_line("train", *arguments)
+    assert not Path("run", "run.json").exists()
