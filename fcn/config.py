@@ -252,6 +252,16 @@ class PredictConfig(Schema):
     raw: Annotated[bool, about("write masks as plain grey labels, without colours")] = False
     overlays: Annotated[bool, about("also write overlays/NAME.png")] = True
     probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
+    annotations: Annotated[
+        str | None,
+        one_of(
+            "also write the masks as annotations for this tool: coco, cvat, labelme, labelstudio",
+            "coco",
+            "cvat",
+            "labelme",
+            "labelstudio",
+        ),
+    ] = None
     overwrite: Annotated[bool, about("predict again what is there already")] = False
     tile: Annotated[
         int | str | None, about("longest side predicted at once: auto (1280), pixels, or null: any")

@@ -8,7 +8,7 @@ import math
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +226,16 @@ def orientation(source: Source) -> int:
     """Return the EXIF orientation of an image, 1..8; 1 is upright."""
     with opened(source, "image") as file:
         return _orientation(file)
+
+
+def tiff_tags(source: Source, numbers: Iterable[int]) -> dict[int, Any]:
+    """Return those of these tags that the first page of a TIFF has, by their numbers."""
+    with opened(source, "image") as file:
+        if isinstance(file, Image.Image):
+            found = {number: getattr(file, "tag_v2", {}).get(number) for number in numbers}
+        else:
+            found = {number: file.pages[0].tags.valueof(number) for number in numbers}
+    return {number: value for number, value in found.items() if value is not None}
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:

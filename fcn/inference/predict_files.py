@@ -21,10 +21,12 @@ from torch import Tensor
 from fcn import checkpoint
 from fcn.config import PredictConfig
 from fcn.data.files import finder, is_image, unread_note, walk
+from fcn.data.georeference import Georeference, read_georeference
 from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
+from fcn.inference import annotations, areas
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
@@ -83,26 +85,50 @@ def _predict_images(
     }
     record = output / "predict.json"
     if processes.rank == 0:
-        _claim_folder(record, settings, jobs, cfg.overwrite)
+        written = [path for job in jobs for path in job.outputs.values()]
+        written.append(output / areas.NAME)
+        if cfg.annotations:
+            written.append(output / annotations.PLACES[cfg.annotations])
+        _claim_folder(record, settings, written, cfg.overwrite)
     processes.wait()
     since = record.stat().st_mtime  # older outputs were made with other settings
-    todo = [job for job in jobs if not job.is_done(since)]
+    table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
+    done, todo = list[Job](), list[Job]()
+    for job in jobs:
+        (done if job.is_done(since) else todo).append(job)
+    uncounted = [job.mask for job in done if not table.has(job.mask)]
     processes.wait()  # all have seen what there is to do
-    skipped, failed = len(jobs) - len(todo), 0
-    todo = todo[processes.rank :: processes.world]
+    share, failed = slice(processes.rank, None, processes.world), 0
+    for mask in uncounted[share]:
+        table.add(mask, areas.count(mask))
+    todo = todo[share]
     with progress(console) as bar:
-        for error in bar.track(_predict(predictor, todo, cfg.raw), len(todo), description="images"):
-            if error is not None:
+        predicted = _predict(predictor, todo, cfg.raw)
+        for job, found in bar.track(predicted, len(todo), description="images"):
+            if isinstance(found, DataError):
                 failed += 1
-                print(error, flush=True)  # of whichever process
+                print(found, flush=True)  # of whichever process
+            else:
+                table.add(job.mask, found)
     failed = int(processes.sum(torch.tensor(failed)))
+    notes = table.write(processes, {job.mask: job.georeference for job in jobs})
     for line in unclear if processes.rank == 0 else ():
         print(line, flush=True)
-    made = len(jobs) - skipped - failed
-    before = f", {skipped} were done before" if skipped else ""
+    made = len(jobs) - len(done) - failed
+    before = f", {len(done)} were done before" if done else ""
     console.print(f"{made} images predicted{before}; masks in {output}")
-    if note:
-        console.print(f"note: {note}")
+    if cfg.annotations and processes.rank == 0:
+        predictions = [
+            annotations.Prediction(job.image, Path(f"{job.name}{job.image.suffix}"), job.mask)
+            for job in jobs
+            if job.is_done(since)
+        ]
+        path = output / annotations.PLACES[cfg.annotations]
+        annotations.write(cfg.annotations, predictions, predictor.info, path, cfg.overwrite)
+        console.print(f"annotations of {len(predictions)} images: {path}")
+    for line in (note, *notes):
+        if line:
+            console.print(f"note: {line}")
     if (failed or unclear) and processes.rank == 0:
         left = failed + len(images) - len(jobs)
         raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
@@ -113,7 +139,13 @@ class Job:
     """An image, and the files to write for it: mask, and overlay and probabilities if wanted."""
 
     image: Path
+    name: Path  # the image's, without suffix
     outputs: dict[str, Path]
+    georeference: Georeference | None = None
+
+    @property
+    def mask(self) -> Path:
+        return self.outputs["mask"]
 
     def is_done(self, since: float) -> bool:
         """Return whether all outputs exist, newer than the image and than the time `since`."""
@@ -179,7 +211,8 @@ def plan(
     owners = defaultdict[Path, list[Path]](list)
     given = {image.resolve() for image in images}
     for image, name in images.items():
-        outputs = {"mask": output / f"{name}.png"}
+        georeference = read_georeference(image)
+        outputs = {"mask": output / f"{name}{'.tif' if georeference else '.png'}"}
         if overlays:
             outputs["overlay"] = output / "overlays" / f"{name}.png"
         if probabilities:
@@ -191,7 +224,7 @@ def plan(
                     "another output"
                 )
             owners[path].append(image)
-        jobs.append(Job(image, outputs))
+        jobs.append(Job(image, name, outputs, georeference))
     shared = {
         tuple(sharing): path for path, sharing in reversed(owners.items()) if len(sharing) > 1
     }
@@ -204,7 +237,9 @@ def plan(
     return [job for job in jobs if job.image not in left_out], lines
 
 
-def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
+def _claim_folder(
+    record: Path, settings: dict[str, Any], written: list[Path], overwrite: bool
+) -> None:
     """Record the settings, unless they are there; masks of others are an error, and other files."""
     if not overwrite and record.is_file():
         try:
@@ -220,7 +255,7 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
             f"{record}: the masks there were made with another {', '.join(different)}; choose "
             "another output, or overwrite=true"
         )
-    existing = (path for job in jobs for path in job.outputs.values() if path.exists())
+    existing = (path for path in written if path.exists())
     if not overwrite and (file := next(existing, None)):
         raise ConfigError(
             f"{file} exists and was not written by this command; choose another output, or "
@@ -230,28 +265,31 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
     write_json(record, settings)
 
 
-def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
-    """Predict and write images; yield None for each, or why it could not be read."""
-    writing, info = deque[tuple[int, Future[None]]](), predictor.info
+def _predict(
+    predictor: Predictor, jobs: list[Job], raw: bool
+) -> Iterator[tuple[Job, list[int] | DataError]]:
+    """Predict and write images; yield each with its pixels, see `write`, or why it has none."""
+    writing, info = deque[tuple[int, Job, Future[list[int]]]](), predictor.info
     above = resident_memory() + SPARE_MEMORY
     with ThreadPoolExecutor() as pool:
         for job, reading in _read_ahead(pool, jobs, info):
             try:
                 image = reading.result()
             except DataError as error:
-                yield error
+                yield job, error
                 continue
             del reading  # or it would keep the image while the next one is read
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            done = pool.submit(write, job.outputs, image, mask, kept, info, raw)
-            writing.append((mask.size, done))
+            done = pool.submit(write, job, image, mask, kept, info, raw)
+            writing.append((mask.size, job, done))
             del image, mask, kept, done
-            while _is_full([size for size, _ in writing]):
-                writing.popleft()[1].result()
+            while _is_full([size for size, *_ in writing]):
+                _, written, future = writing.popleft()
+                yield written, future.result()
+                del future
             return_memory(above)
-            yield None
-        for _, future in writing:
-            future.result()
+        for _, written, future in writing:
+            yield written, future.result()
 
 
 def _read_ahead(
@@ -283,20 +321,30 @@ def _is_full(sizes: Sequence[int]) -> bool:
 
 
 def write(
-    outputs: dict[str, Path],
+    job: Job,
     image: Tensor,
     mask: np.ndarray,
     probabilities: np.ndarray | None,
     info: DatasetInfo,
     raw: bool,
-) -> None:
-    """Write the outputs of one image, each of them atomically; a raw mask is in grey."""
-    for kind, path in outputs.items():
+) -> list[int]:
+    """Write the outputs of one image, each of them atomically.
+
+    Returns:
+        The number of pixels of each label 0..255.
+    """
+    pixels: list[int] = []
+    for kind, path in job.outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             if kind == "mask":
                 picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
-                picture.save(file, "PNG")
+                pixels = picture.histogram()
+                if job.georeference is None:
+                    picture.save(file, "PNG")
+                else:
+                    tags = job.georeference.directory()
+                    picture.save(file, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
             elif kind == "overlay":
                 picture = Image.new("RGB", mask.shape[::-1])
                 strips = visualize.overlay_strips(visualize.as_rgb(image), mask, info=info)
@@ -307,3 +355,4 @@ def write(
                 np.savez_compressed(
                     file, probabilities=probabilities, classes=np.array(info.classes)
                 )
+    return pixels
