@@ -45,6 +45,7 @@ PRECISION = one_of(
 )
 Seed = Annotated[int, about("seed of every random draw", ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
+ValueRange = Annotated[list[float], Field(min_length=2, max_length=2)]
 Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
 
@@ -121,7 +122,7 @@ class DataConfig(Schema):
         bool | None, about("whether class 0 is background; null: if its name says so")
     ] = None
     value_range: Annotated[
-        Annotated[list[float], Field(min_length=2, max_length=2)] | None,
+        ValueRange | None,
         about("pixel values that become black and white; null: all of 8 or 16 bits"),
     ] = None
     bands: Annotated[
@@ -271,6 +272,14 @@ class PredictConfig(Schema):
         list[Annotated[float, Field(gt=0)]],
         about("average over the image at these sizes", min_length=1),
     ] = field(default_factory=lambda: [1.0])
+    value_range: Annotated[
+        ValueRange | None,
+        about("pixel values that become black and white; null: as the checkpoint was trained"),
+    ] = None
+    bands: Annotated[
+        list[int | str],
+        about("channels to use, by number from 0 or name; []: as the checkpoint was trained"),
+    ] = field(default_factory=list)
     trainer: Annotated[
         dict[str, Any],
         about("accelerator, devices, num_nodes, strategy, precision, as in training"),

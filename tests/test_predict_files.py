@@ -153,6 +153,21 @@ def test_predictions_with_other_settings_are_not_mixed(predict: Predict, root: P
     assert recorded == {"precision": "32-true", "flip": False, "scales": [1.0]}
 
 
+@pytest.mark.parametrize(
+    ("wished", "message"),
+    [
+        ({"value_range": [9.0, 9.0]}, "from < to"),
+        ({"bands": [0, 1, 2, 3]}, "m.safetensors takes 3"),
+    ],
+)
+def test_the_network_gets_a_range_and_bands_that_it_can_take(
+    predict: Predict, wished: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predict(**wished)
+    assert not contents("out")
+
+
 def test_files_of_unknown_origin_are_not_overwritten(predict: Predict) -> None:
     Path("out").mkdir()
     Path("out/3.png").write_text("a mask that somebody painted")

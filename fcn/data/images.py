@@ -199,16 +199,6 @@ def range_note(sources: Sequence[Source], info: DatasetInfo) -> str:
     )
 
 
-def is_deep(source: Source) -> bool:
-    """Return True if an image has more than 8 bits, and does not say which value is white.
-
-    Raises:
-        DataError: the file is missing or unreadable.
-    """
-    pixels = _read(source)
-    return pixels.values.dtype != np.uint8 and pixels.span is None
-
-
 def image_size(source: Source) -> tuple[int, int]:
     """Return (width, height) of an image as `read_image` returns it, from the file header alone."""
     with opened(source, "image") as file:

@@ -74,8 +74,8 @@ class Areas:
             with atomic_write(self.folder / NAME) as temporary:
                 temporary.write_text("".join((_text([HEADER]), *rows)), "utf-8", newline="")
         return [
-            f"{NAME} has no square metres for {count} GeoTIFFs {reason}; reproject them, such as "
-            "to their UTM zone"
+            f"{NAME} has no square metres for {count} GeoTIFF{'s' * (count > 1)} {reason}; "
+            "reproject to a UTM zone, for example"
             for reason, count in reasons.items()
             if reason
         ]
@@ -100,7 +100,7 @@ def count(mask: Path) -> list[int]:
 
 
 def _read(path: Path, since: float) -> dict[str, str]:
-    """Return the rows of each mask that is there and no newer than the table."""
+    """Return the rows of each mask that is there and no newer than the table, as their text."""
     time = path.stat().st_mtime if path.is_file() else -math.inf
     if time < since:
         return {}
@@ -111,12 +111,11 @@ def _read(path: Path, since: float) -> dict[str, str]:
                 f"{path}: other columns than {','.join(HEADER)}; rename the file, or overwrite=true"
             )
         rows = {name: _text(found) for name, found in groupby(lines, key=itemgetter(0))}
-    masks = {name: path.parent / name for name in rows}
-    return {
-        name: rows[name]
-        for name, mask in masks.items()
-        if mask.exists() and mask.stat().st_mtime <= time
-    }
+    for name in list(rows):
+        mask = path.parent / name
+        if not mask.exists() or mask.stat().st_mtime > time:
+            del rows[name]
+    return rows
 
 
 def _text(rows: Iterable[Iterable[object]]) -> str:

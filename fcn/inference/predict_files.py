@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -66,23 +66,7 @@ def _predict_images(
     """Predict images, by their names, see `main`; `note` is on files that are left out."""
     output = Path(cfg.output)
     jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
-    precision = cfg.trainer.get("precision", "auto")
-    resolve_precision(precision, processes.device)  # its error names this command's setting
-    predictor = Predictor(
-        cfg.checkpoint,
-        str(processes.device),
-        precision=precision,
-        tile=cfg.tile,
-        flip=cfg.flip,
-        scales=cfg.scales,
-    )
-    settings = {
-        "checkpoint_sha256": checkpoint.sha256(checkpoint.find(cfg.checkpoint)),
-        "precision": predictor.model.precision,
-        "flip": cfg.flip,
-        "scales": cfg.scales,
-        **({"raw": True} if cfg.raw else {}),
-    }
+    predictor, settings = _load(cfg, processes)
     record = output / "predict.json"
     if processes.rank == 0:
         written = [path for job in jobs for path in job.outputs.values()]
@@ -118,20 +102,43 @@ def _predict_images(
     before = f", {len(done)} were done before" if done else ""
     console.print(f"{made} images predicted{before}; masks in {output}")
     if cfg.annotations and processes.rank == 0:
-        predictions = [
-            annotations.Prediction(job.image, Path(f"{job.name}{job.image.suffix}"), job.mask)
-            for job in jobs
-            if job.is_done(since)
-        ]
-        path = output / annotations.PLACES[cfg.annotations]
-        annotations.write(cfg.annotations, predictions, predictor.info, path, cfg.overwrite)
-        console.print(f"annotations of {len(predictions)} images: {path}")
+        _annotate(cfg, [job for job in jobs if job.is_done(since)], predictor.info, console)
     for line in (note, *notes):
         if line:
             console.print(f"note: {line}")
     if (failed or unclear) and processes.rank == 0:
         left = failed + len(images) - len(jobs)
         raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
+
+
+def _load(cfg: PredictConfig, processes: Processes) -> tuple[Predictor, dict[str, Any]]:
+    """Return the predictor, and the settings on which its masks depend."""
+    precision = cfg.trainer.get("precision", "auto")
+    resolve_precision(precision, processes.device)  # its error names this command's setting
+    predictor = Predictor(
+        cfg.checkpoint,
+        str(processes.device),
+        precision=precision,
+        tile=cfg.tile,
+        flip=cfg.flip,
+        scales=cfg.scales,
+    )
+    channels = predictor.model.model.in_channels
+    if cfg.value_range and cfg.value_range[0] >= cfg.value_range[1]:
+        raise ConfigError(f"value_range={cfg.value_range}: must be [from, to], from < to")
+    if cfg.bands and len(cfg.bands) != channels:
+        raise ConfigError(f"bands={cfg.bands}: {cfg.checkpoint} takes {channels}")
+    takes: dict[str, Any] = {"value_range": cfg.value_range, "bands": cfg.bands}
+    takes = {key: value for key, value in takes.items() if value}  # in place of the checkpoint's
+    predictor.info = replace(predictor.info, **takes)
+    return predictor, {
+        "checkpoint_sha256": checkpoint.sha256(checkpoint.find(cfg.checkpoint)),
+        "precision": predictor.model.precision,
+        "flip": cfg.flip,
+        "scales": cfg.scales,
+        **takes,
+        **({"raw": True} if cfg.raw else {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,18 @@ def plan(
         for sharing, path in shared.items()
     ]
     return [job for job in jobs if job.image not in left_out], lines
+
+
+def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: Console) -> None:
+    """Write the masks of these jobs for the tool that the settings name."""
+    assert cfg.annotations
+    path = Path(cfg.output) / annotations.PLACES[cfg.annotations]
+    predictions = [
+        annotations.Prediction(job.image, Path(f"{job.name}{job.image.suffix}"), job.mask)
+        for job in jobs
+    ]
+    annotations.write(cfg.annotations, predictions, info, path, cfg.overwrite)
+    console.print(f"annotations of {len(jobs)} images: {path}")
 
 
 def _claim_folder(
