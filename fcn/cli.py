@@ -23,12 +23,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
 from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, message_of
-from fcn.output import LOCK, make_console
+from fcn.hydra_versions import VERSION_BASE, any_help_text
+from fcn.output import LOCK, add_line, make_console
 from fcn.processes import is_first
 from fcn.training.record import (
     OUTPUTS,
@@ -40,7 +41,7 @@ from fcn.training.record import (
 
 COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "train": "fcn.training.run",
-    "evaluate": "fcn.inference.evaluate",
+    "evaluate": "fcn.inference.evaluate_checkpoint",
     "predict": "fcn.inference.predict_files",
     "export": "fcn.inference.export",
     "import_caffe": "fcn.tools.import_caffe",
@@ -58,7 +59,6 @@ OPEN_KEYS = (
 
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
-READ_ONLY_KEYS = ("model.name", "backbone.name", "recipe.name")  # group=CHOICE sets them
 
 
 def run(name: str) -> Any:
@@ -71,12 +71,9 @@ def run(name: str) -> Any:
         What the command returned, which Hydra's sweepers optimise.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
-    if name == "import_caffe":  # the ILSVRC classifier is no model of ours, but can be imported
-        ConfigStore.instance().store(group="model", name="vgg16", node={"name": "vgg16"})
-    OmegaConf.register_new_resolver("settings", _describe_settings, replace=True)
     command = Command(name)
 
-    @hydra.main(config_path=str(CONFIGS), config_name=name, version_base="1.3")
+    @hydra.main(config_path=str(CONFIGS), config_name=name, **VERSION_BASE)
     def entry(cfg: Any) -> Any:
         return command.run_job(cfg)
 
@@ -86,7 +83,7 @@ def run(name: str) -> Any:
         if len(overrides) < len(given) and not any(a.startswith("-") for a in overrides):
             show_help(name, overrides)
             return None
-        with _full_errors("1"), _arguments(command.arguments(given)):
+        with any_help_text(), _full_errors("1"), _arguments(command.arguments(given)):
             entry()  # Hydra raises its errors instead of printing them
         for error in command.failures[:-1]:
             print(f"error: {_one_line(error, name)}", file=sys.stderr)
@@ -97,11 +94,12 @@ def run(name: str) -> Any:
     except BrokenPipeError:  # of `--help | head`; Python would complain again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
-        command.discard_folder()
         if command.traceback:
             raise
         print(f"error: {_one_line(error, name)}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        command.discard_folder()
     return command.result
 
 
@@ -120,6 +118,8 @@ class Command:
         self.made: Path | None = None  # the folder that was made for this command
         self.result: Any = None
         self.failures: list[Exception] = []
+        self.log = f"{name}.log"  # in the run's folder: what the console prints
+        self.process = os.getpid()
 
     def arguments(self, given: list[str]) -> list[str]:
         """Return the command line as Hydra is to see it: with the folder to work in."""
@@ -150,6 +150,8 @@ class Command:
                 given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.run)}"]
                 return [*given, "hydra.output_subdir=null"]
         informs = any(a.startswith(("--cfg", "-c", "--info", "-i", "--hydra-help")) for a in given)
+        if "hparams_search" in keys and not several:
+            raise ConfigError("hparams_search= makes many runs: add -m")
         if several and folder is not None:
             raise ConfigError("hydra.run.dir is for a single run; a sweep takes hydra.sweep.dir")
         if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
@@ -160,6 +162,9 @@ class Command:
     def run_job(self, cfg: Any) -> Any:
         """Run the command on what Hydra has composed; an error is kept for `run`."""
         job = HydraConfig.get()
+        keeps_log = self.name in HAS_RUN_FOLDER and is_first()
+        log = Path(job.runtime.output_dir, self.log).absolute() if keeps_log else None
+        console = make_console(quiet=not is_first(), log=log)
         try:
             os.chdir(job.runtime.cwd)  # paths start there, for hydra.job.chdir too
             settings = self.settings(cfg, list(job.overrides.task))
@@ -168,20 +173,24 @@ class Command:
             import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
             own = [*self.flags, *job.overrides.task]  # with which Lightning starts others
             with _full_errors(self.traceback), _arguments(own):
-                self.result = main(settings, folder, make_console(quiet=not is_first()))
+                self.result = main(settings, folder, console)
             return self.result
         except Interrupted as error:  # ends a multirun too
+            add_line(log, str(error))
             print(error, file=sys.stderr)
             sys.exit(error.code)  # past Hydra, which would print more around it
         except (UserError, OSError, RuntimeError) as error:
+            add_line(log, f"error: {_one_line(error, self.name)}")
+            if os.getpid() != self.process:  # a launcher's, such as submitit: Hydra brings it back
+                raise
             self.failures.append(error)  # Hydra would print more around it
             return None
 
     def settings(self, cfg: Any, given: list[str]) -> Any:
         """Return the settings, checked: those of a run that is resumed or evaluated come first."""
         for key, _, value in (override.lstrip("+").partition("=") for override in given):
-            if key in READ_ONLY_KEYS:
-                raise ConfigError(f"{key}: only a label; use {key.partition('.')[0]}={value}")
+            if key == "backbone.name":
+                raise ConfigError(f"{key}: use backbone={value}, which also sets its weights")
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         if self.run is not None:
             resume = values["resume"]
@@ -200,26 +209,30 @@ class Command:
         return settings
 
     def discard_folder(self) -> None:
-        """Remove the folder that was made for a command that wrote nothing."""
+        """Remove the folder made for a command that wrote nothing there: a sweep, or an error."""
         left = {path.name for path in self.made.iterdir()} if self.made else {""}
-        if self.made and left <= {".hydra", LOCK}:
+        if self.made and left <= {".hydra", LOCK, self.log}:
             shutil.rmtree(self.made)
 
 
 def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
-    """Return Trainer's arguments with one of max_steps and max_epochs: that given later.
+    """Return Trainer's arguments with one of two that say the same: that given later.
+
+    These are max_steps and max_epochs; and val_check_interval and check_val_every_n_epoch, unless
+    both are typed, which is an error later on.
 
     Args:
         trainer: as Hydra has composed them, in the order of the files.
         given: the overrides of the command line, which come after all files.
     """
-    lengths = ("max_steps", "max_epochs")
-    known = [key for key in trainer if key in lengths and trainer[key] is not None]
-    typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
-    order = typed or known
-    if not order:
-        return trainer
-    return {key: value for key, value in trainer.items() if key not in lengths or key == order[-1]}
+    lengths, checks = ("max_steps", "max_epochs"), ("val_check_interval", "check_val_every_n_epoch")
+    for pair in (lengths, checks):
+        known = [key for key in trainer if key in pair and trainer[key] is not None]
+        typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
+        order = typed or known
+        if order and not (pair is checks and len(set(typed)) > 1):
+            trainer = {k: v for k, v in trainer.items() if k not in pair or k == order[-1]}
+    return trainer
 
 
 @contextmanager
@@ -248,12 +261,19 @@ def _arguments(given: list[str]) -> Iterator[None]:
 
 def show_help(name: str, overrides: list[str]) -> None:
     """Print a command's help; Hydra's own is slow, as it copies every schema for every key."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), **VERSION_BASE):
         cfg = hydra.compose(name, overrides, return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
-        groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
-        choices = [f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups]
-        print(Template(cfg.hydra.help.template).substitute(APP_CONFIG_GROUPS="".join(choices)))
+        groups = ""
+        for group, chosen in sorted(cfg.hydra.runtime.choices.items()):
+            if not group.startswith("hydra/"):
+                chosen = chosen if isinstance(chosen, ListConfig) else [chosen]
+                options = loader.get_group_options(group)
+                shown = (f"{option}*" if option in chosen else option for option in options)
+                groups += f"  {group:<12}{', '.join(shown)}\n"
+        text = Template(cfg.hydra.help.template)
+        settings = describe_settings(cfg, SCHEMAS[name])
+        print(text.substitute(APP_CONFIG_GROUPS=groups or "  none\n", CONFIG=settings))
 
 
 def checked(given: list[str]) -> list[str]:
@@ -303,32 +323,28 @@ def _one_line(error: Exception, name: str) -> str:
     return (f"{key[1]}: " if key else "") + " ".join(lines[:4] if not key else lines[:1])
 
 
-def _describe_settings(*, _root_: Any) -> str:
-    """Return a line for every setting: key, default and meaning. Used by the help texts."""
-    cfg = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
-    name = _root_.hydra.job.config_name
-    lines = []
+def describe_settings(cfg: Any, schema: type) -> str:
+    """Return a line for every setting: key, value and meaning."""
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    lines, above = [], ""
     for key, value in flat_keys(cfg).items():
-        meaning = _meaning(SCHEMAS[name], key.split("."))
+        meaning = _meaning(schema, key.split("."))
         shown = "null" if value is None else str(value)
+        shown = shown.lower() if isinstance(value, bool) else shown
         head = f"{key}={shown}" if len(key) + len(shown) < 44 else f"{key}=..."
-        lines += textwrap.wrap(
-            f"{head:<46}{meaning}".rstrip(), 118, subsequent_indent=" " * 46, drop_whitespace=False
-        ) or [head]
+        text = f"{head:<46}{meaning if meaning != above else ''}".rstrip()
+        indent = " " * 46
+        lines += textwrap.wrap(text, 118, subsequent_indent=indent, drop_whitespace=False)
+        above = meaning
     return "\n".join(f"  {line.rstrip()}" for line in lines)
 
 
 def _meaning(schema: Any, parts: list[str]) -> str:
-    """Return the description of a key, given by the names on the way to it."""
-    for index, part in enumerate(parts):
-        fields = getattr(schema, "__dataclass_fields__", {})
-        if part not in fields:
-            return ""
-        schema = fields[part].type
-        metadata = getattr(schema, "__metadata__", ())
-        if metadata and (index == len(parts) - 1 or not hasattr(schema, "__dataclass_fields__")):
-            return metadata[0].description or ""
-    return ""
+    """Return the meaning of a key, given by the names on the way to it."""
+    entry = schema.__dataclass_fields__[parts[0]]
+    if hasattr(entry.type, "__dataclass_fields__") and len(parts) > 1:
+        return _meaning(entry.type, parts[1:])
+    return entry.metadata.get("description", "")
 
 
 def _console_command(name: str) -> Callable[[], None]:

@@ -5,6 +5,7 @@ command line; pydantic checks the ranges; `--help` prints the descriptions.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,29 +25,48 @@ CONFIGS = next(p for p in (PACKAGE / "configs", REPOSITORY / "configs") if p.is_
 DATA_ROOT = str(REPOSITORY / "data") if (REPOSITORY / "pyproject.toml").is_file() else "data"
 
 
-def about(meaning: str, **rules: Any) -> Any:
-    """Return a setting's meaning, for `--help`, and its rules, in pydantic's words."""
-    return Field(description=meaning, **rules)
+def setting(default: Any, meaning: str, *, choices: Sequence[str] = (), **rules: Any) -> Any:
+    """Return the field of a setting.
+
+    Args:
+        default: its value unless configs/ or the command line say otherwise.
+        meaning: for `--help`.
+        choices: the words that it takes, if it takes only some.
+        rules: for its value, in pydantic's words: ge, lt, max_length, pattern, ...
+    """
+    if choices:
+        meaning = f"{meaning}: {', '.join(choices)}"
+        rules["pattern"] = f"^({'|'.join(choices)})$"
+    metadata = {"description": meaning, **rules}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def one_of(meaning: str, *choices: str) -> Any:
-    """Return the meaning of a setting that takes one of some words."""
-    return about(meaning, pattern=f"^({'|'.join(choices)})$")
-
-
-DEVICE = about("where to compute: auto, cpu, cuda, mps; auto: a GPU if there is one")
-OVERWRITE = about("replace files that are there already")
-CHECKPOINT = about("a .ckpt or .safetensors file of this project, or a run's folder")
-PRECISION = one_of(
-    "32-true, bf16-mixed; auto: the latter where the device computes in bfloat16",
-    "auto",
-    "32-true",
-    "bf16-mixed",
-)
-Seed = Annotated[int, about("seed of every random draw", ge=0, lt=2**32)]
+# Meanings that several commands share.
+CHECKPOINT = "a .ckpt or .safetensors file of this project, or a run's folder"
+DEVICE = "where to compute: auto (a GPU if there is one), cpu, cuda, mps"
+OVERWRITE = "replace files that are there already"
+PROCESSES = "accelerator, devices, num_nodes, strategy, precision, as in training"
+TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
+# Words that a setting takes.
+CAFFE = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16"]
+CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
+FORMATS = ["onnx", "torch_export", "safetensors", "hub"]
+PRECISIONS = ["auto", "32-true", "bf16-mixed"]
+STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
+TOPICS = ["all", "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards"]
+TOPICS += ["network", "learning", "deconvnet"]
+# Types with bounds.
 Positive = Annotated[int, Field(ge=1)]
-ValueRange = Annotated[list[float], Field(min_length=2, max_length=2)]
-Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+Above0 = Annotated[float, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = Annotated[list[Byte], Field(min_length=3, max_length=3)]
+Mean = Annotated[list[float], Field(min_length=3, max_length=3)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Scale = Annotated[list[Above0], Field(min_length=2, max_length=2)]
+Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 
 
 class Schema:
@@ -57,149 +77,91 @@ class Schema:
 
 @dataclass
 class ModelConfig(Schema):
-    name: Annotated[str, about("name of the choice")] = "fcn8s"
-    stride: Annotated[int, about("of the finest scores fused: 32, 16 or 8")] = 8
-    in_channels: Annotated[
-        int | None, about("channels of an image; null: those of data.bands, or 3", ge=1)
-    ] = None
-    padding: Annotated[int | str, about("aligned, or 100 as in the authors' networks")] = "aligned"
-    skip_scales: Annotated[
-        dict[str, float], about("factor on a skip's features, by pool; see recipe.fit_to_features")
-    ] = field(default_factory=dict)
-    dropout: Annotated[float, about("after fc6 and fc7", ge=0, lt=1)] = 0.5
-    init_from: Annotated[str | None, about("a checkpoint to start from: 32s -> 16s -> 8s")] = None
+    stride: int = setting(8, "of the finest scores fused: 32, 16 or 8")
+    in_channels: int | None = setting(None, "of an image; null: those of data.bands, or 3", ge=1)
+    padding: int | str = setting("aligned", "aligned, or 100 as in the authors' networks")
+    skip_scales: dict[str, float] = setting({}, "factors on skips: {pool4: 0.01, ...}")
+    dropout: float = setting(0.5, "after fc6 and fc7", ge=0, lt=1)
+    init_from: str | None = setting(None, "a checkpoint to start from: 32s -> 16s -> 8s")
+
+    @property
+    def name(self) -> str:
+        """What the network is called, on the screen and in recipe.lr_by_model."""
+        return f"fcn{self.stride}s_atonce" if self.skip_scales else f"fcn{self.stride}s"
 
 
 @dataclass
 class BackboneConfig(Schema):
-    name: Annotated[str, about("name of the choice")] = "vgg16"
-    width: Annotated[
-        int | None, about("channels of the first stage; null: the backbone's own", ge=1)
-    ] = None
-    head_width: Annotated[
-        int | None, about("channels of fc6 and fc7; null: the backbone's own", ge=1)
-    ] = None
-    weights: Annotated[str | None, about("imagenet, a name of torchvision's, a file, or null")] = (
-        None
-    )
-    head_weights: Annotated[
-        str | None, about("of fc6 and fc7: from weights, or null: start new", pattern="^weights$")
-    ] = "weights"
-    freeze: Annotated[
-        str | None,
-        about(
-            "keep the weights up to this stage as they are: conv1 to conv5", pattern="^conv[1-5]$"
-        ),
-    ] = None
+    name: str = setting("vgg16", "set by backbone=CHOICE, with its weights")
+    width: int | None = setting(None, "channels of the first stage; null: its own", ge=1)
+    head_width: int | None = setting(None, "channels of fc6 and fc7; null: its own", ge=1)
+    weights: str | None = setting(None, "imagenet, a name of torchvision's, a file, or null")
+    head_weights: str | None = setting("weights", "of fc6, fc7; null: new", pattern="^weights$")
+    freeze: str | None = setting(None, "the last stage that is not trained", choices=STAGES)
 
 
 @dataclass
 class UpsamplingConfig(Schema):
-    name: Annotated[str, about("how scores are upsampled, see the choices")] = "fixed"
+    name: str = setting("fixed", "set by upsampling=CHOICE")
 
 
 @dataclass
 class DataConfig(Schema):
-    name: Annotated[str, about("name in metrics.json and on the screen")] = MISSING
-    layout: Annotated[str, about("how the files are arranged, see fcn/data/layouts.py")] = "voc"
-    root: Annotated[str, about("folder of the data sets; for shards also an address")] = DATA_ROOT
-    folder: Annotated[str, about("of this data set, below root")] = "."
-    masks: Annotated[str, about("folder of the masks, below data.folder")] = "SegmentationClass"
-    train_split: Annotated[str, about("split to train on")] = "train"
-    val_split: Annotated[str, about("split to validate on")] = "val"
-    split: Annotated[str | None, about("split to evaluate; null: val_split")] = None
+    name: str = setting(MISSING, "name in metrics.json and on the screen")
+    layout: str = setting("voc", "how the files are arranged, see fcn/data/layouts.py")
+    root: str = setting(DATA_ROOT, "folder of the data sets; for shards also an address")
+    folder: str = setting(".", "of this data set, below root")
+    masks: str = setting("SegmentationClass", "folder of the masks, below data.folder")
+    train_split: str = setting("train", "split to train on")
+    val_split: str = setting("val", "split to validate on")
+    split: str | None = setting(None, "split to evaluate; null: val_split")
     # These six may also stand in dataset.yaml beside the data; the command line wins over the file.
-    classes: Annotated[list[str], about("names of the labels 0, 1, ...", max_length=255)] = field(
-        default_factory=list
-    )
-    colours: Annotated[list[Colour], about("RGB of each class, [[0,0,0],...]; []: VOC's")] = field(
-        default_factory=list
-    )
-    ignore_index: Annotated[
-        int | None, about("label of pixels to ignore in loss and metrics; null: 255", ge=0, le=255)
-    ] = None
-    background: Annotated[
-        bool | None, about("whether class 0 is background; null: if its name says so")
-    ] = None
-    value_range: Annotated[
-        ValueRange | None,
-        about("pixel values that become black and white; null: all of 8 or 16 bits"),
-    ] = None
-    bands: Annotated[
-        list[int | str],
-        about(
-            "channels to use of each image, by number from 0 or name; []: RGB, where transparent "
-            "pixels take the mean colour"
-        ),
-    ] = field(default_factory=list)
-    scan: Annotated[bool, about("read all masks before training or evaluation, for errors")] = True
-    num_workers: Annotated[
-        int | None,
-        about("processes that load images; null: one per core, on a CPU one per four", ge=0),
-    ] = None
-    download: Annotated[bool, about("fetch what is missing: VOC, SBD")] = False
-    url: Annotated[str | None, about("fetch from here: an archive, or a folder ending in /")] = None
-    checksum: Annotated[
-        str | None,
-        about(
-            "of the archive at url: md5:..., sha1:... or sha256:...",
-            pattern=r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$",
-        ),
-    ] = None
+    classes: list[str] = setting([], "names of the labels 0, 1, ...", max_length=255)
+    colours: list[Colour] = setting([], "RGB of each class, [[0,0,0],...]; []: VOC's")
+    ignore_index: int | None = setting(None, "label to ignore; null: 255", ge=0, le=255)
+    background: bool | None = setting(None, "class 0 is background; null: if its name says so")
+    value_range: Range | None = setting(None, "values of black and white; null: of 8 or 16 bits")
+    bands: list[int | str] = setting([], "channels to use, by number from 0 or name; []: RGB")
+    limit: int | None = setting(None, "train on so many images, drawn by seed; null: all", ge=1)
+    scan: bool = setting(True, "read all masks before training or evaluation, for errors")
+    num_workers: int | None = setting(None, "processes that load images; null: by cores", ge=0)
+    download: bool = setting(False, "fetch what is missing: VOC, SBD")
+    url: str | None = setting(None, "fetch from here: an archive, or a folder ending in /")
+    checksum: str | None = setting(None, "of url: md5:..., sha1:..., sha256:...", pattern=CHECKSUM)
 
 
 @dataclass
 class RecipeConfig(Schema):
     """What Lightning's Trainer does not know; steps, precision and accumulation are `trainer.*`."""
 
-    name: Annotated[str, about("name of the choice")] = MISSING
-    optimizer: Annotated[str, about("of torch.optim, by name: sgd, adamw, RMSprop, ...")] = "sgd"
-    optimizer_arguments: Annotated[dict[str, Any], about("more arguments of the optimizer")] = (
-        field(default_factory=dict)
-    )
-    lr: Annotated[float | None, about("learning rate; null: from lr_by_model", gt=0)] = None
-    lr_by_model: Annotated[dict[str, float], about("learning rate for each model.name")] = field(
-        default_factory=dict
-    )
-    momentum: Annotated[float, about("SGD's, or AdamW's beta 1", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, about("of weights, not biases or norms", ge=0)] = 5e-4
-    bias_lr_factor: Annotated[float, about("biases learn at lr times this", ge=0)] = 2.0
-    backbone_lr_factor: Annotated[float, about("the backbone learns at lr times this", ge=0)] = 1.0
-    fit_to_features: Annotated[
-        bool, about("scale skips and a new fc6 to the size of pretrained features")
-    ] = True
-    schedule: Annotated[str, one_of("constant, poly or cosine", "constant", "poly", "cosine")] = (
-        "constant"
-    )
-    warmup_steps: Annotated[int, about("steps of linear warm-up", ge=0)] = 0
-    loss_reduction: Annotated[
-        str, one_of("over the pixels of a batch: sum or mean", "sum", "mean")
-    ] = "mean"
-    batch_size: Annotated[int, about("images of one forward pass of one process", ge=1)] = 1
-    ema_decay: Annotated[
-        float | None, about("validate and keep averaged weights; null: off", ge=0, lt=1)
-    ] = None
-    crop: Annotated[
-        int | None, about("side of square training crops; null: whole images", ge=1)
-    ] = None
-    scale: Annotated[
-        list[Annotated[float, Field(gt=0)]],
-        about("random resize of crops, [from, to]", min_length=2, max_length=2),
-    ] = field(default_factory=lambda: [1.0, 1.0])
-    flip: Annotated[bool, about("mirror half of the images")] = False
-    jitter: Annotated[float, about("of brightness, contrast and saturation", ge=0, le=1)] = 0.0
+    optimizer: str = setting("sgd", "of torch.optim, by name: sgd, adamw, RMSprop, ...")
+    optimizer_arguments: dict[str, Any] = setting({}, "more arguments of the optimizer")
+    lr: float | None = setting(None, "learning rate; null: from lr_by_model", gt=0)
+    lr_by_model: dict[str, float] = setting({}, "learning rate by network: fcn32s, ...")
+    momentum: float = setting(0.9, "SGD's, or AdamW's beta 1", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "of weights, not biases or norms", ge=0)
+    bias_lr_factor: float = setting(2.0, "biases learn at lr times this", ge=0)
+    backbone_lr_factor: float = setting(1.0, "the backbone learns at lr times this", ge=0)
+    fit_to_features: bool = setting(True, "scale skips and a new fc6 to pretrained features")
+    schedule: str = setting("constant", "of the rate", choices=["constant", "poly", "cosine"])
+    warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
+    loss_reduction: str = setting("mean", "over the pixels of a batch", choices=["sum", "mean"])
+    batch_size: int = setting(1, "images of one forward pass of one process", ge=1)
+    ema_decay: float | None = setting(None, "keep averaged weights; null: off", ge=0, lt=1)
+    crop: int | None = setting(None, "side of square training crops; null: whole images", ge=1)
+    scale: Scale = setting([1.0, 1.0], "random resize of crops, [from, to]")
+    flip: bool = setting(False, "mirror half of the images")
+    jitter: float = setting(0.0, "of brightness, contrast and saturation", ge=0, le=1)
 
 
 @dataclass
 class LossConfig(Schema):
-    name: Annotated[str, about("name of the choice")] = "cross_entropy"
-    class_weights: Annotated[
-        Any, about("one number per class, balanced (by pixels of the training masks), or null")
-    ] = None
-    label_smoothing: Annotated[float, about("of cross entropy", ge=0, lt=1)] = 0.0
-    dice_weight: Annotated[float, about("dice: its weight next to cross entropy", gt=0)] = 1.0
-    gamma: Annotated[float, about("focal: exponent, larger favours hard pixels", ge=0)] = 2.0
-    hardest: Annotated[float, about("ohem: share of the pixels that count", gt=0, le=1)] = 0.25
+    name: str = setting("cross_entropy", "set by loss=CHOICE")
+    class_weights: Any = setting(None, "one number per class, balanced (by pixels), or null")
+    label_smoothing: float = setting(0.0, "of cross entropy", ge=0, lt=1)
+    dice_weight: float = setting(1.0, "dice: its weight next to cross entropy", gt=0)
+    gamma: float = setting(2.0, "focal: exponent, larger favours hard pixels", ge=0)
+    hardest: float = setting(0.25, "ohem: share of the pixels that count", gt=0, le=1)
 
 
 @dataclass
@@ -210,219 +172,116 @@ class TrainConfig(Schema):
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    trainer: Annotated[
-        dict[str, Any], about("any argument of Lightning's Trainer; precision may also be auto")
-    ] = field(default_factory=dict)
-    logger: Annotated[dict[str, Any], about("Lightning's loggers, each with its _target_")] = field(
-        default_factory=dict
-    )
-    callbacks: Annotated[dict[str, Any], about("Lightning's callbacks, likewise")] = field(
-        default_factory=dict
-    )
-    seed: Seed = 0
-    resume: Annotated[str | None, about("a run's folder or .ckpt, last, or auto")] = None
-    stages: Annotated[
-        list[str], about("models to train one after the other: [fcn32s,fcn16s,fcn8s]")
-    ] = field(default_factory=list)
-    compile: Annotated[bool, about("torch.compile the training step")] = False
+    trainer: dict[str, Any] = setting({}, TRAINER)
+    logger: dict[str, Any] = setting({}, "Lightning's loggers, each with its _target_")
+    callbacks: dict[str, Any] = setting({}, "Lightning's callbacks, likewise")
+    seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
+    resume: str | None = setting(None, "a run's folder or .ckpt, last, or auto")
+    stages: list[str] = setting([], "models to train one after the other: [fcn32s,fcn16s,fcn8s]")
+    compile: bool = setting(False, "torch.compile the training step")
 
 
 @dataclass
 class EvaluateConfig(Schema):
-    checkpoint: Annotated[str, CHECKPOINT] = MISSING
+    checkpoint: str = setting(MISSING, CHECKPOINT)
     data: DataConfig = field(default_factory=DataConfig)
-    batch_size: Annotated[
-        int,
-        about("images at once, fewer if large; changes no number, up to rounding on a GPU", ge=1),
-    ] = 8
-    overwrite: Annotated[bool, OVERWRITE] = False
-    trainer: Annotated[
-        dict[str, Any],
-        about("accelerator, devices, num_nodes, strategy, precision, as in training"),
-    ] = field(default_factory=dict)
-    submission: Annotated[bool, about("also write VOC's results.tar.gz")] = False
+    batch_size: int = setting(8, "images at once; changes no number, up to rounding on a GPU", ge=1)
+    overwrite: bool = setting(False, OVERWRITE)
+    trainer: dict[str, Any] = setting({}, PROCESSES)
+    submission: bool = setting(False, "also write VOC's results.tar.gz")
 
 
 @dataclass
 class PredictConfig(Schema):
-    checkpoint: Annotated[str, CHECKPOINT] = MISSING
-    input: Annotated[
-        str, about("a file, a folder, a pattern, or - for paths on standard input")
-    ] = MISSING
-    output: Annotated[str, about("the folder to write to")] = MISSING
-    raw: Annotated[bool, about("write masks as plain grey labels, without colours")] = False
-    overlays: Annotated[bool, about("also write overlays/NAME.png")] = True
-    probabilities: Annotated[bool, about("also write NAME.npz, float16 (K, H, W)")] = False
-    annotations: Annotated[
-        str | None,
-        one_of(
-            "also write the masks as annotations for this tool: coco, cvat, labelme, labelstudio",
-            "coco",
-            "cvat",
-            "labelme",
-            "labelstudio",
-        ),
-    ] = None
-    overwrite: Annotated[bool, about("predict again what is there already")] = False
-    tile: Annotated[
-        int | str | None, about("longest side predicted at once: auto (1280), pixels, or null: any")
-    ] = "auto"
-    flip: Annotated[bool, about("average over the image and its mirror image")] = False
-    scales: Annotated[
-        list[Annotated[float, Field(gt=0)]],
-        about("average over the image at these sizes", min_length=1),
-    ] = field(default_factory=lambda: [1.0])
-    value_range: Annotated[
-        ValueRange | None,
-        about("pixel values that become black and white; null: as the checkpoint was trained"),
-    ] = None
-    bands: Annotated[
-        list[int | str],
-        about("channels to use, by number from 0 or name; []: as the checkpoint was trained"),
-    ] = field(default_factory=list)
-    trainer: Annotated[
-        dict[str, Any],
-        about("accelerator, devices, num_nodes, strategy, precision, as in training"),
-    ] = field(default_factory=dict)
+    checkpoint: str = setting(MISSING, CHECKPOINT)
+    input: str = setting(MISSING, "a file, a folder, a pattern, or - for paths on standard input")
+    output: str = setting(MISSING, "the folder to write to")
+    raw: bool = setting(False, "write masks as plain grey labels, without colours")
+    overlays: bool = setting(True, "also write overlays/NAME.png")
+    probabilities: bool = setting(False, "also write NAME.npz, float16 (K, H, W)")
+    annotations: str | None = setting(None, "also write annotations for a tool", choices=TOOLS)
+    overwrite: bool = setting(False, "predict again what is there already")
+    tile: int | str | None = setting("auto", "longest side at once: auto (1280), pixels, or null")
+    flip: bool = setting(False, "average over the image and its mirror image")
+    scales: list[Above0] = setting([1.0], "average over the image at these sizes", min_length=1)
+    value_range: Range | None = setting(None, "values of black and white; null: the checkpoint's")
+    bands: list[int | str] = setting([], "channels, by number from 0 or name; []: the checkpoint's")
+    trainer: dict[str, Any] = setting({}, PROCESSES)
 
 
 @dataclass
 class ExportConfig(Schema):
-    checkpoint: Annotated[str, CHECKPOINT] = MISSING
-    output: Annotated[str, about("the file to write: .onnx, .pt2, .safetensors; hub: a folder")] = (
-        MISSING
-    )
-    format: Annotated[
-        str,
-        one_of(
-            "onnx, torch_export, safetensors or hub", "onnx", "torch_export", "safetensors", "hub"
-        ),
-    ] = "onnx"
-    size: Annotated[
-        list[Positive] | None,
-        about(
-            "onnx, torch_export: images of this [height, width] alone, one at a time, as OpenCV's "
-            "DNN module needs it; null: any",
-            min_length=2,
-            max_length=2,
-        ),
-    ] = None
-    input: Annotated[str, one_of("images: float in [0, 1], or uint8", "float", "uint8")] = "float"
-    push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
-    argmax: Annotated[bool, about("labels instead of scores")] = False
-    licence: Annotated[
-        str | None, about("hub: of the weights, for the model card: mit, cc-by-4.0, other, ...")
-    ] = None
-    overwrite: Annotated[bool, OVERWRITE] = False
+    checkpoint: str = setting(MISSING, CHECKPOINT)
+    output: str = setting(MISSING, "the file to write: .onnx, .pt2, .safetensors; hub: a folder")
+    format: str = setting("onnx", "of the file", choices=FORMATS)
+    size: Size | None = setting(None, "[height, width] of its images, for OpenCV; null: any")
+    input: str = setting("float", "of images; float: in [0, 1]", choices=["float", "uint8"])
+    push: str | None = setting(None, "hub: also upload to this repository, USER/NAME")
+    argmax: bool = setting(False, "labels instead of scores")
+    licence: str | None = setting(None, "hub: of the weights, for the card: mit, cc-by-4.0, ...")
+    overwrite: bool = setting(False, OVERWRITE)
 
 
 @dataclass
 class ImportCaffeConfig(Schema):
-    caffemodel: Annotated[str, about("the file to import")] = MISSING
-    output: Annotated[str, about("the file to write", pattern=r"\.safetensors$")] = MISSING
-    model: ModelConfig = field(default_factory=ModelConfig)
-    classes: Annotated[list[str], about("class names; empty: VOC's for 21 classes")] = field(
-        default_factory=list
-    )
-    mean_bgr: Annotated[
-        list[float], about("subtracted from its images; BGR of 255", min_length=3, max_length=3)
-    ] = field(default_factory=lambda: list(MEAN_BGR))
-    overwrite: Annotated[bool, OVERWRITE] = False
+    caffemodel: str = setting(MISSING, "the file to import")
+    output: str = setting(MISSING, "the file to write", pattern=r"\.safetensors$")
+    network: str = setting("fcn8s", "that the file holds", choices=CAFFE)
+    classes: list[str] = setting([], "class names; empty: VOC's for 21 classes")
+    mean_bgr: Mean = setting(list(MEAN_BGR), "subtracted from its images; BGR of 255")
+    overwrite: bool = setting(False, OVERWRITE)
 
 
 @dataclass
 class PrepareDataConfig(Schema):
     data: DataConfig = field(default_factory=DataConfig)
-    processes: Annotated[int | None, about("readers; null: one per core", ge=1)] = None
-    overwrite: Annotated[bool, OVERWRITE] = False
-    shards: Annotated[str | None, about("also write WebDataset tars to this folder")] = None
-    convert: Annotated[
-        str | None, about("first convert an annotation tool's export in this folder")
-    ] = None
-    to: Annotated[str | None, about("convert: the new folder to write, for data=folder")] = None
-    images: Annotated[
-        str | None,
-        about("convert: where the images are, if it is not clear: a folder, or such as *.jpg"),
-    ] = None
-    masks: Annotated[str | None, about("convert: where the masks are, likewise")] = None
-    labels: Annotated[
-        Any, about("convert: {7: road, 11: building}, the rest ignored; or a YAML file of it")
-    ] = None
-    merge: Annotated[
-        Any, about("convert: {truck: car, sky: null}, renames, merges and drops classes")
-    ] = None
-    val_share: Annotated[
-        float, about("convert: images drawn for val where there is no such split", gt=0, lt=1)
-    ] = 0.2
-    seed: Seed = 0
-    group: Annotated[
-        str | None,
-        about(
-            "convert: regular expression; images in whose names it, or its first group, finds the "
-            "same text stay on one side of the draw; null: versions by Roboflow"
-        ),
-    ] = None
-    nearest: Annotated[
-        bool, about("convert: smoothed boundaries in masks become the class of the nearest value")
-    ] = False
-    resize: Annotated[bool, about("convert: enlarge or shrink masks to their images")] = False
-    link: Annotated[
-        bool,
-        about(
-            "convert: link the images, which saves space, but editing a converted image then "
-            "edits the original; false: copy them"
-        ),
-    ] = False
+    processes: int | None = setting(None, "readers; null: one per core", ge=1)
+    overwrite: bool = setting(False, OVERWRITE)
+    shards: str | None = setting(None, "also write WebDataset tars to this folder")
+    convert: str | None = setting(None, "first convert an annotation tool's export in this folder")
+    to: str | None = setting(None, "convert: the new folder to write, for data=folder")
+    images: str | None = setting(None, "convert: a folder, or a pattern such as *.jpg; null: find")
+    masks: str | None = setting(None, "convert: likewise")
+    labels: Any = setting(None, "convert: {7: road, 11: building}, the rest ignored; or a file")
+    merge: Any = setting(None, "convert: {truck: car, sky: null} merges and drops classes")
+    val_share: float = setting(0.2, "convert: drawn for val if there is no such split", gt=0, lt=1)
+    seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
+    group: str | None = setting(None, "convert: names with the same match stay in one split")
+    nearest: bool = setting(False, "convert: smoothed mask values become the nearest class")
+    resize: bool = setting(False, "convert: enlarge or shrink masks to their images")
+    link: bool = setting(False, "convert: link images: editing one then edits the original")
 
 
 @dataclass
 class CompareConfig(Schema):
-    runs: Annotated[list[str], about("folders of finished runs")] = field(default_factory=list)
-    sweep: Annotated[str | None, about("folder of a multirun or of stages")] = None
-    images: Annotated[int, about("images in the page's gallery", ge=0)] = 24
-    data_root: Annotated[
-        str | None, about("folder of the data sets; null: as recorded by the runs")
-    ] = None
-    device: Annotated[str, DEVICE] = "auto"
-    overwrite: Annotated[bool, OVERWRITE] = False
+    runs: list[str] = setting([], "folders of finished runs")
+    sweep: str | None = setting(None, "folder of a multirun or of stages")
+    against: str | None = setting(None, "row to differ from: letter or folder; null: the first")
+    images: int = setting(24, "images in the page's gallery", ge=0)
+    data_root: str | None = setting(None, "folder of the data sets; null: as recorded by the runs")
+    device: str = setting("auto", DEVICE)
+    overwrite: bool = setting(False, OVERWRITE)
 
 
 @dataclass
 class ExplainConfig(Schema):
-    explain: Annotated[
-        str,
-        one_of(
-            "all, or one topic",
-            "all",
-            "matrix",
-            "arithmetic",
-            "operators",
-            "bilinear",
-            "repeat",
-            "checkerboards",
-            "network",
-            "learning",
-            "deconvnet",
-        ),
-    ] = "all"
-    checkpoint: Annotated[str | None, about("a trained model; null: train a small one")] = None
-    fcn32s: Annotated[str | None, about("a trained FCN-32s, to show beside it")] = None
-    image: Annotated[str | None, about("an image id; null: one with many classes")] = None
-    steps: Annotated[int, about("training steps of the small model", ge=1)] = 200
-    seed: Seed = 0
+    explain: str = setting("all", "what to show", choices=TOPICS)
+    checkpoint: str | None = setting(None, "a trained model; null: train a small one")
+    fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it")
+    image: str | None = setting(None, "an image id; null: one with many classes")
+    steps: int = setting(200, "training steps of the small model", ge=1)
+    seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
     data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
 class BenchmarkConfig(Schema):
-    quick: Annotated[bool, about("fewer rounds: about two minutes")] = False
-    size: Annotated[
-        list[Positive], about("of the image: [height, width]", min_length=2, max_length=2)
-    ] = field(default_factory=lambda: [375, 500])
-    num_classes: Annotated[int, about("K", ge=2)] = 21
-    rounds: Annotated[int, about("of each measurement", ge=3)] = 15
-    device: Annotated[str, DEVICE] = "auto"
-    precision: Annotated[str, PRECISION] = "auto"
+    quick: bool = setting(False, "fewer rounds: about two minutes")
+    size: Size = setting([375, 500], "of the image: [height, width]")
+    num_classes: int = setting(21, "K", ge=2)
+    rounds: int = setting(15, "of each measurement", ge=3)
+    device: str = setting("auto", DEVICE)
+    precision: str = setting("auto", "of numbers", choices=PRECISIONS)
 
 
 SCHEMAS = {
@@ -491,6 +350,8 @@ SYNONYMS = {
     "weights": "backbone.weights",
     "pretrained": "backbone.weights",
     "output_dir": "hydra.run.dir",
+    "model.name": "model=CHOICE",
+    "recipe.name": "recipe=CHOICE",
     "debug": "HYDRA_FULL_ERROR=1 in the environment",
 }
 

@@ -54,6 +54,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Return True if the device has bfloat16 arithmetic of its own, so that it is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Private, but torch says nothing in public of a CPU's bfloat16.
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 

@@ -18,15 +18,37 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+WIDTH = 110  # of tables, where there is no terminal
 LOCK = ".lock"  # of the folder that a process works in
 
 
-def make_console(*, quiet: bool = False) -> "Console":
-    """Return a console that prints text as it is; without a terminal, wide enough for tables."""
-    from rich.console import Console
+def make_console(*, quiet: bool = False, log: Path | None = None) -> "Console":
+    """Return a console that prints text as it is; without a terminal, wide enough for tables.
 
-    width = None if sys.stdout.isatty() else 110
-    return Console(quiet=quiet, width=width, markup=False, highlight=False, soft_wrap=True)
+    Args:
+        quiet: print nothing.
+        log: a file to which everything is added too, without colours and progress bars.
+    """
+    from rich.console import Console, NewLine
+    from rich.control import Control
+
+    class LoggedConsole(Console):
+        def print(self, *objects: Any, **form: Any) -> None:
+            super().print(*objects, **form)
+            of_progress = any(isinstance(o, Control | NewLine) for o in objects)
+            if log is not None and not (quiet or of_progress):
+                with open(log, "a", encoding="utf-8") as file:
+                    Console(**plain, file=file, width=WIDTH).print(*objects, **form)
+
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    return LoggedConsole(**plain, quiet=quiet, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def add_line(log: Path | None, text: str) -> None:
+    """Add a line to a log that has been started."""
+    if log is not None and log.is_file():
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
 
 def progress(console: "Console") -> "Progress":
@@ -93,6 +115,9 @@ def write_json(path: Path, content: Any) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder while this process works in it.
 
+    The lock's file stays: whoever had opened it before it was removed would lock a file that no one
+    else finds.
+
     Raises:
         ConfigError: another process works in it.
     """
@@ -110,7 +135,6 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

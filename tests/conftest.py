@@ -154,7 +154,6 @@ class TinyVOC:
     def training(self, **recipe: Any) -> TrainConfig:
         """Settings of a run of 8 steps on a very small network; validates at steps 3, 6 and 8."""
         settings: dict[str, Any] = {
-            "name": "test",
             "optimizer": "adamw",
             "lr": 1e-3,
             "batch_size": 2,

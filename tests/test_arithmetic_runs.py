@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from fcn.config import EvaluateConfig
-from fcn.inference import evaluate
+from fcn.inference import evaluate_checkpoint
 from fcn.training.run import train
 from tests.conftest import TinyVOC
 
@@ -43,7 +43,7 @@ def test_evaluation_computes_a_runs_own_numbers_again(
     own = json.loads((tmp_path / "run" / "metrics.json").read_text())
     settings = {"trainer": {"accelerator": "cpu", "precision": precision}}
     (tmp_path / "again").mkdir()
-    again = evaluate.main(
+    again = evaluate_checkpoint.main(
         EvaluateConfig(data=tiny_voc.config(), checkpoint=str(tmp_path / "run"), **settings),  # type: ignore[arg-type]
         tmp_path / "again",
         QUIET,

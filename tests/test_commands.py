@@ -102,6 +102,7 @@ def test_train_then_evaluate_then_compare_then_resume(
     first = script("train", *data, *QUICK, "hydra.run.dir=run", folder=root)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
+    assert (root / "run" / "train.log").read_text() == first.stdout
     last_line = first.stdout.strip().splitlines()[-1]
     assert last_line.startswith("mean IoU ")
     assert last_line.endswith(("files in run", "/run"))
@@ -296,8 +297,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("recipe=heavy model=fcn32s loss=dice", "loss=dice does not fit"),
         ("+callbacks.mine._target_=nowhere.Mine", "nowhere"),
         ("model.stride=12", "stride must be 32, 16 or 8"),
-        ("backbone.name=vgg16", "only a label; use backbone=vgg16"),
-        ("model.name=fcn32s", "only a label; use model=fcn32s"),
+        ("backbone.name=vgg16", "use backbone=vgg16"),
+        ("model.name=fcn32s", "did you mean model=CHOICE?"),
         ("upsampling.name=cubic", "upsampling must be one of"),
         ("backbone.weights=nowhere.pth", "nowhere.pth: no such weights file"),
         ("model.init_from=notes.ckpt", "notes.ckpt: damaged"),
@@ -310,6 +311,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("resume=last hydra.run.dir=new", "run.json"),
         ("resume=last", "no run with a checkpoint in outputs"),
         ("stages=[fcn16s,fcn32s]", "coarse to fine"),
+        ("hparams_search=optuna", "add -m"),
         ("seed", "seed"),
         ("trainer.devices=0", "trainer: "),
         ("trainer.devices=[]", "trainer: "),

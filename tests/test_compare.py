@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fcn.checkpoint import write_safetensors
-from fcn.compare import compare
-from fcn.compare.compare import Run, group_runs, rows
-from fcn.config import CompareConfig
+from fcn.compare import compare, gallery, report
+from fcn.compare.runs import Group, Run, compare_runs, find_runs, read_run
+from fcn.config import CompareConfig, flat_keys
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
-from fcn.errors import UserError
+from fcn.errors import ConfigError, UserError
 from fcn.inference import evaluate
 from fcn.inference.metrics import estimate, rates, resample, tally
 from fcn.inference.predictor import Predictor
@@ -63,48 +62,48 @@ def make_run(correct: list[int], folder: str = "0", **given: Any) -> Run:
     per_image = torch.stack([torch.stack(pair, -1) for pair in columns], 1)
     mean_iou = float(rates(per_image.sum(0))["mean_iou"])
     metrics = {
-        "mean_iou": mean_iou,
         "trimap": [None, mean_iou, mean_iou / 2, None],
         "classes": [{"name": name, "pixels": 0} for name in ("background", "thing")],
         "protocol": {"data": "tiny", "split": "val", "images": len(correct)},
     }
     ids = [f"image {i}" for i in range(len(correct))]
-    path = Path("sweep", folder)
-    return Run(path, Path("."), dict(given), {}, list(given), metrics, ids, per_image)
+    typed = {key: str(value) for key, value in flat_keys(given).items()}
+    return Run(Path("sweep", folder), Path("."), dict(given), typed, metrics, ids, per_image)
 
 
-def names(*runs: Run) -> list[str]:
-    return [group.name for group in group_runs(runs)]
+def described(*runs: Run) -> list[str]:
+    return [group.description for group in compare_runs(runs).groups]
 
 
 def test_groups_are_named_by_the_settings_given_that_differ() -> None:
     fixed = {"seed": 0, "upsampling": "fixed", "lr": 1, "data": {"root": "a"}}
     learned = fixed | {"seed": 1, "upsampling": "learned", "data": {"root": "b"}}
     runs = [make_run([4], **given) for given in (fixed, learned, learned | {"lr": 2})]
-    assert names(*runs[:2]) == ["upsampling=fixed", "upsampling=learned"]
-    assert names(*runs) == [
+    assert described(*runs[:2]) == ["upsampling=fixed", "upsampling=learned"]
+    assert described(*runs) == [
         f"upsampling={end}" for end in ("fixed lr=1", "learned lr=1", "learned lr=2")
     ]
-    assert names(make_run([4], **fixed), make_run([4], **fixed | {"seed": 1})) == ["sweep/0"]
+    assert described(make_run([4], **fixed), make_run([4], **fixed | {"seed": 1})) == ["sweep/0"]
 
 
 def test_the_settings_that_a_choice_brings_are_not_named_and_a_default_is() -> None:
-    heavy, modern = (make_run([4], recipe={"lr": lr}) for lr in (1, 2))
-    heavy.choices, modern.choices = {"recipe": "heavy"}, {"recipe": "modern"}
-    heavy.given = []
-    assert names(heavy, modern) == ["recipe=heavy", "recipe=modern"]
+    heavy, modern = (
+        make_run([4], recipe={"name": name, "lr": lr}) for name, lr in (("heavy", 1), ("modern", 2))
+    )
+    heavy.given, modern.given = {}, {"recipe": "modern"}
+    assert described(heavy, modern) == ["recipe=heavy", "recipe=modern"]
 
 
 def test_equal_names_of_different_runs_are_replaced_by_folders() -> None:
     edited = [make_run([4], str(lr), seed=lr, lr=lr) for lr in (1, 2)]
     for run in edited:
-        run.given = []
-    assert names(*edited) == ["run=sweep/1", "run=sweep/2"]  # not two seeds of one setting
+        run.given = {}
+    assert described(*edited) == ["run=sweep/1", "run=sweep/2"]  # not two seeds of one setting
 
 
 def test_groups_average_over_seeds_and_differ_in_pairs() -> None:
     # Shares of correct pixels: fixed 40 % and 60 %, learned 60 % (seed 0) and 90 % (seed 5).
-    groups = group_runs(
+    found = compare_runs(
         [
             make_run([4, 4], seed=0, upsampling="fixed"),
             make_run([6, 6], seed=1, upsampling="fixed"),
@@ -112,33 +111,75 @@ def test_groups_average_over_seeds_and_differ_in_pairs() -> None:
             make_run([9, 9], seed=5, upsampling="learned"),
         ]
     )
-    fixed, learned = groups
-    assert fixed.mean_iou == pytest.approx([0.2, 0.3])
-    assert fixed.trimap[:3] == [None, pytest.approx(0.25), pytest.approx(0.125)]
-    assert fixed.differences == {}
-    (change,) = learned.differences["mean_iou"]
-    assert change.value == pytest.approx(0.3 - 0.2)  # seed 0 alone is in both
-    first, second = rows(groups)
-    assert first == ["upsampling=fixed", "0 1", "25.00", "20.00 to 30.00", "12.50", "-", "-"]
-    assert second[5] == "+10.00"
-    content = json.loads(json.dumps(compare.as_json(groups)))
+    fixed, learned = found.groups
+    assert found.mean_iou(fixed) == pytest.approx([0.2, 0.3])
+    assert found.trimap(fixed)[:3] == [None, pytest.approx(0.25), pytest.approx(0.125)]
+    assert fixed.differences is None
+    assert difference(learned) == pytest.approx(0.3 - 0.2)  # seed 0 alone is in both
+    _, first, second = compare.table(found)
+    assert first == ["A", "25.00", "-", "-", "20.00 to 30.00", "12.50", "0 1"]
+    assert second[:3] == ["B", "37.50", "+10.00"]
+    content = json.loads(json.dumps(compare.as_json(found)))
+    assert content["groups"][0]["difference"] is None
+    assert content["groups"][0]["trimap"][0] is None
     assert content["groups"][1]["seeds"] == ["0", "5"]
     assert content["groups"][1]["difference"]["mean_iou"]["value"] == pytest.approx(0.1)
 
 
+def difference(group: Group) -> float | None:
+    """How far the mean IoU of a group is above that of the one it is compared with."""
+    assert group.differences is not None
+    return group.differences.metrics["mean_iou"].value
+
+
 def test_without_a_common_seed_all_runs_are_compared() -> None:
     runs = [make_run([4], seed=0, upsampling="fixed"), make_run([9], seed=1, upsampling="learned")]
-    (change,) = group_runs(runs)[1].differences["mean_iou"]
-    assert change.value == pytest.approx(0.45 - 0.2)
+    assert difference(compare_runs(runs).groups[1]) == pytest.approx(0.45 - 0.2)
+
+
+@pytest.mark.parametrize("against", ["B", "lr=2", "sweep/1"])
+def test_differences_are_from_any_row(against: str) -> None:
+    runs = [make_run([4 + i], str(i), lr=1 + i) for i in range(3)]
+    found = compare_runs(runs, against)
+    assert found.base is found.groups[1]
+    one, none, three = found.groups
+    assert none.differences is None
+    assert difference(one) == pytest.approx(-0.05)
+    assert difference(three) == pytest.approx(0.05)
+    head, *rows = compare.table(found)
+    assert head[2] == "difference from B"
+    assert [row[2] for row in rows] == ["-5.00", "-", "+5.00"]
+    with pytest.raises(ConfigError, match=r"against=D: no such row.* C: lr=3"):
+        compare_runs(runs, "D")
+
+
+def test_rows_have_short_names_however_many_they_are() -> None:
+    runs = [make_run([4], str(i), lr=i) for i in range(53)]
+    names = [group.name for group in compare_runs(runs).groups]
+    assert names[:2] + names[25:28] + names[51:] == ["A", "B", "Z", "AA", "AB", "AZ", "BA"]
+
+
+def test_settings_are_shown_as_yaml_has_them() -> None:
+    """A setting that is null is no text "None"."""
+    run = make_run([4], recipe={"crop": None, "flip": True, "lr": 1e-5, "scale": [1.0, 2]}, seed=1)
+    assert run.settings == {
+        "recipe.crop": "null",
+        "recipe.flip": "true",
+        "recipe.lr": "1e-05",
+        "recipe.scale": "[1.0, 2]",
+    }
+    other = make_run([4], recipe={"crop": 64, "flip": True, "lr": 1e-5, "scale": [1.0, 2]}, seed=1)
+    assert described(run, other) == ["recipe.crop=null", "recipe.crop=64"]
 
 
 def test_a_run_compared_with_itself_differs_by_exactly_0() -> None:
     correct = np.random.default_rng(0).integers(0, 10, 30).tolist()
-    groups = group_runs([make_run(correct, folder, seed=0) for folder in ("a", "b")])
-    assert [group.name for group in groups] == ["run=sweep/a", "run=sweep/b"]
-    for estimates in groups[1].differences.values():
-        for one in estimates:
-            assert (one.value, one.low, one.high) == (0, 0, 0)
+    groups = compare_runs([make_run(correct, folder, seed=0) for folder in ("a", "b")]).groups
+    assert [group.description for group in groups] == ["run=sweep/a", "run=sweep/b"]
+    changes = groups[1].differences
+    assert changes is not None
+    for one in (*changes.metrics.values(), *changes.iou.values()):
+        assert (one.value, one.low, one.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("what", ["ids", "classes", "ground truth"])
@@ -147,11 +188,12 @@ def test_runs_on_different_images_or_classes_are_an_error(what: str) -> None:
     if what == "ids":
         other.ids.reverse()
     elif what == "classes":
-        other.metrics["classes"][1]["name"] = "other"
+        for entry in other.metrics["classes"]:
+            entry["name"] += "s"
     else:
         other.per_image[0, 1, 0] += 1
-    with pytest.raises(UserError, match="different images"):
-        group_runs([one, other])
+    with pytest.raises(UserError, match="no class in common" if what == "classes" else "different"):
+        compare_runs([one, other])
 
 
 def leave_run(
@@ -159,20 +201,17 @@ def leave_run(
 ) -> Path:
     """Leave a run's folder, as train.py does, of an untrained network."""
     folder = data.root / name
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints").mkdir(parents=True)
     torch.manual_seed(seed)
     model = random_model(num_classes=4, backbone="mini", upsampling=upsampling)
     config = {
-        "data": vars(data.config()) | {"root": "."},
+        "data": vars(data.config()),
         "upsampling": {"name": upsampling},
         "recipe": {"name": NASTY},
         "seed": seed,
     }
-    runtime = {"cwd": str(data.root), "choices": {"upsampling": upsampling}}
-    hydra = {"runtime": runtime, "overrides": {"task": [f"upsampling={upsampling}"]}}
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
+    record = {"config": config, "overrides": [f"upsampling={upsampling}"]}
+    (folder / "run.json").write_text(json.dumps(record))
     dataset = open_split(data.config(), "train")
     prepared = InferenceModel(model, torch.device("cpu"))
     found = evaluate.evaluate(prepared, dataset, QUIET, num_workers=0)
@@ -212,7 +251,9 @@ def test_the_page_escapes_names_and_needs_neither_network_nor_scripts(
     assert not {tag for tag, _ in read.tags} & {"b", "script", "iframe"}
     assert not re.search("https?:", text)
     assert read.text.count(NASTY) >= 3  # a class, in the table and the legend; the recipe
-    assert "upsampling=learned − upsampling=fixed" in read.text
+    assert "B − A" in read.text
+    assert "upsampling=learned" in read.text
+    assert "None" not in read.text
     images = [attributes for tag, attributes in read.tags if tag == "img"]
     assert all(image["alt"] and str(image["src"]).startswith("data:image/") for image in images)
     # Three plots, two confusion matrices, and 3 examples with 2 + 2 * 2 pictures each.
@@ -254,20 +295,35 @@ def test_a_sweep_is_in_the_order_of_its_numbers_and_unfinished_runs_are_named(
         (tmp_path / number / "run.json").touch()
         if number != "11":
             (tmp_path / number / "metrics.json").touch()
-    found = compare.find_runs(CompareConfig(sweep=str(tmp_path)), make_console())
+    found = find_runs(CompareConfig(sweep=str(tmp_path)), make_console())
     assert [path.name for path in found] == ["2", "9", "10"]
     assert capsys.readouterr().out == f"left out, unfinished: {tmp_path / '11'}\n"
 
 
-def test_stages_are_runs_with_the_settings_of_the_folder_above(data: TinyVOC) -> None:
-    folders = [leave_run(data, f"run/{name}") for name in ("fcn32s", "fcn8s")]
-    shutil.rmtree(folders[0] / ".hydra")
-    shutil.move(folders[1] / ".hydra", data.root / "run" / ".hydra")
-    for age, folder in enumerate(folders):
+def test_stages_differ_in_the_model(data: TinyVOC) -> None:
+    for age, name in enumerate(("fcn32s", "fcn8s")):
+        folder = leave_run(data, f"run/{name}")
+        content = json.loads((folder / "run.json").read_text())
+        content["config"]["model"] = {"name": name}
+        content["overrides"] = ["stages=[fcn32s,fcn8s]"]
+        (folder / "run.json").write_text(json.dumps(content))
         os.utime(folder / "metrics.json", (age, age))
-    found = compare.find_runs(CompareConfig(sweep=str(data.root / "run")), QUIET)
-    groups = group_runs([compare.read_run(path) for path in found])
-    assert [group.name for group in groups] == ["model=fcn32s", "model=fcn8s"]
+    found = find_runs(CompareConfig(sweep=str(data.root / "run")), QUIET)
+    assert described(*map(read_run, found)) == ["model=fcn32s", "model=fcn8s"]
+
+
+def test_a_run_of_evaluate_is_read_where_it_was_started(data: TinyVOC) -> None:
+    """evaluate.py leaves .hydra alone; its paths start in the folder where it was started."""
+    folder = leave_run(data, "run")
+    shutil.move(folder / "run.json", data.root / "run.json")
+    (folder / ".hydra").mkdir()
+    OmegaConf.save({"checkpoint": "a/b"}, folder / ".hydra" / "config.yaml")
+    hydra = {"runtime": {"cwd": "/c"}, "overrides": {"task": ["checkpoint=a/b"]}}
+    OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
+    run = read_run(folder)
+    assert run.checkpoint == "/c/a/b"
+    assert run.chosen("checkpoint") == "a/b"
+    assert run.seed == "-"
 
 
 def test_mistakes_are_one_line(
@@ -278,15 +334,18 @@ def test_mistakes_are_one_line(
     assert str(tmp_path / "none") in error_line("compare", out, f"runs=[{tmp_path / 'none'}]")
     assert "no finished run" in error_line("compare", out, f"sweep={tmp_path}")
     folder = leave_run(data, "run")
-    (folder / ".hydra" / "config.yaml").write_text("a: [")
+    assert "against=Z: no such row" in error_line("compare", out, f"runs=[{folder}]", "against=Z")
+    (folder / "run.json").write_text("[")
+    assert "run.json" in error_line("compare", out, f"runs=[{folder}]")
+    (folder / "run.json").unlink()
     assert "config.yaml" in error_line("compare", out, f"runs=[{folder}]")
 
 
 def test_examples_are_spread_over_the_ranking_worst_first() -> None:
     iou = torch.tensor([0.5, torch.nan, 0.1, 0.9, 0.3, 0.7])
-    assert compare._spread(iou, 3) == [2, 0, 3]
-    assert compare._spread(iou, 99) == [2, 4, 0, 5, 3]
-    assert compare._spread(iou, 0) == []
+    assert gallery._spread(iou, 3) == [2, 0, 3]
+    assert gallery._spread(iou, 99) == [2, 4, 0, 5, 3]
+    assert gallery._spread(iou, 0) == []
 
 
 def test_figures_escape_their_texts_and_keep_their_pixels() -> None:
@@ -307,18 +366,15 @@ def test_runs_with_their_classes_in_other_orders_are_compared_by_name(
     other.classes = data.classes
     other.renumber([2, 0, 3, 1])
     folders = [leave_run(data, "a"), leave_run(other, "b")]
-    one, two = (compare.read_run(folder) for folder in folders)
-    with pytest.raises(UserError, match="different images"):
-        group_runs([one, two])
-    (first, second), note = compare.align_classes([one, two])
-    assert not note
-    assert first is one
-    assert second.classes == one.classes
-    assert second.metrics["mean_iou"] == pytest.approx(two.metrics["mean_iou"])
-    assert torch.equal(second.per_image[:, 1], one.per_image[:, 1])
-    for k, name in enumerate(other.classes):
-        expected = one.classes.index(name)
-        assert torch.equal(second.per_image[:, :, expected], two.per_image[:, :, k])
+    one, two = (read_run(folder) for folder in folders)
+    found = compare_runs([one, two])
+    assert not found.note
+    for run, group in zip((one, two), found.groups, strict=True):
+        assert found.mean_iou(group) == pytest.approx([run.metrics["mean_iou"]])
+    assert torch.equal(one.tallies(one.classes), one.per_image)
+    for k, name in enumerate(two.classes):
+        assert torch.equal(two.tallies(one.classes)[:, :, one.classes.index(name)],
+                           two.per_image[:, :, k])  # fmt: skip
     text = made_page(tmp_path / "page", runs=[str(folder) for folder in folders])
     assert "No example predictions" not in text
 
@@ -327,15 +383,15 @@ def only_some_predict(predicted: int, folder: str) -> Run:
     """Return a run on an image of 10 pixels of a and 10 of b, of which b takes some for c."""
     confusion = torch.tensor([[8, 2, 0], [0, 10 - predicted, predicted], [0, 0, 0]])
     per_image = tally(confusion[None])
-    metrics = {name: float(rates(per_image[0])[name]) for name in evaluate.METRICS}
-    metrics |= {
+    metrics = {
+        "mean_iou": float(rates(per_image[0])["mean_iou"]),
         "trimap": [0.5, 0.5, 0.5, 0.5],
         "confusion": confusion.tolist(),
         "classes": [{"name": name, "pixels": 0} for name in "abc"],
         "protocol": {"data": "tiny", "split": "val", "images": 1},
     }
     given = {"model": folder}
-    return Run(Path(folder), Path("."), dict(given), {}, ["model"], metrics, ["x"], per_image)
+    return Run(Path(folder), Path("."), {}, given, metrics, ["x"], per_image)
 
 
 def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
@@ -343,16 +399,52 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     clean, false = only_some_predict(0, "clean"), only_some_predict(1, "false")
     assert clean.metrics["mean_iou"] == pytest.approx((8 / 10 + 10 / 12) / 2)
     assert false.metrics["mean_iou"] == pytest.approx((8 / 10 + 9 / 12) / 3)
-    runs, note = compare.align_classes([clean, false])
-    assert note == "Only some of them predict c, in no mask: compared over the other 2 classes"
-    groups = group_runs(runs)
-    assert groups[1].mean_iou == pytest.approx([(8 / 10 + 9 / 12) / 2])
-    (change,) = groups[1].differences["mean_iou"]
-    assert change.value == pytest.approx((9 / 12 - 10 / 12) / 2)
-    assert rows(groups)[1][4] == "-"  # near boundaries, only the mean over all classes is known
-    lacking = false.metrics | {"classes": [{"name": n, "pixels": 0} for n in "abd"]}
-    _, note = compare.align_classes([clean, replace(false, metrics=lacking)])
-    assert "not all runs have c, d" in note.lower()
+    found = compare_runs([clean, false])
+    assert found.note == (
+        "Only some of them predict c, in no mask: the means are over the other 2 classes"
+    )
+    assert found.mean_iou(found.groups[1]) == pytest.approx([(8 / 10 + 9 / 12) / 2])
+    assert difference(found.groups[1]) == pytest.approx((9 / 12 - 10 / 12) / 2)
+    # Near boundaries, only the mean over all classes of a run is known.
+    assert [row[5] for row in compare.table(found)[1:]] == ["50.00", "-"]
+
+
+def with_classes(names: str, folder: str, missed: int) -> Run:
+    """Return a run on ten pixels of each class a, b, ..., some of b's taken for a."""
+    confusion = 10 * torch.eye(len(names), dtype=torch.int64)
+    confusion[1, :2] = torch.tensor([missed, 10 - missed])
+    metrics = {
+        "trimap": [0.5],
+        "classes": [{"name": name, "pixels": 10} for name in names],
+        "protocol": {"data": "tiny", "split": "val", "images": 1},
+    }
+    given = {"model": folder}
+    return Run(Path(folder), Path("."), {}, given, metrics, ["x"], tally(confusion[None]))
+
+
+def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
+    """The third run lacks c, so no mean counts it; the first two differ over a, b and c."""
+    runs = [with_classes("abc", "x", 0), with_classes("abc", "y", 5), with_classes("abd", "z", 5)]
+    found = compare_runs(runs)
+    assert found.shared == ["a", "b"]
+    assert found.note.startswith("Not all runs have c, d: the means are over the other 2 classes")
+    iou_a, iou_b = 10 / 15, 5 / 10
+    means = [found.mean_iou(group)[0] for group in found.groups]
+    assert means == pytest.approx([1, (iou_a + iou_b) / 2, (iou_a + iou_b) / 2])
+    _, second, third = found.groups
+    assert difference(second) == pytest.approx((iou_a + iou_b + 1) / 3 - 1)
+    assert difference(third) == pytest.approx((iou_a + iou_b) / 2 - 1)
+    content = compare.as_json(found)["groups"]
+    assert [group["difference"] and group["difference"]["classes"] for group in content] == [
+        None,
+        ["a", "b", "c"],
+        ["a", "b"],
+    ]
+    names, *_ = zip(*report._numbers(found), strict=True)
+    assert names[:4] == ("a", "b", "c", "d")
+    shown = {name: estimates for name, _, estimates in report._numbers(found)}
+    assert [one is None for one in shown["c"]] == [False, False, True, False, True]
+    assert [one is None for one in shown["d"]] == [True, True, False, True, True]
 
 
 def test_differences_of_means_count_the_classes_that_both_have_in_every_resample() -> None:
@@ -399,10 +491,10 @@ def test_examples_are_predicted_from_what_each_network_takes(
     """In either order, with pictures like those of masks that the predictor gives."""
     folders = [leave_run(data, "a"), leave_run(data, "b", "learned", **takes)]
     for order in (folders, folders[::-1]):
-        groups = group_runs([compare.read_run(folder) for folder in order])
-        found = compare.gallery(groups, CompareConfig(images=4), torch.device("cpu"))
+        groups = compare_runs([read_run(folder) for folder in order]).groups
+        found = gallery.gallery(groups, CompareConfig(images=4), torch.device("cpu"))
         info = open_split(data.config(), "train").info
         for name, cards in found["cards"].items():
             shown = [uri for caption, uri in cards if ": mean IoU" in caption]
             masks = [Predictor(g.runs[0].checkpoint, "cpu")(data.image(name)) for g in groups]
-            assert shown == [compare._uri(visualize.outlined(mask, info)) for mask in masks]
+            assert shown == [gallery._uri(visualize.outlined(mask, info)) for mask in masks]

@@ -1,5 +1,6 @@
 """The choices in configs/ against the info they stand for and the code that takes them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fcn.config import (
     unknown_key,
 )
 from fcn.errors import ConfigError
+from fcn.hydra_versions import VERSION_BASE
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS
 from fcn.training.plan import check_combinations, learning_rate
@@ -27,7 +29,7 @@ def checked(cfg: Any) -> TrainConfig:
 
 def composed(*overrides: str) -> TrainConfig:
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
         return checked(compose("train", list(overrides)))
 
 
@@ -38,7 +40,7 @@ def choices(group: str) -> set[str]:
 def test_every_choice_is_a_file_and_every_file_a_choice() -> None:
     assert choices("upsampling") == set(UPSAMPLINGS)
     assert choices("backbone") == set(VARIANTS)
-    for group in ("model", "backbone", "upsampling", "data", "recipe"):
+    for group in ("model", "backbone", "upsampling", "data", "loss"):
         for choice in choices(group):
             assert getattr(composed(f"{group}={choice}"), group).name == choice
 
@@ -49,7 +51,7 @@ def test_every_setting_has_a_meaning() -> None:
             if hasattr(field.type, "__dataclass_fields__"):
                 check(field.type, f"{key}.{name}")
             else:
-                assert field.type.__metadata__[0].description, f"{key}.{name}"
+                assert field.metadata["description"], f"{key}.{name}"
 
     for name, schema in SCHEMAS.items():
         check(schema, name)
@@ -78,7 +80,7 @@ def test_the_authors_experiments_are_the_authors(
     assert (data.name, data.train_split, data.val_split) == ("sbd", "train", "seg11valid")
     recipe = cfg.recipe
     assert learning_rate(recipe, cfg.model.name) == lr
-    assert (recipe.name, recipe.optimizer, recipe.momentum) == ("heavy", "sgd", 0.99)
+    assert (recipe.optimizer, recipe.momentum) == ("sgd", 0.99)
     assert (recipe.weight_decay, recipe.bias_lr_factor) == (5e-4, 2)
     assert (recipe.schedule, recipe.loss_reduction, recipe.batch_size) == ("constant", "sum", 1)
     assert (recipe.crop, recipe.flip, recipe.jitter, recipe.scale) == (None, False, 0, [1, 1])
@@ -94,6 +96,25 @@ def test_the_accumulated_recipe_is_the_2015_papers() -> None:
     assert (cfg.recipe.lr, cfg.recipe.momentum) == (1e-4, 0.9)
     assert (cfg.recipe.bias_lr_factor, cfg.recipe.loss_reduction) == (2, "mean")
     assert cfg.trainer["val_check_interval"] == 20 * 500
+
+
+def test_a_choice_of_trainer_beats_the_recipe_and_a_single_setting_beats_both(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "mine.yaml").write_text("max_steps: 7\nprecision: 32-true\n")
+    given = [f"hydra.searchpath=[file://{tmp_path}]", "recipe=modern", "trainer=mine"]
+    for order in (given, given[::-1]):
+        trainer = composed(*order).trainer
+        assert (trainer["max_steps"], trainer["precision"]) == (7, "32-true")
+        assert trainer["val_check_interval"] == 1000  # of the recipe
+    assert composed(*given, "trainer.max_steps=9").trainer["max_steps"] == 9
+
+
+def test_a_model_is_called_what_it_is() -> None:
+    for choice in choices("model"):
+        assert composed(f"model={choice}").model.name == choice
+    assert composed("model=fcn8s", "model.stride=32").model.name == "fcn32s"
 
 
 def test_an_explicit_rate_wins() -> None:

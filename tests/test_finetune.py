@@ -151,7 +151,7 @@ def test_scores_keep_the_scales_they_were_learned_with(tiny_voc: TinyVOC, tmp_pa
         weights=str(write(tmp_path / "features.safetensors")),
         head_weights=None,
     )
-    cfg.model = ModelConfig(name="fcn16s", stride=16)
+    cfg.model = ModelConfig(stride=16)
     cfg.trainer["max_steps"] = 3
     coarse = tmp_path / "coarse"
     train(cfg, coarse, Console(quiet=True))
@@ -196,7 +196,7 @@ def test_nothing_is_propagated_back_into_frozen_stages() -> None:
 
 def test_a_backbone_learns_at_its_own_rate() -> None:
     model = small()
-    groups = parameter_groups(model, RecipeConfig(name="test", backbone_lr_factor=0.1), 1e-3)
+    groups = parameter_groups(model, RecipeConfig(backbone_lr_factor=0.1), 1e-3)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():

@@ -120,7 +120,7 @@ def test_the_loading_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> None:
     """6 steps of 2 batches; after step 4, the loader starts at batch 8 of 12."""
-    recipe = RecipeConfig(name="test", batch_size=3, crop=16)
+    recipe = RecipeConfig(batch_size=3, crop=16)
     data = opened(tiny_voc, recipe)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_step=4, max_steps=6, accumulate_grad_batches=2, num_devices=1, global_rank=0,
@@ -170,7 +170,7 @@ def test_signals_to_the_group_leave_the_batches_and_exit_does_not_hang(tmp_path:
 
 def test_too_little_shared_memory_is_said_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker gives 64 MB; 8 processes have two batches of 16 crops each under way."""
-    recipe, image = RecipeConfig(name="test", batch_size=16, crop=480), torch.zeros(3, 9, 9)
+    recipe, image = RecipeConfig(batch_size=16, crop=480), torch.zeros(3, 9, 9)
     need = 2 * 8 * 16 * 480 * 480 * 4  # of image and mask, in bytes
     for free, workers, enough in ((2**26, 8, False), (need, 8, True), (2**26, 0, True)):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))

@@ -24,9 +24,7 @@ from fcn.training.optim import (
 )
 from tests.conftest import small, with_random_scores
 
-HEAVY = RecipeConfig(
-    name="heavy", momentum=0.99, weight_decay=5e-4, bias_lr_factor=2, loss_reduction="sum"
-)
+HEAVY = RecipeConfig(momentum=0.99, weight_decay=5e-4, bias_lr_factor=2, loss_reduction="sum")
 
 
 def test_every_parameter_is_in_one_group_and_biases_learn_twice_as_fast() -> None:
@@ -85,11 +83,11 @@ def test_heavy_learning_is_caffes_update(upsampling: str) -> None:
 
 
 def test_schedules_by_hand() -> None:
-    poly = RecipeConfig(name="x", schedule="poly", warmup_steps=10)
+    poly = RecipeConfig(schedule="poly", warmup_steps=10)
     assert rate_at(0, poly, 100) == pytest.approx(0.1)
     assert rate_at(9, poly, 100) == pytest.approx(0.91**0.9)
     assert rate_at(50, poly, 100) == pytest.approx(0.5**0.9)
-    cosine = RecipeConfig(name="x", schedule="cosine")
+    cosine = RecipeConfig(schedule="cosine")
     assert rate_at(50, cosine, 100) == pytest.approx(0.5)
     assert rate_at(100, cosine, 100) == pytest.approx(0, abs=1e-12)
     model = small()
@@ -105,7 +103,7 @@ def test_schedules_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["RMSprop", "adam", "NAdam", "Adagrad"])
 def test_any_optimiser_of_torch_goes_by_its_name(name: str) -> None:
-    recipe = RecipeConfig(name="x", optimizer=name, optimizer_arguments={"eps": 1e-4})
+    recipe = RecipeConfig(optimizer=name, optimizer_arguments={"eps": 1e-4})
     optimizer = make_optimizer(small(backbone="mini"), recipe, 1e-3)
     assert type(optimizer).__name__.lower() == name.lower()
     assert optimizer.defaults["eps"] == 1e-4
@@ -115,7 +113,7 @@ def test_any_optimiser_of_torch_goes_by_its_name(name: str) -> None:
 def test_an_optimiser_that_does_not_exist_is_an_error_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="RMSprop"):
         optimizer_class("rmspropp")
-    recipe = RecipeConfig(name="x", optimizer_arguments={"nesterovv": True})
+    recipe = RecipeConfig(optimizer_arguments={"nesterovv": True})
     with pytest.raises(ConfigError, match="nesterovv"):
         make_optimizer(small(), recipe, 1e-3)
 
@@ -135,7 +133,7 @@ def test_every_weight_of_an_upsampling_layer_learns_without_decay() -> None:
 def test_an_optimiser_is_fused_wherever_lightning_can_clip_its_gradients(
     name: str, precision: str, clip: float | None
 ) -> None:
-    recipe = RecipeConfig(name="x", optimizer=name)
+    recipe = RecipeConfig(optimizer=name)
     model = small(backbone="mini")
     module = SegmentationModule(model, recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
     module._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)  # type: ignore[assignment]
@@ -148,23 +146,23 @@ def test_an_optimiser_is_fused_wherever_lightning_can_clip_its_gradients(
 
 @pytest.mark.parametrize("key", ["foreach", "differentiable"])
 def test_other_forms_of_an_optimiser_take_the_place_of_the_fused_one(key: str) -> None:
-    recipe = RecipeConfig(name="x", optimizer="adamw", optimizer_arguments={key: True})
+    recipe = RecipeConfig(optimizer="adamw", optimizer_arguments={key: True})
     assert make_optimizer(small(), recipe, 1e-3).defaults[key]
-    both = RecipeConfig(name="x", optimizer="adamw", optimizer_arguments={key: True, "fused": True})
+    both = RecipeConfig(optimizer="adamw", optimizer_arguments={key: True, "fused": True})
     with pytest.raises(ConfigError, match="fused"):
         make_optimizer(small(), both, 1e-3)
-    named = RecipeConfig(name="x", optimizer_arguments={"fused": True})
+    named = RecipeConfig(optimizer_arguments={"fused": True})
     with pytest.raises(ConfigError, match="gradient_clip_val"):
         make_optimizer(small(), named, 1e-3, fused=False)
 
 
 def test_a_warm_up_beyond_the_end_of_the_run_is_named() -> None:
-    recipe = RecipeConfig(name="x", warmup_steps=50)
+    recipe = RecipeConfig(warmup_steps=50)
     note = warmup_note(recipe, 49)
     assert "recipe.warmup_steps=50" in note
     recipe.warmup_steps = int(note.rpartition("=")[2])  # as it advises
     assert not warmup_note(recipe, 49)
-    assert not warmup_note(RecipeConfig(name="x", warmup_steps=50), 50)
+    assert not warmup_note(RecipeConfig(warmup_steps=50), 50)
     assert max(rate_at(step, recipe, 49) for step in range(49)) == 1
 
 
@@ -176,12 +174,14 @@ def test_batch_norm_over_one_value_is_found_from_the_settings(
 ) -> None:
     """Where training itself raises an error."""
     model = small(backbone=backbone, padding=padding).train()
+    with torch.device("meta"):
+        on_meta = small(backbone=backbone, padding=padding)
     for crop in (1, 16, 17, 26, 27, 32, 33, 64):
-        recipe = RecipeConfig(name="x", crop=crop, batch_size=batch)
+        recipe = RecipeConfig(crop=crop, batch_size=batch)
         map_of_one = False
         try:
             model(torch.zeros(batch, 3, crop, crop))
         except ValueError:  # torch's "Expected more than 1 value per channel when training"
             map_of_one = True
         with pytest.raises(ConfigError, match="batch norm") if map_of_one else nullcontext():
-            check_batch_norm(recipe, backbone, padding)
+            check_batch_norm(recipe, on_meta)

@@ -1,6 +1,7 @@
 """Every argument of Lightning's Trainer is honoured, or refused with the reason."""
 
 import inspect
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
+from fcn.data.check import class_pixels
 from fcn.errors import ConfigError
 from fcn.processes import Processes
 from fcn.training.plan import REFUSED, RESOLVED, Plan, resolve
@@ -133,12 +135,55 @@ def test_an_invalid_value_is_named_with_its_key(
     assert not (tmp_path / "run").exists()
 
 
+def test_two_wishes_when_to_validate_are_one_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    for every in (1, 2):
+        wishes = {"check_val_every_n_epoch": every, "val_check_interval": 500}
+        with pytest.raises(ConfigError, match=f"epoch={every} and trainer.val_check_interval=500"):
+            planned(tiny_voc, tmp_path, **wishes)
+
+
 def test_a_share_of_few_validation_images_is_at_least_one(
     tiny_voc: TinyVOC, tmp_path: Path
 ) -> None:
     plan = planned(tiny_voc, tmp_path, limit_val_batches=0.1)
     assert plan.val_limit == 1
     assert "limit_val_batches" not in plan.trainer
+
+
+def limited(tiny_voc: TinyVOC, folder: Path, limit: int | None, seed: int = 0) -> Plan:
+    cfg = tiny_voc.training(batch_size=1, crop=64)
+    cfg.trainer = {"accelerator": "cpu", "max_epochs": 3, "limit_val_batches": 1}
+    cfg.logger, cfg.seed, cfg.data.limit = {}, seed, limit
+    return resolve(cfg, folder, ALONE, QUIET)
+
+
+def test_fewer_training_images_are_a_part_of_more(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Of one seed; all of them are the list itself. Validation keeps its images."""
+    every = limited(tiny_voc, tmp_path, None).train.ids
+    drawn = set()
+    for seed in range(4):
+        plans = [limited(tiny_voc, tmp_path, n, seed) for n in (1, 2, 3, 4)]
+        ids = [plan.train.ids for plan in plans]
+        assert [len(one) for one in ids] == [plan.length.max_steps // 3 for plan in plans]
+        assert all(set(few) < set(more) for few, more in pairwise(ids))
+        assert all(one == [i for i in every if i in one] for one in ids)
+        assert ids[-1] == every
+        assert {len(plan.val) for plan in plans} == {2}
+        drawn.add(tuple(ids[0]))
+    assert len(drawn) > 1
+
+
+def test_class_weights_count_the_training_images_alone(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    plan = limited(tiny_voc, tmp_path, 2)
+    counted = torch.zeros(256, dtype=torch.int64)
+    for _, target in plan.train:  # type: ignore[attr-defined]
+        counted += torch.bincount(target.flatten().int(), minlength=256)
+    assert class_pixels(plan.train, QUIET) == counted[:3].tolist()
+
+
+def test_more_training_images_than_there_are_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.limit=5: tiny train .* has 4 images"):
+        limited(tiny_voc, tmp_path, 5)
 
 
 def test_a_plan_cannot_be_changed(tiny_voc: TinyVOC, tmp_path: Path) -> None:

@@ -66,6 +66,19 @@ def test_curves_smooth_and_scale_the_loss_and_mark_the_best_iou() -> None:
 
 
 @pytest.mark.usefixtures("axes_kept")
+def test_legends_lie_outside_the_curves_and_every_run_has_its_own_line() -> None:
+    names = [chr(ord("A") + i) for i in range(12)]
+    curves: Any = plots.curves({n: [(1, 1.0), (9, 0.5)] for n in names},
+                               {n: [(9, 0.5)] for n in names})  # fmt: skip
+    for axes in (*curves.figure.axes, plots.trimap_plot(dict.fromkeys(names, (0.1, 0.5)))):
+        axes.figure.canvas.draw()
+        legend = axes.get_legend()
+        assert legend.get_window_extent().y1 < axes.xaxis.label.get_window_extent().y0
+        lines = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
+        assert len(lines) == len(names)
+
+
+@pytest.mark.usefixtures("axes_kept")
 def test_trimap_plot_draws_each_run_and_leaves_gaps() -> None:
     axes: Any = plots.trimap_plot({"a": [0.2, None, 0.5], "b": [0.4, 0.4, 0.4]})
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3]

@@ -22,7 +22,7 @@ from fcn.errors import ConfigError, DataError
 from fcn.inference import predict_files
 from fcn.inference.predict_files import find_images, plan
 from fcn.inference.predictor import Predictor
-from fcn.output import make_console
+from fcn.output import LOCK, make_console
 from fcn.pictures.visualize import overlay, voc_palette
 from fcn.processes import usable_cores
 from tests.conftest import random_model
@@ -66,7 +66,7 @@ def predict(root: Path, capsys: pytest.CaptureFixture[str]) -> Predict:
 
 
 def contents(folder: Path | str) -> dict[str, bytes]:
-    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != LOCK)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -317,7 +317,7 @@ from PIL import Image
 from fcn.config import PredictConfig
 from fcn.device import keep_memory
 from fcn.inference import predict_files
-from fcn.output import make_console
+from fcn.output import LOCK, make_console
 
 keep_memory()
 libc, write, used = ctypes.CDLL(None), predict_files.write, []

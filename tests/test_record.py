@@ -19,9 +19,9 @@ from PIL import Image
 from fcn import cli
 from fcn.config import REPOSITORY
 from fcn.errors import ConfigError, Interrupted
-from fcn.output import is_live, locked
+from fcn.output import LOCK, is_live, locked
 from fcn.training import module
-from fcn.training.record import new_folder
+from fcn.training.record import new_folder, settings_of
 from fcn.training.run import train
 from tests.conftest import TinyVOC
 from tests.test_training import Within, crash, kill, quiet
@@ -76,6 +76,12 @@ def test_four_runs_started_at_once_leave_four_models(tiny_voc: TinyVOC) -> None:
     assert all((folder / "model.safetensors").is_file() for folder in folders)
 
 
+def test_a_record_with_names_of_model_and_recipe_is_read_without_them(tmp_path: Path) -> None:
+    before = {"model": {"name": "fcn8s", "stride": 8}, "recipe": {"name": "sample"}, "data": {}}
+    (tmp_path / "run.json").write_text(json.dumps({"config": before}))
+    assert settings_of(tmp_path) == {"model": {"stride": 8}, "recipe": {}, "data": {}}
+
+
 def test_an_invalid_setting_leaves_no_folder(
     tiny_voc: TinyVOC, error_line: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +104,20 @@ def test_a_live_run_is_not_resumed(
         again = [*tiny_voc.overrides(), *QUICK, "hydra.run.dir=run"]
         assert "holds a run already" in error_line("train", *again)
     assert not is_live(Path("run"))
+
+
+def test_a_limited_run_resumes_on_its_images_and_is_evaluated_on_all(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(run_in, *tiny_voc.overrides(), *QUICK, "data.limit=3", "hydra.run.dir=run")
+    before = record("run")["data"]
+    assert {split: before[split]["images"] for split in before} == {"train": 3, "val": 2}
+    capsys.readouterr()
+    run_in("train", "resume=run")
+    assert "images have changed" not in capsys.readouterr().out
+    assert record("run")["data"] == before
+    run_in("evaluate", "checkpoint=run", "data.split=train", "hydra.run.dir=eval")
+    assert json.loads(Path("eval/metrics.json").read_text())["protocol"]["images"] == 4
 
 
 @pytest.mark.parametrize("how", ["moved", "linked", "in place"])
@@ -367,10 +387,31 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
+def test_who_opened_the_lock_while_it_was_held_does_not_hold_it_beside_another(
+    tmp_path: Path,
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with locked(tmp_path):
+        early = (tmp_path / LOCK).open("rb+")
+    with early:
+        fcntl.flock(early, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert is_live(tmp_path)
+        with pytest.raises(ConfigError, match="another process"), locked(tmp_path):
+            pass
+    assert not is_live(tmp_path)
+
+
 def test_the_later_length_of_files_wins() -> None:
     assert cli.later_wins({"max_steps": 5, "max_epochs": 2}, []) == {"max_epochs": 2}
     assert cli.later_wins({"max_epochs": 2, "max_steps": 5}, []) == {"max_steps": 5}
     assert cli.later_wins({"max_epochs": None, "max_steps": 5}, []) == {"max_steps": 5}
+
+
+def test_when_to_validate_is_typed_or_of_a_file() -> None:
+    both = {"val_check_interval": 500, "check_val_every_n_epoch": 1}
+    for key, value in both.items():
+        assert cli.later_wins(both, [f"++trainer.{key}={value}"]) == {key: value}
+    assert cli.later_wins(both, [f"trainer.{key}={value}" for key, value in both.items()]) == both
 
 
 def test_a_refused_resume_changes_nothing(

@@ -73,7 +73,7 @@ def test_two_images_are_learned_by_heart(
         images[0, 0, :, 48:], images[1, 2, 48:, :] = 0, 0
     model = FCN(stride=stride, num_classes=8, backbone="mini", upsampling=upsampling, dropout=0.0)
     recipe = RecipeConfig(
-        name="x", optimizer="adamw", weight_decay=0.0, bias_lr_factor=1.0, schedule="cosine"
+        optimizer="adamw", weight_decay=0.0, bias_lr_factor=1.0, schedule="cosine"
     )
     steps = 120 if stride == 8 else 50
     optimizer = make_optimizer(model, recipe, 6e-3)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -25,7 +25,7 @@ from fcn.data.images import (
     upright,
 )
 from fcn.dataset_info import VOID, DatasetInfo
-from fcn.errors import DataError
+from fcn.errors import ConfigError, DataError
 
 # Turns what an annotation tool exported into masks that can be read here.
 CONVERT = "scripts/prepare_data.py convert=FOLDER to=NEW"
@@ -92,6 +92,24 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         image = read_image(pair.image, self.info)
         target = read_mask(pair.mask, len(self.classes), self.info.ignore_index)
         return image, fit_mask(pair, image, target)
+
+    def part(self, indices: Iterable[int]) -> "SegmentationDataset":
+        """Return a data set of some of the pairs."""
+        pairs = [self.pairs[index] for index in indices]
+        return SegmentationDataset(pairs, self.info, self.name, notes=self.notes)
+
+    def limited(self, images: int, seed: int) -> "SegmentationDataset":
+        """Return a data set of the first images of a permutation, in the order of the list.
+
+        Fewer images are a part of more of the same seed, and all are the list itself.
+
+        Raises:
+            ConfigError: there are not so many.
+        """
+        if images > len(self):
+            raise ConfigError(f"data.limit={images}: {self.name} has {len(self)} images")
+        order = np.random.default_rng([seed, 0, 2]).permutation(len(self))  # no epoch's stream
+        return self.part(sorted(order[:images].tolist()))
 
     def has_masks(self) -> bool:
         """Return whether any mask exists; a test split may have none."""

@@ -73,11 +73,6 @@ def nfc(name: str) -> str:
     return normalize("NFC", name)
 
 
-def same_name(a: str, b: str) -> bool:
-    """Return True if two names are the same text, composed or decomposed."""
-    return nfc(a) == nfc(b)
-
-
 def finder() -> Callable[[Path], Path]:
     """Return a function from a path to the file of that name, composed or decomposed, if any.
 

@@ -251,7 +251,7 @@ class SegmentationData(pl.LightningDataModule):
         self.train, self.val, self.recipe, self.seed = train, val, recipe, seed
         self.num_workers = num_workers
         if val_limit is not None:
-            self.val = SegmentationDataset(val.pairs[:val_limit], val.info, val.name)
+            self.val = val.part(range(val_limit))
 
     def training_ids(self, batch: int) -> list[str]:
         """Return the image ids of a batch of the run, by its index on this rank."""

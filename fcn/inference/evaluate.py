@@ -2,32 +2,24 @@
 
 import json
 import math
-import re
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fcn import checkpoint
-from fcn.config import EvaluateConfig
-from fcn.data.check import print_notes, scan
-from fcn.data.dataset import SegmentationDataset, read_image
-from fcn.data.download import fetch
-from fcn.data.layouts import open_split
+from fcn.data.dataset import SegmentationDataset
 from fcn.data.loaders import evaluation_loader, loading_processes
-from fcn.device import InferenceModel, resolve_precision
-from fcn.errors import ConfigError, UserError
+from fcn.device import InferenceModel
+from fcn.errors import UserError
+from fcn.inference.ceiling import Ceiling
 from fcn.inference.metrics import (
     OTHERS,
     Scores,
@@ -38,9 +30,9 @@ from fcn.inference.metrics import (
     scores,
     tally,
 )
-from fcn.output import atomic_write, percent, progress, refuse_overwriting, write_json
+from fcn.output import atomic_write, percent, progress, write_json
 from fcn.pictures import plots, visualize
-from fcn.processes import Processes, is_first, launch
+from fcn.processes import Processes
 
 SHOWN = 6  # images in predictions.png and in worst.png
 ONE_CLASS_CAUSES = (
@@ -56,100 +48,12 @@ METRICS = {  # the paper's
 }
 
 
-def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] | None:
-    """Evaluate a checkpoint on a split, and write VOC's submission if asked for.
-
-    Returns:
-        The contents of metrics.json; None for a split without masks.
-    """
-    if is_first():
-        written = ("metrics.json", "results.tar.gz", ".hydra")
-        paths = [folder / name for name in written]
-        refuse_overwriting(paths, cfg.overwrite, "hydra.run.dir")
-    with launch(cfg.trainer) as processes:
-        metrics = _evaluate_checkpoint(cfg, folder, console, processes)
-        if processes.rank == 0:
-            _record_settings(cfg, folder)
-        return metrics
-
-
-def _record_settings(cfg: EvaluateConfig, folder: Path) -> None:
-    """Write .hydra as Hydra does, but at the end.
-
-    Hydra itself would write it before anything is checked: over another run's, or for an evaluation
-    that fails, in whose folder a second attempt would then be refused.
-    """
-    if HydraConfig.initialized():
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        hydra = HydraConfig.get()
-        for name, content in (
-            ("config", asdict(cfg)),
-            ("hydra", {"hydra": hydra}),
-            ("overrides", hydra.overrides.task),
-        ):
-            OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml")
-
-
-def _evaluate_checkpoint(
-    cfg: EvaluateConfig, folder: Path, console: Console, processes: Processes
-) -> dict[str, Any] | None:
-    trained = checkpoint.read(cfg.checkpoint)
-    year = Path(cfg.data.folder).name
-    if cfg.submission and not re.fullmatch(r"VOC\d{4}", year):
-        raise ConfigError(
-            f"submission=true is for Pascal VOC's server, not for data={cfg.data.name}"
-        )
-    if cfg.data.download:
-        fetch(cfg.data, console)
-    split = cfg.data.split or cfg.data.val_split
-    dataset = open_split(cfg.data, split, known=trained.info)
-    has_masks = dataset.has_masks()
-    if not has_masks and not cfg.submission:
-        raise ConfigError(
-            f"data.split={split}: {dataset.name} has no masks to evaluate with; choose another "
-            "split, or submission=true to write the predictions"
-        )
-    labels = trained.labels_in(dataset.classes, cfg.data.name)
-    if processes.rank == 0:
-        if labels is not None:
-            console.print(
-                f"{dataset.name} lists its classes in another order than the model: matched by name"
-            )
-        if has_masks and cfg.data.scan:
-            scan([dataset], console, training=False)
-        else:
-            print_notes([dataset], console)
-    precision = resolve_precision(
-        cfg.trainer.get("precision"), processes.device, trained=trained.about.get("precision")
-    )
-    model = InferenceModel(trained.model(), processes.device, precision, labels=labels)
-    del trained  # its weights, which the model has copied
-    if cfg.submission and processes.rank == 0:
-        archive = write_submission(model, dataset, folder, console, year=year, split=split)
-        console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")
-    if not has_masks:
-        return None
-    metrics = evaluate_and_write(
-        model,
-        dataset,
-        folder,
-        console,
-        data=cfg.data.name,
-        split=split,
-        batch_size=cfg.batch_size,
-        num_workers=cfg.data.num_workers,
-        processes=processes,
-    )
-    if metrics is not None:
-        print_last_line(console, metrics, f"from {cfg.checkpoint}", folder)
-    return metrics
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """The result of evaluating a model on a split."""
 
     scores: Scores
+    ceiling: Scores  # of perfect scores at the network's stride, see `Ceiling`
     trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the ground truth's boundaries
     per_image: Tensor  # int64 (N, 3, K) in the split's order, see `fcn.inference.metrics.tally`
 
@@ -181,13 +85,19 @@ def evaluate(
     num_classes = len(dataset.classes)
     workers = loading_processes(num_workers, model.device, processes.world)
     loader = evaluation_loader(dataset, batch_size, workers, processes.rank, processes.world)
+    labels = None if model.labels is None else model.labels.tolist()
+    known = Ceiling(model.model, labels)
+    perfect = InferenceModel(known, model.device, labels=labels)  # type: ignore[arg-type]
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    ceiling = torch.zeros_like(confusion)
     trimap, tallies = Trimap(num_classes), []
     with progress(console) as bar:
         for image, target in bar.track(loader, description=title):
-            prediction = model.predict(image)
-            confusions = image_confusions(prediction, target.to(model.device), num_classes).cpu()
+            prediction, truth = model.predict(image), target.to(model.device)
+            confusions = image_confusions(prediction, truth, num_classes).cpu()
             confusion += confusions.sum(0)
+            ideal = perfect.predict(truth[:, None])
+            ceiling += image_confusions(ideal, truth, num_classes).sum(0).cpu()
             tallies.append(tally(confusions))
             trimap.update(prediction, target)
     assert loader.batch_sampler is not None
@@ -197,8 +107,8 @@ def evaluate(
         if index >= 0:  # others only fill up a process's batches, with ignored pixels
             per_image[index] = row
     trimap.rings = processes.sum(torch.from_numpy(trimap.rings)).numpy()
-    confusion, per_image = processes.sum(confusion), processes.sum(per_image)
-    return Evaluation(scores(confusion), trimap.mean_iou(), per_image)
+    confusion, ceiling, per_image = map(processes.sum, (confusion, ceiling, per_image))
+    return Evaluation(scores(confusion), scores(ceiling), trimap.mean_iou(), per_image)
 
 
 def evaluate_and_write(
@@ -245,10 +155,10 @@ def metrics_json(
     found: Evaluation, model: InferenceModel, dataset: SegmentationDataset, data: str, split: str
 ) -> dict[str, Any]:
     """Return the contents of metrics.json. Rates are 0..1, null for a class without pixels."""
-    result, arguments = found.scores, model.model.arguments
+    result, ceiling, arguments = found.scores, found.ceiling, model.model.arguments
     others = other_rates(found.per_image, background=dataset.info.background)
     columns = {"iou": result.iou, "accuracy": result.accuracy}
-    columns |= {"precision": others["precision"], "f1": others["f1"]}
+    columns |= {"precision": others["precision"], "f1": others["f1"], "ceiling": ceiling.iou}
     pixels = result.confusion.sum(1).tolist()
     return {
         **{name: _number(getattr(result, name)) for name in METRICS},
@@ -259,6 +169,7 @@ def metrics_json(
             for k, name in enumerate(dataset.classes)
         ],
         "confusion": result.confusion.tolist(),
+        "ceiling": {name: _number(getattr(ceiling, name)) for name in METRICS},  # see `Ceiling`
         "trimap": [_number(value) for value in found.trimap],
         "protocol": {
             "data": data,
@@ -308,6 +219,10 @@ def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
     for entry in metrics["classes"]:
         rates = (percent(entry[key]) for key in keys)
         table.add_row(entry["name"], *rates, f"{entry['pixels']:,}")
+    means = [f"mean_{key}" for key in keys]
+    table.add_row("mean", *(percent(metrics[key]) for key in means))
+    ceiling = (percent(metrics["ceiling"].get(key)) for key in means)
+    table.add_row(f"ceiling of stride {metrics['protocol']['model']['stride']}", *ceiling)
     console.print(table)
     for words in (METRICS, OTHERS):
         shown = [f"{name} {percent(metrics[key])} %" for key, name in words.items()]
@@ -381,33 +296,9 @@ def predicted_rows(
     """Yield image (H, W, 3), ground truth (H, W) and prediction (H, W) of some images, uint8."""
     for index in indices:
         image, target = dataset[index]
-        yield visualize.as_rgb(image), target.numpy(), _predicted_mask(model, image)
+        yield visualize.as_rgb(image), target.numpy(), predicted_mask(model, image)
 
 
-def _predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
+def predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
+    """Return the labels (H, W) of one image (C, H, W)."""
     return model.predict(image[None])[0].cpu().numpy()
-
-
-def write_submission(
-    model: InferenceModel,
-    dataset: SegmentationDataset,
-    folder: Path,
-    console: Console,
-    *,
-    year: str,
-    split: str,
-) -> Path:
-    """Write the predictions as Pascal VOC's evaluation server takes them; needs no masks.
-
-    Returns:
-        The archive to upload, folder/results.tar.gz. It holds palette masks of the images' own
-        size, results/VOC2012/Segmentation/comp6_test_cls/ID.png, also written below `folder`.
-    """
-    # comp6: segmentation, trained on more than VOC's own images (ImageNet, SBD).
-    results = Path("results", year, "Segmentation", f"comp6_{split}_cls")
-    (folder / results).mkdir(parents=True, exist_ok=True)
-    with progress(console) as bar:
-        for pair in bar.track(dataset.pairs, description=f"{year} {split}"):
-            mask = _predicted_mask(model, read_image(pair.image, dataset.info))
-            visualize.palette_image(mask).save(folder / results / f"{pair.id}.png")
-    return Path(shutil.make_archive(str(folder / "results"), "gztar", folder, results))

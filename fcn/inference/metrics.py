@@ -234,13 +234,6 @@ class Estimate:
     low: float | None
     high: float | None
 
-    @property
-    def sign(self) -> int:
-        """-1 or 1 where the whole interval lies on one side of zero, else 0."""
-        if self.low is None or self.high is None:
-            return 0
-        return int(self.low > 0) - int(self.high < 0)
-
 
 @dataclass(frozen=True)
 class Resampled:

@@ -6,6 +6,7 @@ A new choice is a subclass of `Upsampling`, an entry in `UPSAMPLINGS` at the end
 file configs/upsampling/NAME.yaml.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -81,6 +82,10 @@ class Upsampling(nn.Module):
         """Return rows and columns of the full result, (h-1)f + k and (w-1)f + k."""
         h, w = score.shape[-2:]
         return (h - 1) * self.factor + self.kernel, (w - 1) * self.factor + self.kernel
+
+    def classwise(self) -> "Upsampling":
+        """Return a layer that upsamples each class by itself, without what the others add to it."""
+        return self
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"
@@ -166,6 +171,14 @@ class TransposedConvolution(Upsampling):
         return kernels[:, 0] if self.groups > 1 else kernels.diagonal().permute(2, 0, 1)
 
     @torch.no_grad()
+    def classwise(self) -> "Upsampling":
+        """Return a layer of each class's kernel onto itself, scaled to keep a constant's size."""
+        own = self.diagonal().float()
+        layer = LearnedUpsampling(self.factor, len(own), channelwise=True).to(own.device)
+        layer.weight.copy_((own * self.factor**2 / own.sum((1, 2), keepdim=True))[:, None])
+        return layer
+
+    @torch.no_grad()
     def drift(self) -> float:
         """Return the norm of the kernels' difference from bilinear ones, over the norm of these."""
         # On the CPU: Apple's GPUs have no float64.
@@ -247,6 +260,11 @@ class NonlinearUpsampling(Upsampling):
         self.kernel = 3 * factor - 2  # of n kernels of side 4: the pixels one score reaches
         self.layers = nn.ModuleList(LearnedUpsampling(2, num_classes) for _ in range(doublings))
         self.knees = nn.ParameterList(torch.ones(num_classes, 1, 1) for _ in range(doublings - 1))
+
+    def classwise(self) -> "Upsampling":
+        layer = copy.deepcopy(self)
+        layer.layers = nn.ModuleList(part.classwise() for part in layer.layers)  # type: ignore[operator]
+        return layer
 
     def full(self, score: Tensor) -> Tensor:
         score = self.layers[0](score)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,10 @@ Points = Sequence[tuple[int, float]]  # (step, value)
 INK, FAINT, GRID = "#333333", "#8a8a8a", "#e6e6e6"
 DPI = 130
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito
+PENS: list[dict[str, Any]] = [
+    {"color": colour, "linestyle": style} for style in ("-", "--", ":") for colour in LINES
+]
+LEGEND_COLUMNS = 3
 NUMBERED = 25  # classes up to which a confusion matrix has its numbers written in the cells
 
 
@@ -99,10 +104,10 @@ def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.
         mean_iou: label -> points in 0..1; the best one is marked.
     """
     left, right = axes_row(5.2, 3.4, 2)
-    for (label, points), colour in zip(loss.items(), LINES * len(loss), strict=False):
-        _draw_loss(left, points, label, colour)
-    for (label, points), colour in zip(mean_iou.items(), LINES * len(mean_iou), strict=False):
-        _draw_mean_iou(right, points, label, colour)
+    for (label, points), pen in zip(loss.items(), cycle(PENS), strict=False):
+        _draw_loss(left, points, label, pen)
+    for (label, points), pen in zip(mean_iou.items(), cycle(PENS), strict=False):
+        _draw_mean_iou(right, points, label, pen)
     right.set_ylim(0, 1.1 * right.get_ylim()[1])
     _finish(left, "loss", "step")
     _finish(right, "validation mean IoU (%)", "step")
@@ -116,10 +121,10 @@ def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
         mean_iou: label -> values in 0..1 of bands 1, 2, ... pixels wide; None leaves a gap.
     """
     (axes,) = axes_row(5.2, 3.4)
-    for (label, values), colour in zip(mean_iou.items(), LINES * len(mean_iou), strict=False):
+    for (label, values), pen in zip(mean_iou.items(), cycle(PENS), strict=False):
         shown = 100 * np.array(values, float)
         width = range(1, len(shown) + 1)
-        axes.plot(width, shown, "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
+        axes.plot(width, shown, marker="o", markersize=3.5, linewidth=1.6, label=label, **pen)
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     xlabel = "width of the band on either side of a boundary (pixels)"
     _finish(axes, "mean IoU near boundaries (%)", xlabel)
@@ -218,14 +223,14 @@ def render(axes: Axes) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _draw_loss(axes: Axes, points: Points, label: str, colour: str) -> None:
+def _draw_loss(axes: Axes, points: Points, label: str, pen: dict[str, Any]) -> None:
     """Draw a loss and its running mean over a 25th of the points."""
     step, value = np.array(points, float).T
     window = np.ones(max(1, len(value) // 25))
     weight = np.convolve(np.ones_like(value), window, "same")
     mean = np.convolve(value, window, "same") / weight
-    axes.plot(step, value, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(step, mean, color=colour, linewidth=1.6, label=label)
+    axes.plot(step, value, alpha=0.25, linewidth=0.8, **pen)
+    axes.plot(step, mean, linewidth=1.6, label=label, **pen)
     if 0 < 20 * mean.min() < mean.max():
         from matplotlib.ticker import LogFormatter
 
@@ -234,23 +239,26 @@ def _draw_loss(axes: Axes, points: Points, label: str, colour: str) -> None:
         axes.yaxis.set_minor_formatter(LogFormatter())
 
 
-def _draw_mean_iou(axes: Axes, points: Points, label: str, colour: str) -> None:
+def _draw_mean_iou(axes: Axes, points: Points, label: str, pen: dict[str, Any]) -> None:
     """Draw mean IoU in percent and mark the best."""
     step, value = np.array(points, float).T
     best = value.argmax()
     label += f", best {_percent(value[best])}"
-    axes.plot(step, 100 * value, "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
-    axes.plot(step[best], 100 * value[best], "o", color=colour, markersize=9, fillstyle="none")
+    axes.plot(step, 100 * value, marker="o", markersize=3.5, linewidth=1.6, label=label, **pen)
+    ring: dict[str, Any] = {"color": pen["color"], "fillstyle": "none", "markersize": 9}
+    axes.plot(step[best], 100 * value[best], "o", **ring)
 
 
 def _finish(axes: Axes, title: str, xlabel: str) -> None:
-    """Give a line plot its title, axes, grid and legend."""
+    """Give a line plot its title, axes, grid, and a legend below it."""
     axes.set_title(title, fontsize=11, color=INK)
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5, integer=True)
     axes.grid(color=GRID, linewidth=0.8)
-    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    below = -0.5 * axes.figure.dpi / axes.bbox.height  # half an inch, where no curve can be
+    axes.legend(loc="upper left", bbox_to_anchor=(0, below), ncols=LEGEND_COLUMNS, fontsize=9,
+                frameon=False, labelcolor=INK)  # fmt: skip
 
 
 def _percent(iou: float) -> str:

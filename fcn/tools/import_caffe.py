@@ -1,27 +1,21 @@
 """The command that converts the FCN authors' published Caffe weights."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from fcn import checkpoint
-from fcn.config import CONFIGS, ImportCaffeConfig, ModelConfig
+from fcn.config import ImportCaffeConfig
 from fcn.data.layouts import VOC_CLASSES
 from fcn.dataset_info import MEAN_BGR, VOID
 from fcn.errors import ConfigError
-from fcn.models.caffe import MODELS, import_fcn, import_vgg, read_caffemodel
+from fcn.models.caffe import import_fcn, import_vgg, read_caffemodel
 from fcn.output import refuse_overwriting
 
 
 def main(cfg: ImportCaffeConfig, folder: Path, console: Console) -> None:
     """Convert `cfg.caffemodel` to `cfg.output` and print what became of every blob."""
-    net, output = cfg.model.name, Path(cfg.output)
-    if net not in (*MODELS, "vgg16"):
-        raise ConfigError(f"model={net}: must be one of {', '.join(MODELS)}, vgg16")
-    _check_model(cfg)
+    net, output = cfg.network, Path(cfg.output)
     refuse_overwriting([output], cfg.overwrite)
     blobs = read_caffemodel(cfg.caffemodel)
     caffemodel = Path(cfg.caffemodel)
@@ -41,19 +35,6 @@ def main(cfg: ImportCaffeConfig, folder: Path, console: Console) -> None:
             use += "; NYUD's color network needs mean_bgr=[116.190,97.203,92.318]"
     console.print(checkpoint.surgery_table(report))
     console.print(f"{net} in {output}: {use}")
-
-
-def _check_model(cfg: ImportCaffeConfig) -> None:
-    """Raise a ConfigError for a setting of the model that its choice has not made."""
-    path = CONFIGS / "model" / f"{cfg.model.name}.yaml"
-    choice: Any = OmegaConf.load(path) if path.is_file() else {"name": cfg.model.name}
-    usual = asdict(ModelConfig(**choice))
-    changed = [key for key, value in asdict(cfg.model).items() if value != usual[key]]
-    if changed:
-        raise ConfigError(
-            f"model.{changed[0]}={getattr(cfg.model, changed[0])}: the caffemodel decides how its "
-            "network is built; choose it with model=NAME alone"
-        )
 
 
 def _class_names(cfg: ImportCaffeConfig, count: int) -> list[str]:

@@ -177,6 +177,7 @@ class History(Callback):
 class ProgressBar(RichProgressBar):
     """Lightning's, over the steps of the run: there is only one epoch, so it is not numbered."""
 
+    # Private, but Lightning has no public way to change the words.
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
 

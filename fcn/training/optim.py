@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcn.config import RecipeConfig
 from fcn.errors import ConfigError
+from fcn.models.fcn import FCN
 from fcn.models.upsampling import Upsampling
-from fcn.models.vgg import variant
 
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 POLY_POWER = 0.9  # Liu et al. 2015 (ParseNet); DeepLab's since
 
 
@@ -47,7 +47,7 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig, lr: float) -> list[
             if not parameter.requires_grad:
                 continue
             kind = "biases" if name == "bias" else "weights"
-            if isinstance(module, _BatchNorm) or id(parameter) in in_upsampling:
+            if isinstance(module, NORMS) or id(parameter) in in_upsampling:
                 kind = "plain"
             groups[f"backbone {kind}" if own_rate else kind]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
@@ -138,30 +138,27 @@ def warmup_note(recipe: RecipeConfig, max_steps: int) -> str:
     )
 
 
-def check_batch_norm(recipe: RecipeConfig, backbone: str, padding: int | str) -> None:
+def check_batch_norm(recipe: RecipeConfig, model: FCN) -> None:
     """Check that batch norm will see more than one value per channel, which it cannot normalise.
 
     Args:
         recipe: crop and batch_size; whole images (crop=null) are not checked.
-        backbone: a name in `fcn.models.vgg.VARIANTS`.
-        padding: "aligned" or 100, see `FCN`.
+        model: on the meta device, which computes sizes alone.
 
     Raises:
         ConfigError: crops so small that a map is a single pixel, in batches of one.
     """
-    if recipe.crop is None or recipe.batch_size > 1 or not variant(backbone).batch_norm:
+    if recipe.crop is None:
         return
-    first, fc6 = (100, 0) if padding == 100 else (1, 3)
-    side = recipe.crop + 2 * first - 2
-    for _ in range(4):  # pool1 to pool4
-        side = -(-side // 2)
-    if backbone == "mini":  # with batch norm in the head
-        side = -(-side // 2) + 2 * fc6 - 6
-    if side == 1:
+    shape = recipe.batch_size, model.in_channels, recipe.crop, recipe.crop
+    try:
+        model.head(model.backbone(torch.empty(shape, device="meta"))[2])
+    except ValueError:
         raise ConfigError(
             f"recipe.batch_size=1 with recipe.crop={recipe.crop} leaves batch norm (backbone="
-            f"{backbone}) a single value per channel; use recipe.batch_size=2, or recipe.crop=64"
-        )
+            f"{model.arguments['backbone']}) a single value per channel; use recipe.batch_size=2, "
+            "or recipe.crop=64"
+        ) from None
 
 
 def make_schedule(

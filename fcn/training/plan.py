@@ -86,7 +86,6 @@ class Plan:
 
     settings: TrainConfig
     folder: Path
-    title: dict[str, str]  # what the screen shows of the choices, by topic
     seed: int
     compile: bool
     device: torch.device
@@ -163,7 +162,6 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
     return Plan(
         settings=cfg,
         folder=folder,
-        title=_title(cfg, length, train, val, processes.world),
         seed=cfg.seed,
         compile=cfg.compile,
         device=device,
@@ -198,7 +196,7 @@ def learning_rate(recipe: RecipeConfig, model: str) -> float:
     lr = recipe.lr if recipe.lr is not None else recipe.lr_by_model.get(model)
     if lr is None:
         raise ConfigError(
-            f"recipe={recipe.name} has no learning rate for model={model}: set recipe.lr"
+            f"recipe.lr is null, and recipe.lr_by_model has no rate for {model}: set recipe.lr"
         )
     return lr
 
@@ -249,7 +247,7 @@ def check_combinations(cfg: TrainConfig) -> None:
         )
     if model.stride < 32 and not (model.init_from or cfg.resume or model.skip_scales):
         raise ConfigError(
-            f"model={model.name} straight from VGG does not fit recipe={recipe.name}: its unscaled "
+            f"{model.name} straight from VGG does not fit recipe.loss_reduction=sum: its unscaled "
             "skips would drown the scores; set model.init_from to an FCN of the next coarser "
             "stride, or use model=fcn8s_atonce"
         )
@@ -316,7 +314,6 @@ def _classes_before_reading(cfg: TrainConfig) -> list[str]:
 
 def _check_learning(cfg: TrainConfig, recipe: RecipeConfig, classes: Sequence[str]) -> None:
     """Check the loss and the optimiser, on the meta device (no memory is allocated)."""
-    check_batch_norm(recipe, cfg.backbone.name, cfg.model.padding)
     make_loss(cfg.loss, recipe.loss_reduction)
     if classes:
         _class_weights(cfg, classes)
@@ -362,9 +359,12 @@ def _network(
     }
     try:
         with torch.device("meta"):
-            FCN(**arguments)
+            model = FCN(**arguments)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+    if cfg.backbone.freeze:
+        model.backbone.freeze(cfg.backbone.freeze)
+    check_batch_norm(cfg.recipe, model)
     return arguments
 
 
@@ -384,6 +384,8 @@ def _open_splits(
     if processes.rank == 0:
         check_overlap(train, val)
         processes.wait()
+    if cfg.data.limit is not None:
+        train = train.limited(cfg.data.limit, cfg.seed)
     channels = cfg.model.in_channels
     if channels not in (None, 3) and not train.info.bands:
         for split in (train, val):
@@ -414,8 +416,7 @@ def _length(
         batches = _batches(f"trainer.{key}_batches", given, epoch)
         if batches < epoch:
             epoch = batches
-            kept = train.pairs[: batches * batch_size * world]
-            train = SegmentationDataset(kept, train.info, train.name)
+            train = train.part(range(batches * batch_size * world))
         if overfit is not None:
             trainer.setdefault("limit_val_batches", batches)
     steps = trainer.pop("max_steps", None)
@@ -428,13 +429,18 @@ def _length(
         steps = _whole("trainer.max_steps", steps)
     if fast := trainer.get("fast_dev_run"):
         steps = 1 if fast is True else _whole("trainer.fast_dev_run", fast)
-    every = trainer.pop("check_val_every_n_epoch", None) or 1
+    every = trainer.pop("check_val_every_n_epoch", None)
     interval = trainer.pop("val_check_interval", None)
-    if every != 1:
+    if every is not None and interval is not None:
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch={every} and trainer.val_check_interval={interval} "
+            "both say when to validate: leave one of them out"
+        )
+    if every is not None:
         interval = _whole("trainer.check_val_every_n_epoch", every) * epoch
     else:
-        interval = _batches("trainer.val_check_interval", 1.0 if interval is None else interval,
-                            epoch)  # fmt: skip
+        interval = 1.0 if interval is None else interval
+        interval = _batches("trainer.val_check_interval", interval, epoch)
     interval = math.ceil(interval / accumulate) * accumulate  # a step is never cut in two
     interval = min(interval, steps * accumulate)
     if least := trainer.pop("min_epochs", None):
@@ -500,23 +506,3 @@ def _batches(key: str, value: Any, epoch: int) -> int:
             "intervals in time would make a resumed run another one"
         )
     return _whole(key, value)
-
-
-def _title(
-    cfg: TrainConfig,
-    length: Length,
-    train: SegmentationDataset,
-    val: SegmentationDataset,
-    world: int,
-) -> dict[str, str]:
-    """Return what the screen shows of the choices, by topic."""
-    images = cfg.recipe.batch_size * length.accumulate * world
-    bands = f", bands {', '.join(map(str, train.info.bands))}" if train.info.bands else ""
-    return {
-        "model": f"{cfg.model.name}, backbone {cfg.backbone.name}, padding {cfg.model.padding}",
-        "upsampling": cfg.upsampling.name,
-        "data": f"{cfg.data.name} in {cfg.data.root}: {len(train)} training images, {len(val)} "
-        f"validation images, {len(train.classes)} classes{bands}",
-        "recipe": f"{cfg.recipe.name}: {length.max_steps} steps of {images} images, "
-        f"{cfg.recipe.optimizer}, {cfg.recipe.loss_reduction} loss",
-    }

@@ -114,7 +114,7 @@ def find_run(
         wanted = _what_it_trains(flags, given)
         started = [run for run in _newest_first() if not _is_finished(run) and not is_live(run)]
         started = [run for run in started if any(run.glob("**/*.ckpt"))]
-        records = {run: _read(run) for run in started}
+        records = {run: read(run) for run in started}
         same = [
             run
             for run, kept in records.items()
@@ -167,7 +167,7 @@ def read_record(folder: Path, resume: str) -> Record:
     Raises:
         ConfigError: no checkpoint, or a damaged record.
     """
-    content = _read(folder)
+    content = read(folder)
     kept = [folder / "checkpoints" / name for name in CHECKPOINTS]
     kept = [path for path in kept if path.is_file()]
     path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=_step, default=None)
@@ -194,7 +194,7 @@ def settings_to_resume(
     Raises:
         ConfigError: another recipe or experiment, which are choices of a new run.
     """
-    content = _read(folder)
+    content = read(folder)
     settings, known = content["config"], {o.lstrip("+") for o in content["overrides"]}
     if "stages" not in content:  # of one stage, an earlier version recorded those of all
         settings["stages"] = []
@@ -225,7 +225,7 @@ def settings_to_resume(
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """Return the recorded settings of a run."""
-    return _read(folder)["config"]
+    return read(folder)["config"]
 
 
 def run_of(checkpoint: str) -> Path | None:
@@ -254,7 +254,7 @@ def write_record(folder: Path, content: Mapping[str, Any]) -> None:
     path, record = folder / RECORD, dict(content)
     record.setdefault("history", [])
     if path.is_file():
-        before = _read(folder)
+        before = read(folder)
         first = ("command", "overrides", "flags", "started", "commit")
         event = {key: record[key] for key in first}
         record |= {key: before[key] for key in first if key in before}
@@ -264,16 +264,18 @@ def write_record(folder: Path, content: Mapping[str, Any]) -> None:
 
 def finish(folder: Path) -> None:
     """Record that a run has come to its end."""
-    write_json(folder / RECORD, _read(folder) | {"finished": _now()})
+    write_json(folder / RECORD, read(folder) | {"finished": _now()})
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """Return the content of run.json, or raise a ConfigError."""
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["config"].get("data"), dict):
             raise ValueError("no settings in it")
+        for group in ("model", "recipe"):  # of a run before version 0.2
+            content["config"].get(group, {}).pop("name", None)
         return {"overrides": [], "data": {}, "history": []} | content
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
@@ -315,13 +317,13 @@ def _step(path: Path) -> int:
 
 def _is_readable(run: Path) -> bool:
     try:
-        return bool(_read(run))
+        return bool(read(run))
     except ConfigError:
         return False
 
 
 def _is_finished(run: Path) -> bool:
-    content = _read(run)
+    content = read(run)
     if "finished" in content:
         return True
     old = "versions" in content and not {"model", "stages"} & content.keys()  # before version 0.2

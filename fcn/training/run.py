@@ -28,8 +28,10 @@ from fcn.data.check import class_pixels, scan
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.images import range_note
 from fcn.data.loaders import SegmentationData, check_shared_memory
+from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
+from fcn.hydra_versions import TRUSTED
 from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line, read_metrics
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
@@ -93,7 +95,7 @@ def train_one(
         model, surgery = first_model(plan, console)
         module = make_module(plan, model, processes, console)
         run = make_trainer(plan, module, processes, console)
-        print_start(plan, model, surgery, console)
+        print_start(plan, model, surgery, processes.world, console)
         run.at_start.do = partial(write_run_record, plan, model, processes)
         fit(plan, run, module, console)
         best = run.checkpoint_to_keep()
@@ -189,7 +191,6 @@ def describe(plan: Plan, model: FCN) -> dict[str, Any]:
         "model": model.arguments,
         **checkpoint.info_metadata(plan.train.info),
         "data": {"name": settings.data.name, "train": plan.train.fingerprint()},
-        "recipe": plan.recipe.name,
         "training": asdict(plan.recipe)
         | {"max_steps": length.max_steps, "accumulate": length.accumulate},
         "precision": plan.precision,
@@ -284,26 +285,33 @@ def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str =
         known = inspect.signature(class_named(filled["_target_"])).parameters
         places = {"save_dir": folder, "dirpath": folder.absolute() / "checkpoints" / name}
         filled = {key: place for key, place in places.items() if key in known} | filled
-        return instantiate(filled)
+        return instantiate(filled, **TRUSTED)
     except Exception as error:  # of whatever library it is
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason}") from error
 
 
-def print_start(plan: Plan, model: FCN, surgery: Report | None, console: Console) -> None:
+def print_start(
+    plan: Plan, model: FCN, surgery: Report | None, world: int, console: Console
+) -> None:
     """Print what is about to be trained, on what, and where its weights come from."""
+    chosen, recipe, info = plan.settings, plan.recipe, plan.train.info
+    images = recipe.batch_size * plan.length.accumulate * world
+    bands = f", bands {', '.join(map(str, info.bands))}" if info.bands else ""
     count = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
     source = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    title = plan.title
     for name, value in {
-        "model": title["model"],
-        "upsampling": f"{title['upsampling']}, {kernels:,} trainable parameters",
+        "model": f"{chosen.model.name}, backbone {chosen.backbone.name}, "
+        f"padding {chosen.model.padding}",
+        "upsampling": f"{chosen.upsampling.name}, {kernels:,} trainable parameters",
         "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
-        "data": title["data"],
-        "recipe": title["recipe"],
+        "data": f"{chosen.data.name} in {chosen.data.root}: {len(plan.train)} training images, "
+        f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
+        "recipe": f"{recipe.name}: {plan.length.max_steps} steps of {images} images, "
+        f"{recipe.optimizer}, {recipe.loss_reduction} loss",
         "device": f"{plan.device}, precision {plan.precision}",
         "weights": source or "random",
     }.items():
@@ -311,7 +319,7 @@ def print_start(plan: Plan, model: FCN, surgery: Report | None, console: Console
     console.print(table)
     if surgery is not None:
         console.print(checkpoint.surgery_table(surgery))
-    elif plan.record is None and plan.settings.data.layout != "shapes":
+    elif plan.record is None and info.classes != list(SHAPES):
         console.print(
             "note: a network for photographs learns far more from ImageNet weights: "
             "backbone=vgg16 recipe=finetune"

@@ -1,0 +1,95 @@
+"""Example images of a comparison, predicted by the networks of its first groups."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fcn import checkpoint
+from fcn.compare.runs import Group, Run
+from fcn.config import CompareConfig, DataConfig
+from fcn.data.dataset import SegmentationDataset
+from fcn.data.layouts import open_split
+from fcn.device import InferenceModel, resolve_precision
+from fcn.errors import UserError
+from fcn.inference.evaluate import predicted_rows
+from fcn.inference.metrics import rates
+from fcn.output import percent
+from fcn.pictures import page, visualize
+
+SHOWN = 4  # groups whose predictions and confusion matrices are on the page
+SIDE = 400  # pixels of a picture's longer side
+
+
+def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -> dict[str, Any]:
+    """Predict example images with the first run of each of the first groups.
+
+    Returns:
+        "cards", image id -> its pictures with their captions; "legend", class name -> colour;
+        "errors", likewise.
+    """
+    first = groups[0].runs[0]
+    dataset = _open_recorded(first, first, cfg.data_root)
+    info = dataset.info
+    chosen = _spread(rates(first.per_image)["mean_iou"], cfg.images)
+    cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
+    masks = []
+    for group in groups[:SHOWN]:
+        run = group.runs[0]
+        taken = _open_recorded(first, run, cfg.data_root)
+        predicted = predicted_rows(_load(run, device, dataset.classes), taken, chosen)
+        for index, (image, ground_truth, mask) in zip(chosen, predicted, strict=True):
+            masks += [ground_truth, mask]
+            pictures = cards[first.ids[index]]
+            if not pictures:
+                pictures.append(("image", _uri(image, "jpeg")))
+                pictures.append(("ground truth", _uri(visualize.outlined(ground_truth, info))))
+            iou = percent(float(rates(run.per_image[index])["mean_iou"]))
+            prediction = visualize.outlined(mask, info)
+            errors = visualize.errors(ground_truth, mask, info)
+            pictures.append((f"{group.name}: mean IoU {iou} %", _uri(prediction)))
+            pictures.append((f"{group.name}: errors", _uri(errors)))
+    legend = visualize.legend_of(masks, info)
+    return {"cards": cards, "legend": legend, "errors": visualize.error_colours(info)}
+
+
+def _open_recorded(run: Run, network: Run, data_root: str | None) -> SegmentationDataset:
+    """Open the split that a run was evaluated on, where it lay then or below `data_root`.
+
+    Its images have the range and the bands that the network of a run takes, maybe another's.
+    """
+    data, settings = (DataConfig(**of.config["data"]) for of in (run, network))
+    data.root = data_root or run.located(data.root)
+    data.value_range, data.bands = settings.value_range, settings.bands
+    known, takes = (checkpoint.read(of.checkpoint).info for of in (run, network))
+    known = replace(known, value_range=takes.value_range, bands=takes.bands)
+    dataset = open_split(data, run.metrics["protocol"]["split"], known=known)
+    if dataset.ids != run.ids:
+        raise UserError(f"{dataset.name} has other images now than when {run.folder} was evaluated")
+    return dataset
+
+
+def _load(run: Run, device: torch.device, classes: Sequence[str]) -> InferenceModel:
+    """Load the model of a run as it was evaluated, with the labels of the classes."""
+    trained = checkpoint.read(run.checkpoint)
+    labels = trained.labels_in(classes, run.metrics["protocol"]["data"])
+    evaluated = run.metrics["protocol"]["precision"]
+    precision = resolve_precision("auto", device, trained=evaluated)
+    return InferenceModel(trained.model(), device, precision, labels=labels)
+
+
+def _spread(mean_iou: Tensor, images: int) -> list[int]:
+    """Return indices evenly spaced over the ranking of images, worst first; NaN stays out."""
+    ranking = mean_iou.argsort(stable=True)[: int(mean_iou.isfinite().sum())]
+    places = torch.linspace(0, len(ranking) - 1, min(images, len(ranking)), dtype=torch.float64)
+    return ranking[places.round().long()].tolist()
+
+
+def _uri(picture: visualize.UInt8, kind: str = "png") -> str:
+    """Return a picture at the size of the gallery."""
+    image = Image.fromarray(picture)
+    image.thumbnail((SIDE, SIDE))
+    return page.data_uri(image, kind)

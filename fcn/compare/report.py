@@ -1,0 +1,100 @@
+"""The HTML page of a comparison; compare.html next to this file is its template."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcn import checkpoint
+from fcn.compare.gallery import SHOWN
+from fcn.compare.runs import Comparison, Group, average, classes_of
+from fcn.inference.evaluate import METRICS
+from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, estimate
+from fcn.pictures import page, plots
+
+
+def report(
+    found: Comparison,
+    table: Sequence[Sequence[str]],
+    plot: Image.Image,
+    examples: Mapping[str, Any],
+) -> str:
+    """Return the page.
+
+    Args:
+        found: the runs.
+        table: headings, and a row for each group.
+        plot: the mean IoU of every run.
+        examples: the gallery, or a note that says why there is none.
+    """
+    groups = found.groups
+    every = [group.runs[0].settings for group in groups]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    settings = [(key, [one.get(key, "-") for one in every]) for key in keys]
+    trimap = plots.trimap_plot({group.name: found.trimap(group) for group in groups})
+    context = {
+        "protocol": groups[0].runs[0].metrics["protocol"],
+        "title": f"Comparison of {sum(len(group.runs) for group in groups)} runs",
+        "level": f"{LEVEL:.0%}",
+        "resamples": f"{RESAMPLES:,}",
+        "groups": groups,
+        "base": found.base.name,
+        "others": [group.name for group in groups if group is not found.base],
+        "table": table,
+        "settings": sorted(settings, key=lambda entry: len(set(entry[1])) == 1),  # differing first
+        "numbers": _numbers(found),
+        "figures": [
+            page.figure(plot, "Mean IoU of every run", plot=True),
+            *_curves(groups),
+            page.figure(trimap, "Mean IoU near boundaries", plot=True),
+        ],
+        "confusions": [_confusion(group) for group in groups[:SHOWN]],
+        "examples": examples,
+        "note": found.note,
+    }
+    body = page.templates().get_template("compare/compare.html").render(context)
+    return page.page(context["title"], body)
+
+
+def _numbers(found: Comparison) -> list[tuple[str, str, list[Estimate | None]]]:
+    """Return rows of classes and metrics: name, pixels, and an estimate for each column.
+
+    The columns are the groups, then the differences from the base; None: the group lacks a class.
+    """
+    columns: list[dict[str, Estimate]] = []
+    for group in found.groups:
+        own = classes_of(group.runs)
+        column = dict(zip(own, estimate(average(group.runs, own), "iou"), strict=True))
+        means = average(group.runs, found.shared)
+        columns.append(column | {metric: estimate(means, metric)[0] for metric in METRICS})
+    columns += [g.differences.iou | g.differences.metrics for g in found.groups if g.differences]
+    runs = [run for group in found.groups for run in group.runs]
+    pixels = {c["name"]: f"{c['pixels']:,}" for run in runs for c in run.metrics["classes"]}
+    names = [(name, name, pixels[name]) for name in found.classes]
+    names += [(metric, words, "") for metric, words in METRICS.items()]
+    return [(words, count, [one.get(key) for one in columns]) for key, words, count in names]
+
+
+def _curves(groups: Sequence[Group]) -> list[str]:
+    """Return the figure of the training curves of first runs; none if they were not trained."""
+    loss, mean_iou = {}, {}
+    for group in groups:
+        folder = group.runs[0].folder
+        kept = (folder / "history.json", folder / "checkpoints" / "last.ckpt")
+        path = next((path for path in kept if path.is_file()), None)
+        history = checkpoint.history(path) if path else {}
+        if history.get("loss") and history.get("mean_iou"):
+            loss[group.name], mean_iou[group.name] = history["loss"], history["mean_iou"]
+    if not loss:
+        return []
+    caption = "Training curves of the first run of each row"
+    return [page.figure(plots.curves(loss, mean_iou), caption, caption, plot=True)]
+
+
+def _confusion(group: Group) -> str:
+    """Return the figure of the confusion matrix of a group's first run."""
+    run = group.runs[0]
+    picture = plots.confusion_plot(np.array(run.metrics["confusion"]), run.classes)
+    caption = f"{group.name}, seed {run.seed}"
+    return page.figure(picture, f"Confusion matrix of {caption}", caption, plot=True)

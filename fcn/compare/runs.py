@@ -1,0 +1,323 @@
+"""Finished runs: how they are read, grouped, named by letters, and compared in pairs.
+
+Runs that differ in the seed alone form a group: a row of the table. All runs must have been
+evaluated on the same images, so that their differences are paired.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from string import ascii_uppercase
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from torch import Tensor
+from yaml import YAMLError
+
+from fcn.config import CompareConfig, flat_keys
+from fcn.errors import ConfigError, UserError
+from fcn.inference.evaluate import METRICS, read_metrics, read_per_image
+from fcn.inference.metrics import Estimate, Resampled, estimate, resample
+from fcn.training import record
+
+# Beginnings of settings that say where a run works, not what it learns.
+IRRELEVANT = (
+    "seed", "resume", "overwrite", "batch_size", "logger", "data.root", "data.num_workers",
+    "data.download", "data.scan", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "trainer.strategy", "trainer.enable_progress_bar",
+)  # fmt: skip
+
+
+@dataclass
+class Run:
+    """A finished run, as train.py or evaluate.py left it."""
+
+    folder: Path
+    cwd: Path  # relative paths in its settings start there
+    config: dict[str, Any]
+    given: dict[str, str]  # keys and config groups of the command line, with their values
+    metrics: dict[str, Any]
+    ids: list[str]
+    per_image: Tensor  # int64 (N, 3, K)
+    _resampled: dict[tuple[str, ...], Resampled] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The settings that say what it learns, by dotted key, as YAML has them: null, true."""
+        return {
+            key: value if isinstance(value, str) else json.dumps(value, default=str)
+            for key, value in flat_keys(self.config).items()
+            if not key.startswith(IRRELEVANT)
+        }
+
+    @property
+    def seed(self) -> str:
+        return str(self.config.get("seed", "-"))
+
+    @property
+    def classes(self) -> list[str]:
+        return [entry["name"] for entry in self.metrics["classes"]]
+
+    @property
+    def checkpoint(self) -> str:
+        """Where the model lies that was evaluated: a run of train.py has its own."""
+        evaluated = self.config.get("checkpoint")
+        return str(self.folder) if evaluated is None else self.located(evaluated)
+
+    def located(self, path: str) -> str:
+        """Return a path or address of the run's settings as it is seen from here."""
+        return path if "://" in path else str(self.cwd / path)
+
+    def chosen(self, key: str) -> str:
+        """Return the value of a setting, or the choice of a config group; "-" for none."""
+        group = self.config.get(key)
+        if isinstance(group, dict):
+            return str(group.get("name", self.given.get(key, "-")))
+        return self.settings.get(key, self.given.get(key, "-"))
+
+    def tallies(self, classes: Sequence[str]) -> Tensor:
+        """Return what was counted of some of its classes in each image, int64 (N, 3, K)."""
+        return self.per_image[:, :, [self.classes.index(name) for name in classes]]
+
+    def resampled(self, classes: Sequence[str]) -> Resampled:
+        """Return the metrics over some of its classes, of all images and of resamples of them."""
+        key = tuple(classes)
+        if key not in self._resampled:
+            self._resampled[key] = resample(self.tallies(classes))
+        return self._resampled[key]
+
+
+@dataclass
+class Differences:
+    """How far a group is above the one that it is compared with, over the classes both have."""
+
+    metrics: dict[str, Estimate]
+    iou: dict[str, Estimate]  # by class
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seeds alone: a row of the table, named by a letter."""
+
+    name: str
+    settings: dict[str, str]  # those that differ between groups
+    runs: list[Run]
+    differences: Differences | None = None  # None: the others are compared with this group
+
+    @property
+    def pairs(self) -> list[str]:
+        """The settings that differ and that its runs have, as KEY=VALUE."""
+        return [f"{key}={value}" for key, value in self.settings.items() if value != "-"]
+
+    @property
+    def description(self) -> str:
+        """The settings that differ, or the folder of a group that has none."""
+        return " ".join(self.pairs) or str(self.runs[0].folder)
+
+
+@dataclass
+class Comparison:
+    """Groups of runs, and the one that the others are compared with."""
+
+    groups: list[Group]
+    base: Group
+    shared: list[str]  # the classes that have an IoU in every run: the rows' means are over these
+    note: str  # on classes that are left out, or ""
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of all runs."""
+        return list(dict.fromkeys(name for group in self.groups for name in classes_of(group.runs)))
+
+    def mean_iou(self, group: Group) -> list[float]:
+        """Return the mean IoU of each run of a group, over the shared classes."""
+        return [float(run.resampled(self.shared).whole["mean_iou"]) for run in group.runs]
+
+    def trimap(self, group: Group) -> list[float | None]:
+        """Return the mean IoU in bands of 1, 2, ... pixels near boundaries, over runs.
+
+        It is known over all classes of a run alone, so it is None if these are not the shared ones.
+        """
+        bands = list(zip(*(run.metrics["trimap"] for run in group.runs), strict=True))
+        known = all(occurring(run) == set(self.shared) for run in group.runs)
+        return [fmean(band) if known and None not in band else None for band in bands]
+
+
+def find_runs(cfg: CompareConfig, console: Console) -> list[Path]:
+    """Return the folders of the runs to compare; print which runs of a sweep are unfinished."""
+    found = [Path(run) for run in cfg.runs]
+    if cfg.sweep is not None:
+        sweep = Path(cfg.sweep)
+        finished = sorted((path.parent for path in sweep.rglob("metrics.json")), key=_order)
+        for path in sorted(sweep.rglob(record.RECORD)):
+            if not any(run.is_relative_to(path.parent) for run in finished):
+                console.print(f"left out, unfinished: {path.parent}")
+        found += finished
+    if not found:
+        raise ConfigError("no finished run found: give runs=[FOLDER,...] or sweep=FOLDER")
+    return found
+
+
+def _order(run: Path) -> tuple[int, float]:
+    """Sort Hydra's jobs by number, and stages by the time they ended."""
+    number = int(run.name) if run.name.isdigit() else 0
+    return number, (run / "metrics.json").stat().st_mtime
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder: its settings from run.json, or of evaluate.py from .hydra."""
+    if not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder}: not a finished run (it has no metrics.json)")
+    path, cwd = folder / ".hydra" / "config.yaml", Path()
+    if (folder / record.RECORD).is_file():
+        content = record.read(folder)
+        config, overrides = content["config"], content["overrides"]
+    else:
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            hydra = OmegaConf.load(path.with_name("hydra.yaml")).hydra
+            cwd, overrides = Path(hydra.runtime.cwd), list(hydra.overrides.task)
+        except (OSError, OmegaConfBaseException, YAMLError, TypeError) as error:
+            raise UserError(f"{path}: the run's settings cannot be read ({error})") from None
+    parts = (override.lstrip("+~").partition("=") for override in overrides)
+    given = {key: value for key, _, value in parts}
+    metrics = read_metrics(folder / "metrics.json")
+    ids, per_image = read_per_image(folder / "per_image.npz")
+    return Run(folder, cwd, config, given, metrics, ids, per_image)
+
+
+def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
+    """Group runs that differ in their seeds alone, and compare each group with one of them.
+
+    A mean over other classes is another number. So the means of all rows are over the classes that
+    every run has an IoU of, and each difference is over the classes that both of its rows have.
+
+    Args:
+        runs: evaluated on the same images.
+        against: name of the group that the others are compared with, the settings that name it, or
+            the folder of one of its runs; None: the first.
+
+    Raises:
+        UserError: the runs have no class in common, or were evaluated on different images.
+        ConfigError: there is no group `against`.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        both = classes_of([first, run])
+        if not both:
+            raise UserError(f"{first.folder} and {run.folder} have no class in common")
+        pixels = (one.tallies(both)[:, 1] for one in (first, run))  # of the ground truth
+        if run.ids != first.ids or not torch.equal(*pixels):
+            raise UserError(
+                f"{first.folder} and {run.folder} were evaluated on different images or classes; "
+                "evaluate both with evaluate.py on one split"
+            )
+    groups: dict[tuple[str, ...], Group] = {}
+    for run, settings in zip(runs, _distinguish(runs), strict=True):
+        group = Group(_letters(len(groups)), settings, [])
+        groups.setdefault(tuple(settings.values()), group).runs.append(run)
+    every = list(groups.values())
+    base = _named(every, against)
+    for group in every:
+        if group is not base:
+            group.differences = _differences(group.runs, base.runs)
+    common = classes_of(runs)
+    shared = [name for name in common if all(name in occurring(run) for run in runs)]
+    if not shared:
+        raise UserError(f"{first.folder} and {runs[-1].folder} have no class in common")
+    return Comparison(every, base, shared, _note(runs, common, shared))
+
+
+def classes_of(runs: Sequence[Run]) -> list[str]:
+    """Return the classes that all runs have, in the order of the first."""
+    return [name for name in runs[0].classes if all(name in run.classes for run in runs)]
+
+
+def occurring(run: Run) -> set[str]:
+    """Return the classes that have an IoU: those in the masks or predicted."""
+    found = (run.per_image.sum((0, 1)) > 0).tolist()
+    return {name for name, occurs in zip(run.classes, found, strict=True) if occurs}
+
+
+def _note(runs: Sequence[Run], common: Sequence[str], shared: Sequence[str]) -> str:
+    """Return which classes the rows' means leave out, and why; "" if none that occurs."""
+    every = dict.fromkeys(name for run in runs for name in run.classes)
+    lacking = [name for name in every if name not in common]
+    occurs = set().union(*map(occurring, runs))
+    predicted = [name for name in common if name in occurs and name not in shared]
+    parts = []
+    if lacking:
+        parts.append(f"not all runs have {', '.join(lacking)}")
+    if predicted:
+        parts.append(f"only some of them predict {', '.join(predicted)}, in no mask")
+    if not parts:
+        return ""
+    note = f"{'; '.join(parts)}: the means are over the other {len(shared)} classes"
+    if lacking and len(runs) > 2:
+        note += ", each difference is over those that both rows have"
+    return note[0].upper() + note[1:]
+
+
+def _letters(index: int) -> str:
+    """Return A to Z, then AA, AB, ..."""
+    before, last = divmod(index, len(ascii_uppercase))
+    return (_letters(before - 1) if before else "") + ascii_uppercase[last]
+
+
+def _named(groups: Sequence[Group], against: str | None) -> Group:
+    """Return the group that `against` means."""
+    if against is None:
+        return groups[0]
+    for group in groups:
+        folders = {run.folder.resolve() for run in group.runs}
+        if against in (group.name, group.description) or Path(against).resolve() in folders:
+            return group
+    rows = "; ".join(f"{group.name}: {group.description}" for group in groups)
+    raise ConfigError(f"against={against}: no such row; choose a letter of {rows}")
+
+
+def _distinguish(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return what tells each run from the others: settings of the command line, or its folder.
+
+    The stages of a run, which have one command line, differ in the model.
+    """
+    keys = dict.fromkeys(key for run in runs for key in (*run.given, "model"))
+    relevant = [key for key in keys if key != "trainer" and not key.startswith(IRRELEVANT)]
+    differing = [key for key in relevant if len({run.chosen(key) for run in runs}) > 1]
+    names = [{key: run.chosen(key) for key in differing} for run in runs]
+    seen: dict[str, tuple[dict[str, str], set[str]]] = {}  # name -> settings, and seeds so far
+    for run, name in zip(runs, names, strict=True):
+        settings, seeds = seen.setdefault(str(name), (run.settings, set()))
+        if settings != run.settings or run.seed in seeds:  # the same name for something else
+            return [{"run": str(run.folder)} for run in runs]
+        seeds.add(run.seed)
+    return names
+
+
+def _differences(runs: Sequence[Run], base: Sequence[Run]) -> Differences:
+    """Estimate how far runs are above others in every metric, paired by image and by seed."""
+    seeds = {run.seed for run in runs} & {run.seed for run in base}
+    sides = [[run for run in side if run.seed in seeds] or side for side in (runs, base)]
+    classes = classes_of([run for side in sides for run in side])
+    above, below = (average(side, classes) for side in sides)
+    iou = estimate(above, "iou", minus=below)
+    return Differences(
+        {metric: estimate(above, metric, minus=below)[0] for metric in METRICS},
+        dict(zip(classes, iou, strict=True)),
+    )
+
+
+def average(runs: Sequence[Run], classes: Sequence[str]) -> Resampled:
+    """Return the metrics over some classes, of all images and of resamples, averaged over runs."""
+
+    def mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
+
+    every = [run.resampled(classes) for run in runs]
+    return Resampled(mean([one.whole for one in every]), mean([one.drawn for one in every]))
