@@ -47,7 +47,7 @@ COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "import_caffe": "fcn.tools.import_caffe",
     "prepare_data": "fcn.tools.prepare_data",
     "compare": "fcn.compare.compare",
-    "explain": "fcn.explain.story",
+    "explain": "fcn.explain.explain",
     "benchmark": "fcn.tools.benchmark",
 }
 # Keys with entries of any name, which Hydra would want a + for: Lightning's Trainer has many.

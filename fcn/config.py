@@ -56,7 +56,16 @@ FORMATS = ["onnx", "torch_export", "safetensors", "hub"]
 PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
-TOPICS = ["all", "matrix", "arithmetic", "operators", "bilinear", "repeat", "checkerboards"]
+TOPICS = [
+    "all",
+    "matrix",
+    "arithmetic",
+    "channels",
+    "operators",
+    "bilinear",
+    "repeat",
+    "checkerboards",
+]
 TOPICS += ["network", "learning", "deconvnet"]
 # Types with bounds.
 Positive = Annotated[int, Field(ge=1)]
@@ -238,9 +247,9 @@ class PrepareDataConfig(Schema):
     processes: int | None = setting(None, "readers; null: one per core", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     shards: str | None = setting(None, "also write WebDataset tars to this folder")
-    convert: str | None = setting(None, "first convert an annotation tool's export in this folder")
+    convert: str | None = setting(None, "first convert an export: folder, .zip, hf://datasets/NAME")
     to: str | None = setting(None, "convert: the new folder to write, for data=folder")
-    images: str | None = setting(None, "convert: a folder, or a pattern such as *.jpg; null: find")
+    images: str | None = setting(None, "convert: a folder, a pattern such as *.jpg, or a column")
     masks: str | None = setting(None, "convert: likewise")
     labels: Any = setting(None, "convert: {7: road, 11: building}, the rest ignored; or a file")
     merge: Any = setting(None, "convert: {truck: car, sky: null} merges and drops classes")
@@ -248,6 +257,7 @@ class PrepareDataConfig(Schema):
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
     group: str | None = setting(None, "convert: names with the same match stay in one split")
     nearest: bool = setting(False, "convert: smoothed mask values become the nearest class")
+    line_width: float | None = setting(None, "convert: of lines, pixels; null: the tool's", gt=0)
     resize: bool = setting(False, "convert: enlarge or shrink masks to their images")
     link: bool = setting(False, "convert: link images: editing one then edits the original")
 
@@ -268,8 +278,10 @@ class ExplainConfig(Schema):
     explain: str = setting("all", "what to show", choices=TOPICS)
     checkpoint: str | None = setting(None, "a trained model; null: train a small one")
     fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it")
+    fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it")
     image: str | None = setting(None, "an image id; null: one with many classes")
-    steps: int = setting(200, "training steps of the small model", ge=1)
+    steps: int = setting(280, "training steps of the small FCN-32s", ge=4)
+    notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
     data: DataConfig = field(default_factory=DataConfig)
 

@@ -1,4 +1,4 @@
-"""Explain deconvolutional layers: a page with every number computed on the spot."""
+"""Explain deconvolutional layers: topics run as notebooks, and an explorer."""
 
 from fcn.cli import run
 

@@ -1,8 +1,10 @@
 """Writers of exports of annotation tools, for the tests of the conversion."""
 
+import base64
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +165,156 @@ def coco(root: Path, samples: list[Sample], classes: list[str], colours: np.ndar
 
 
 WRITERS = [roboflow, cvat, labelme, labelme_npy, supervisely, camvid, class_dict, coco]
+
+
+# Each writes images of 32 x 24 and the same shapes for each: class, kind, and corners or mask.
+
+Shapes = list[tuple[str, str, Any]]
+
+
+def noise(path: Path) -> Path:
+    return put(path, np.random.default_rng(len(str(path))).integers(0, 255, (24, 32, 3), np.uint8))
+
+
+def box_of(mask: np.ndarray) -> tuple[slice, slice]:
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def png_text(mask: np.ndarray, pack: Callable[[bytes], bytes] = bytes) -> str:
+    file = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8)).save(file, "PNG")
+    return base64.b64encode(pack(file.getvalue())).decode()
+
+
+def labelme_shapes(root: Path, images: dict[str, Shapes]) -> None:
+    for name, shapes in images.items():
+        entries = []
+        for title, kind, points in shapes:
+            entry = {"label": title, "shape_type": kind, "points": points, "group_id": 1}
+            if kind == "mask":
+                (top, left), box = (part.start for part in box_of(points)), points[box_of(points)]
+                end = [int(left) + box.shape[1] - 1, int(top) + box.shape[0] - 1]
+                entry |= {"points": [[int(left), int(top)], end], "mask": png_text(box)}
+            entries.append(entry)
+        content = {"imagePath": f"{name}.png", "imageData": None, "shapes": entries}
+        noise(root / f"{name}.png")
+        put(root / f"{name}.json", json.dumps(content | {"imageHeight": 24, "imageWidth": 32}))
+
+
+def yolo(root: Path, images: dict[str, Shapes]) -> None:
+    names = ["road", "pond"]
+    put(root / "data.yaml", json.dumps({"names": names, "nc": 2}))
+    for name, shapes in images.items():
+        noise(root / f"images/{name}.png")
+        rows = [(np.array(p) / [32, 24]).ravel() for _, _, p in shapes]
+        lines = [
+            f"{names.index(title)} {' '.join(f'{value:.6f}' for value in row)}\n"
+            for (title, _, _), row in zip(shapes, rows, strict=True)
+        ]
+        put(root / f"labels/{name}.txt", "".join(lines))
+
+
+def brush_code(mask: np.ndarray) -> list[int]:
+    """Return thi.ng's run lengths of four channels, all in runs of at most 2**8 equal values."""
+    values = np.repeat(mask.ravel() * 255, 4)
+    bits = f"{values.size:032b}{7:05b}" + "".join(f"{size:04b}" for size in (7, 7, 7, 7))
+    for start in range(0, values.size, 4):
+        bits += f"1{0:02b}{3:08b}{values[start]:08b}"
+    return [int(bits[k : k + 8].ljust(8, "0"), 2) for k in range(0, len(bits), 8)]
+
+
+def label_studio(root: Path, images: dict[str, Shapes], minimal: bool = False) -> None:
+    tasks = []
+    for number, (name, shapes) in enumerate(images.items()):
+        noise(root / f"photos/{name}.png")
+        size = {"original_width": 32, "original_height": 24}
+        values = [
+            {"format": "rle", "rle": brush_code(points), "brushlabels": [title]}
+            if kind == "mask"
+            else {
+                "points": (np.array(points) * [100 / 32, 100 / 24]).tolist(),
+                "polygonlabels": [title],
+            }
+            for title, kind, points in shapes
+        ]
+        image = f"/data/upload/1/0123abcd-{name}.png"
+        if minimal:
+            regions = [value | size for value in values]
+            tasks.append({"id": number, "image": image, "annotation_id": 1, "tag": regions})
+        else:
+            results = [{"id": str(k), "value": v} | size for k, v in enumerate(values)]
+            annotations = [{"id": 1, "result": results, "was_cancelled": False}]
+            tasks.append({"id": number, "data": {"image": image}, "annotations": annotations})
+    put(root / "project-1.json", json.dumps(tasks))
+
+
+def label_studio_min(root: Path, images: dict[str, Shapes]) -> None:
+    label_studio(root, images, minimal=True)
+
+
+def cvat_shapes(root: Path, images: dict[str, Shapes]) -> None:
+    parts = ["<annotations><version>1.1</version>"]
+    for name, shapes in images.items():
+        noise(root / f"images/{name}.png")
+        parts.append(f'<image name="{name}.png" width="32" height="24">')
+        for title, kind, points in shapes:
+            about = f'label="{title}" z_order="0"'
+            if kind == "mask":
+                box = points[box_of(points)]
+                top, left = (part.start for part in box_of(points))
+                edges = np.flatnonzero(np.diff(box.ravel().astype(int), prepend=0)).tolist()
+                counts = np.diff([0, *edges, box.size]).tolist()
+                about += f' rle="{", ".join(map(str, counts))}" left="{left}" top="{top}"'
+                about += f' width="{box.shape[1]}" height="{box.shape[0]}"'
+            else:
+                about += f' points="{";".join(f"{x:.2f},{y:.2f}" for x, y in points)}"'
+            parts.append(f"<{kind} {about}></{kind}>")
+        parts.append("</image>")
+    put(root / "annotations.xml", "".join([*parts, "</annotations>"]))
+
+
+def supervisely_shapes(root: Path, images: dict[str, Shapes]) -> None:
+    classes = [{"title": title, "color": "#0A0B0C"} for title in ("road", "pond")]
+    put(root / "meta.json", json.dumps({"classes": classes}))
+    for name, shapes in images.items():
+        noise(root / f"ds/img/{name}.png")
+        objects = []
+        for title, kind, points in shapes:
+            entry: dict[str, Any] = {"classTitle": title, "geometryType": kind}
+            if kind == "mask":
+                origin = [int(part.start) for part in box_of(points)[::-1]]
+                data = png_text(points[box_of(points)], zlib.compress)
+                entry |= {"geometryType": "bitmap", "bitmap": {"origin": origin, "data": data}}
+            else:
+                entry["points"] = {"exterior": points, "interior": []}
+            objects.append(entry)
+        content = {"size": {"width": 32, "height": 24}, "objects": objects}
+        put(root / f"ds/ann/{name}.png.json", json.dumps(content))
+
+
+def coco_shapes(root: Path, images: dict[str, Shapes]) -> None:
+    names, entries = ["road", "pond"], list[dict[str, Any]]()
+    for number, (name, shapes) in enumerate(images.items()):
+        noise(root / f"{name}.png")
+        for title, kind, points in shapes:
+            outline: Any = [np.ravel(points).tolist()]
+            if kind == "mask":
+                columns = points.T.ravel().astype(int)  # COCO's runs go down the columns
+                edges = np.flatnonzero(np.diff(columns, prepend=0)).tolist()
+                counts = np.diff([0, *edges, columns.size]).tolist()
+                outline = {"size": [24, 32], "counts": counts}
+            entry = {"image_id": number, "category_id": names.index(title)}
+            entries.append(entry | {"segmentation": outline})
+    content = {
+        "images": [
+            {"id": k, "file_name": f"{n}.png", "width": 32, "height": 24}
+            for k, n in enumerate(images)
+        ],
+        "categories": [{"id": k, "name": n} for k, n in enumerate(names)],
+        "annotations": entries,
+    }
+    put(root / "annotations.json", json.dumps(content))
 
 
 def converted(

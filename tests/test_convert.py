@@ -339,7 +339,7 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     assert info(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
     assert "1 annotations without an outline" in printed
     assert "1 images without annotations" in printed
-    assert "16 pixels of 1 images have several classes" in printed
+    assert "16 pixels (12.50 %) of 1 images have several classes" in printed
 
 
 def test_a_category_of_background_is_no_second_one(tmp_path: Path) -> None:
@@ -429,8 +429,8 @@ def lose_all_images(content: dict[str, Any]) -> None:
     ("damage", "message"),
     [
         (lose_category, "annotation 100 of image_id 0 has category_id 99, which no category"),
-        (halve, r"photo0\.png: annotation 100 of image_id 0 is RLE of size \[12, 16\]"),
-        (swap, r"photo0\.png: annotation 100 of image_id 0 is RLE of size \[24, 32\]"),
+        (halve, r"photo0\.png: annotation 100 of image_id 0: no outline \(RLE of size \[12, 16\]"),
+        (swap, r"photo0\.png: annotation 100 of image_id 0: no outline \(RLE of size \[24, 32\]"),
         (lose_height, r"image photo0\.png has no height and width"),
         (damage_counts, r"photo0\.png: annotation 100 of image_id 0: no outline"),
         (letters, r"photo0\.png: annotation 100 of image_id 0: no outline"),

@@ -1,21 +1,23 @@
-"""The explanation: claims that stop it, the views of a network, and the command end to end."""
+"""The explanation: topics as scripts and as notebooks, claims that stop the page, and its files."""
 
-import html
+import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import nbformat
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from fcn import checkpoint
+from fcn.config import ExplainConfig
 from fcn.dataset_info import DatasetInfo
-from fcn.explain import net
-from fcn.explain.section import IMPORTS, TOPICS, ClaimError, Section
-from fcn.explain.story import ABOUT_NETWORK, explain, write
+from fcn.explain import demo, explain, network
+from fcn.explain.explain import ABOUT_NETWORK, FILES, TOPICS
+from fcn.explain.show import show
 from fcn.models.fcn import FCN
 from fcn.models.vgg import VGG
 from tests.conftest import TinyVOC, random_model, small
@@ -23,100 +25,73 @@ from tests.conftest import TinyVOC, random_model, small
 CLASSES = ["background", "cat", "dog"]
 
 
-def subject(model: FCN) -> net.Subject:
+def subject(model: FCN, classes: list[str] = CLASSES) -> demo.Subject:
     target = torch.zeros(75, 90, dtype=torch.uint8)
     target[20:50, 30:70], target[0] = 2, 255
     image = torch.randint(0, 256, (3, 75, 90), dtype=torch.uint8)
-    return net.Subject(model, DatasetInfo(CLASSES), image, target)
+    data: Any = [(image, target)]
+    model = model.requires_grad_(False)
+    return demo.Subject(model, DatasetInfo(classes), image[None], target, [model], data)
 
 
-def pictures(section: Section) -> int:
-    return sum(block.count("<figcaption") for block in section.blocks)
+def run_script(key: str) -> dict[str, Any]:
+    with torch.enable_grad():
+        return runpy.run_path(str(FILES / f"{key}.py"))
 
 
-def test_a_false_claim_raises_and_is_not_counted() -> None:
-    section = Section("matrix")
-    section.claim("holds", np.ones((2, 3)), torch.ones(1, 1, 2, 3) + 1e-12)
-    with pytest.raises(ClaimError, match="matrix"):
-        section.claim("does not hold", np.ones((2, 3)), torch.ones(1, 1, 2, 3) + 0.1)
-    with pytest.raises(ClaimError):
-        section.claim("is not a number", float("nan"))
-    assert section.claims == 1
+@pytest.mark.parametrize("key", [key for key in TOPICS if key not in ABOUT_NETWORK])
+def test_a_topic_runs_as_a_script(key: str) -> None:
+    assert explain.claims(explain.read(key)) > 0
+    run_script(key)
 
 
-def test_text_is_escaped(tmp_path: Path) -> None:
-    section = Section("operators")
-    section.text("a *b* of `c` < d")
-    section.table(("<i>", "n"), [("<script>", 1)])
-    section.picture("a caption", [{'a "dot" & <b>': Image.new("RGB", (4, 4))}])
-    page = write([section], tmp_path).read_text(encoding="utf-8")
-    assert "<p>a <i>b</i> of <code>c</code> &lt; d</p>" in page
-    assert "&lt;script&gt;" in page
-    assert "<script>" not in page
-    assert 'alt="a &#34;dot&#34; &amp; &lt;b&gt;"' in page
-
-
-@pytest.mark.parametrize("key", list(TOPICS))
-def test_the_code_on_the_page_runs_as_it_stands_and_gives_the_numbers_of_its_pictures(key) -> None:
-    about = subject(random_model(upsampling="learned", num_classes=3))
-    section = explain(key, about)
-    page = html.unescape("".join(section.blocks))
-    scope = (
-        {"model": about.model, "image": about.image[None], "info": about.info}
-        if key in ABOUT_NETWORK
-        else {}
-    )
-    exec(IMPORTS, scope)
-    listings = re.findall(r"<pre.*?><code>(.+?)</code></pre>", page, re.DOTALL)
-    assert section.claims >= len(listings) >= 1
-    assert pictures(section) >= 1
-    for lines in listings:
-        *before, last = lines.splitlines()
-        exec("\n".join(before), scope)
-        value = eval(last, scope)
-        results = value if isinstance(value, tuple) else (value,)
-        titles = [t for comment in re.findall("#.*", lines) for t in re.findall('"(.+?)"', comment)]
-        titles *= len(results) if len(titles) == 1 else 1
-        for result, title in zip(results, titles, strict=True):
-            numbers = torch.as_tensor(result).detach().numpy().ravel()
-            np.testing.assert_allclose(numbers, section.shown[title].ravel(), 1e-5, 1e-5)
-
-
-def test_code_that_gives_other_numbers_than_the_picture_stops_the_page() -> None:
-    section = Section("matrix")
-    section.panels("a caption", {"three": np.full((1, 1), 3.0)}, 1)
-    section.code('x = 1\nx + 2  # "three"')
-    with pytest.raises(ClaimError, match="x \\+ 3"):
-        section.code('x + 3  # "three"')
-    assert "<pre" in section.blocks[-1]
-
-
+@pytest.mark.parametrize("key", ABOUT_NETWORK)
 @pytest.mark.parametrize(
-    ("stride", "upsampling", "claims", "layers"),
+    ("stride", "upsampling"),
     [
-        (8, "learned", 6, 3),
-        (16, "nonlinear", 4, 5),
-        (32, "fixed", 4, 0),
-        (8, "learned_channelwise", 6, 3),
-        (8, "nearest_conv", 6, 3),
+        (8, "learned"),
+        (16, "nonlinear"),
+        (32, "fixed"),
+        (8, "learned_channelwise"),
+        (8, "nearest_conv"),
     ],
 )
-def test_topics_about_a_network_hold_for_every_kind(stride, upsampling, claims, layers) -> None:
+def test_a_topic_about_a_network_holds_for_every_kind(key, stride, upsampling, monkeypatch) -> None:
     about = subject(random_model(stride=stride, upsampling=upsampling, num_classes=3))
-    assert explain("network", about).claims == claims
-    drawn = pictures(explain("learning", about))
-    assert drawn == (layers + 2 if layers else 0)  # kernels of each, lengths, ripple
+    monkeypatch.setattr(demo, "load", lambda: about)
+    run_script(key)
+
+
+def test_a_false_claim_stops_the_page_and_is_named(
+    error_line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = tmp_path / "topics"
+    topics.mkdir()
+    text = (FILES / "matrix.py").read_text(encoding="utf-8")
+    claim = "assert torch.equal(dy.flatten(), Cx)"
+    assert claim in text
+    (topics / "matrix.py").write_text(text.replace(claim, claim + " is False"), encoding="utf-8")
+    monkeypatch.setattr(explain, "FILES", topics)
+    line = error_line("explain", "explain=matrix", f"hydra.run.dir={tmp_path}/run")
+    assert f"explain=matrix: not true: {claim} is False" in line
+    assert not [*(tmp_path / "run").rglob("*.html")]
+
+
+def test_pictures_escape_their_texts() -> None:
+    html = show({'a "dot" & <b>': [[1.0, 2]]}, "a <caption>")._repr_html_()
+    assert 'alt="a &#34;dot&#34; &amp; &lt;b&gt;"' in html
+    assert "<figcaption>a &lt;caption&gt;</figcaption>" in html
 
 
 def test_the_part_of_a_pool_is_a_network_that_scores_from_it_alone() -> None:
     model = random_model(stride=8)
     batch = torch.rand(1, 3, 64, 64)
-    parts = net.contributions(model, batch)
+    parts = network.contributions(model, batch)
     for name in ("score_fr", "score_pool4"):
         for parameter in model.get_submodule(name).parameters():
             nn.init.zeros_(parameter)
     torch.testing.assert_close(parts["pool3"], model(batch)[0])
-    parts = net.contributions(model, batch)
+    parts = network.contributions(model, batch)
     assert not parts["pool5"].any()
     assert not parts["pool4"].any()
 
@@ -145,7 +120,7 @@ def test_the_deconvnet_is_a_backward_pass_with_another_rule_for_relu(backbone: s
     result = image
     for layer in layers:
         result = PositiveGradient.apply(result) if isinstance(layer, nn.ReLU) else layer(result)
-    responses = net.strongest(layers, image.detach(), 3)
+    responses = network.strongest(layers, image.detach(), 3)
     assert len({channel for channel, *_ in responses}) == 3
     for channel, value, pattern in responses:
         top = result[0, channel].max()
@@ -155,19 +130,51 @@ def test_the_deconvnet_is_a_backward_pass_with_another_rule_for_relu(backbone: s
         assert pattern.any()
 
 
-def test_the_command_writes_every_topic_to_one_page(command, capsys, tiny_voc, tmp_path) -> None:
+def test_the_command_writes_a_folder_with_every_topic(command, capsys, tiny_voc, tmp_path) -> None:
     run, model = tmp_path / "run", tmp_path / "model.safetensors"
     learned = random_model(upsampling="learned", num_classes=3)
     checkpoint.write_safetensors(model, learned, {"classes": CLASSES})
-    command("explain", f"checkpoint={model}", f"hydra.run.dir={run}", *tiny_voc.overrides())
+    settings = [f"checkpoint={model}", "notebooks=true", f"hydra.run.dir={run}"]
+    command("explain", *settings, *tiny_voc.overrides())
     *topics, last = capsys.readouterr().out.splitlines()
-    assert topics == [f"{number}. {title}" for number, title in enumerate(TOPICS.values(), 1)]
-    assert last == f"31 claims checked: {run / 'explain.html'}"
-    page = (run / "explain.html").read_text(encoding="utf-8")
-    assert re.findall(r'<h2 id="(\w+)">', page) == list(TOPICS)
-    assert page.count('<p class="claim">') + page.count('<div class="code">') == 31
-    assert (run / "explorer.html").is_file()
-    assert {*re.findall(r'href="(\w+\.html)', page)} == {"explorer.html"}
+    titles = [explain.read(key).cells[0].source.splitlines()[0][2:] for key in TOPICS]
+    assert topics == [f"{number}. {title}" for number, title in enumerate(titles, 1)]
+    pages = run / "pages"
+    claims = sum(explain.claims(explain.read(key)) for key in TOPICS)
+    assert last == f"{claims} claims checked: {pages / 'explain.html'}"
+    page = (pages / "explain.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)">', page) == list(TOPICS)
+    names = {"index.html", "explain.html", "explorer.html", "preview.png"}
+    assert {path.name for path in pages.iterdir()} == names | {f"{key}.ipynb" for key in TOPICS}
+    for name in ("index.html", "explain.html", "explorer.html"):
+        text = (pages / name).read_text(encoding="utf-8")
+        assert str(tmp_path) not in text
+        links = re.findall(r'(?:src|href|content)="([\w.-]+\.(?:html|png|js|css))', text)
+        assert links
+        assert {*links} <= names
+    assert "upscore2: cat" in (pages / "explorer.html").read_text(encoding="utf-8")
+    for key in TOPICS:
+        notebook = nbformat.read(pages / f"{key}.ipynb", as_version=4)
+        nbformat.validate(notebook)
+        assert any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_links_of_the_topics_lead_to_what_the_explorer_knows() -> None:
+    """Every address that a topic links to: its names and its settings."""
+    html = (Path(explain.__file__).parent / "explorer/index.html").read_text(encoding="utf-8")
+    names = re.findall(r'<a href="#([\w-]+)" data-set', html)
+    views = re.findall(r'<section id="(\w+)"', html)
+    links = [
+        link
+        for path in [*FILES.glob("*.py"), Path(explain.__file__).with_name("index.html")]
+        for link in re.findall(r"explorer\.html#([^)\"]+)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 10
+    for link in links:
+        for part in link.split("&"):
+            key, _, value = part.partition("=")
+            assert key in names if not value else key in {*"nkspodxwgt", "view"}, link
+            assert key != "view" or value in views, link
 
 
 def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_path) -> None:
@@ -177,63 +184,66 @@ def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_p
     assert "v0" in error_line("explain", *arguments, *tiny_voc.overrides(), f"hydra.run.dir={run}")
 
 
+@pytest.mark.parametrize("given", ["fcn32s=RUN", "data=folder"])
+def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> None:
+    line = error_line("explain", "explain=network", given, f"hydra.run.dir={tmp_path}/run")
+    assert "needs checkpoint=RUN" in line
+
+
 @pytest.mark.slow
-def test_without_a_checkpoint_fcn8s_and_fcn32s_are_trained_and_shown(command, tmp_path) -> None:
+def test_without_a_checkpoint_three_networks_are_trained_and_shown(command, tmp_path) -> None:
     run = tmp_path / "run"
-    data = f"data.root={tmp_path}"
-    command("explain", "explain=network", "steps=2", data, f"hydra.run.dir={run}")
-    page = (run / "explain.html").read_text(encoding="utf-8")
-    assert 'alt="FCN-32s mean IoU' in page
-    assert 'alt="FCN-8s mean IoU' in page
-    assert checkpoint.load(run / "train").arguments["upsampling"] == "learned"
+    command("explain", "explain=network", "steps=4", f"hydra.run.dir={run}")
+    page = (run / "pages" / "explain.html").read_text(encoding="utf-8")
+    for stride in (32, 16, 8):
+        assert f'alt="FCN-{stride}s mean IoU' in page
+    model = checkpoint.load(run / "train" / "fcn8s")
+    assert model.arguments["upsampling"] == "learned"
 
 
-NASTY = ['back"ground', "it's a \\ and \\n", '# "x"', "$\\foo$", "__import__('os')", "<b>&*a*`b`"]
+NASTY = ['back"ground', "it's a \\ and \\n", '# "x"', "$\\foo$", "{x!r} {", "<b>&*a*`b`</script>"]
 
 
-def test_no_text_of_a_checkpoint_runs(error_line, tiny_voc, tmp_path) -> None:
-    """A class name that ends the listing's string and begins a statement."""
+def test_text_of_a_checkpoint_is_shown_as_text(tmp_path: Path) -> None:
+    """Class names go to the notebooks as data: none of them runs, or becomes HTML."""
     stopped = tmp_path / "ran"
-    name = f"""background"\n        __import__("pathlib").Path({str(stopped)!r}).touch()  # "back"""
-    model = small(num_classes=3, backbone="mini", upsampling="learned")
-    path = tmp_path / "model.safetensors"
-    checkpoint.write_safetensors(path, model, {"classes": [name, "cat", "dog"]})
-    arguments = ["explain=learning", f"checkpoint={path}", *tiny_voc.overrides()]
-    line = error_line("explain", *arguments, f"hydra.run.dir={tmp_path}/run")
-    assert "control characters" in line
-    about = subject(random_model(upsampling="learned", num_classes=3))
-    named = net.Subject(about.model, DatasetInfo([name, "b", "c"]), about.image, about.target)
-    for key in ABOUT_NETWORK:  # not from a file, so not refused
-        explain(key, named)
+    code = f"'); __import__('pathlib').Path({str(stopped)!r}).touch()  # {{}}"
+    classes = [*NASTY, code]
+    for part in ("images/val", "annotations/val"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "dataset.yaml").write_text(json.dumps({"classes": classes}), encoding="utf-8")
+    Image.new("RGB", (64, 64)).save(tmp_path / "images/val/a.png")
+    Image.new("L", (64, 64), 5).save(tmp_path / "annotations/val/a.png")
+    model = random_model(upsampling="learned", num_classes=len(classes))
+    checkpoint.write_safetensors(tmp_path / "m.safetensors", model, {"classes": classes})
+    settings = tmp_path / "settings.json"
+    values = {"checkpoint": str(tmp_path / "m.safetensors")}
+    data = {"name": "folder", "layout": "folder", "root": str(tmp_path)}
+    settings.write_text(json.dumps(values | {"data": data}), encoding="utf-8")
+    notebooks = {key: explain.read(key) for key in ABOUT_NETWORK}
+    explain.execute(notebooks, {demo.SETTINGS: str(settings)})
+    sections = [explain.section(key, 1, notebook) for key, notebook in notebooks.items()]
+    html = "".join(section.html for section in sections)
     assert not stopped.exists()
-
-
-@pytest.mark.parametrize("key", list(ABOUT_NETWORK))
-def test_class_names_may_hold_quotes_and_backslashes(key: str, tmp_path) -> None:
-    about = subject(random_model(upsampling="learned", num_classes=len(NASTY)))
-    named = net.Subject(about.model, DatasetInfo(NASTY), about.image, about.target)
-    page = write([explain(key, named)], tmp_path).read_text(encoding="utf-8")
-    assert "<b>&*a" not in page
-    if key == "learning":
-        assert html.escape(NASTY[0], quote=True).replace("&quot;", "&#34;") in page
+    assert "<b>&*a" not in html
+    assert "&lt;b&gt;&amp;*a*`b`&lt;/script&gt;" in html
+    assert "pathlib" in html
 
 
 def test_a_set_and_networks_with_their_classes_in_other_orders_show_the_same(
-    command, tiny_voc, tmp_path
+    tiny_voc, tmp_path
 ) -> None:
-    """The mean IoU in the pictures' titles; the second network is the first, renumbered."""
+    """Their scores of one image; the second network is the first, renumbered."""
     model = random_model(stride=32, num_classes=3, backbone="mini")
     checkpoint.write_safetensors(tmp_path / "a.safetensors", model, {"classes": CLASSES})
     orders = [CLASSES[2], CLASSES[0], CLASSES[1]]
     turned = checkpoint.read(tmp_path / "a.safetensors").model(orders)
     checkpoint.write_safetensors(tmp_path / "b.safetensors", turned, {"classes": orders})
-    run = tmp_path / "run"
-    pair = [f"checkpoint={tmp_path}/b.safetensors", f"fcn32s={tmp_path}/a.safetensors"]
-    settings = ["explain=network", "image=v0", f"hydra.run.dir={run}"]
-    command("explain", *pair, *settings, *tiny_voc.overrides())
-    page = (run / "explain.html").read_text(encoding="utf-8")
-    # Each network is a panel, named by its mean IoU; equal names are one panel.
-    assert len(re.findall(r'alt="FCN-32s mean IoU [\d.]+ %', page)) == 1
+    pair = {"checkpoint": f"{tmp_path}/b.safetensors", "fcn32s": f"{tmp_path}/a.safetensors"}
+    about = demo.subject(ExplainConfig(**pair, data=tiny_voc.config()))
+    assert about.classes == CLASSES
+    first, second = about.stages
+    torch.testing.assert_close(first(about.image), second(about.image))
 
 
 @pytest.mark.parametrize("takes", [{"value_range": [0, 9]}, {"bands": [2, 1, 0]}])

@@ -1,22 +1,29 @@
-"""The page explorer.html in headless Chromium: what it computes and shows, against PyTorch."""
+"""The explorer in headless Chromium: what it computes and shows, against PyTorch."""
 
+import base64
 import html
+import io
 import json
 import math
 import random
 import re
 import shutil
 import subprocess
-from importlib import resources
+from fractions import Fraction
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-PAGE = resources.files("fcn").joinpath("explain/explorer.html").read_text(encoding="utf-8")
+from fcn.explain.pages import EXPLORER, explorer
+
+LEARNED = 'upscore2: </script><b>&"\\'
+PAGE = explorer({LEARNED: [[0.5, 0.25], [0.125, 1.0]]})
 
 BEFORE = """<script>
 const problems = [];
@@ -28,10 +35,7 @@ AFTER = """<script type="module">
 const id = (name) => document.getElementById(name);
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 const text = (name) => id(name).textContent;
-const GRIDS = "input kernel sum spread turned output repeated three convolved forward back "
-  + "gradOutput gradInput gradKernel counts phases";
-const figures = Object.fromEntries([...document.querySelectorAll(".panels figure:not(#frequency)")]
-  .map((figure, i) => [GRIDS.split(" ")[i], figure]));
+const figures = Object.fromEntries(Object.entries(grids).map(([name, grid]) => [name, grid.host]));
 async function visit(hash) { // as a link does; browsers limit how often the address may change
   location.hash = hash;
   await wait(100);
@@ -44,7 +48,7 @@ function number(td) { // [in the label, in the cell]
 function shown() { // every table of numbers; a canvas is null, hidden ones are left out
   const found = {};
   for (const [name, figure] of Object.entries(figures)) {
-    if (figure.closest("[hidden]")) continue;
+    if (figure.closest("[hidden]") || grids[name].still) continue;
     const rows = [...figure.querySelectorAll("tr")].map((tr) => [...tr.cells].map(number));
     found[name] = figure.querySelector("canvas") ? null : rows;
   }
@@ -155,7 +159,7 @@ def expected(case: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def parse(text: str) -> float:
-    return float(text.replace("−", "-"))
+    return float(Fraction(text.replace("−", "-")))
 
 
 def assert_equal(table: list[list[list[str]]], numbers: Tensor, about: str) -> None:
@@ -296,6 +300,74 @@ def test_an_impossible_setting_is_an_error_that_explains_it(browse) -> None:
         assert word in message
 
 
+def test_channels_groups_and_bias_of_100_random_settings_are_those_of_pytorch(browse) -> None:
+    draw = np.random.default_rng(1)
+    cases = []
+    while len(cases) < 100:
+        groups, k, n, stride = (int(draw.integers(1, most + 1)) for most in (3, 4, 5, 3))
+        inputs, outputs = (groups * int(draw.integers(1, 4)) for _ in range(2))
+        transposed, padding, dilation = (int(draw.integers(0, most)) for most in (2, 3, 3))
+        shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+        options = {"stride": stride, "padding": padding, "dilation": dilation + 1}
+        layer = F.conv_transpose2d if transposed else F.conv2d
+        x, w = (torch.from_numpy(draw.normal(size=s)) for s in ((1, inputs, n, n), (*shape, k, k)))
+        b = torch.from_numpy(draw.normal(size=outputs))
+        try:
+            y = layer(x.requires_grad_(), w.requires_grad_(), b, groups=groups, **options)
+        except RuntimeError:
+            continue
+        dy = torch.from_numpy(draw.normal(size=tuple(y.shape)))
+        dx, dw = torch.autograd.grad(y, (x, w), dy)
+        given = {"input": x[0], "kernel": w, "bias": b, "gradOutput": dy[0]}
+        given = {name: tensor.detach().tolist() for name, tensor in given.items()}
+        given |= {"transposed": bool(transposed), "groups": groups, **options}
+        right = {"output": y[0], "gradInput": dx[0], "gradKernel": dw}
+        cases.append((given, {name: tensor.detach().numpy() for name, tensor in right.items()}))
+    given = json.dumps([given for given, _ in cases])
+    found = browse(f"results.found = {given}.map((one) => explore(one));")["found"]
+    for page, (_, right) in zip(found, cases, strict=True):
+        for name, numbers in right.items():
+            np.testing.assert_allclose(page[name], numbers, atol=1e-10, err_msg=name)
+
+
+def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
+    """The numbers in the tables, and the sum that the view writes out."""
+    found = browse(
+        """const numbers = (grid) => [...grid.host.querySelectorAll("tr")].map((tr) =>
+            [...tr.cells].map((td) => td.firstElementChild?.value ?? td.textContent));
+        const shown = (grid) => (grid.host.hidden ? null : numbers(grid));
+        results.views = [];
+        for (const hash of ["#channels", "#channels&t=0&n=4&ci=3", "#channels&co=2&gr=2&b=1,-2,0",
+                            "#channels&cw=diagonal&co=2", "#channels&ci=3&gr=2"]) {
+            await visit(hash);
+            const { x, w, y, b } = channelGrids;
+            results.views.push({ x: x.map(shown), w: w.map((row) => row.map(shown)),
+              y: y.map(shown), b: shown(b), words: text("kernels") });
+        }"""
+    )["views"]
+    *possible, refused = found
+    assert "must divide" in refused["words"]
+    assert not any(refused["x"])
+    for view, (transposed, groups) in zip(possible, [(1, 1), (0, 1), (1, 2), (1, 1)], strict=True):
+        tensors = {
+            name: torch.tensor([[[parse(cell) for cell in row] for row in grid] for grid in grids])
+            for name, grids in {"x": filter(None, view["x"]), "y": filter(None, view["y"])}.items()
+        }
+        rows = [[grid for grid in row if grid] for row in view["w"] if any(row)]  # [in][out]
+        w = torch.tensor([[[[parse(c) for c in r] for r in grid] for grid in row] for row in rows])
+        bias = torch.tensor([parse(cell) for cell in view["b"][0]])
+        absent = torch.ones(len(w), w.shape[1])
+        if groups > 1:
+            absent = torch.eye(len(w))
+        w = w * absent[..., None, None]
+        layer = F.conv_transpose2d if transposed else F.conv2d
+        kernel = w if transposed else w.transpose(0, 1)
+        y = layer(tensors["x"][None], kernel, bias, stride=2)[0]
+        torch.testing.assert_close(tensors["y"], y, atol=0, rtol=0.06)  # two digits
+        (total,) = re.findall(r"= (\S+)\.$", view["words"])
+        assert parse(total) == pytest.approx(float(y[0, 0, 0]), abs=1e-6)
+
+
 def test_presets_play_and_keys_change_page_and_address(browse) -> None:
     found = browse(
         """const press = (key) => document.activeElement.dispatchEvent(
@@ -303,14 +375,18 @@ def test_presets_play_and_keys_change_page_and_address(browse) -> None:
         const focused = () => document.activeElement.getAttribute("aria-label");
         const cell = (grid, i) => figures[grid].querySelectorAll("td")[i];
         const lit = (grid) => figures[grid].querySelectorAll(".lit, .on").length;
-        results.presets = [];
-        for (const link of document.querySelectorAll("#presets a")) {
+        await wait(1500);
+        results.opening = [text("summary"), text("stamps").includes("of 4 stamps"), location.hash];
+        results.choices = [];
+        for (const link of document.querySelectorAll(".chips a")) {
             link.click();
             await wait(100);
-            const current = document.querySelector("#presets [aria-current=true]");
-            results.presets.push([link.hash, current.hash, id("problem").hidden]);
+            const current = document.querySelector(".chips [aria-current=true]");
+            const view = document.querySelector("#story a")?.hash.slice(1);
+            const shown = !view || id(view) !== null;
+            results.choices.push([link.hash, current.hash, id("problem").hidden, shown]);
         }
-        await visit("#preset=ones");
+        await visit("#ones");
         cell("output", 0).focus();
         press("ArrowRight");
         press("ArrowDown");
@@ -320,10 +396,15 @@ def test_presets_play_and_keys_change_page_and_address(browse) -> None:
         press("Escape");
         results.cleared = lit("input");
         const edited = cell("input", 0).firstElementChild;
-        edited.focus();
-        edited.value = "-2,5";
-        edited.dispatchEvent(new Event("input", { bubbles: true }));
-        edited.blur();
+        const type = (value) => {
+            edited.focus();
+            edited.value = value;
+            edited.dispatchEvent(new Event("input", { bubbles: true }));
+            edited.blur();
+        };
+        type("9/16");
+        results.fraction = [edited.value, cell("output", 0).textContent];
+        type("-2,5");
         await wait(500);
         results.edit = [location.hash, edited.value, cell("output", 0).textContent];
         document.querySelector("#stamps .play").click();
@@ -337,24 +418,124 @@ def test_presets_play_and_keys_change_page_and_address(browse) -> None:
         document.querySelector("[name=t][value='0']").click();
         results.turned = text("summary");"""
     )
-    for link, current, possible in found["presets"]:
+    assert found["opening"] == ["2 × 2 in, 4 × 4 out", True, ""]
+    for link, current, possible, shown in found["choices"]:
         assert link == current
         assert possible
-    assert len(found["presets"]) == 11
+        assert shown
+    assert len(found["choices"]) == 16
     assert found["keys"][0] == "row 1, column 1: 4"
     sum_of_four = "x[0,0]·w[1,1] + x[0,1]·w[1,0] + x[1,0]·w[0,1] + x[1,1]·w[0,0]"
     assert found["keys"][1] == f"y[1,1] = {sum_of_four} = 1·1 + 1·1 + 1·1 + 1·1 = 4"
-    assert found["keys"][2] == "#preset=ones&at=y1,1"
+    assert found["keys"][2] == "#ones&at=y1,1"
     assert found["lit"] == [4, 4, 4]
     assert found["cleared"] == 0
-    assert found["edit"] == ["#x=-2.5,1,1,1&at=x0,0", "−2.5", "−2.5"]
+    assert found["fraction"] == ["9/16", "9/16"]
+    assert found["edit"] == ["#k=3&s=1&p=0&x=-2.5,1,1,1&w=ones&at=x0,0", "−5/2", "−5/2"]
     assert found["playing"]
-    assert found["played"] == [False, "−2.5"]
-    assert found["stepped"] == ["2 × 2 in, 5 × 5 out", "#k=4&x=-2.5,1,1,1"]
+    assert found["played"] == [False, "−5/2"]
+    assert found["stepped"] == ["2 × 2 in, 5 × 5 out", "#s=1&p=0&x=-2.5,1,1,1&w=ones"]
     assert found["turned"] == "5 × 5 in, 2 × 2 out"
 
 
-def test_the_page_is_one_small_file_that_fetches_nothing() -> None:
-    assert len(PAGE.encode()) <= 60_000
+def test_a_value_that_is_not_taken_is_explained(browse) -> None:
+    found = browse(
+        """results.said = [];
+        for (const [key, value] of [["n", "50"], ["k", "0"], ["s", "2.5"]]) {
+            id(key).value = value;
+            id(key).dispatchEvent(new Event("input", { bubbles: true }));
+            id(key).dispatchEvent(new Event("blur"));
+            results.said.push([text("limit"), id(key).value]);
+        }
+        for (const hash of ["#n=50", "#nonsense&k=3", "#k=3"]) {
+            await visit(hash);
+            results.said.push([text("limit"), text("summary")]);
+        }"""
+    )["said"]
+    assert [words for words, _ in found] == [
+        "input size goes from 1 to 8, in whole numbers.",
+        "kernel_size goes from 1 to 16, in whole numbers.",
+        "stride goes from 1 to 8, in whole numbers.",
+        "The address asks for n=50, but input size goes from 1 to 8.",
+        "The address has unknown parts: nonsense.",
+        "",
+    ]
+    assert [shown for _, shown in found[:3]] == ["2", "4", "2"]
+    assert found[3][1] == "8 × 8 in, 16 × 16 out"
+
+
+def test_a_picture_goes_through_the_layer_and_keeps_a_constant_under_bilinear_weights(
+    browse,
+) -> None:
+    """Against PyTorch, for the kernels of the view and one of a trained network."""
+    found = browse(
+        """results.pictures = [];
+        const values = (canvas) => [...canvas.getContext("2d")
+            .getImageData(0, 0, canvas.width, canvas.height).data].filter((_, i) => i % 4 === 0);
+        const look = () => results.pictures.push({
+            kernel: now.layer.kernel, learned: learnedName() ?? null, words: text("picture"),
+            small: values(id("small")), width: id("small").width, large: values(id("large")),
+            chosen: id("pictureKernel").value });
+        for (const weights of ["bilinear", "random", "nearest"]) {
+            await visit(`#must-it-be-learned&w=${weights}`);
+            look();
+        }
+        const choose = id("pictureKernel");
+        const learned = [...choose.options].find((option) => option.text.startsWith("learned"));
+        choose.value = learned.value;
+        choose.dispatchEvent(new Event("change"));
+        await wait(400);
+        look();"""
+    )["pictures"]
+    for picture in found:
+        kernel = torch.tensor(picture["kernel"]).double()
+        sums = F.conv_transpose2d(torch.ones(1, 1, 9, 9).double(), kernel[None, None], stride=2)
+        gain = 1 / sums[..., 8:10, 8:10].mean()
+        x = torch.tensor(picture["small"]).double().view(1, 1, -1, picture["width"])
+        y = F.conv_transpose2d(x, gain * kernel[None, None], stride=2, padding=1)
+        right = y.clamp(0, 255).round().flatten()
+        seen = torch.tensor(picture["large"]).double()
+        assert len(seen) == len(right)
+        assert (seen - right).abs().max() <= 1
+    assert [picture["learned"] for picture in found] == [None, None, None, LEARNED]
+    assert found[3]["chosen"] == LEARNED
+    even = ["no checkerboard" in picture["words"] for picture in found]
+    assert even == [True, False, True, False]
+
+
+def test_the_stamps_are_saved_as_svg_and_as_a_gif_that_pillow_reads(browse) -> None:
+    found = browse(
+        """await visit("#double");
+        results.svg = svgOf(scene(2));
+        const bytes = animation();
+        results.gif = btoa(String.fromCharCode(...bytes));
+        results.frames = scene(4).cells.map(({ x, y, side, fill }) => [x, y, side, fill]);
+        results.embed = embedLine();"""
+    )
+    tree = ElementTree.fromstring(found["svg"])
+    words = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert words[:3] == ["input x", "kernel w", "the sum of 2 stamps"]
+    assert len(words) == 3 + 4 + 16 + 36
+    animation = Image.open(io.BytesIO(base64.b64decode(found["gif"])))
+    assert (animation.n_frames, animation.info["loop"]) == (5, 0)
+    durations = []
+    for index in range(animation.n_frames):
+        animation.seek(index)
+        durations.append(animation.info["duration"])
+    assert durations == [800] * 4 + [2500]
+    last = animation.convert("RGB")
+    for x, y, side, fill in found["frames"][:20]:  # of the input and the kernel: a corner of a cell
+        colour = [int(part) for part in re.findall(r"\d+", fill)]
+        assert np.abs(np.subtract(last.getpixel((x + side - 3, y + 3)), colour)).max() <= 8
+    assert found["embed"].startswith('<iframe src="explorer.html#double&embed=stamps"')
+
+
+def test_the_page_is_one_file_that_fetches_nothing_and_has_no_dead_link() -> None:
     assert "default-src 'none'" in PAGE
-    assert re.findall(r"""(?:src|href)=["'](?!#|data:|explain\.html)[^"']*""", PAGE) == []
+    own = re.findall(r"""(?:src|href)=["'](?!#|data:)([^"'$]+)""", PAGE)
+    assert own == ["explain.html"]
+    assert "</script><b>" not in PAGE
+    source = (EXPLORER / "index.html").read_text(encoding="utf-8")
+    files = {*re.findall(r'(?:src|href)="([\w.]+)"', source)} - {"explain.html"}
+    assert files == {path.name for path in EXPLORER.iterdir()} - {"index.html"}
+    assert 'hidden id="longer"' in source  # the link to the page that only a built folder has

@@ -9,8 +9,9 @@ from typing import Any
 from yaml import YAMLError, safe_load
 
 from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.export import IGNORE, Export
 from fcn.convert.export_folder import Item
-from fcn.convert.exports import IGNORE, Export, colour_names
+from fcn.convert.formats.class_lists import colour_names
 from fcn.convert.masks import (
     COLOUR,
     SMOOTHED,
@@ -19,7 +20,14 @@ from fcn.convert.masks import (
     nearest,
     smoothed_pixels,
 )
-from fcn.dataset_info import BACKGROUND, IGNORED, VOID, DatasetInfo, starts_with_background
+from fcn.dataset_info import (
+    BACKGROUND,
+    IGNORED,
+    VOID,
+    DatasetInfo,
+    class_problem,
+    starts_with_background,
+)
 from fcn.errors import ConfigError, DataError
 from fcn.output import percent
 
@@ -40,8 +48,6 @@ class Scan:
 
     values: dict[int, Found] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of each mask
-    rims: Counter[tuple[int, ...]] = field(default_factory=Counter)  # see `masks.rims`
-    contacts: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
     @property
     def pixels(self) -> int:
@@ -99,7 +105,15 @@ def class_of_values(
             f"merge: the export has no class {min(wrong)}; its classes are {known_names}"
         )
     names = {value: merge.get(name, name) for value, name in names.items()}
-    return {value: IGNORE if name.lower() in IGNORED else name for value, name in names.items()}
+    names = {v: IGNORE if name.lower() in IGNORED else name for v, name in names.items()}
+    by_letters = dict[str, str]()
+    for name in names.values():
+        if (other := by_letters.setdefault(" ".join(name.casefold().split()), name)) != name:
+            raise DataError(
+                f"the classes {other} and {name} differ in case or blanks alone; to make them one: "
+                f'"merge={{{name}: {other}}}"'
+            )
+    return names
 
 
 def _named_values(
@@ -130,33 +144,20 @@ def _named_values(
 
 
 def _named_by_number(data: DataConfig, found: dict[int, Found]) -> dict[int, str]:
-    """Return the class of each label of masks that come with no more than a list of classes."""
-    classes, erased = data.classes, TRANSPARENT in found
-    found = {value: entry for value, entry in found.items() if value != TRANSPARENT}
-    if erased and len(classes) == 2 and len(found) == 1:  # paint on nothing
-        return {TRANSPARENT: classes[0], min(found): classes[1]}
-    most = sorted(found, key=lambda value: -found[value].pixels)
-    named = classes if len(classes) > 1 else ["background", *(classes or ["..."])]
-    given = f"data.classes=[{','.join(named)}]"
-    if max(found, default=0) >= COLOUR:
-        main = [COLOUR, *most] if erased and COLOUR not in found else most
-        main = main[: len(classes) if len(classes) > 1 else SHOWN]
-        raise DataError(
-            f"{found[max(found)].first}: the colours of the masks are {shares(most, found)}; list "
-            f"them in the order of the classes: {given} "
-            f"data.colours=[{','.join(map(shown, main))}]"
-        )
-    if len(classes) < 2:
-        raise DataError(
-            f"{found[max(found)].first}: the labels in the masks are {shares(found, found)}; name "
-            f'their classes: {given}, or "labels={{7: road, 11: building}}"'
-        )
-    ignored = data.ignore_index
+    """Return the class of each label of masks that come with no more than a list of classes.
+
+    Two classes are the two values, such as 0 and 255. Otherwise the labels count from 0; from 1 if
+    the last is the number of classes, or if 0 is ignored and none of the classes.
+    """
+    classes, ignored, labels = data.classes, data.ignore_index, found.keys() - {TRANSPARENT}
+    if TRANSPARENT in found and len(classes) == 2 and len(labels) == 1:  # paint on nothing
+        return {TRANSPARENT: classes[0], min(labels): classes[1]}
+    _check_numbered(classes, found)
     if ignored is None and len(classes) == 2 and (two := _two_values(found)):
-        return dict(zip(two, classes, strict=True))  # such as 0 and 255
-    labels = found.keys() - {VOID, ignored}
+        return dict(zip(two, classes, strict=True))
+    labels -= {VOID, ignored}
     if ignored is None and labels and min(labels) > 0 and max(labels) == len(classes):
-        ignored = 0  # labels 1..K
+        ignored = 0
     elif ignored is not None and ignored < len(classes) and len(classes) not in labels:
         if classes[ignored].lower() not in (*BACKGROUND, *IGNORED):
             raise DataError(
@@ -168,8 +169,29 @@ def _named_by_number(data: DataConfig, found: dict[int, Found]) -> dict[int, str
     return dict(zip(numbers, classes, strict=False))
 
 
+def _check_numbered(classes: list[str], found: dict[int, Found]) -> None:
+    """Raise a DataError that asks for colours or classes if masks hold no numbers of classes."""
+    most = sorted(found.keys() - {TRANSPARENT}, key=lambda value: -found[value].pixels)
+    named = classes if len(classes) > 1 else ["background", *(classes or ["..."])]
+    given = f"data.classes=[{','.join(named)}]"
+    if (highest := max(most, default=0)) >= COLOUR:
+        main = [COLOUR, *most] if TRANSPARENT in found and COLOUR not in found else most
+        main = main[: len(classes) if len(classes) > 1 else SHOWN]
+        raise DataError(
+            f"{found[highest].first}: the colours of the masks are {shares(most, found)}; list "
+            f"them in the order of the classes: {given} "
+            f"data.colours=[{','.join(map(shown, main))}]"
+        )
+    if len(classes) < 2:
+        raise DataError(
+            f"{found[highest].first}: the labels in the masks are {shares(sorted(most), found)}; "
+            f'name their classes: {given}, or "labels={{7: road, 11: building}}"'
+        )
+
+
 def _two_values(found: dict[int, Found]) -> tuple[int, int] | None:
     """Return the two values of masks of two classes, between which others may be smoothed."""
+    found = {value: entry for value, entry in found.items() if value != TRANSPARENT}
     if found.keys() <= {0, last := max(found, default=0)}:
         return 0, last or 1
     if found.keys() <= {0, 1, VOID}:
@@ -246,6 +268,8 @@ def choose_classes(cfg: PrepareDataConfig, names: dict[int, str], *, by_name: bo
         classes = list(chosen)
     elif not chosen:
         classes.sort(key=lambda name: name.lower() not in BACKGROUND)  # stable
+    if problem := class_problem(classes):
+        raise DataError(f"{cfg.convert}: {problem}; rename it in the tool")
     if not 2 <= len(classes) <= VOID:
         hint = f" (the names {', '.join(IGNORED)} are of ignored pixels)" if not classes[1:] else ""
         raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}{hint}")

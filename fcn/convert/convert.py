@@ -6,6 +6,7 @@ anything is written.
 
 import csv
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,9 +35,10 @@ from fcn.convert.classes import (
     shown,
     with_description,
 )
+from fcn.convert.export import Export, Reading
 from fcn.convert.export_folder import ExportFolder, Item
-from fcn.convert.exports import Export, Reading, recognise
-from fcn.convert.masks import rims
+from fcn.convert.formats import recognise
+from fcn.convert.unpack import is_table, unpack_table, unpack_zip
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
 from fcn.data.images import image_size, orientation
@@ -53,7 +56,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     """Convert an export to the folder layout; the export is left as it is.
 
     Args:
-        cfg: the settings; `cfg.convert` is the export's folder, `cfg.to` the new one.
+        cfg: the settings; `cfg.convert` is the export, `cfg.to` the new folder.
         console: where it says what was understood.
 
     Returns:
@@ -63,22 +66,43 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         ConfigError: settings that do not fit the export.
         DataError: the export lacks something; says which setting supplies it.
     """
-    root, target = _folders(cfg)
+    target = _checked_target(cfg)
     pattern = splits.check_pattern(cfg.group)
-    description = described(root)
+    with TemporaryDirectory(prefix="fcn_") as scratch:
+        root, images, masks = Path(str(cfg.convert)), cfg.images, cfg.masks
+        if root.suffix.lower() == ".zip" and root.is_file():
+            root = unpack_zip(root, Path(scratch))
+        elif is_table(str(cfg.convert)):
+            root = unpack_table(str(cfg.convert), Path(scratch), images, masks)
+            images = masks = None
+        folder = ExportFolder(root, images, masks)
+        _convert(folder, cfg, pattern, Path(scratch), console)
+    console.print(f"converted to {target}: use data=folder data.root={target}")
+    return DataConfig(name="folder", layout="folder", root=str(target))
+
+
+def _convert(
+    folder: ExportFolder,
+    cfg: PrepareDataConfig,
+    pattern: re.Pattern[str],
+    scratch: Path,
+    console: Console,
+) -> None:
+    """Convert the export in a folder: read masks, name and check what they hold, write."""
+    description = _description(folder, cfg)
     data, listed = with_description(cfg.data, description), description.get("classes", [])
-    folder = ExportFolder(root, cfg.images, cfg.masks)
-    _check_class_files(folder, cfg)
-    named = set(mapping(cfg.labels, "labels", int))
     reading = Reading(
+        scratch,
         colours=bool(cfg.data.colours),
         nearest=cfg.nearest,
         mapped=bool(cfg.labels or cfg.data.colours),
-        lossless=not named <= {0, 255},
+        lossless=not {*mapping(cfg.labels, "labels", int)} <= {0, 255},
+        line_width=cfg.line_width,
+        classes=data.classes,
     )
     export = recognise(folder, reading)
     folder.check_images_once(export.items)
-    console.print(f"{export.format} in {root}: {len(export.items)} images with masks")
+    console.print(f"{export.format} in {cfg.convert}: {len(export.items)} images with masks")
     notes = [*export.notes, *folder.left_out(export.items)]
     export.items, list_notes = splits.listed_splits(export.items, folder.files)
     for note in (*notes, *list_notes):
@@ -90,49 +114,54 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
     info = dataset_info(export, cfg, data, classes)
     labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
 
-    items, draw_notes = splits.split_items(export.items, pattern, cfg)
+    items, draw_notes = splits.split_items(export.items, pattern, folder.root, cfg)
     items = _fitted(items, scan.sizes, cfg)
+    if cfg.link and (inside := [i.image for i in items if i.image.is_relative_to(scratch)]):
+        raise ConfigError(f"link=true: {inside[0].name} is in no folder of yours; use link=false")
     new_names = names_of_files(items)
     _write(items, new_names, labels, info, cfg, console)
 
     counts = Counter(item.split for item in items)
-    for note in (*draw_notes, *_mask_notes(export, scan, cfg.nearest)):
+    for note in (*draw_notes, *_overlap_note(export, scan)):
         console.print(note)
     console.print(", ".join(f"{split} {counts[split]} images" for split in sorted(counts)))
     _print_values(scan, labels, info, console)
     if renamed := sum(a != item.image.stem for a, item in zip(new_names, items, strict=True)):
-        console.print(f"{renamed} images have new names, listed in {target / RENAMED}")
-    console.print(f"converted to {target}: use data=folder data.root={target}")
-    return DataConfig(name="folder", layout="folder", root=str(target))
+        console.print(f"{renamed} images have new names, listed in {Path(str(cfg.to), RENAMED)}")
 
 
 # Read
 
 
-def _folders(cfg: PrepareDataConfig) -> tuple[Path, Path]:
-    """Return the folder of the export and the one to write."""
+def _checked_target(cfg: PrepareDataConfig) -> Path:
+    """Return the folder to write, which is new and lies outside the export."""
     if not cfg.convert or not cfg.to:
         raise ConfigError("conversion needs both convert=EXPORT and to=FOLDER, a new folder")
-    root, target = Path(cfg.convert), Path(cfg.to)
+    target = Path(cfg.to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"to={target}: the folder is not empty; choose a new one")
     for given in (cfg.convert, cfg.images, cfg.masks):
         if given and target.resolve().is_relative_to(Path(given).resolve()):
             raise ConfigError(f"to={target} lies in the export; choose a folder outside it")
-    return root, target
+    return target
 
 
-def _check_class_files(folder: ExportFolder, cfg: PrepareDataConfig) -> None:
-    """Raise a DataError if several classes.txt differ, unless settings name the classes."""
-    if cfg.labels or cfg.data.classes:
-        return
-    paths = folder.named("classes.txt")
-    for path in paths:
-        if read_list(path) != read_list(paths[0]):
-            raise DataError(
-                f"{path} and {paths[0]} name classes differently; convert their folders one by "
-                "one, or give data.classes=[...]"
-            )
+def _description(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
+    """Return what dataset.yaml or classes.txt says of masks; YOLO's dataset.yaml is another one.
+
+    Raises:
+        DataError: several classes.txt differ, and no setting names the classes.
+    """
+    lists = folder.named("classes.txt")
+    other = next((path for path in lists if read_list(path) != read_list(lists[0])), None)
+    if other and not cfg.labels and not cfg.data.classes:
+        raise DataError(
+            f"{other} and {lists[0]} name classes differently; convert their folders one by one, "
+            "or give data.classes=[...]"
+        )
+    path = folder.root / DESCRIPTION
+    is_yolo = path.is_file() and re.search("^names:", path.read_text("utf-8", "replace"), re.M)
+    return {} if is_yolo else described(folder.root)
 
 
 def _each(
@@ -152,16 +181,14 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> Sc
 
     def count(item: Item) -> tuple[Any, ...]:
         values = item.read()
-        return values.shape, np.unique(values, return_counts=True), rims(values)
+        return values.shape, np.unique(values, return_counts=True)
 
     scan = Scan()
     counted = _each(count, items, "reading masks", cfg, console)
-    for item, (shape, (values, pixels), (lines, contacts)) in zip(items, counted, strict=True):
+    for item, (shape, (values, pixels)) in zip(items, counted, strict=True):
         scan.sizes.append((shape[1], shape[0]))
         for value, number in zip(values.tolist(), pixels.tolist(), strict=True):
             scan.values.setdefault(value, Found(item.mask)).pixels += number
-        scan.rims.update(lines)
-        scan.contacts.update(contacts)
     scan.values = dict(sorted(scan.values.items()))
     return scan
 
@@ -305,22 +332,15 @@ def _link(source: Path, target: Path) -> None:
 # Report
 
 
-def _mask_notes(export: Export, scan: Scan, take_nearest: bool) -> list[str]:
-    """Return notes on masks that overlap and on labels that smoothing may have made."""
-    notes = []
-    if pixels := sum(export.overlaps.values()):
-        images = sum(map(bool, export.overlaps.values()))
-        notes.append(
-            f"{pixels} pixels of {images} images have several classes; the one drawn last counts"
-        )
-    for (low, label, high), pixels in scan.rims.items():
-        if not take_nearest and pixels >= max(SHOWN, contacts := scan.contacts[low, high]):
-            notes.append(
-                f"{pixels} pixels of {label} are a thin line between {low} and {high}, which touch "
-                f"in {contacts} places: if the masks were resized with smoothing, these are wrong; "
-                "export them again"
-            )
-    return notes
+def _overlap_note(export: Export, scan: Scan) -> list[str]:
+    """Return a note on pixels that several classes cover, if there are any."""
+    if not (pixels := sum(export.overlaps.values())):
+        return []
+    images = sum(map(bool, export.overlaps.values()))
+    return [
+        f"{pixels} pixels ({percent(pixels / scan.pixels)} %) of {images} images have several "
+        "classes; the one drawn last counts"
+    ]
 
 
 def _print_values(scan: Scan, labels: dict[int, int], info: DatasetInfo, console: Console) -> None:

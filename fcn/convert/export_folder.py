@@ -1,8 +1,9 @@
 """The files of an annotation tool's export: which are masks, and which image each belongs to."""
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fcn.data.files import is_image, nfc, unread_note, walk
+from fcn.data.images import file_errors
 from fcn.errors import DataError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "dev": "val"}
@@ -73,15 +75,16 @@ class ExportFolder:
 
     def __init__(self, root: Path, images: str | None = None, masks: str | None = None) -> None:
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder; unpack an archive first")
+            raise DataError(f"{root}: no such folder, nor an archive that ends in .zip")
         self.root, self.bases, self.notes = root, [root], list[str]()
+        self._by_name = defaultdict[str, list[Path]](list)
         self.files = list(walk(root))
         chosen_images = self._choose("images", images)
         chosen_masks = self._choose("masks", masks)
         self.pictures = chosen_masks if masks else self._pictures(self.files)
         mine = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
         found = [path for path in self.pictures if path not in mine and self.info(path).is_mask]
-        self.masks = chosen_masks if masks else found
+        self.masks, self.masks_are_given = chosen_masks if masks else found, bool(masks)
         others = (p for p in self._pictures(self.files) if not self.info(p).is_mask)
         photos = set(chosen_images if images else others) - set(self.masks)
         self.photos = sorted(path for path in photos if path.suffix != ".npy")
@@ -109,7 +112,7 @@ class ExportFolder:
         return self._pictures(found)
 
     def _base(self, path: Path) -> Path:
-        return next(base for base in self.bases if path.is_relative_to(base))
+        return next((base for base in self.bases if path.is_relative_to(base)), path.parent)
 
     def _pictures(self, files: Iterable[Path]) -> list[Path]:
         """Return the files that can be read as images or masks, without previews of masks."""
@@ -124,6 +127,16 @@ class ExportFolder:
         """Return the files of these names."""
         return [path for path in self.files if path.name in names]
 
+    def json_files(self, *words: str, name: str = "") -> Iterator[tuple[Path, Any]]:
+        """Yield the JSON files, of a name if one is given, that hold some words, with content."""
+        for path in self.named(name) if name else self.files:
+            if path.suffix.lower() == ".json":
+                with file_errors(path, "file"):
+                    text = path.read_text("utf-8-sig")
+                    content = json.loads(text) if all(word in text for word in words) else None
+                if content is not None:
+                    yield path, content
+
     def select_masks(self, suffix: str) -> None:
         """Keep only masks whose stem ends in suffix, if there are any; all others are images."""
         if masks := [path for path in self.pictures if path.stem.endswith(suffix)]:
@@ -134,13 +147,13 @@ class ExportFolder:
         """Take a path apart; the nearest name that says so tells whether it is a mask."""
         *parents, name = nfc(path.relative_to(self._base(path)).as_posix()).split("/")
         name = without_suffixes(name)
-        mask_stem, is_mask = _strip(name, MASK_WORDS)
-        image_stem, is_image = _strip(name, IMAGE_WORDS)
+        mask_stem, is_mask = strip_words(name, MASK_WORDS)
+        image_stem, is_image = strip_words(name, IMAGE_WORDS)
         says = True if is_mask else False if is_image and not image_stem else None  # or IMG_1234
         split, folders = "", list[str]()
         for parent in reversed(parents):
-            rest, mask_word = _strip(parent, MASK_WORDS)
-            rest, image_word = _strip(rest, IMAGE_WORDS)
+            rest, mask_word = strip_words(parent, MASK_WORDS)
+            rest, image_word = strip_words(rest, IMAGE_WORDS)
             if says is None and (mask_word or image_word):
                 says = mask_word
             if known := SPLITS.get(rest.lower().rstrip("0123456789")):
@@ -148,14 +161,48 @@ class ExportFolder:
             elif rest:
                 folders.insert(0, rest)
         full = "_".join([*folders, name] if image_stem or not folders else folders)
-        at_end = _strip(name, IMAGE_WORDS, ends=(-1,))[0]
+        at_end = strip_words(name, IMAGE_WORDS, ends=(-1,))[0]
         stems = (
-            _strip(name, set(), ends=())[0],
+            strip_words(name, set(), ends=())[0],
             at_end,
             image_stem,
-            _strip(image_stem, MASK_WORDS)[0],
+            strip_words(image_stem, MASK_WORDS)[0],
         )
         return PathInfo(mask_stem, stems, split, tuple(folders), bool(says), full)
+
+    def find_image(self, name: str, source: Path, split: str = "") -> Path | None:
+        """Return the image of a name in an annotation file, None if there is none.
+
+        Of several, the one with the same folders, beside the file, of its split, or no mask counts.
+
+        Args:
+            name: of the image, or the end of its path; without its suffix if need be.
+            source: the annotation file.
+            split: that the file says, if it does.
+
+        Raises:
+            DataError: several remain.
+        """
+        if not self._by_name:
+            for path in dict.fromkeys((*self.photos, *self.pictures)):
+                for key in {nfc(path.name), nfc(path.stem)}:
+                    self._by_name[key].append(path)
+        parts = [part for part in re.split(r"[\\/]", nfc(name)) if part not in ("", ".", "..")]
+        found = self._by_name.get(parts[-1], []) if parts else []
+        here = self.info(source)
+        for rule in (
+            lambda path: [*map(nfc, path.parts[-len(parts) :])] == parts,
+            lambda path: path.parent == source.parent,
+            lambda path: self.info(path).split in (split or here.split, ""),
+            lambda path: self.info(path).folders == here.folders,
+            lambda path: path in self.photos,
+        ):
+            found = list(filter(rule, found)) or found if len(found) > 1 else found
+        if len(found) > 1:
+            raise DataError(
+                f"{source}: {found[0]} and {found[1]} are both called {name}; set images=FOLDER"
+            )
+        return found[0] if found else None
 
     def match(self, masks: Sequence[Path]) -> dict[Path, list[Path]]:
         """Find the images of each mask by name, split and folders; by fewer, if they suffice."""
@@ -203,37 +250,24 @@ class ExportFolder:
         """Raise a DataError if an image has two masks."""
         masks = dict[Path, Path]()
         for item in items:
-            if (mask := masks.get(item.image)) is None:
+            if item.image not in masks:
                 masks[item.image] = item.mask
                 continue
             advice = "convert a copy of the export with one of them"
-            if item.mask.suffix != ".json":
+            if item.mask in self.pictures:
                 advice = (
-                    f"choose with {self._choice(mask, item.mask)}; if each is the mask of one "
-                    "class, put them in a folder for each class"
+                    "choose with masks=FOLDER, or a pattern such as masks=*_mask.png, and images= "
+                    "likewise; if each is the mask of one class, put those of a class in a folder"
                 )
             raise DataError(
-                f"{item.image}: two masks belong to it, {mask} and {item.mask}; {advice}"
+                f"{item.image}: two masks belong to it, {masks[item.image]} and {item.mask}; "
+                + advice
             )
-
-    def _choice(self, one: Path, other: Path) -> str:
-        """Return the settings that choose one of two masks: folders, or the ends of names."""
-        base = self._base(one)
-        paths = [path.relative_to(base).parts for path in (one, other)]
-        depth = next(k for k, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1)
-        if all(len(parts) > depth + 1 for parts in paths):
-            start = Path() if base == self.root else base
-            ways = [str(Path(start, *parts[: depth + 1])) for parts in paths]
-        else:
-            ends = [f"*{re.split(GAP, parts[-1])[-2]}{Path(parts[-1]).suffix}" for parts in paths]
-            if ends[0] == ends[1] or any(fnmatch(p.name, end) for p in self.photos for end in ends):
-                return "images=FOLDER masks=FOLDER, folders of their own"
-            ways = ends
-        return " or ".join(f"masks={way}" for way in ways)
 
     def note_bare(self, matches: Mapping[Path, list[Path]]) -> None:
         """Note the masks without an image; if none has one, raise a DataError."""
         bare = [mask for mask, images in matches.items() if not images]
+        self.masks = [mask for mask in self.masks if mask not in bare]
         if bare and len(bare) == len(matches):
             raise DataError(
                 f"{bare[0]}: no image belongs to this mask, nor to any other; "
@@ -255,11 +289,20 @@ class ExportFolder:
 
     def left_out(self, items: Sequence[Item]) -> list[str]:
         """Return notes on the files that are not used."""
-        notes = list(self.notes)
-        if left := sorted(set(self.photos) - {item.image for item in items}):
-            notes.append(f"{len(left)} images without a mask are left out, such as {left[0]}")
-        notes.append(self._unread())
-        return [note for note in notes if note]
+        used = {path for item in items for path in (item.image, item.mask)}
+        names = {nfc(item.image.stem) for item in items}
+        lacking = "a mask" if items[0].mask in self.pictures else "annotations"
+        left = [path for path in self.photos if path not in used]
+        bare = [path for path in left if nfc(path.stem) not in names]
+        others = [path for path in left if nfc(path.stem) in names]
+        masks = [path for path in self.masks if path not in used]
+        groups = (
+            (bare, f"images without {lacking} are left out, such as"),
+            (others, "pictures are called like images in use and left out, such as"),
+            (masks, "pictures that look like masks are left out, such as"),
+        )
+        notes = [f"{len(paths)} {text} {paths[0]}" for paths, text in groups if paths]
+        return [note for note in (*self.notes, *notes, self._unread()) if note]
 
 
 def without_suffixes(name: str) -> str:
@@ -284,7 +327,7 @@ def _unclear(matches: dict[Path, list[Path]]) -> int:
     return len(matches) - len(own)
 
 
-def _strip(name: str, known: Set[str], ends: Sequence[int] = (-1, 0)) -> tuple[str, bool]:
+def strip_words(name: str, known: Set[str], ends: Sequence[int] = (-1, 0)) -> tuple[str, bool]:
     """Return a name without some words at its start and end, and whether it had any of them."""
     words = re.split(GAP, re.sub("annot$", "_annot", name))  # trainannot
     numbered = re.fullmatch(r"([a-z]+)(\d+)", words[0], re.IGNORECASE)

@@ -3,7 +3,6 @@
 A value is a label, or COLOUR + 0xRRGGBB where colours are classes, or TRANSPARENT.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,72 +224,23 @@ def _rgb(values: np.ndarray | int) -> np.ndarray:
     return np.where(values < COLOUR, values, values >> np.array([16, 8, 0]) & 255)
 
 
-def rims(values: np.ndarray) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
-    """Count the pixels of labels that lie as a thin line between a lower and a higher one.
-
-    Args:
-        values: int64 (H, W); only 0..254 are labels.
-
-    Returns:
-        The pixels of each (lower, label, higher), and the contacts of each (lower, higher).
-    """
-    labels = np.where((values < 0) | (values > 254), 255, values).astype(np.uint8)
-    low, high = _of_nine(labels, np.minimum), _of_nine(labels, np.maximum)
-    middle = labels[1:-1, 1:-1]
-    inside = (low < middle) & (middle < high) & (high < 255)
-    edges = []
-    for one, other in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
-        edge = one != other
-        pair = one[edge], other[edge]
-        edges.append(np.stack([np.minimum(*pair), np.maximum(*pair)]))
-    return _rows(low[inside], middle[inside], high[inside]), _rows(*np.concatenate(edges, axis=1))
-
-
-def _of_nine(labels: np.ndarray, choose: np.ufunc) -> np.ndarray:
-    """Return the lowest or highest of each pixel and its neighbours; SciPy's is much slower."""
-    rows = choose(choose(labels[:-2], labels[1:-1]), labels[2:])
-    return choose(choose(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
-
-
-def _rows(*columns: np.ndarray) -> Counter[tuple[int, ...]]:
-    """Count the rows of some columns of 0..255."""
-    codes = sum(column.astype(np.int64) << 8 * k for k, column in enumerate(columns))
-    found, counts = np.unique(codes, return_counts=True)
-    rows = zip(*((found >> 8 * k & 255).tolist() for k in range(len(columns))), strict=True)
-    return Counter(dict(zip(rows, counts.tolist(), strict=True)))
-
-
-def combine(
-    layers: Sequence[tuple[int, Path]], alpha: Alpha, take_nearest: bool, overlaps: dict[str, int]
+def covered_pixels(
+    path: Path, alpha: Alpha, take_nearest: bool, size: tuple[int, int]
 ) -> np.ndarray:
-    """Read the masks of an image, one for each class, later ones over earlier ones.
+    """Return the pixels that the mask of one class covers, bool (H, W).
 
     Args:
-        layers: the value to write and the mask file, for each class.
+        path: of the mask.
         alpha: see `find_alpha`.
         take_nearest: cut smoothed boundaries at half of the largest level.
-        overlaps: receives the number of pixels that several masks cover, by the first mask.
-
-    Returns:
-        int64 (H, W), 0 where no mask has a pixel.
+        size: (width, height) of the other masks of the image.
 
     Raises:
-        DataError: a mask is not that of one class; sizes differ.
+        DataError: it is not the mask of one class, or of another size.
     """
-    drawn = [(value, _covered(path, alpha, take_nearest), path) for value, path in layers]
-    result, depth = np.zeros_like(drawn[0][1], np.int64), np.zeros_like(drawn[0][1], np.int64)
-    for value, covered, path in drawn:
-        if covered.shape != result.shape:
-            raise DataError(f"{path}: has another size than {layers[0][1]}; export them alike")
-        result[covered] = value
-        depth += covered
-    overlaps[str(layers[0][1])] = int((depth > 1).sum())
-    return result
-
-
-def _covered(path: Path, alpha: Alpha, take_nearest: bool) -> np.ndarray:
-    """Return the pixels that the mask of one class covers, bool (H, W)."""
     values = read_values(path, alpha=alpha)
+    if values.shape != size[::-1]:
+        raise DataError(f"{path}: has another size than the image's other masks; export them alike")
     covered = ~np.isin(values, (0, COLOUR, TRANSPARENT))
     levels, counts = np.unique(values[covered], return_counts=True)
     if len(levels) < 2:

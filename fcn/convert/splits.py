@@ -93,10 +93,10 @@ def _find(text: str, ends: dict[str, set[int]]) -> int | None:
 
 
 def split_items(
-    items: Sequence[Item], pattern: re.Pattern[str], cfg: PrepareDataConfig
+    items: Sequence[Item], pattern: re.Pattern[str], root: Path, cfg: PrepareDataConfig
 ) -> tuple[list[Item], list[str]]:
     """Return the items with a split each, and notes; val is drawn if there is none."""
-    groups = [group_of(item, pattern, Path(str(cfg.convert))) for item in items]
+    groups = [group_of(item, pattern, root) for item in items]
     alone = sum(group == str(item.image) for group, item in zip(groups, items, strict=True))
     if cfg.group and alone == len(items):
         raise ConfigError(f"group={cfg.group}: is in no image's name, such as {items[0].image}")

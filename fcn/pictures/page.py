@@ -19,9 +19,16 @@ def templates() -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
-def page(title: str, body: str) -> str:
-    """Return a complete HTML document; the title is plain text, the body HTML."""
-    return templates().get_template("pictures/page.html").render(title=title, body=Markup(body))
+def page(title: str, body: str, description: str = "") -> str:
+    """Return a complete HTML document.
+
+    Args:
+        title: plain text.
+        body: HTML.
+        description: plain text, which sites show that link to the page.
+    """
+    template = templates().get_template("pictures/page.html")
+    return template.render(title=title, body=Markup(body), description=description)
 
 
 def figure(image: Image.Image, alt: str, caption: str = "", *, plot: bool = False) -> Markup:

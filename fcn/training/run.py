@@ -310,7 +310,7 @@ def print_start(
         "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{chosen.data.name} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
-        "recipe": f"{recipe.name}: {plan.length.max_steps} steps of {images} images, "
+        "recipe": f"{plan.length.max_steps} steps of {images} images, "
         f"{recipe.optimizer}, {recipe.loss_reduction} loss",
         "device": f"{plan.device}, precision {plan.precision}",
         "weights": source or "random",

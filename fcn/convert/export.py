@@ -1,0 +1,128 @@
+"""What a reader of a format returns: images, how to read their masks, and the classes in them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fcn.convert.drawing import Shape, draw
+from fcn.convert.export_folder import ExportFolder, Item
+from fcn.data.images import image_size
+from fcn.dataset_info import BACKGROUND
+from fcn.errors import DataError
+
+IGNORE = "ignore"  # class name of pixels without a class
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the settings want an export to be read."""
+
+    scratch: Path  # a folder for images that are no files yet
+    colours: bool = False  # the colours of masks are classes, even in palettes and in grey
+    nearest: bool = False  # smoothed boundaries go to the nearest class
+    mapped: bool = False  # settings say what the values mean, whatever the export says
+    lossless: bool = False  # values other than black and white count
+    line_width: float | None = None  # pixels; None: as the tool draws lines, if it does
+    classes: Sequence[str] = ()  # of the settings, or of a list beside the data
+
+
+@dataclass
+class Export:
+    """What a tool has written."""
+
+    format: str
+    items: list[Item]
+    names: dict[int, str] = field(default_factory=dict)  # class of each value; empty: unknown
+    colours: dict[str, list[int]] = field(default_factory=dict)  # RGB of classes
+    notes: list[str] = field(default_factory=list)
+    overlaps: dict[str, int] = field(default_factory=dict)  # pixels of several classes, by image
+    check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The shapes of an image."""
+
+    source: Path  # the file that holds them
+    name: str  # of the image, as the source says it
+    image: Path | None  # None: there is no such file
+    shapes: Sequence[Shape]  # in the order in which they are drawn
+    size: tuple[int, int] | None = None  # (width, height) of the image; None: as its file says
+    split: str = ""  # if the source says it
+
+
+def with_background(names: Iterable[str]) -> list[str]:
+    """Return the classes, each once, with that of the pixels that no shape covers as the first."""
+    names = list(names)
+    background = next((name for name in names if name.lower() in BACKGROUND), "background")
+    return list(dict.fromkeys([background, *names]))
+
+
+def drawn_export(
+    title: str,
+    folder: ExportFolder,
+    drawings: Sequence[Drawing],
+    classes: Iterable[str] = (),
+    *,
+    small_on_top: bool = False,
+    notes: Iterable[str] = (),
+) -> Export:
+    """Return an export whose masks are drawn from shapes; what no shape covers is background.
+
+    Args:
+        title: of the format.
+        folder: the files.
+        drawings: the annotated images; those whose file is missing are left out.
+        classes: in the order of the labels; others follow by name.
+        small_on_top: draw smaller shapes over larger ones, instead of later over earlier.
+        notes: of the reader.
+
+    Raises:
+        DataError: no image is there, or none has a shape with an area.
+    """
+    shapes = [shape for drawing in drawings for shape in drawing.shapes]
+    kinds = {shape.name: shape.kind for shape in shapes if shape.has_area}
+    names = with_background([*classes, *sorted(kinds.keys() - {*classes})])
+    labels, overlaps = {name: label for label, name in enumerate(names)}, dict[str, int]()
+    items, notes, source = list[Item](), list(notes), drawings[0].source
+    for drawing in drawings:
+        if drawing.image:
+            read = partial(_read, drawing, labels, small_on_top, overlaps)
+            item = folder.item(drawing.image, drawing.source, read)
+            items.append(replace(item, split=drawing.split or item.split))
+    if missing := [drawing for drawing in drawings if not drawing.image]:
+        source = missing[0].source
+        text = f"{source}: {len(missing)} of {len(drawings)} images are not there"
+        if not items:
+            raise DataError(f"{text}, such as {missing[0].name}; set images=FOLDER")
+        notes.append(f"{text} and are left out, such as {missing[0].name}")
+    if not kinds:
+        raise DataError(
+            f"{source}: no shape with an area in this file or another of {title}; annotate "
+            "polygons or masks"
+        )
+    if flat := Counter(shape.kind for shape in shapes if not shape.has_area):
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(flat.items()))
+        advice = "; line_width=10 draws lines of 10 pixels" if "line" in flat else ""
+        notes.append(f"{flat.total()} shapes without an area are left out: {counts}{advice}")
+    if empty := sum(not drawing.shapes for drawing in drawings if drawing.image):
+        notes.append(f"{empty} images without annotations are all background")
+    if {*kinds.values()} <= {"rectangle"}:
+        notes.append("all shapes are boxes: a network learns to draw boxes from them")
+    if small_on_top:
+        notes.append("smaller shapes are drawn over larger ones")
+    return Export(title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps)
+
+
+def _read(
+    drawing: Drawing, labels: dict[str, int], small_on_top: bool, overlaps: dict[str, int]
+) -> np.ndarray:
+    """Draw the mask of an image, int64 (H, W), and note how many pixels several classes cover."""
+    assert drawing.image
+    size, place = drawing.size or image_size(drawing.image), f"{drawing.source}: {drawing.name}"
+    mask, overlaps[place] = draw(drawing.shapes, labels, size, small_on_top, place)
+    return mask

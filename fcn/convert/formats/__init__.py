@@ -1,0 +1,59 @@
+"""What annotation tools export: a file for each tool, whose readers find images, masks, classes.
+
+A reader is a function (folder, reading) -> Export | None, None if the folder holds another format.
+One of shapes returns `drawn_export`, one of mask files with a list of classes `listed_export`. To
+add a format, write its file and put its reader into READ_MASKS or READ_SHAPES.
+"""
+
+from fcn.convert.export import Export, Reading
+from fcn.convert.export_folder import ExportFolder
+from fcn.convert.formats import (
+    camvid,
+    cityscapes,
+    coco,
+    coco_panoptic,
+    cvat,
+    label_studio,
+    labelme,
+    plain,
+    roboflow,
+    supervisely,
+    yolo,
+)
+from fcn.errors import DataError
+
+READ_MASKS = (
+    roboflow.read, cvat.read_masks, labelme.read_masks, supervisely.read_masks, cityscapes.read,
+    camvid.read,
+)  # fmt: skip
+READ_SHAPES = (
+    labelme.read_shapes, supervisely.read_shapes, coco_panoptic.read, coco.read, label_studio.read,
+    cvat.read_shapes, yolo.read,
+)  # fmt: skip
+
+
+def recognise(folder: ExportFolder, reading: Reading) -> Export:
+    """Return what an export holds, by the first reader that knows it.
+
+    Shapes are not looked for if a setting says where the masks are.
+
+    Raises:
+        DataError: no masks, masks without an image, unreadable lists.
+    """
+    shapes = () if folder.masks_are_given else READ_SHAPES
+    for read in (*READ_MASKS, *shapes, plain.read):
+        try:
+            export = read(folder, reading)
+        except DataError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{folder.root}: its files of {read.__module__.rpartition('.')[2]} do not have "
+                f"that format ({error!r}); export it again, or say where the files are with "
+                "images= and masks="
+            ) from error
+        if export:
+            break
+    if not export or not export.items:
+        raise DataError(f"{folder.root}: no images with masks")
+    return export

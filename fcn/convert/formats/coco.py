@@ -1,0 +1,135 @@
+"""COCO: JSON files with polygons or RLE; what is not annotated is background.
+
+Small objects are drawn over large ones, and both over crowd regions.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn.convert.drawing import Shape, as_points
+from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
+from fcn.convert.export_folder import SPLITS, ExportFolder
+from fcn.convert.formats.foreign import BOXES
+from fcn.errors import DataError
+
+
+def read(folder: ExportFolder, reading: Reading) -> Export | None:
+    files = coco_files(folder)
+    # Other files annotate the same images: with sentences, with the parts of persons.
+    files = {path: c for path, c in files.items() if "instances" in path.name} or files
+    if not files:
+        return None
+    drawings, notes, boxes = list[Drawing](), list[str](), 0
+    for path, content in files.items():
+        names = {str(row["id"]): row["name"] for row in content["categories"]}
+        sizes = {str(image["id"]): _size(path, image) for image in content["images"]}
+        shapes, lost = defaultdict[str, list[Shape]](list), list[str]()
+        for entry in content["annotations"]:
+            title = f"annotation {entry.get('id', '')} of image_id {entry['image_id']}"
+            image, outline = str(entry["image_id"]), _outline(entry)
+            if not outline:
+                boxes += 1
+            elif str(entry["category_id"]) not in names:
+                raise DataError(
+                    f"{path}: {title} has category_id {entry['category_id']}, which no category of "
+                    "the file has; add the category there or export it again"
+                )
+            elif image not in sizes:
+                lost.append(title)
+            else:
+                name, layer = names[str(entry["category_id"])], -1 if entry.get("iscrowd") else 0
+                mask = partial(coco_mask, outline, sizes[image])
+                shape = Shape(name, "mask", [(0, 0)], mask=mask, layer=layer, title=title)
+                shapes[image].append(shape)
+        if lost:
+            notes.append(
+                f"{path}: {len(lost)} annotations belong to none of its images and are left out, "
+                f"such as {lost[0]}"
+            )
+            if not shapes:
+                raise DataError(f"{notes[-1]}; so are all others: export it again")
+        split = split_of_file(path)
+        for row in content["images"]:
+            key, name = str(row["id"]), row["file_name"]
+            photo = folder.find_image(name, path, split)
+            drawings.append(Drawing(path, name, photo, shapes[key], sizes[key], split))
+    if not any(drawing.shapes for drawing in drawings):
+        raise DataError(f"{min(files)}: {BOXES}; annotate polygons or masks and export instances")
+    if boxes:
+        notes.append(f"{boxes} annotations without an outline are left out")
+    classes = _classes(files.values())
+    return drawn_export("COCO", folder, drawings, classes, small_on_top=True, notes=notes)
+
+
+def coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
+    """Return the content of the files of COCO."""
+    keys = {"images", "annotations", "categories"}
+    found = folder.json_files('"categories"', '"images"')
+    return {path: c for path, c in found if isinstance(c, dict) and keys <= c.keys()}
+
+
+def split_of_file(path: Path) -> str:
+    """Return the split that the name of a file says, such as instances_val2017.json."""
+    words = re.split("[^a-z]+", path.stem.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
+
+
+def _size(path: Path, image: dict[str, Any]) -> tuple[int, int]:
+    """Return width and height of an image."""
+    width, height = image.get("width"), image.get("height")
+    if not isinstance(width, int) or not isinstance(height, int):
+        raise DataError(
+            f"{path}: image {image['file_name']} has no height and width in whole numbers; add "
+            "them there"
+        )
+    return width, height
+
+
+def _outline(annotation: dict[str, Any]) -> Any:
+    """Return the polygons of three corners or more, or the RLE; nothing if it has none."""
+    found = annotation.get("segmentation")
+    return [ring for ring in found if len(ring) >= 6] if isinstance(found, list) else found
+
+
+def coco_mask(outline: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of polygons or RLE as COCO's own tool draws them.
+
+    Args:
+        outline: rings of x1, y1, x2, y2, ..., or RLE.
+        size: (width, height) of the image.
+    """
+    try:
+        from pycocotools import mask as rle  # of the extra [coco]
+    except ImportError:
+        raise DataError(
+            'outlines of COCO and CVAT need pycocotools: pip install "fcn-segmentation[coco]"'
+        ) from None
+    width, height = size
+    if isinstance(outline, list):
+        rings = [as_points(ring).ravel().tolist() for ring in outline]
+        return rle.decode(rle.merge(rle.frPyObjects(rings, height, width))) > 0
+    if list(outline["size"]) != [height, width]:
+        raise ValueError(
+            f"RLE of size {outline['size']}, but the image has height {height} and width {width}"
+        )
+    if isinstance(outline["counts"], list):  # not compressed
+        outline = rle.frPyObjects(outline, height, width)
+    return rle.decode(outline) > 0
+
+
+def _classes(contents: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the classes of files that may number them differently."""
+    names = list[str]()
+    for content in contents:
+        used = {str(annotation["category_id"]) for annotation in content["annotations"]}
+        # Roboflow adds a category above the others, which no annotation has.
+        above = {row.get("supercategory") for row in content["categories"]}
+        rows = sorted(content["categories"], key=lambda row: row["id"])
+        names += [row["name"] for row in rows if str(row["id"]) in used or row["name"] not in above]
+    return with_background(names)

@@ -1,0 +1,78 @@
+"""CVAT: Segmentation mask 1.1, and CVAT for images 1.1."""
+
+import re
+from dataclasses import replace
+from functools import partial
+from xml.etree import ElementTree
+
+from fcn.convert.drawing import Shape, corners, ellipse, run_mask, turned
+from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export_folder import SPLITS, ExportFolder
+from fcn.convert.formats.class_lists import colour_list, listed_export
+from fcn.convert.formats.coco import coco_mask
+from fcn.data.dataset import read_list
+from fcn.data.images import file_errors
+
+
+def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Read Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
+    lists = []
+    for path in folder.named("labelmap.txt"):
+        rows = list[tuple[str, list[int]]]()
+        for line in read_list(path):
+            coloured = re.match(r"(.+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:|$)", line)
+            if coloured:
+                rows.append((coloured[1], [int(value) for value in coloured.groups()[1:4]]))
+            elif not line.startswith("#"):
+                rows.append((line.rsplit(":", 3)[0], []))
+        lists.append(colour_list(path, rows))
+    if not lists:
+        return None
+    reading = replace(reading, colours=any(entry.colours for entry in lists))
+    return listed_export("CVAT segmentation masks", folder, lists, reading)
+
+
+def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Read CVAT for images 1.1: annotations.xml with polygons, masks, ellipses, boxes, lines.
+
+    Polygons and boxes are drawn by COCO's tool, as in CVAT's own export of masks. Shapes of a
+    higher z_order lie over those of a lower one, later ones over earlier ones.
+    """
+    drawings, classes = list[Drawing](), list[str]()
+    for path in (path for path in folder.files if path.suffix == ".xml"):
+        with file_errors(path, "file"):
+            root = ElementTree.parse(path).getroot()
+        images = root.findall("image") if root.tag == "annotations" else []
+        classes += [name.text or "" for name in root.iterfind("meta//labels/label/name") if images]
+        for about in images:
+            name, split = about.attrib["name"], SPLITS.get(about.get("subset", "").lower(), "")
+            size = int(about.attrib["width"]), int(about.attrib["height"])
+            elements = (element for element in about if "label" in element.attrib)
+            shapes = [_shape(element, size, reading.line_width or 0) for element in elements]
+            image = folder.find_image(name, path, split)
+            drawings.append(Drawing(path, name, image, shapes, size, split))
+    return drawn_export("CVAT for images", folder, drawings, classes) if drawings else None
+
+
+def _shape(element: ElementTree.Element, size: tuple[int, int], line_width: float) -> Shape:
+    def numbers(*keys: str) -> list[float]:
+        return [float(element.attrib[key]) for key in keys]
+
+    about, kind, name = element.attrib, element.tag, element.attrib["label"]
+    angle, layer = float(about.get("rotation", 0)), int(about.get("z_order", 0))
+    points = [float(number) for number in re.findall(r"[^,;]+", about.get("points", ""))]
+    if kind == "mask":
+        box = int(about["width"]), int(about["height"])
+        mask = partial(run_mask, about["rle"].split(","), box)
+        return Shape(name, kind, [numbers("left", "top")], mask=mask, layer=layer)
+    if kind == "ellipse":
+        return ellipse(name, numbers("cx", "cy"), numbers("rx", "ry"), angle, layer)
+    if kind == "box":
+        low, high = numbers("xtl", "ytl"), numbers("xbr", "ybr")
+        middle = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
+        kind, points = "rectangle", turned(corners(low, high), angle, middle).ravel().tolist()
+    if kind in ("rectangle", "polygon"):
+        mask = partial(coco_mask, [points], size)
+        return Shape(name, kind, [(0, 0)], mask=mask, layer=layer)
+    pairs = [*zip(points[::2], points[1::2], strict=True)]
+    return Shape(name, "line" if kind == "polyline" else kind, pairs, width=line_width, layer=layer)

@@ -1,0 +1,75 @@
+"""Supervisely: masks, and a project in its own format."""
+
+import base64
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fcn.convert.drawing import Shape, png_mask
+from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export_folder import ExportFolder
+from fcn.convert.formats.class_lists import colour_list, listed_export
+
+
+def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Read masks: obj_class_to_machine_color.json, DATASET/img/NAME, DATASET/masks_machine."""
+    black = {"background": [0, 0, 0]}
+    lists = [
+        colour_list(path, [*(black | rows).items()])
+        for path, rows in folder.json_files(name="obj_class_to_machine_color.json")
+    ]
+    if not lists:
+        return None
+    export = listed_export("Supervisely masks", folder, lists, replace(reading, colours=True))
+    return replace(export, colours=black | _colours(folder))
+
+
+def _colours(folder: ExportFolder) -> dict[str, list[int]]:
+    """Return the classes of a project and the colours that people see."""
+    entries = [
+        entry
+        for _, content in folder.json_files('"classes"', name="meta.json")
+        for entry in content["classes"]
+    ]
+    return {entry["title"]: list(bytes.fromhex(entry["color"].lstrip("#"))) for entry in entries}
+
+
+def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
+    """Read a project: meta.json, DATASET/img/NAME and DATASET/ann/NAME.json.
+
+    Later objects are drawn over earlier ones. An image without a file is not annotated.
+    """
+    drawings = list[Drawing]()
+    for path, content in folder.json_files('"objects"', '"size"'):
+        if path.parent.name == "ann":
+            shapes = [_shape(entry, reading.line_width or 0) for entry in content["objects"]]
+            size = content["size"]["width"], content["size"]["height"]
+            name = f"{path.parent.parent.name}/img/{path.stem}"
+            drawings.append(Drawing(path, name, folder.find_image(name, path), shapes, size))
+    if not drawings:
+        return None
+    colours = _colours(folder)
+    export = drawn_export("Supervisely project", folder, drawings, colours)
+    export.colours = {"background": [0, 0, 0]} | colours
+    return export
+
+
+def _shape(entry: dict[str, Any], line_width: float) -> Shape:
+    name, kind = entry["classTitle"], entry["geometryType"]
+    if kind == "bitmap":
+        bitmap = entry["bitmap"]
+        return Shape(name, "mask", [bitmap["origin"]], mask=partial(_bitmap, bitmap["data"]))
+    points = entry["points"]
+    return Shape(name, kind, points["exterior"], points.get("interior", ()), width=line_width)
+
+
+def _bitmap(content: str) -> np.ndarray:
+    """Return the mask, bool (H, W), of a PNG that is compressed and in base64."""
+    decoded = base64.b64decode(content)
+    with suppress(zlib.error):  # older ones are not compressed
+        decoded = zlib.decompress(decoded)
+    return png_mask(decoded)

@@ -1,0 +1,188 @@
+"""The network that the topics about networks look at: a given one, or a small one trained for them.
+
+`scripts/explain.py` passes its settings to the topics in a JSON file, whose path stands in the
+environment variable FCN_EXPLAIN: a class name or a path is data there and never becomes code.
+Without it, as when a topic runs by itself, the settings have their defaults.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from fcn import checkpoint
+from fcn.config import DataConfig, ExplainConfig, check, quoted
+from fcn.data import shapes
+from fcn.data.check import print_notes
+from fcn.data.dataset import SegmentationDataset
+from fcn.data.download import fetch
+from fcn.data.layouts import NETWORK, open_split
+from fcn.dataset_info import DatasetInfo
+from fcn.errors import ConfigError, UserError
+from fcn.models.fcn import FCN
+from fcn.output import make_console, write_json
+from fcn.pictures.visualize import palette_image
+
+SETTINGS = "FCN_EXPLAIN"  # in the environment
+FOLDER = Path("outputs/explain/demo")  # of a topic that runs by itself
+# Objects of the sample are about as large as one place of FCN-32s, 32 pixels: it cannot learn them.
+ZOOM = 2
+COUNTS = {"train": 240, "val": 24}  # images
+MEASURED = 24  # images on which networks are compared, at most
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, an image, and what belongs to them.
+
+    Attributes:
+        model: in evaluation mode.
+        info: of its data: classes, colours.
+        image: uint8 (1, C, H, W).
+        target: uint8 (H, W), 255 = ignored.
+        stages: networks to compare, coarse to fine, the last one `model`.
+        data: the images of `image`.
+    """
+
+    model: FCN
+    info: DatasetInfo
+    image: Tensor
+    target: Tensor
+    stages: list[FCN]
+    data: SegmentationDataset
+
+    @property
+    def classes(self) -> list[str]:
+        return self.info.classes
+
+
+def load() -> Subject:
+    """Return what this process was told to look at; by itself, the small network.
+
+    Raises:
+        UserError: a network, the data or the image cannot be used.
+    """
+    if path := os.environ.get(SETTINGS):
+        cfg = check(json.loads(Path(path).read_text(encoding="utf-8")), ExplainConfig)
+    else:
+        cfg = ExplainConfig(data=DataConfig(name="shapes", layout="shapes"))
+        cfg = with_networks(cfg, FOLDER, make_console())
+    return subject(cfg)
+
+
+def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> ExplainConfig:
+    """Return the settings with a network in them; without a checkpoint, train it in `folder`."""
+    if cfg.data.download:
+        fetch(cfg.data, console)
+    if cfg.checkpoint:
+        return cfg
+    if cfg.data.layout != "shapes" or cfg.fcn32s or cfg.fcn16s:
+        key = "fcn32s" if cfg.fcn32s else "fcn16s" if cfg.fcn16s else f"data={cfg.data.name}"
+        raise ConfigError(f"{key} needs checkpoint=RUN, the network to explain, beside it")
+    data = DataConfig(name="demo", layout="folder", root=str((folder / "data").resolve()))
+    fcn32s, fcn16s, fcn8s = (folder / "train" / f"fcn{stride}s" for stride in (32, 16, 8))
+    if not (fcn8s / "model.safetensors").is_file():
+        draw(folder / "data")
+        train(cfg, data, folder / "train", console)
+    return replace(cfg, checkpoint=str(fcn8s), fcn32s=str(fcn32s), fcn16s=str(fcn16s), data=data)
+
+
+def draw(root: Path) -> None:
+    """Write the sample's first images and masks, enlarged, as data=folder reads them."""
+    for split, count in COUNTS.items():
+        images, masks = root / "images" / split, root / "annotations" / split
+        for part in (images, masks):
+            part.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            image, mask = shapes.draw(split, index)
+            size = (ZOOM * mask.shape[1], ZOOM * mask.shape[0])
+            large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+            large.save(images / f"{index:04d}.jpg", quality=shapes.JPEG_QUALITY)
+            palette_image(mask).resize(size).save(masks / f"{index:04d}.png")
+    write_json(root / "dataset.yaml", {"classes": shapes.CLASSES})  # JSON is YAML
+
+
+def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) -> None:
+    """Train FCN-32s with fixed upsampling, then 16s from it and 8s from that with learned."""
+    before, settings = (
+        None,
+        [
+            "data=folder",
+            f"data.name={data.name}",
+            f"data.root={quoted(data.root)}",
+            f"seed={cfg.seed}",
+            "loss=dice",  # few pixels belong to objects
+            "model.dropout=0",
+            "recipe.batch_size=8",
+            "recipe.crop=160",
+            "logger=none",
+        ],
+    )
+    for stride, upsampling, steps in (
+        (32, "fixed", cfg.steps),
+        (16, "learned", cfg.steps // 4),
+        (8, "learned", cfg.steps // 4),
+    ):
+        own = folder / f"fcn{stride}s"
+        console.print(f"Training FCN-{stride}s for {steps} steps in {own}:")
+        stage = [
+            f"model=fcn{stride}s",
+            f"upsampling={upsampling}",
+            f"model.init_from={quoted(before) if before else 'null'}",
+            f"trainer.max_steps={steps}",
+            f"trainer.val_check_interval={steps}",
+            f"hydra.run.dir={quoted(own.resolve())}",
+        ]
+        command = [sys.executable, "-m", "fcn.cli", "train", *settings, *stage]
+        if subprocess.run(command, check=False).returncode:
+            raise UserError("training failed, see above; or give a trained model: checkpoint=RUN")
+        before = own.resolve()
+
+
+def subject(cfg: ExplainConfig, console: Console | None = None) -> Subject:
+    """Read the networks and the image.
+
+    Args:
+        cfg: its checkpoint is given.
+        console: for notes on the data; None: print none.
+    """
+    paths = [path for path in (cfg.checkpoint, cfg.fcn32s, cfg.fcn16s) if path]
+    trained = [checkpoint.read(path) for path in paths]
+    split = cfg.data.split or cfg.data.val_split
+    dataset = open_split(cfg.data, split, known=trained[0].info)
+    if console:
+        print_notes([dataset], console)
+    for network in trained:
+        network.labels_in(dataset.classes, cfg.data.name)  # raises an error if one is missing
+        for key in NETWORK:  # both are shown one image
+            theirs, own = getattr(network.info, key), getattr(trained[0].info, key)
+            if theirs != own and not getattr(cfg.data, key):
+                raise ConfigError(
+                    f"{network.path} was trained with {key}={theirs}, but checkpoint="
+                    f"{trained[0].path} with {own}; choose networks that take the same, or set "
+                    f"data.{key} for both"
+                )
+    models = [network.model(dataset.classes).requires_grad_(False) for network in trained]
+    model, *others = models
+    image, target = choose(dataset, cfg.image)
+    stages = sorted(others, key=lambda net: -net.stride)
+    return Subject(model, dataset.info, image[None], target, [*stages, model], dataset)
+
+
+def choose(dataset: SegmentationDataset, image: str | None) -> tuple[Tensor, Tensor]:
+    """Return an image by its id, or the one of the first 30 that shows most classes."""
+    if image is None:
+        first = (dataset[i] for i in range(min(30, len(dataset))))
+        return max(first, key=lambda pair: len(pair[1].unique()))
+    if image not in dataset.ids:
+        raise ConfigError(
+            f"image={image}: no such id in {dataset.name}, which has {dataset.ids[0]}; put an id "
+            "with an underscore in quotes: \"image='A_1'\""
+        )
+    return dataset[dataset.ids.index(image)]

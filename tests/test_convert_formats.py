@@ -1,0 +1,471 @@
+"""Shapes of every annotation tool become the pixels that one counts by hand."""
+
+import base64
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn.convert.drawing import Shape, draw
+from fcn.errors import ConfigError, DataError
+from tests.export_files import (
+    Shapes,
+    coco_shapes,
+    converted,
+    cvat_shapes,
+    info,
+    label_studio,
+    label_studio_min,
+    labelme_shapes,
+    noise,
+    put,
+    supervisely_shapes,
+    yolo,
+)
+
+ROAD = [[2, 3], [20, 3], [20, 15], [2, 15]]
+POND = [[10, 8], [24, 8], [24, 16], [10, 16]]
+POLYGONS: Shapes = [("pond", "polygon", POND), ("road", "polygon", ROAD)]  # the smaller one first
+Write = Callable[[Path, dict[str, Shapes]], None]
+WRITERS = [
+    labelme_shapes, yolo, label_studio, label_studio_min, cvat_shapes, supervisely_shapes,
+    coco_shapes,
+]  # fmt: skip
+SMALL_ON_TOP = (yolo, coco_shapes)
+OPEN = (cvat_shapes, coco_shapes)  # do not cover the right and lower outline
+IDS: Any = lambda value: getattr(value, "__name__", None)  # noqa: E731
+
+
+def by_class(mask: np.ndarray, to: Path, name: str) -> np.ndarray:
+    return mask == info(to)["classes"].index(name)
+
+
+def two(shapes: Shapes) -> dict[str, Shapes]:
+    return {"a": shapes, "b": shapes}
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_polygons_are_drawn_in_the_order_of_the_tool(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    end = 0 if write in OPEN else 1
+    road, pond = np.zeros((2, 24, 32), bool)
+    road[3 : 15 + end, 2 : 20 + end] = True
+    pond[8 : 16 + end, 10 : 24 + end] = True
+    both = (7 + end) * (10 + end)
+    assert int((road & pond).sum()) == both
+    assert f"{2 * both} pixels ({100 * both / 768:.2f} %) of 2 images" in printed
+    assert len(masks) == 2
+    for mask in masks.values():
+        on_top, below = (pond, road) if write in SMALL_ON_TOP else (road, pond)
+        name, other = ("pond", "road") if write in SMALL_ON_TOP else ("road", "pond")
+        np.testing.assert_array_equal(by_class(mask, tmp_path / "new", name), on_top)
+        np.testing.assert_array_equal(by_class(mask, tmp_path / "new", other), below & ~on_top)
+        np.testing.assert_array_equal(mask == 0, ~(road | pond))
+
+
+@pytest.mark.parametrize("write", [w for w in WRITERS if w is not yolo], ids=IDS)
+def test_masks_are_kept_to_the_pixel(tmp_path: Path, write: Write) -> None:
+    road = np.zeros((24, 32), bool)
+    road[4:9, 5:7] = road[8, 5:20] = road[11, 11] = True
+    write(tmp_path / "a", two([("road", "mask", road)]))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    for mask in masks.values():
+        np.testing.assert_array_equal(by_class(mask, tmp_path / "new", "road"), road)
+        assert mask.sum() == road.sum() * info(tmp_path / "new")["classes"].index("road")
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_an_empty_annotation_is_background_and_none_is_left_out(
+    tmp_path: Path, write: Write
+) -> None:
+    write(tmp_path / "a", {"a": POLYGONS, "b": POLYGONS, "empty": []})
+    folder = next((tmp_path / "a").rglob("a.png")).parent
+    noise(folder / "bare.png")
+    (folder / "b.png").unlink()  # annotated, but not there
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    found = {Path(name).name.removeprefix("0123abcd-"): mask for name, mask in masks.items()}
+    assert set(found) == {"a", "empty"}
+    assert not found["empty"].any()
+    assert "1 images without annotations are all background" in printed
+    assert "1 images without annotations are left out, such as" in printed
+    assert "of 3 images are not there and are left out, such as" in printed
+    for path in (tmp_path / "a").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"images are not there, such as .*; set images=FOLDER"):
+        converted(tmp_path / "a", tmp_path / "x")
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_a_single_class_is_that_class_and_background(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", two([("pond", "polygon", POND)]))
+    converted(tmp_path / "a", tmp_path / "new", data={"classes": ["background", "pond"]})
+    assert info(tmp_path / "new")["classes"] == ["background", "pond"]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_an_archive_is_opened_and_left_as_it_is(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    archive = tmp_path / "export.ZIP"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (path for path in (tmp_path / "a").rglob("*") if path.is_file()):
+            file.write(path, Path("top", path.relative_to(tmp_path / "a")))
+    before = archive.read_bytes()
+    folder, _ = converted(tmp_path / "a", tmp_path / "1")
+    masks, _ = converted(archive, tmp_path / "2")
+    assert archive.read_bytes() == before
+    assert {name: mask.tobytes() for name, mask in masks.items()} == {
+        name: mask.tobytes() for name, mask in folder.items()
+    }
+    with pytest.raises(ConfigError, match="link=true"):
+        converted(archive, tmp_path / "3", link=True)
+    archive.write_bytes(before[:100])
+    with pytest.raises(DataError, match=r"export\.ZIP: unreadable archive"):
+        converted(archive, tmp_path / "3")
+
+
+@pytest.mark.parametrize("write", [labelme_shapes, supervisely_shapes, coco_shapes], ids=IDS)
+@pytest.mark.parametrize("corner", ["x", float("nan"), "10"])
+def test_a_corner_that_is_no_number_is_an_error(tmp_path: Path, write: Write, corner: Any) -> None:
+    pond = [[10 if corner != "10" else "10", 8], *POND[1:]]
+    write(tmp_path / "a", two([("pond", "polygon", pond)]))
+    if corner == "10":  # a number in quotes is one
+        assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
+        return
+    for path in (tmp_path / "a").rglob("*.json"):
+        path.write_text(path.read_text().replace("[10, 8", f"[{json.dumps(corner)}, 8"))
+    with pytest.raises(DataError, match=r"\.json: .*no outline .*; export it again"):
+        converted(tmp_path / "a", tmp_path / "x")
+
+
+KINDS: dict[str, tuple[Any, Any]] = {  # points; a box of rows and columns that is covered
+    "rectangle": ([[9, 8], [5, 4]], np.s_[4:9, 5:10]),
+    "line": ([[0, 12], [31, 12]], np.s_[8:18, :]),  # 10 pixels wide
+    "linestrip": ([[0, 12], [15, 12], [31, 12]], np.s_[8:18, :]),
+    "rotation": (POND, np.s_[8:17, 10:25]),
+    "circle": ([[16, 12], [17, 12]], np.s_[[12, 12, 12, 11, 13], [15, 16, 17, 16, 16]]),  # a cross
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labelme_draws_all_kinds_of_shapes(tmp_path: Path, kind: str) -> None:
+    points, box = KINDS[kind]
+    labelme_shapes(tmp_path / "a", two([("road", kind, points), ("pond", "point", [[1, 1]])]))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    expected = np.zeros((24, 32), np.uint8)
+    expected[box] = 1
+    for mask in masks.values():
+        np.testing.assert_array_equal(mask, expected)
+    assert "2 shapes without an area are left out: 2 point" in printed
+
+
+def test_labelme_erases_and_ignores_by_class_and_unpacks_images(tmp_path: Path) -> None:
+    inner, last = [[4, 5], [6, 5], [6, 7], [4, 7]], [[0, 23], [31, 23], [31, 23]]
+    shapes: Shapes = [
+        ("road", "polygon", ROAD),
+        ("_background_", "polygon", inner),
+        ("__ignore__", "polygon", last),
+    ]
+    labelme_shapes(tmp_path / "a", two(shapes))
+    for name, path in (("a", "..\\images\\a.png"), ("b", "elsewhere/b.png")):
+        file = tmp_path / f"a/{name}.json"
+        content = json.loads(file.read_text()) | {"imagePath": path}
+        if name == "b":  # the image is in the file alone
+            stored = (tmp_path / "a/b.png").read_bytes()
+            content["imageData"] = base64.b64encode(stored).decode()
+            (tmp_path / "a/b.png").unlink()
+        file.write_text(json.dumps(content))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["_background_", "road"]
+    expected = np.zeros((24, 32), np.uint8)
+    expected[3:16, 2:21], expected[5:8, 4:7], expected[23] = 1, 0, 255
+    assert len(masks) == 2
+    for mask in masks.values():
+        np.testing.assert_array_equal(mask, expected)
+    (copy,) = (tmp_path / "new").glob("images/*/b.png")
+    assert copy.read_bytes() == stored
+
+
+@pytest.mark.parametrize("names", [["road", "pond"], {0: "road", 1: "pond"}])
+@pytest.mark.parametrize("name", ["data.yaml", "dataset.yaml"])
+def test_names_and_splits_of_yolo_are_those_of_its_yaml(
+    tmp_path: Path, names: Any, name: str
+) -> None:
+    yolo(tmp_path / "a", {"one/a": POLYGONS, "one/b": POLYGONS, "two/c": POLYGONS})
+    (tmp_path / "a/data.yaml").unlink()
+    text = f"train: ../images/one\nval: images/two\nnames: {names}\n"
+    put(tmp_path / "a" / name, text)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(masks) == ["train/a", "train/b", "val/c"]
+    assert info(tmp_path / "new")["classes"] == ["background", "road", "pond"]
+
+
+YOLO_MISTAKES = {
+    "boxes": ("0 0.5 0.5 0.1 0.1\n", "a.txt: boxes without outlines"),
+    "no name": ("7 0.1 0.1 0.5 0.1 0.5 0.5\n", "a.txt: the class 7 has no name"),
+    "pixels": ("0 0.1 0.1 0.5 0.1 0.5 0.5\n0 10 10 50 10 50 50\n", "a.txt: line 2 is not"),
+    "odd": ("0 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5\n", "a.txt: line 2 is not"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), YOLO_MISTAKES.values(), ids=YOLO_MISTAKES)
+def test_mistakes_in_files_of_yolo_are_named(tmp_path: Path, text: str, message: str) -> None:
+    yolo(tmp_path / "a", {"a": []})
+    put(tmp_path / "a/labels/a.txt", text)
+    with pytest.raises(DataError, match=message):
+        converted(tmp_path / "a", tmp_path / "new")
+
+
+def test_yolo_without_a_yaml_takes_names_from_a_list_or_from_settings(tmp_path: Path) -> None:
+    yolo(tmp_path / "a", two(POLYGONS))
+    (tmp_path / "a/data.yaml").unlink()
+    with pytest.raises(DataError, match=r"data\.classes=\[background,NAME,\.\.\.\]"):
+        converted(tmp_path / "a", tmp_path / "x")
+    names = ["background", "road", "pond"]
+    given, _ = converted(tmp_path / "a", tmp_path / "1", data={"classes": names})
+    put(tmp_path / "a/classes.txt", "road\npond\n")
+    listed, _ = converted(tmp_path / "a", tmp_path / "2")
+    assert info(tmp_path / "1")["classes"] == info(tmp_path / "2")["classes"] == names
+    assert all((listed[name] == mask).all() for name, mask in given.items())
+
+
+NAMES = {
+    "upload": ("/data/upload/7/0123abcd-a%20b.png", "a b.png"),
+    "upload kept": ("/data/upload/7/0123abcd-a%20b.png", "0123abcd-a b.png"),
+    "local files": ("/data/local-files/?d=photos/a%20b.png", "a b.png"),
+    "address": ("https://host/x/a%20b.png?token=1", "a b.png"),
+    "bucket": ("s3://bucket/a%20b.png", "a b.png"),
+    "name": ("a b.png", "a b.png"),
+}
+
+
+@pytest.mark.parametrize(("image", "file"), NAMES.values(), ids=NAMES)
+def test_label_studio_names_images_in_many_ways(tmp_path: Path, image: str, file: str) -> None:
+    label_studio(tmp_path / "a", two(POLYGONS))
+    (tmp_path / "a/photos/a.png").rename(tmp_path / "a/photos" / file)
+    path = tmp_path / "a/project-1.json"
+    path.write_text(path.read_text().replace("/data/upload/1/0123abcd-a.png", image))
+    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
+
+
+def test_label_studio_takes_the_newest_annotation_that_is_not_cancelled(tmp_path: Path) -> None:
+    label_studio(tmp_path / "a", dict.fromkeys("abc", POLYGONS))
+    path = tmp_path / "a/project-1.json"
+    tasks = json.loads(path.read_text())
+    (old,) = tasks[0]["annotations"]
+    square = {"x": 50, "y": 50, "width": 25, "height": 12.5, "rotation": 90}
+    value = square | {"rectanglelabels": ["pond"]}
+    size = {"original_width": 32, "original_height": 24}
+    new = {"result": [{"value": value} | size], "updated_at": "2026-02-01"}
+    cancelled = old | {"was_cancelled": True, "updated_at": "2026-03-01"}
+    tasks[0]["annotations"] = [new, old | {"updated_at": "2026-01-01"}, cancelled]
+    tasks[2] |= {"annotations": [], "predictions": [old]}
+    path.write_text(json.dumps(tasks))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    (mask,) = (mask for name, mask in masks.items() if name.endswith("a"))
+    expected = np.zeros((24, 32), bool)
+    expected[12:21, 13:17] = True  # turned about its upper left corner, (16, 12)
+    np.testing.assert_array_equal(mask > 0, expected)
+    assert "1 tasks without a submitted annotation" in printed
+    assert "1 tasks have several annotations, of which the newest counts" in printed
+    path.write_text(json.dumps(tasks[2:]))
+    with pytest.raises(DataError, match="no task has an annotation; submit predictions first"):
+        converted(tmp_path / "a", tmp_path / "x")
+
+
+def test_pngs_of_label_studio_need_its_json(tmp_path: Path) -> None:
+    label_studio(tmp_path / "a", two(POLYGONS))
+    name = "task-1-annotation-1-by-1-tag-road-0.png"
+    put(tmp_path / "a/photos" / name, np.zeros((24, 32), np.uint8))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert len(masks) == 2
+    assert name not in printed
+    (tmp_path / "a/project-1.json").unlink()
+    with pytest.raises(DataError, match="which image it belongs to: export JSON"):
+        converted(tmp_path / "a", tmp_path / "x")
+
+
+def test_cvat_draws_boxes_ellipses_and_lines_by_their_layer(tmp_path: Path) -> None:
+    cvat_shapes(tmp_path / "a", two([]))
+    path = tmp_path / "a/annotations.xml"
+    shapes = (
+        '<box label="road" xtl="4" ytl="4" xbr="8" ybr="6" rotation="90" z_order="2"/>'
+        '<ellipse label="pond" cx="6" cy="5" rx="4" ry="4" z_order="1"/>'
+        '<polyline label="pond" points="0,20;31,20" z_order="0"/></image>'
+    )
+    path.write_text(path.read_text().replace("</image>", shapes))
+    y, x = np.mgrid[:24, :32]
+    pond = (x + 0.5 - 6) ** 2 + (y + 0.5 - 5) ** 2 <= 16
+    expected = np.where((x >= 5) & (x < 7) & (y >= 3) & (y < 7), 2, pond)
+    for width in (None, 2):
+        masks, printed = converted(tmp_path / "a", tmp_path / f"{width}", line_width=width)
+        classes = info(tmp_path / f"{width}")["classes"]
+        assert classes == ["background", "pond", "road"]
+        for mask in masks.values():
+            np.testing.assert_array_equal(mask[:15], expected[:15])
+            assert mask[15:].sum() == (64 if width else 0)
+        assert ("2 line; line_width=10" in printed) == (width is None)
+
+
+def test_holes_of_supervisely_are_cut_out(tmp_path: Path) -> None:
+    supervisely_shapes(tmp_path / "a", two([("road", "polygon", ROAD)]))
+    for path in (tmp_path / "a").rglob("ann/*.json"):
+        text = path.read_text().replace('"interior": []', '"interior": [[[5,5],[9,5],[9,9],[5,9]]]')
+        path.write_text(text)
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    expected = np.zeros((24, 32), np.uint8)
+    expected[3:16, 2:21], expected[5:10, 5:10] = 1, 0
+    for mask in masks.values():
+        np.testing.assert_array_equal(mask, expected)
+    assert info(tmp_path / "new")["colours"][1] == [10, 11, 12]
+
+
+def test_segments_of_coco_panoptic_are_their_categories(tmp_path: Path) -> None:
+    rows = [{"id": 3, "name": "sky", "isthing": 0}, {"id": 8, "name": "car", "isthing": 1}]
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": rows}
+    ids = np.zeros((24, 32), int)
+    ids[:8], ids[8:16, :9], ids[8:16, 9:] = 70000, 300, 5  # and a rest without a segment
+    colours = np.dstack([ids % 256, ids // 256 % 256, ids // 65536]).astype(np.uint8)
+    for number in range(2):
+        noise(tmp_path / f"a/val2017/{number}.png")  # called as its PNG of segments
+        put(tmp_path / f"a/annotations/panoptic_val2017/{number}.png", colours)
+        content["images"].append({"id": number, "file_name": f"{number}.png"})
+        parts = [(70000, 3), (300, 8), (5, 8)]
+        segments = [{"id": number, "category_id": category} for number, category in parts]
+        entry = {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
+        content["annotations"].append(entry)
+    path = put(tmp_path / "a/annotations/panoptic_val2017.json", json.dumps(content))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["sky", "car"]
+    assert len(masks) == 2
+    for mask in masks.values():
+        np.testing.assert_array_equal(mask, np.select([ids == 70000, ids > 0], [0, 1], 255))
+    assert "left out" not in printed
+    path.write_text(path.read_text().replace("70000", "70001"))
+    with pytest.raises(DataError, match="has no segment 70000"):
+        converted(tmp_path / "a", tmp_path / "x")
+
+
+def test_kitti_has_the_classes_of_cityscapes(tmp_path: Path) -> None:
+    for number in range(2):
+        name = f"{number:06}_10.png"
+        noise(tmp_path / "a/training/image_2" / name)
+        put(tmp_path / "a/training/semantic" / name, np.repeat(np.uint8([[7, 26, 1]]), 8, 0))
+        put(tmp_path / "a/training/semantic_rgb" / name, np.zeros((8, 3, 3), np.uint8))
+        put(tmp_path / "a/training/instance" / name, np.zeros((8, 3), np.uint16))
+        noise(tmp_path / "a/testing/image_2" / name)
+        Image.open(tmp_path / "a/training/image_2" / name).crop((0, 0, 3, 8)).save(
+            tmp_path / "a/training/image_2" / name
+        )
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    classes = info(tmp_path / "new")["classes"]
+    for mask in masks.values():
+        assert [classes[mask[0, 0]], classes[mask[0, 1]], mask[0, 2]] == ["road", "car", 255]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("named", [True, False])
+def test_tables_of_images_and_labels_are_read(tmp_path: Path, kind: str, named: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    rng, labels = np.random.default_rng(0), np.zeros((3, 24, 32), np.uint8)
+    labels[:, 3:9], labels[:, 5, 5] = 1, 2
+    pictures = [Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)) for _ in labels]
+    rows = {"picture": pictures, "scene": [0, 1, 0]}
+    features = {"picture": datasets.Image(), "scene": datasets.ClassLabel(names=["town", "sea"])}
+    if named:
+        rows["label"] = labels.tolist()
+        label = datasets.ClassLabel(names=["background", "road", "pond"])
+        features["label"] = datasets.List(datasets.List(label))
+    else:
+        rows["label"] = [Image.fromarray(mask) for mask in labels]
+        features["label"] = datasets.Image()
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    if kind == "arrow":
+        datasets.DatasetDict(train=table, validation=table).save_to_disk(tmp_path / "a")
+    else:
+        (tmp_path / "a").mkdir()
+        for split in ("train", "validation"):
+            table.to_parquet(tmp_path / f"a/{split}-00000-of-00001.parquet")
+    classes = {} if named else {"data": {"classes": ["background", "road", "pond"]}}
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", **classes)
+    assert info(tmp_path / "new")["classes"] == ["background", "road", "pond"]
+    assert sorted(name.split("/")[0] for name in masks) == ["train"] * 3 + ["val"] * 3
+    for mask in masks.values():
+        np.testing.assert_array_equal(mask, labels[0])
+    with pytest.raises(DataError, match="its columns are picture, scene, label; say which"):
+        converted(tmp_path / "a", tmp_path / "x", masks="mask")
+
+
+FOREIGN = {
+    "via.json": ('{"a": {"regions": [{"shape_attributes": {}}]}}', "VIA's own file"),
+    "export.ndjson": ('{"data_row": {}}', "Labelbox's file"),
+    "a.json": ('{"item": {}, "annotations": []}', "V7 Darwin's own file"),
+    "a.geojson": ('{"type": "FeatureCollection"}', "as QuPath writes it"),
+    "annotations.xml": ("<annotations><track/></annotations>", "CVAT for video"),
+    "a.xml": ("<annotation><object><bndbox/></object></annotation>", "Pascal VOC's boxes"),
+    "old.xml": ("<annotation><object><polygon/></object></annotation>", "LabelMe's old XML"),
+    "_annotations.csv": ("filename,class,xmin,ymin,xmax,ymax\n", "a table of boxes"),
+    "data.yaml": ("names: [a]\nkpt_shape: [17, 3]\n", "keypoints"),
+    "notes.txt": ("nothing", "no annotations of a known tool, and no masks by the names"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_formats_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
+    content, message = FOREIGN[name]
+    noise(tmp_path / "a/photo.png")
+    put(tmp_path / "a" / name, content)
+    with pytest.raises(DataError, match=message):
+        converted(tmp_path / "a", tmp_path / "new")
+
+
+def test_classes_that_differ_in_case_alone_are_an_error(tmp_path: Path) -> None:
+    labelme_shapes(tmp_path / "a", two([("Road", "polygon", ROAD), ("road", "polygon", POND)]))
+    with pytest.raises(DataError, match=r'Road and road differ .*"merge=\{road: Road\}"'):
+        converted(tmp_path / "a", tmp_path / "x")
+    converted(tmp_path / "a", tmp_path / "new", merge={"road": "Road"})
+    assert info(tmp_path / "new")["classes"] == ["background", "Road"]
+
+
+@pytest.mark.parametrize("name", ["classes.names", "labels.json", "obj.names", "classes.csv"])
+def test_lists_of_classes_in_other_forms_are_named(tmp_path: Path, name: str) -> None:
+    for number in range(2):
+        noise(tmp_path / f"a/images/{number}.png")
+        noise(tmp_path / f"a/overlays/{number}.png")
+        put(tmp_path / f"a/masks/{number}.png", np.uint8(np.eye(24, 32)))
+    put(tmp_path / "a" / name, "road\npond\n")
+    with pytest.raises(DataError, match="name their classes"):
+        _, printed = converted(tmp_path / "a", tmp_path / "x")
+    labels = {0: "background", 1: "road"}
+    masks, printed = converted(tmp_path / "a", tmp_path / "new", data={"classes": ["a", "b"]})
+    assert len(masks) == 2
+    assert "2 pictures are called like images in use and left out" in printed
+    assert "without a mask" not in printed
+    assert converted(tmp_path / "a", tmp_path / "2", labels=labels)[0]
+
+
+def test_masks_that_are_given_count_more_than_shapes(tmp_path: Path) -> None:
+    labelme_shapes(tmp_path / "a", two(POLYGONS))
+    for name in "ab":
+        put(tmp_path / f"a/masks/{name}.png", np.uint8(np.eye(24, 32)))
+    _, printed = converted(tmp_path / "a", tmp_path / "1")
+    assert "2 pictures that look like masks are left out" in printed
+    settings = {"masks": "masks", "data": {"classes": ["background", "line"]}}
+    masks, _ = converted(tmp_path / "a", tmp_path / "2", **settings)
+    assert all((mask == np.eye(24, 32)).all() for mask in masks.values())
+
+
+def test_what_lies_outside_the_image_is_cut_off() -> None:
+    full = Shape("a", "mask", [(-2, 20)], mask=lambda: np.ones((9, 4), bool))
+    away = Shape("a", "mask", [(40, 30)], mask=lambda: np.ones((9, 4), bool))
+    corner = Shape("b", "polygon", [(28, -5), (50, -5), (50, 1), (28, 1)])
+    mask, shared = draw([full, away, corner], {"a": 1, "b": 2}, (32, 24))
+    expected = np.zeros((24, 32), int)
+    expected[20:, :2], expected[:2, 28:] = 1, 2
+    np.testing.assert_array_equal(mask, expected)
+    assert shared == 0
