@@ -55,6 +55,7 @@ CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
 FORMATS = ["onnx", "torch_export", "safetensors", "hub"]
 PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
 TOPICS = [
     "all",
     "matrix",
@@ -220,10 +221,13 @@ class PredictConfig(Schema):
     raw: bool = setting(False, "write masks as plain grey labels, without colours")
     overlays: bool = setting(True, "also write overlays/NAME.png")
     probabilities: bool = setting(False, "also write NAME.npz, float16 (K, H, W)")
+    annotations: str | None = setting(None, "also write annotations for a tool", choices=TOOLS)
     overwrite: bool = setting(False, "predict again what is there already")
     tile: int | str | None = setting("auto", "longest side at once: auto (1280), pixels, or null")
     flip: bool = setting(False, "average over the image and its mirror image")
     scales: list[Above0] = setting([1.0], "average over the image at these sizes", min_length=1)
+    value_range: Range | None = setting(None, "values of black and white; null: the checkpoint's")
+    bands: list[int | str] = setting([], "channels, by number from 0 or name; []: the checkpoint's")
     trainer: dict[str, Any] = setting({}, PROCESSES)
 
 

@@ -1,5 +1,6 @@
 """What evaluating a model leaves: numbers computed by hand, files, and VOC's submission."""
 
+import json
 import re
 import tarfile
 from collections.abc import Callable
@@ -320,24 +321,39 @@ def test_a_set_does_not_change_what_a_network_was_trained_to_take(
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("factor", [16, 1])
-def test_deep_images_take_the_sets_range_where_the_network_has_none(
-    tiny_voc: TinyVOC, tmp_path: Path, factor: int, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("wished", [[], ["value_range=[0,4080]"], ["bands=[2,1,0]"]])
+def test_deep_images_are_predicted_as_they_are_evaluated(
+    tiny_voc: TinyVOC,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    wished: list[str],
 ) -> None:
-    """The same pixels, times `factor`, in files of 16 bits score as in files of 8 bits."""
-    run = trained(tmp_path / "m.safetensors")
+    """With 16 bits, a range that the set says and the network does not know, and settings."""
+    run, settings = trained(tmp_path / "m.safetensors"), [f"data.{key}" for key in wished]
     before = evaluated(tiny_voc.config(), run, tmp_path / "before")["confusion"]
     for name in tiny_voc.ids["val"]:
-        pixels = np.array(Image.open(tiny_voc.image(name))).astype(np.uint16) * factor
+        pixels = np.array(Image.open(tiny_voc.image(name))).astype(np.uint16) * 16
         file = cv2.imencode(".png", pixels[..., ::-1])[1]
         tiny_voc.image(name).write_bytes(file.tobytes())  # its kind is known by its content
-    (tiny_voc.folder / "dataset.yaml").write_text(f"value_range: [0, {255 * factor}]")
-    capsys.readouterr()
-    after = evaluated(tiny_voc.config(), run, tmp_path / "after")["confusion"]
-    out = " ".join(capsys.readouterr().out.split())
-    assert after == before
-    assert "as the data set says of images of more than 8 bits" in out
-    assert "trained without any (all of 8 or 16 bits)" in out
+    (tiny_voc.folder / "dataset.yaml").write_text("value_range: [0, 4080]")
+    folder = tmp_path / "out"
+    arguments = [f"checkpoint={run}", *tiny_voc.overrides(), f"hydra.run.dir={folder}"]
+    command("evaluate", *arguments, *settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("data.value_range overrides both" in said) == ("value_range=[0,4080]" not in wished)
+    confusion = np.zeros((3, 3), int)
+    images = tiny_voc.image("v*")
+    command("predict", f"checkpoint={run}", f"input='{images}'", f"output={folder}", *wished)
+    for name in tiny_voc.ids["val"]:
+        ground_truth, mask = (
+            np.array(Image.open(path)) for path in (tiny_voc.mask(name), folder / f"{name}.png")
+        )
+        seen = ground_truth < 255
+        np.add.at(confusion, (ground_truth[seen], mask[seen]), 1)
+    found = json.loads((folder / "metrics.json").read_text())["confusion"]
+    assert found == confusion.tolist()
+    assert (found == before) == ("value_range=[0,4080]" in wished)
 
 
 @pytest.mark.usefixtures("no_pictures")

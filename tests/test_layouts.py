@@ -226,24 +226,21 @@ def test_the_first_that_says_anything_wins(key: str, speakers: tuple[bool, ...])
     assert getattr(info, key) == expected
 
 
-@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("key", ["value_range", "bands"])
-def test_a_network_trained_without_a_range_or_bands_says_so(key: str, deep: bool) -> None:
-    """Only a set of deep images gives its range to such a network."""
+def test_a_network_trained_without_a_range_or_bands_says_so(key: str) -> None:
     own, known = SAYS["set"], DatasetInfo(["one"])
-    info, notes = merge_info(DataConfig(classes=["one"]), {key: own[key]}, known, deep=deep)
-    takes = own[key] if deep and key == "value_range" else DEFAULTS[key]
-    assert getattr(info, key) == takes
+    info, notes = merge_info(DataConfig(classes=["one"]), {key: own[key]}, known)
+    assert getattr(info, key) == DEFAULTS[key]
     named = [note for note in notes if note.startswith(key)]
     assert len(named) == 1
     assert str(own[key]) in named[0]
     assert {"value_range": "all of 8 or 16 bits", "bands": "RGB"}[key] in named[0]
     wished = DataConfig(classes=["one"], **{key: SAYS["settings"][key]})
-    info, notes = merge_info(wished, {key: own[key]}, known, deep=deep)
+    info, notes = merge_info(wished, {key: own[key]}, known)
     assert getattr(info, key) == SAYS["settings"][key]
     assert not notes
     again = DatasetInfo(["one"], **{key: own[key]})  # trained on this very set
-    assert not merge_info(DataConfig(classes=["one"]), {key: own[key]}, again, deep=deep)[1]
+    assert not merge_info(DataConfig(classes=["one"]), {key: own[key]}, again)[1]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def contents(folder: Path | str) -> dict[str, bytes]:
 def test_masks_overlays_and_probabilities_are_the_predictors(predict: Predict) -> None:
     assert predict(probabilities=True) == "7 images predicted; masks in out\n"
     predictor = Predictor("m.safetensors")
-    assert len(contents("out")) == 3 * 7 + 1
+    assert len(contents("out")) == 3 * 7 + 2
     for index in range(7):
         image = Path(f"photos/{index}.jpg")
         mask = Image.open(f"out/{index}.png")
@@ -123,11 +123,11 @@ def test_an_interrupted_run_resumes_to_identical_files(
         predict(flip=True)
     write, calls = predict_files.write, []
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any) -> list[int]:
         calls.append(arguments)
         if len(calls) > 3:
             raise KeyboardInterrupt
-        write(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(predict_files, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -153,6 +153,21 @@ def test_predictions_with_other_settings_are_not_mixed(predict: Predict, root: P
     assert recorded == {"precision": "32-true", "flip": False, "scales": [1.0]}
 
 
+@pytest.mark.parametrize(
+    ("wished", "message"),
+    [
+        ({"value_range": [9.0, 9.0]}, "from < to"),
+        ({"bands": [0, 1, 2, 3]}, "m.safetensors takes 3"),
+    ],
+)
+def test_the_network_gets_a_range_and_bands_that_it_can_take(
+    predict: Predict, wished: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predict(**wished)
+    assert not contents("out")
+
+
 def test_files_of_unknown_origin_are_not_overwritten(predict: Predict) -> None:
     Path("out").mkdir()
     Path("out/3.png").write_text("a mask that somebody painted")
@@ -175,7 +190,7 @@ def test_unreadable_images_are_reported_and_the_rest_is_done(
     assert second.startswith("photos/no [red]image.png:")
     assert "6 images predicted" in last
     good = {name: content for name, content in contents("before").items() if "3" not in name}
-    assert contents("out") == good
+    assert contents("out") | {"areas.csv": b""} == good | {"areas.csv": b""}
     # They are tried again.
     arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
     assert "2 of 8" in error_line("predict", *arguments)
@@ -316,8 +331,9 @@ for number, (height, width) in enumerate(sizes):
 
 
 def counted(*arguments):
-    write(*arguments)
+    pixels = write(*arguments)
     used.append(libc.mallinfo2().uordblks)
+    return pixels
 
 
 predict_files.write = counted

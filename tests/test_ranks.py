@@ -145,8 +145,14 @@ def test_the_commands_share_their_images_over_processes(
     assert done.returncode == 0, done.stderr
     assert "6 images predicted" in done.stdout
     assert len(list((root / "masks").glob("*.png"))) == 6
-    again = python(*run, folder=root)
+    table = root / "masks" / "areas.csv"
+    command("predict", *predict[:2], "output=one-by-one", "trainer.accelerator=cpu")
+    assert table.read_text() == (root / "one-by-one" / "areas.csv").read_text()
+    table.unlink()
+    again = python(*run, "annotations=coco", folder=root)
     assert "0 images predicted, 6 were done before" in again.stdout
+    assert table.read_text() == (root / "one-by-one" / "areas.csv").read_text()
+    assert (root / "masks" / "annotations" / "coco.json").is_file()
 
 
 def check_run(run: subprocess.CompletedProcess[str], folder: Path, images: int) -> None:

@@ -8,7 +8,7 @@ import math
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,16 +199,6 @@ def range_note(sources: Sequence[Source], info: DatasetInfo) -> str:
     )
 
 
-def is_deep(source: Source) -> bool:
-    """Return True if an image has more than 8 bits, and does not say which value is white.
-
-    Raises:
-        DataError: the file is missing or unreadable.
-    """
-    pixels = _read(source)
-    return pixels.values.dtype != np.uint8 and pixels.span is None
-
-
 def image_size(source: Source) -> tuple[int, int]:
     """Return (width, height) of an image as `read_image` returns it, from the file header alone."""
     with opened(source, "image") as file:
@@ -226,6 +216,16 @@ def orientation(source: Source) -> int:
     """Return the EXIF orientation of an image, 1..8; 1 is upright."""
     with opened(source, "image") as file:
         return _orientation(file)
+
+
+def tiff_tags(source: Source, numbers: Iterable[int]) -> dict[int, Any]:
+    """Return those of these tags that the first page of a TIFF has, by their numbers."""
+    with opened(source, "image") as file:
+        if isinstance(file, Image.Image):
+            found = {number: getattr(file, "tag_v2", {}).get(number) for number in numbers}
+        else:
+            found = {number: file.pages[0].tags.valueof(number) for number in numbers}
+    return {number: value for number, value in found.items() if value is not None}
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:

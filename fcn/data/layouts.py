@@ -15,7 +15,6 @@ from fcn.data import shapes
 from fcn.data.dataset import CONVERT, Pair, SegmentationDataset, read_list
 from fcn.data.files import finder, is_image, nfc, unread_note, walk
 from fcn.data.groups import check_pattern, draw_folds, group_in
-from fcn.data.images import is_deep
 from fcn.data.shards import open_shards
 from fcn.dataset_info import INFO_KEYS, DatasetInfo, class_problem, starts_with_background
 from fcn.errors import ConfigError, DataError
@@ -69,10 +68,7 @@ def open_split(
         found = LAYOUTS[data.layout](data, split)
     else:
         found = fold_listing(data, split)
-    # Only these may take a set's range where the network has none; one image is read to know it.
-    asked = known and known.value_range is None and found.own.get("value_range")
-    deep = bool(asked and found.pairs and is_deep(found.pairs[0].image))
-    info, notes = merge_info(data, found.own, known, deep=deep)
+    info, notes = merge_info(data, found.own, known)
     if len(info.classes) < 2:
         raise DataError(
             f"{Path(data.root, data.folder, 'classes.txt')}: {len(info.classes)} class names; list "
@@ -165,11 +161,7 @@ NETWORK = {"value_range": "all of 8 or 16 bits", "bands": "RGB"}  # what none of
 
 
 def merge_info(
-    data: DataConfig,
-    own: Mapping[str, Any],
-    known: DatasetInfo | None = None,
-    *,
-    deep: bool = False,
+    data: DataConfig, own: Mapping[str, Any], known: DatasetInfo | None = None
 ) -> tuple[DatasetInfo, list[str]]:
     """Merge what is known about a data set, key by key: the first that says anything wins.
 
@@ -183,14 +175,12 @@ def merge_info(
     | bands        | settings | a checkpoint | the set      | RGB                   |
 
     A checkpoint always says what its network takes: without a range or bands it was trained on all
-    of 8 or 16 bits, or RGB, as `Predictor` gives them to it, and the set's do not apply. But deeper
-    files than 8 bits rarely use all of theirs, so there the set's range applies in place of none.
+    of 8 or 16 bits, or RGB, as `Predictor` gives them to it, and the set's do not apply.
 
     Args:
         data: the settings.
         own: what the set says of itself: dataset.yaml, or the index of shards.
         known: what a checkpoint knows.
-        deep: whether the images have more than 8 bits.
 
     Returns:
         The info, and notes where a checkpoint and the set say different things.
@@ -205,7 +195,7 @@ def merge_info(
     }
     merged: dict[str, Any] = {}
     for key, order in PRIORITY.items():
-        if known and key in NETWORK and not (key == "value_range" and deep):
+        if known and key in NETWORK:
             order = order[: order.index("checkpoint") + 1]
         said = (says[source].get(key) for source in order)
         value = next((value for value in said if value not in (None, [])), None)
@@ -233,16 +223,10 @@ def _notes(says: Mapping[str, Mapping[str, Any]], info: DatasetInfo) -> list[str
         own, used = says["set"].get(key), getattr(info, key)
         if settings[key] or not own or own == says["checkpoint"][key]:
             continue
-        if used == own:
-            notes.append(
-                f"{key}={own}, as the data set says of images of more than 8 bits; the checkpoint "
-                f"was trained without any ({none}), by which predict goes"
-            )
-        else:
-            notes.append(
-                f"{key}={used or none}, as the checkpoint was trained, not {own}, as the data set "
-                f"says; data.{key} overrides both"
-            )
+        notes.append(
+            f"{key}={used or none}, as the checkpoint was trained, not {own}, as the data set "
+            f"says; data.{key} overrides both"
+        )
     trained, key = says["checkpoint"]["ignore_index"], "ignore_index"
     if trained != info.ignore_index and settings[key] is None:
         notes.append(

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from torch import Tensor
 from fcn import checkpoint
 from fcn.config import PredictConfig
 from fcn.data.files import finder, is_image, unread_note, walk
+from fcn.data.georeference import Georeference, read_georeference
 from fcn.data.images import image_size, read_image
 from fcn.dataset_info import DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
+from fcn.inference import annotations, areas
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
@@ -64,6 +66,53 @@ def _predict_images(
     """Predict images, by their names, see `main`; `note` is on files that are left out."""
     output = Path(cfg.output)
     jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    predictor, settings = _load(cfg, processes)
+    record = output / "predict.json"
+    if processes.rank == 0:
+        written = [path for job in jobs for path in job.outputs.values()]
+        written.append(output / areas.NAME)
+        if cfg.annotations:
+            written.append(output / annotations.PLACES[cfg.annotations])
+        _claim_folder(record, settings, written, cfg.overwrite)
+    processes.wait()
+    since = record.stat().st_mtime  # older outputs were made with other settings
+    table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
+    done, todo = list[Job](), list[Job]()
+    for job in jobs:
+        (done if job.is_done(since) else todo).append(job)
+    uncounted = [job.mask for job in done if not table.has(job.mask)]
+    processes.wait()  # all have seen what there is to do
+    share, failed = slice(processes.rank, None, processes.world), 0
+    for mask in uncounted[share]:
+        table.add(mask, areas.count(mask))
+    todo = todo[share]
+    with progress(console) as bar:
+        predicted = _predict(predictor, todo, cfg.raw)
+        for job, found in bar.track(predicted, len(todo), description="images"):
+            if isinstance(found, DataError):
+                failed += 1
+                print(found, flush=True)  # of whichever process
+            else:
+                table.add(job.mask, found)
+    failed = int(processes.sum(torch.tensor(failed)))
+    notes = table.write(processes, {job.mask: job.georeference for job in jobs})
+    for line in unclear if processes.rank == 0 else ():
+        print(line, flush=True)
+    made = len(jobs) - len(done) - failed
+    before = f", {len(done)} were done before" if done else ""
+    console.print(f"{made} images predicted{before}; masks in {output}")
+    if cfg.annotations and processes.rank == 0:
+        _annotate(cfg, [job for job in jobs if job.is_done(since)], predictor.info, console)
+    for line in (note, *notes):
+        if line:
+            console.print(f"note: {line}")
+    if (failed or unclear) and processes.rank == 0:
+        left = failed + len(images) - len(jobs)
+        raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
+
+
+def _load(cfg: PredictConfig, processes: Processes) -> tuple[Predictor, dict[str, Any]]:
+    """Return the predictor, and the settings on which its masks depend."""
     precision = cfg.trainer.get("precision", "auto")
     resolve_precision(precision, processes.device)  # its error names this command's setting
     predictor = Predictor(
@@ -74,38 +123,22 @@ def _predict_images(
         flip=cfg.flip,
         scales=cfg.scales,
     )
-    settings = {
+    channels = predictor.model.model.in_channels
+    if cfg.value_range and cfg.value_range[0] >= cfg.value_range[1]:
+        raise ConfigError(f"value_range={cfg.value_range}: must be [from, to], from < to")
+    if cfg.bands and len(cfg.bands) != channels:
+        raise ConfigError(f"bands={cfg.bands}: {cfg.checkpoint} takes {channels}")
+    takes: dict[str, Any] = {"value_range": cfg.value_range, "bands": cfg.bands}
+    takes = {key: value for key, value in takes.items() if value}  # in place of the checkpoint's
+    predictor.info = replace(predictor.info, **takes)
+    return predictor, {
         "checkpoint_sha256": checkpoint.sha256(checkpoint.find(cfg.checkpoint)),
         "precision": predictor.model.precision,
         "flip": cfg.flip,
         "scales": cfg.scales,
+        **takes,
         **({"raw": True} if cfg.raw else {}),
     }
-    record = output / "predict.json"
-    if processes.rank == 0:
-        _claim_folder(record, settings, jobs, cfg.overwrite)
-    processes.wait()
-    since = record.stat().st_mtime  # older outputs were made with other settings
-    todo = [job for job in jobs if not job.is_done(since)]
-    processes.wait()  # all have seen what there is to do
-    skipped, failed = len(jobs) - len(todo), 0
-    todo = todo[processes.rank :: processes.world]
-    with progress(console) as bar:
-        for error in bar.track(_predict(predictor, todo, cfg.raw), len(todo), description="images"):
-            if error is not None:
-                failed += 1
-                print(error, flush=True)  # of whichever process
-    failed = int(processes.sum(torch.tensor(failed)))
-    for line in unclear if processes.rank == 0 else ():
-        print(line, flush=True)
-    made = len(jobs) - skipped - failed
-    before = f", {skipped} were done before" if skipped else ""
-    console.print(f"{made} images predicted{before}; masks in {output}")
-    if note:
-        console.print(f"note: {note}")
-    if (failed or unclear) and processes.rank == 0:
-        left = failed + len(images) - len(jobs)
-        raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
 
 
 @dataclass(frozen=True)
@@ -113,7 +146,13 @@ class Job:
     """An image, and the files to write for it: mask, and overlay and probabilities if wanted."""
 
     image: Path
+    name: Path  # the image's, without suffix
     outputs: dict[str, Path]
+    georeference: Georeference | None = None
+
+    @property
+    def mask(self) -> Path:
+        return self.outputs["mask"]
 
     def is_done(self, since: float) -> bool:
         """Return whether all outputs exist, newer than the image and than the time `since`."""
@@ -179,7 +218,8 @@ def plan(
     owners = defaultdict[Path, list[Path]](list)
     given = {image.resolve() for image in images}
     for image, name in images.items():
-        outputs = {"mask": output / f"{name}.png"}
+        georeference = read_georeference(image)
+        outputs = {"mask": output / f"{name}{'.tif' if georeference else '.png'}"}
         if overlays:
             outputs["overlay"] = output / "overlays" / f"{name}.png"
         if probabilities:
@@ -191,7 +231,7 @@ def plan(
                     "another output"
                 )
             owners[path].append(image)
-        jobs.append(Job(image, outputs))
+        jobs.append(Job(image, name, outputs, georeference))
     shared = {
         tuple(sharing): path for path, sharing in reversed(owners.items()) if len(sharing) > 1
     }
@@ -204,7 +244,21 @@ def plan(
     return [job for job in jobs if job.image not in left_out], lines
 
 
-def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
+def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: Console) -> None:
+    """Write the masks of these jobs for the tool that the settings name."""
+    assert cfg.annotations
+    path = Path(cfg.output) / annotations.PLACES[cfg.annotations]
+    predictions = [
+        annotations.Prediction(job.image, Path(f"{job.name}{job.image.suffix}"), job.mask)
+        for job in jobs
+    ]
+    annotations.write(cfg.annotations, predictions, info, path, cfg.overwrite)
+    console.print(f"annotations of {len(jobs)} images: {path}")
+
+
+def _claim_folder(
+    record: Path, settings: dict[str, Any], written: list[Path], overwrite: bool
+) -> None:
     """Record the settings, unless they are there; masks of others are an error, and other files."""
     if not overwrite and record.is_file():
         try:
@@ -220,7 +274,7 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
             f"{record}: the masks there were made with another {', '.join(different)}; choose "
             "another output, or overwrite=true"
         )
-    existing = (path for job in jobs for path in job.outputs.values() if path.exists())
+    existing = (path for path in written if path.exists())
     if not overwrite and (file := next(existing, None)):
         raise ConfigError(
             f"{file} exists and was not written by this command; choose another output, or "
@@ -230,28 +284,31 @@ def _claim_folder(record: Path, settings: dict[str, Any], jobs: list[Job], overw
     write_json(record, settings)
 
 
-def _predict(predictor: Predictor, jobs: list[Job], raw: bool) -> Iterator[DataError | None]:
-    """Predict and write images; yield None for each, or why it could not be read."""
-    writing, info = deque[tuple[int, Future[None]]](), predictor.info
+def _predict(
+    predictor: Predictor, jobs: list[Job], raw: bool
+) -> Iterator[tuple[Job, list[int] | DataError]]:
+    """Predict and write images; yield each with its pixels, see `write`, or why it has none."""
+    writing, info = deque[tuple[int, Job, Future[list[int]]]](), predictor.info
     above = resident_memory() + SPARE_MEMORY
     with ThreadPoolExecutor() as pool:
         for job, reading in _read_ahead(pool, jobs, info):
             try:
                 image = reading.result()
             except DataError as error:
-                yield error
+                yield job, error
                 continue
             del reading  # or it would keep the image while the next one is read
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            done = pool.submit(write, job.outputs, image, mask, kept, info, raw)
-            writing.append((mask.size, done))
+            done = pool.submit(write, job, image, mask, kept, info, raw)
+            writing.append((mask.size, job, done))
             del image, mask, kept, done
-            while _is_full([size for size, _ in writing]):
-                writing.popleft()[1].result()
+            while _is_full([size for size, *_ in writing]):
+                _, written, future = writing.popleft()
+                yield written, future.result()
+                del future
             return_memory(above)
-            yield None
-        for _, future in writing:
-            future.result()
+        for _, written, future in writing:
+            yield written, future.result()
 
 
 def _read_ahead(
@@ -283,20 +340,30 @@ def _is_full(sizes: Sequence[int]) -> bool:
 
 
 def write(
-    outputs: dict[str, Path],
+    job: Job,
     image: Tensor,
     mask: np.ndarray,
     probabilities: np.ndarray | None,
     info: DatasetInfo,
     raw: bool,
-) -> None:
-    """Write the outputs of one image, each of them atomically; a raw mask is in grey."""
-    for kind, path in outputs.items():
+) -> list[int]:
+    """Write the outputs of one image, each of them atomically.
+
+    Returns:
+        The number of pixels of each label 0..255.
+    """
+    pixels: list[int] = []
+    for kind, path in job.outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             if kind == "mask":
                 picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
-                picture.save(file, "PNG")
+                pixels = picture.histogram()
+                if job.georeference is None:
+                    picture.save(file, "PNG")
+                else:
+                    tags = job.georeference.directory()
+                    picture.save(file, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
             elif kind == "overlay":
                 picture = Image.new("RGB", mask.shape[::-1])
                 strips = visualize.overlay_strips(visualize.as_rgb(image), mask, info=info)
@@ -307,3 +374,4 @@ def write(
                 np.savez_compressed(
                     file, probabilities=probabilities, classes=np.array(info.classes)
                 )
+    return pixels

@@ -307,7 +307,8 @@ def print_start(
     for name, value in {
         "model": f"{chosen.model.name}, backbone {chosen.backbone.name}, "
         f"padding {chosen.model.padding}",
-        "upsampling": f"{chosen.upsampling._target_ or chosen.upsampling.name}, {kernels:,} trainable parameters",
+        "upsampling": f"{chosen.upsampling._target_ or chosen.upsampling.name}, "
+        f"{kernels:,} trainable parameters",
         "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{chosen.data.title} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",

@@ -1,0 +1,124 @@
+"""areas.csv: how many pixels and square metres each class has in every mask of a folder."""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+
+from fcn.data.georeference import Georeference
+from fcn.data.images import open_pillow
+from fcn.errors import ConfigError
+from fcn.output import atomic_write
+from fcn.processes import Processes
+
+NAME = "areas.csv"
+HEADER = ["mask", "class", "pixels", "share", "square_metres"]
+
+
+class Areas:
+    """The table of a folder, which the processes of a command fill together.
+
+    Args:
+        folder: of the masks.
+        classes: the names of the labels.
+        masks: those of this command, the same in all processes.
+        since: time of the folder's settings; an older table is of other masks.
+
+    Raises:
+        ConfigError: the table there has other columns.
+    """
+
+    def __init__(
+        self, folder: Path, classes: Sequence[str], masks: Sequence[Path], since: float
+    ) -> None:
+        self.folder, self.classes = folder, classes
+        self.numbers = {mask: number for number, mask in enumerate(masks)}
+        self.pixels = torch.zeros((len(masks), len(classes)), dtype=torch.int64)
+        self.rows = _read(folder / NAME, since)
+
+    def has(self, mask: Path) -> bool:
+        """Return True if the table had the rows of this mask before."""
+        return self._name(mask) in self.rows
+
+    def add(self, mask: Path, pixels: Sequence[int]) -> None:
+        """Add a mask with the pixels of each label, of which only the classes count."""
+        self.pixels[self.numbers[mask]] = torch.tensor(pixels[: len(self.classes)])
+
+    def write(
+        self, processes: Processes, georeferences: Mapping[Path, Georeference | None]
+    ) -> list[str]:
+        """Write what all processes have added, and what the table had; all must call this.
+
+        Args:
+            processes: those of the command; the first writes.
+            georeferences: where the image of each mask lies, if that is known.
+
+        Returns:
+            Why square metres are not known, a line for each reason.
+        """
+        counts, reasons = processes.sum(self.pixels).tolist(), Counter[str]()
+        for mask, pixels in zip(self.numbers, counts, strict=True):
+            if any(pixels):
+                place, name = georeferences[mask], self._name(mask)
+                metres, reason = place.pixel_area() if place else (None, "")
+                reasons[reason] += 1
+                self.rows[name] = _text(self._lines(name, pixels, metres))
+        if reasons and processes.rank == 0:
+            rows = (self.rows[name] for name in sorted(self.rows))
+            with atomic_write(self.folder / NAME) as temporary:
+                temporary.write_text("".join((_text([HEADER]), *rows)), "utf-8", newline="")
+        return [
+            f"{NAME} has no square metres for {count} GeoTIFF{'s' * (count > 1)} {reason}; "
+            "reproject to a UTM zone, for example"
+            for reason, count in reasons.items()
+            if reason
+        ]
+
+    def _name(self, mask: Path) -> str:
+        return mask.relative_to(self.folder).as_posix()
+
+    def _lines(
+        self, name: str, pixels: Sequence[int], metres: float | None
+    ) -> Iterator[list[object]]:
+        """Yield the rows of a mask; `metres` are the square metres of a pixel."""
+        total = sum(pixels)
+        for label, number in zip(self.classes, pixels, strict=True):
+            area = "" if metres is None else f"{number * metres:.12g}"
+            yield [name, label, number, f"{number / total:.6f}", area]
+
+
+def count(mask: Path) -> list[int]:
+    """Return the pixels of each label 0..255 in the file of a mask."""
+    with mask.open("rb") as stream, open_pillow(stream) as picture:
+        return picture.histogram()
+
+
+def _read(path: Path, since: float) -> dict[str, str]:
+    """Return the rows of each mask that is there and no newer than the table, as their text."""
+    time = path.stat().st_mtime if path.is_file() else -math.inf
+    if time < since:
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = csv.reader(file)
+        if next(lines, []) != HEADER:
+            raise ConfigError(
+                f"{path}: other columns than {','.join(HEADER)}; rename the file, or overwrite=true"
+            )
+        rows = {name: _text(found) for name, found in groupby(lines, key=itemgetter(0))}
+    for name in list(rows):
+        mask = path.parent / name
+        if not mask.exists() or mask.stat().st_mtime > time:
+            del rows[name]
+    return rows
+
+
+def _text(rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
