@@ -204,7 +204,7 @@ def labelme_shapes(root: Path, images: dict[str, Shapes]) -> None:
 
 def yolo(root: Path, images: dict[str, Shapes]) -> None:
     names = ["road", "pond"]
-    put(root / "data.yaml", json.dumps({"names": names, "nc": 2}))
+    put(root / "data.yaml", f"nc: 2\nnames: {names}\n")
     for name, shapes in images.items():
         noise(root / f"images/{name}.png")
         rows = [(np.array(p) / [32, 24]).ravel() for _, _, p in shapes]

@@ -2,7 +2,8 @@
 
 A reader is a function (folder, reading) -> Export | None, None if the folder holds another format.
 One of shapes returns `drawn_export`, one of mask files with a list of classes `listed_export`. To
-add a format, write its file and put its reader into READ_MASKS or READ_SHAPES.
+add a format, write its file (labelme.py has a short reader of each kind) and put its reader into
+READ_MASKS or READ_SHAPES; those before it are asked first. What cannot be read is in foreign.py.
 """
 
 from fcn.convert.export import Export, Reading

@@ -4,6 +4,7 @@ The corners are shares of width and height; they are rounded to pixels. Smaller 
 over larger ones. An image whose file is empty is all background; one without a file is left out.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,12 @@ def _settings(folder: ExportFolder) -> list[tuple[Path, dict[str, Any]]]:
     """Return data.yaml, by whatever name, and its content."""
     found = []
     for path in (path for path in folder.files if path.suffix in (".yaml", ".yml")):
+        text = path.read_text("utf-8-sig", "replace")
         try:
-            content = safe_load(path.read_text("utf-8-sig"))
-        except (UnicodeDecodeError, YAMLError) as error:
+            content = safe_load(text) if re.search("^names:", text, re.M) else None
+        except YAMLError as error:
             raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-        if isinstance(content, dict) and "names" in content:
+        if isinstance(content, dict):
             found.append((path, content))
     return found
 
