@@ -156,7 +156,9 @@ def test_the_command_writes_a_folder_with_every_topic(command, capsys, tiny_voc,
     for key in TOPICS:
         notebook = nbformat.read(pages / f"{key}.ipynb", as_version=4)
         nbformat.validate(notebook)
-        assert any(cell.get("outputs") for cell in notebook.cells)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert outputs
+        assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
 def test_links_of_the_topics_lead_to_what_the_explorer_knows() -> None:

@@ -98,8 +98,10 @@ def execute(notebooks: Mapping[str, Notebook], settings: Mapping[str, str] | Non
         together, timeout=None, kernel_name="python3", coalesce_streams=True, extra_arguments=quiet
     )
     try:
+        quiet_tqdm = {"PYTHONWARNINGS": "ignore:IProgress not found"}
+        environment = {**os.environ, **quiet_tqdm, **(settings or {})}
         # Its own loop, closed at the end: `client.execute` leaves one open in every thread.
-        asyncio.run(client.async_execute(env={**os.environ, **(settings or {})}))
+        asyncio.run(client.async_execute(env=environment))
     except CellExecutionError as error:
         raise _claim_error(together, error) from None
 
