@@ -97,9 +97,9 @@ def execute(notebooks: Mapping[str, Notebook], settings: Mapping[str, str] | Non
     client = NotebookClient(
         together, timeout=None, kernel_name="python3", coalesce_streams=True, extra_arguments=quiet
     )
+    environment = {**os.environ, **(settings or {})}
+    environment["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, which names a path
     try:
-        quiet_tqdm = {"PYTHONWARNINGS": "ignore:IProgress not found"}
-        environment = {**os.environ, **quiet_tqdm, **(settings or {})}
         # Its own loop, closed at the end: `client.execute` leaves one open in every thread.
         asyncio.run(client.async_execute(env=environment))
     except CellExecutionError as error:
