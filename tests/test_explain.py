@@ -195,7 +195,7 @@ def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> Non
 @pytest.mark.slow
 def test_without_a_checkpoint_three_networks_are_trained_and_shown(command, tmp_path) -> None:
     run = tmp_path / "run"
-    command("explain", "explain=network", "steps=4", f"hydra.run.dir={run}")
+    command("explain", "explain=network", "steps=5", f"hydra.run.dir={run}")
     page = (run / "pages" / "explain.html").read_text(encoding="utf-8")
     for stride in (32, 16, 8):
         assert f'alt="FCN-{stride}s mean IoU' in page

@@ -120,14 +120,14 @@ def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) 
             "loss=dice",  # few pixels belong to objects
             "model.dropout=0",
             "recipe.batch_size=8",
-            "recipe.crop=160",
+            "recipe.crop=192",
             "logger=none",
         ],
     )
     for stride, upsampling, steps in (
         (32, "fixed", cfg.steps),
-        (16, "learned", cfg.steps // 4),
-        (8, "learned", cfg.steps // 4),
+        (16, "learned", cfg.steps // 5),
+        (8, "learned", cfg.steps // 5),
     ):
         own = folder / f"fcn{stride}s"
         console.print(f"Training FCN-{stride}s for {steps} steps in {own}:")
