@@ -294,7 +294,7 @@ class ExplainConfig(Schema):
     fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it")
     fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it")
     image: str | None = setting(None, "an image id; null: one with many classes")
-    steps: int = setting(280, "training steps of the small FCN-32s", ge=4)
+    steps: int = setting(280, "training steps of the small FCN-32s", ge=5)
     notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
     data: DataConfig = field(default_factory=DataConfig)

@@ -80,7 +80,7 @@ def browse(tmp_path_factory: pytest.TempPathFactory):
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
         command += [f"--user-data-dir={folder}", "--window-size=1280,900"]
         command += ["--virtual-time-budget=60000", (folder / "page.html").as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         found = re.search(r'<pre id="results">(.*?)</pre>', done.stdout, re.DOTALL)
         assert found, done.stderr[-2000:]
         results = json.loads(html.unescape(found[1]))
@@ -340,6 +340,7 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
         for (const hash of ["#channels", "#channels&t=0&n=4&ci=3", "#channels&co=2&gr=2&b=1,-2,0",
                             "#channels&cw=diagonal&co=2", "#channels&ci=3&gr=2"]) {
             await visit(hash);
+            await wait(300);
             const { x, w, y, b } = channelGrids;
             results.views.push({ x: x.map(shown), w: w.map((row) => row.map(shown)),
               y: y.map(shown), b: shown(b), words: text("kernels") });
@@ -478,6 +479,7 @@ def test_a_picture_goes_through_the_layer_and_keeps_a_constant_under_bilinear_we
             chosen: id("pictureKernel").value });
         for (const weights of ["bilinear", "random", "nearest"]) {
             await visit(`#must-it-be-learned&w=${weights}`);
+            await wait(300);
             look();
         }
         const choose = id("pictureKernel");

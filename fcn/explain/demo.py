@@ -110,24 +110,22 @@ def draw(root: Path) -> None:
 
 def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) -> None:
     """Train FCN-32s with fixed upsampling, then 16s from it and 8s from that with learned."""
-    before, settings = (
-        None,
-        [
-            "data=folder",
-            f"data.name={data.name}",
-            f"data.root={quoted(data.root)}",
-            f"seed={cfg.seed}",
-            "loss=dice",  # few pixels belong to objects
-            "model.dropout=0",
-            "recipe.batch_size=8",
-            "recipe.crop=160",
-            "logger=none",
-        ],
-    )
+    before: Path | None = None
+    settings = [
+        "data=folder",
+        f"data.name={data.name}",
+        f"data.root={quoted(data.root)}",
+        f"seed={cfg.seed}",
+        "loss=dice",  # few pixels belong to objects
+        "model.dropout=0",
+        "recipe.batch_size=8",
+        "recipe.crop=192",
+        "logger=none",
+    ]
     for stride, upsampling, steps in (
         (32, "fixed", cfg.steps),
-        (16, "learned", cfg.steps // 4),
-        (8, "learned", cfg.steps // 4),
+        (16, "learned", cfg.steps // 5),
+        (8, "learned", cfg.steps // 5),
     ):
         own = folder / f"fcn{stride}s"
         console.print(f"Training FCN-{stride}s for {steps} steps in {own}:")

@@ -17,16 +17,14 @@ from typing import Any
 
 from rich.console import Console
 
+from fcn.config import TOPICS as CHOICES
 from fcn.config import ExplainConfig
 from fcn.errors import ConfigError, UserError
 from fcn.explain import demo
 from fcn.explain.pages import section, write_pages
 from fcn.output import write_json
 
-TOPICS = (  # in the order of the page
-    "matrix", "arithmetic", "channels", "operators", "bilinear", "repeat", "checkerboards",
-    "network", "learning", "deconvnet",
-)  # fmt: skip
+TOPICS = CHOICES[1:]  # without "all", in the order of the page
 ABOUT_NETWORK = ("network", "learning", "deconvnet")
 FILES = Path(__file__).with_name("topics")
 Notebook = Any  # of nbformat
@@ -38,7 +36,7 @@ class ClaimError(UserError, AssertionError):
 
 def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     """Write the pages to folder/pages, which any static host can serve as it is."""
-    chosen = TOPICS if cfg.explain == "all" else (cfg.explain,)
+    chosen = TOPICS if cfg.explain == "all" else [cfg.explain]
     about_network = [key for key in chosen if key in ABOUT_NETWORK]
     others = [key for key in chosen if key not in ABOUT_NETWORK]
     notebooks = {key: read(key) for key in chosen}
@@ -99,9 +97,11 @@ def execute(notebooks: Mapping[str, Notebook], settings: Mapping[str, str] | Non
     client = NotebookClient(
         together, timeout=None, kernel_name="python3", coalesce_streams=True, extra_arguments=quiet
     )
+    environment = {**os.environ, **(settings or {})}
+    environment["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, which names a path
     try:
         # Its own loop, closed at the end: `client.execute` leaves one open in every thread.
-        asyncio.run(client.async_execute(env={**os.environ, **(settings or {})}))
+        asyncio.run(client.async_execute(env=environment))
     except CellExecutionError as error:
         raise _claim_error(together, error) from None
 

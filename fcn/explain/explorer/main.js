@@ -29,7 +29,9 @@ function describeOutput(output, links) {
     + `${exact(now.flat.output[output])}`;
 }
 
+let later; // a timer: the views that take long are drawn once changes pause
 function draw() {
+  clearTimeout(later);
   now = hovered = null;
   drawControls();
   $("views").hidden = false;
@@ -42,9 +44,10 @@ function draw() {
   $("views").hidden = $("bar").hidden = now === null;
   $("summary").textContent = now ? `${square(state.n)} in, ${square(now.size)} out` : "no output";
   if (!now) return;
-  const views = [drawStamps, drawLine, drawWindows, drawRepeat, drawChannels, drawMatrix, drawBackward, drawOverlap,
-    drawPicture];
-  for (const view of [...views, drawSize, drawCode]) view();
+  for (const view of [drawStamps, drawLine, drawWindows, drawRepeat, drawMatrix, drawBackward, drawOverlap]) view();
+  drawSize();
+  drawCode();
+  later = setTimeout(() => { drawChannels(); drawPicture(); }, 150);
   mark();
 }
 

@@ -149,7 +149,7 @@ function animation() {
 
 function embedLine() {
   const page = location.protocol === "file:" ? "explorer.html" : location.href.split("#")[0];
-  const rest = 'title="Transposed convolution" width="900" height="420"';
+  const rest = 'title="Transposed convolution" width="900" height="540"';
   return `<iframe src="${page}${address()}&embed=stamps" ${rest}></iframe>`;
 }
 

@@ -24,15 +24,11 @@ assert layer.bias.shape == (3,)
 x = torch.randint(1, 5, (1, 2, 2, 2)).float()
 layer.weight.data = torch.randint(-1, 2, layer.weight.shape).float()
 layer.bias.data = torch.tensor([0.0, 10, -10])
-parts = torch.stack(
-    [
-        torch.stack(
-            [F.conv_transpose2d(x[0, i, None], layer.weight[i, o, None, None], stride=2, padding=1)]
-        )
-        for i in range(2)
-        for o in range(3)
-    ]
-).view(2, 3, 4, 4)
+parts = torch.zeros(2, 3, 4, 4)
+for i in range(2):
+    for o in range(3):
+        kernel = layer.weight.data[i, o, None, None]
+        parts[i, o] = F.conv_transpose2d(x[:, i, None], kernel, stride=2, padding=1)[0, 0]
 y = layer(x)[0]
 assert torch.equal(y, parts.sum(0) + layer.bias.view(3, 1, 1))
 show(

@@ -25,10 +25,10 @@ from fcn.pictures.visualize import as_rgb, colorize
 subject = demo.load()
 model, image, target = subject.model, subject.image, subject.target
 print("classes:", ", ".join(subject.classes))
-print("image:", *image.shape[2:], " places with a score after five halvings:", end=" ")
 pool3, pool4, pool5 = model.backbone(model.normalise(image))
 coarse = model.score_fr(model.head(pool5))
-print(*coarse.shape[2:])
+size, places = ("{} × {}".format(*tensor.shape[2:]) for tensor in (image, coarse))
+print(f"{size} pixels; after five halvings {places} places with a score for each class")
 
 # %% [markdown]
 # ## Coarse to fine: FCN-32s, 16s, 8s
@@ -109,8 +109,8 @@ def small(stride: int, padding: int | str) -> FCN:
 
 
 fcn32s = small(32, 100)
-places = coordinate_map(fcn32s.backbone).then(coordinate_map(fcn32s.head))
-offset = places.then(coordinate_map(fcn32s.upscore_final)).offset
+scored = coordinate_map(fcn32s.backbone).then(coordinate_map(fcn32s.head))
+offset = scored.then(coordinate_map(fcn32s.upscore_final)).offset
 assert offset == 1 - 100 + 15.5 + 96 - 31.5 == -19
 
 # %% [markdown]
