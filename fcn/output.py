@@ -38,7 +38,8 @@ def make_console(*, quiet: bool = False, log: Path | None = None) -> "Console":
             of_progress = any(isinstance(o, Control | NewLine) for o in objects)
             if log is not None and not (quiet or of_progress):
                 with open(log, "a", encoding="utf-8") as file:
-                    Console(**plain, file=file, width=WIDTH).print(*objects, **form)
+                    text = Console(**plain, file=file, width=WIDTH, force_terminal=False)
+                    text.print(*objects, **form)
 
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     return LoggedConsole(**plain, quiet=quiet, width=None if sys.stdout.isatty() else WIDTH)

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from fcn import cli
 from fcn.checkpoint import load, write_safetensors
 from fcn.config import REPOSITORY, SCHEMAS
 from fcn.errors import ConfigError
+from fcn.inference.evaluate import read_metrics
+from fcn.output import make_console, progress
 from fcn.processes import RANKS
 from tests.conftest import TinyVOC, small
 
@@ -187,6 +190,35 @@ def test_a_multirun_trains_every_combination(
     assert sorted(p.parent.name for p in Path("sweep").glob("*/metrics.json")) == list("0123")
     command("compare", "sweep=sweep", "images=0", "hydra.run.dir=page")
     assert len(json.loads(Path("page/compare.json").read_text())["groups"]) == 2
+
+
+def test_a_log_has_neither_colours_nor_progress_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    console = make_console(log=tmp_path / "train.log")
+    with progress(console) as bar:
+        bar.update(bar.add_task("reading", total=2), advance=1)
+        console.print("warning: dark", style="yellow")
+    assert (tmp_path / "train.log").read_text() == "warning: dark\n"
+    shown = capsys.readouterr().out
+    assert "reading" in shown
+    assert "\x1b[33m" in shown
+
+
+def test_optuna_searches_with_jobs_that_submitit_starts(tiny_voc: TinyVOC) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    search = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
+    search += ["hydra.sweeper.n_jobs=2", "hydra/launcher=submitit_local"]
+    search += ["~hydra.sweeper.params.upsampling"]
+    run = script("train", *search, *tiny_voc.overrides(), *QUICK, folder=tiny_voc.root)
+    assert run.returncode == 0, run.stderr
+    sweep = tiny_voc.root / "sweep"
+    scores = [read_metrics(sweep / job / "metrics.json")["mean_iou"] for job in "01"]
+    found = OmegaConf.load(sweep / "optimization_results.yaml")
+    assert found.best_value == pytest.approx(max(scores))
+    assert not (tiny_voc.root / "outputs" / "train").exists()
 
 
 @pytest.mark.parametrize(
