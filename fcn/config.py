@@ -270,13 +270,18 @@ class PredictConfig(Schema):
 @dataclass
 class ExportConfig(Schema):
     checkpoint: Annotated[str, CHECKPOINT] = MISSING
-    output: Annotated[str, about("the file to write: .onnx, .pt2, .safetensors; hub: a folder")] = (
-        MISSING
-    )
+    output: Annotated[
+        str, about("the file to write: .onnx, .pt2, .safetensors; hub, web: a folder")
+    ] = MISSING
     format: Annotated[
         str,
         one_of(
-            "onnx, torch_export, safetensors or hub", "onnx", "torch_export", "safetensors", "hub"
+            "onnx, torch_export, safetensors, hub or web",
+            "onnx",
+            "torch_export",
+            "safetensors",
+            "hub",
+            "web",
         ),
     ] = "onnx"
     size: Annotated[
@@ -289,11 +294,35 @@ class ExportConfig(Schema):
         ),
     ] = None
     input: Annotated[str, one_of("images: float in [0, 1], or uint8", "float", "uint8")] = "float"
-    push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
     argmax: Annotated[bool, about("labels instead of scores")] = False
+    precision: Annotated[
+        str,
+        one_of(
+            "of the convolutions in ONNX: float32, or float16 or int8, which are compared with it "
+            "on the validation images",
+            "float32",
+            "float16",
+            "int8",
+        ),
+    ] = "float32"
+    calibration: Annotated[
+        int, about("int8: training images whose activations give the ranges", ge=1)
+    ] = 64
+    keep: Annotated[
+        list[str], about("float16, int8: layers to leave in float32, such as [conv1_1,fc6]")
+    ] = field(default_factory=list)
+    data: DataConfig = field(default_factory=DataConfig)
+    push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
+    space: Annotated[
+        str | None, about("hub: also upload the demo, to this Space, USER/NAME")
+    ] = None
     licence: Annotated[
         str | None, about("hub: of the weights, for the model card: mit, cc-by-4.0, other, ...")
     ] = None
+    assets: Annotated[
+        str | None, about("web: folder dist of the npm package onnxruntime-web; null: from a CDN")
+    ] = None
+    example: Annotated[str | None, about("web: a picture that the page starts with")] = None
     overwrite: Annotated[bool, OVERWRITE] = False
 
 
