@@ -188,7 +188,7 @@ class Command:
             values = settings_to_resume(self.run, values, given) | {"resume": resume}
         if self.name == "train":
             values["trainer"] = later_wins(values["trainer"], given)
-        elif self.name in ("evaluate", "explain", "export") and values["checkpoint"] not in (None, MISSING):
+        elif values.get("checkpoint", MISSING) not in (None, MISSING) and "data" in values:
             chosen = any(override.lstrip("+").startswith("data=") for override in given)
             run = None if chosen else run_of(values["checkpoint"])
             if run is not None:

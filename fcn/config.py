@@ -313,9 +313,9 @@ class ExportConfig(Schema):
     ] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     push: Annotated[str | None, about("hub: also upload to this repository, USER/NAME")] = None
-    space: Annotated[
-        str | None, about("hub: also upload the demo, to this Space, USER/NAME")
-    ] = None
+    space: Annotated[str | None, about("hub: also upload the demo, to this Space, USER/NAME")] = (
+        None
+    )
     licence: Annotated[
         str | None, about("hub: of the weights, for the model card: mit, cc-by-4.0, other, ...")
     ] = None
@@ -433,6 +433,13 @@ class BenchmarkConfig(Schema):
     rounds: Annotated[int, about("of each measurement", ge=3)] = 15
     device: Annotated[str, DEVICE] = "auto"
     precision: Annotated[str, PRECISION] = "auto"
+    checkpoint: Annotated[
+        str | None, about("measure this network in each runtime at hand instead, on a CPU")
+    ] = None
+    data: DataConfig = field(default_factory=DataConfig)
+    images: Annotated[
+        int | None, about("checkpoint: validation images to measure on; null: all", ge=1)
+    ] = None
 
 
 SCHEMAS = {

@@ -175,7 +175,8 @@ def test_the_space_starts_and_answers_with_the_masks_of_the_model(
     own = os.environ | {"GRADIO_SERVER_PORT": port, "GRADIO_ANALYTICS_ENABLED": "False"}
     app = subprocess.Popen([python, "app.py"], cwd=space, env=own)
     try:
-        call = [python, Path(__file__).with_name("call_space.py"), f"http://127.0.0.1:{port}", tmp_path / "photo.png"]
+        client, address = Path(__file__).with_name("call_space.py"), f"http://127.0.0.1:{port}"
+        call = [python, client, address, tmp_path / "photo.png"]
         subprocess.run(call, check=True, timeout=300)
     finally:
         app.kill()

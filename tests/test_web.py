@@ -1,4 +1,4 @@
-"""The web page of format=web in headless Chromium: its labels are those of ONNX Runtime in Python."""
+"""The web page of format=web in headless Chromium: its labels are those of Python."""
 
 import json
 import shutil

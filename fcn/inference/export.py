@@ -189,7 +189,9 @@ def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> 
     exported.model.metadata_props.update(checkpoint.metadata(about))
     for node in exported.model.graph:
         if node.op_type == "Conv":  # backbone.conv1_1.weight -> conv1_1
-            node.name = str(node.inputs[1].name).split(".")[-2]
+            weight = node.inputs[1]
+            assert weight is not None
+            node.name = str(weight.name).split(".")[-2]
     exported.save(path, external_data=False)
 
 

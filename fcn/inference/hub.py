@@ -67,9 +67,9 @@ def push(folder: Path, repository: str, kind: str = "model") -> str:
         from huggingface_hub import HfApi
     except ImportError:
         raise ConfigError('uploading needs: pip install "fcn-segmentation[hub]"') from None
-    api, sdk = HfApi(), {"space_sdk": "gradio"} if kind == "space" else {}
+    api, sdk = HfApi(), "gradio" if kind == "space" else None
     try:
-        address = api.create_repo(repository, repo_type=kind, exist_ok=True, **sdk)
+        address = api.create_repo(repository, repo_type=kind, exist_ok=True, space_sdk=sdk)
         api.upload_folder(
             repo_id=repository, repo_type=kind, folder_path=folder, ignore_patterns="space/*"
         )

@@ -54,8 +54,10 @@ def shrink(path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console)
 
     layers = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     if unknown := [name for name in cfg.keep if name not in layers]:
-        raise ConfigError(f"keep={cfg.keep}: no layer {unknown[0]}; choose from {', '.join(layers)}")
-    val, images = _open_data(cfg, trained, console)
+        raise ConfigError(
+            f"keep={cfg.keep}: no layer {unknown[0]}; choose from {', '.join(layers)}"
+        )
+    val, images = open_data(cfg, trained, console)
     labels = trained.labels_in(val.classes, cfg.data.name)
     keep = list(cfg.keep)
     with TemporaryDirectory(dir=path.parent) as folder:
@@ -78,7 +80,7 @@ def shrink(path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console)
     return found
 
 
-def _open_data(
+def open_data(
     cfg: ExportConfig, trained: Checkpoint, console: Console
 ) -> tuple[SegmentationDataset, list[Tensor]]:
     """Return the validation split, and the training images to calibrate with, (C, H, W) uint8."""
@@ -189,7 +191,7 @@ def _to_float16(graph: Any, inside: Sequence[str]) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes, half, casts = [], set[str](), dict[str, str]()
+    nodes, half, casts = [], set[str](), set[str]()
     for node in graph.node:
         to = TensorProto.FLOAT16 if node.name in inside else TensorProto.FLOAT
         for index, name in enumerate(node.input):
@@ -197,10 +199,11 @@ def _to_float16(graph: Any, inside: Sequence[str]) -> None:
                 values = numpy_helper.to_array(weights[name]).astype(np.float16)
                 weights[name].CopyFrom(numpy_helper.from_array(values, name))
             elif (name in half) != (node.name in inside):
-                if name not in casts:
-                    casts[name] = f"{name}_cast"
-                    nodes.append(helper.make_node("Cast", [name], [casts[name]], casts[name], to=to))
-                node.input[index] = casts[name]
+                cast = f"{name}_cast"
+                if cast not in casts:
+                    nodes.append(helper.make_node("Cast", [name], [cast], cast, to=to))
+                casts.add(cast)
+                node.input[index] = cast
         nodes.append(node)
         half |= set(node.output) if node.name in inside else set()
     del graph.node[:], graph.value_info[:]
@@ -248,7 +251,8 @@ def compare(
     own = np.arange(classes) if labels is None else np.array(labels)
     with progress(console) as bar:
         for index in bar.track(range(len(val)), description=cfg.precision):
-            image, target = (_fit(x, cfg.size, v) for x, v in zip(val[index], (0, VOID), strict=True))
+            image, target = val[index]
+            image, target = _fit(image, cfg.size, 0), _fit(target, cfg.size, VOID)
             given = feed(image, cfg.input)
             for name, session in list(sessions.items())[:: 1 if index % 2 else -1]:
                 start = time.perf_counter()
