@@ -20,16 +20,6 @@ PAGE_FILES = (*PAGE, "settings.json", "model.onnx")
 SPACE = ("app.py", "requirements.txt", "README.md")
 
 
-def check(trained: Checkpoint) -> None:
-    """Raise a ConfigError if a network does not take pictures of three channels."""
-    channels = trained.about["model"].get("in_channels", 3)
-    if channels != 3:
-        raise ConfigError(
-            f"checkpoint={trained.path} takes images of {channels} channels, and a demo takes "
-            "photographs; use format=onnx"
-        )
-
-
 def check_files(cfg: ExportConfig) -> None:
     """Raise a ConfigError if a file that the page is to have is not there."""
     for name in RUNTIME_FILES if cfg.assets is not None else ():

@@ -33,6 +33,7 @@ SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
 HUB_FILES = ("config.json", "model.safetensors", "README.md")
+INSTALL = 'pip install "fcn-segmentation[export]"'
 TOLERANCE = 1e-4  # of the scores' range
 OPSET, IR_VERSION = 18, 8  # which ONNX Runtime reads since 1.14, of February 2023
 
@@ -59,24 +60,34 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
     """
     check(cfg)
     output = Path(cfg.output)
-    if cfg.format in ("hub", "web"):
-        trained = checkpoint.read(cfg.checkpoint)
-        demo.check(trained)
-        output.mkdir(parents=True, exist_ok=True)
-        if cfg.format == "web":
-            _write_for_demo(cfg, output, console)
-            demo.write_page(output, trained, cfg, console)
-            return
-        _write_hub_folder(output, trained, cfg, console)
-        (output / "space").mkdir(exist_ok=True)
-        _write_for_demo(cfg, output / "space", console)
-        demo.write_space(output / "space", trained, cfg.licence, console)
-        for repository, kind in ((cfg.push, "model"), (cfg.space, "space")):
-            if repository is not None:
-                source = output if kind == "model" else output / "space"
-                console.print(f"uploaded to {hub.push(source, repository, kind)}")
+    if cfg.format not in ("hub", "web"):
+        write_file(cfg, console)
         return
-    write_file(cfg, console)
+    trained = checkpoint.read(cfg.checkpoint)
+    channels = trained.about["model"].get("in_channels", 3)
+    if channels != 3 and (cfg.format == "web" or cfg.space is not None):
+        raise ConfigError(
+            f"checkpoint={cfg.checkpoint} takes images of {channels} channels, and a demo takes "
+            "photographs; use format=onnx, or leave out space"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if cfg.format == "web":
+        _write_for_demo(cfg, output, console)
+        demo.write_page(output, trained, cfg, console)
+        return
+    _write_hub_folder(output, trained, cfg, console)
+    space = output / "space"
+    if channels != 3 or _missing():
+        reason = "it would take photographs" if channels != 3 else f"it needs {INSTALL}"
+        console.print(f"note: no demo is written: {reason}")
+    else:
+        space.mkdir(exist_ok=True)
+        _write_for_demo(cfg, space, console)
+        demo.write_space(space, trained, cfg.licence, console)
+    if cfg.push is not None:
+        console.print(f"uploaded to {hub.push(output, cfg.push)}")
+    if cfg.space is not None:
+        console.print(f"uploaded to {hub.push(space, cfg.space, 'space')}")
 
 
 def _write_for_demo(cfg: ExportConfig, folder: Path, console: Console) -> None:
@@ -158,12 +169,14 @@ def check(cfg: ExportConfig) -> None:
     refuse_overwriting(files, cfg.overwrite)
     if cfg.format == "web":
         demo.check_files(cfg)
-    packages = ("onnx", "onnxruntime", "onnxscript")
-    if cfg.format in converts and (missing := [name for name in packages if not find_spec(name)]):
-        raise ConfigError(
-            f"format={cfg.format} needs {', '.join(missing)}: "
-            'pip install "fcn-segmentation[export]"'
-        )
+    needed = cfg.format in ("onnx", "web") or cfg.space is not None or cfg.precision != "float32"
+    if needed and (missing := _missing()):
+        raise ConfigError(f"format={cfg.format} needs {', '.join(missing)}: {INSTALL}")
+
+
+def _missing() -> list[str]:
+    """Return the packages of the extra [export] that are not installed."""
+    return [name for name in ("onnx", "onnxruntime", "onnxscript") if not find_spec(name)]
 
 
 def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> None:
