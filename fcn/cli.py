@@ -206,7 +206,7 @@ class Command:
             values["recipe"] = OmegaConf.to_container(recipe, resolve=True)
         if self.name == "train":
             values["trainer"] = later_wins(values["trainer"], given)
-        elif self.name in ("evaluate", "explain") and values["checkpoint"] not in (None, MISSING):
+        elif values.get("checkpoint", MISSING) not in (None, MISSING) and "data" in values:
             chosen = any(override.lstrip("+").startswith("data=") for override in given)
             run = None if chosen else run_of(values["checkpoint"])
             if run is not None:

@@ -52,7 +52,8 @@ TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
 # Words that a setting takes.
 CAFFE = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16"]
 CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
-FORMATS = ["onnx", "torch_export", "safetensors", "hub"]
+FORMATS = ["onnx", "torch_export", "safetensors", "hub", "web"]
+SMALLER = ["float32", "float16", "int8"]
 PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
@@ -234,13 +235,20 @@ class PredictConfig(Schema):
 @dataclass
 class ExportConfig(Schema):
     checkpoint: str = setting(MISSING, CHECKPOINT)
-    output: str = setting(MISSING, "the file to write: .onnx, .pt2, .safetensors; hub: a folder")
+    output: str = setting(MISSING, "the file: .onnx, .pt2, .safetensors; hub, web: a folder")
     format: str = setting("onnx", "of the file", choices=FORMATS)
     size: Size | None = setting(None, "[height, width] of its images, for OpenCV; null: any")
     input: str = setting("float", "of images; float: in [0, 1]", choices=["float", "uint8"])
-    push: str | None = setting(None, "hub: also upload to this repository, USER/NAME")
     argmax: bool = setting(False, "labels instead of scores")
+    precision: str = setting("float32", "of convolutions in ONNX", choices=SMALLER)
+    calibration: int = setting(64, "int8: training images that give the ranges", ge=1)
+    keep: list[str] = setting([], "layers to leave in float32: [conv1_1,fc6]")
+    data: DataConfig = field(default_factory=DataConfig)
+    push: str | None = setting(None, "hub: also upload to this repository, USER/NAME")
+    space: str | None = setting(None, "hub: also upload the demo to this Space, USER/NAME")
     licence: str | None = setting(None, "hub: of the weights, for the card: mit, cc-by-4.0, ...")
+    assets: str | None = setting(None, "web: folder dist of npm's onnxruntime-web; null: a CDN")
+    example: str | None = setting(None, "web: a picture that the page starts with")
     overwrite: bool = setting(False, OVERWRITE)
 
 
@@ -308,6 +316,9 @@ class BenchmarkConfig(Schema):
     rounds: int = setting(15, "of each measurement", ge=3)
     device: str = setting("auto", DEVICE)
     precision: str = setting("auto", "of numbers", choices=PRECISIONS)
+    checkpoint: str | None = setting(None, "measure this network in each runtime here, on a CPU")
+    data: DataConfig = field(default_factory=DataConfig)
+    images: int | None = setting(None, "checkpoint: validation images; null: all", ge=1)
 
 
 SCHEMAS = {

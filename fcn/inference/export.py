@@ -1,6 +1,7 @@
 """Export a model to ONNX, torch.export or safetensors, checked in the file's own runtime."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from fcn import checkpoint
 from fcn.config import ExportConfig
 from fcn.errors import ConfigError, ExportError
-from fcn.inference import hub
+from fcn.inference import demo, hub, small_precision
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import (
     FixedUpsampling,
@@ -24,6 +25,7 @@ from fcn.models.upsampling import (
     NearestConvUpsampling,
     Size,
 )
+from fcn.models.vgg import VGG, stage_of
 from fcn.output import atomic_write, refuse_overwriting, write_json
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
@@ -31,6 +33,7 @@ SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
 HUB_FILES = ("config.json", "model.safetensors", "README.md")
+INSTALL = 'pip install "fcn-segmentation[export]"'
 TOLERANCE = 1e-4  # of the scores' range
 OPSET, IR_VERSION = 18, 8  # which ONNX Runtime reads since 1.14, of February 2023
 
@@ -52,12 +55,49 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
     Raises:
         ConfigError: settings that do not fit together, or a missing package.
         CheckpointError: the checkpoint holds no model.
+        DataError: a precision is to be compared on images that are not there.
         ExportError: the exported file computes something else; an older file stays as it was.
     """
     check(cfg)
-    if cfg.format == "hub":
-        _write_hub_folder(cfg, console)
+    output = Path(cfg.output)
+    if cfg.format not in ("hub", "web"):
+        write_file(cfg, console)
         return
+    trained = checkpoint.read(cfg.checkpoint)
+    channels = trained.about["model"].get("in_channels", 3)
+    if channels != 3 and (cfg.format == "web" or cfg.space is not None):
+        raise ConfigError(
+            f"checkpoint={cfg.checkpoint} takes images of {channels} channels, and a demo takes "
+            "photographs; use format=onnx, or leave out space"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if cfg.format == "web":
+        _write_for_demo(cfg, output, console)
+        demo.write_page(output, trained, cfg, console)
+        return
+    _write_hub_folder(output, trained, cfg, console)
+    space = output / "space"
+    if channels != 3 or _missing():
+        reason = "it would take photographs" if channels != 3 else f"it needs {INSTALL}"
+        console.print(f"note: no demo is written: {reason}")
+    else:
+        space.mkdir(exist_ok=True)
+        _write_for_demo(cfg, space, console)
+        demo.write_space(space, trained, cfg.licence, console)
+    if cfg.push is not None:
+        console.print(f"uploaded to {hub.push(output, cfg.push)}")
+    if cfg.space is not None:
+        console.print(f"uploaded to {hub.push(space, cfg.space, 'space')}")
+
+
+def _write_for_demo(cfg: ExportConfig, folder: Path, console: Console) -> None:
+    """Write model.onnx as a demo reads it: images of bytes to labels."""
+    output = str(folder / "model.onnx")
+    write_file(replace(cfg, format="onnx", output=output, input="uint8", argmax=True), console)
+
+
+def write_file(cfg: ExportConfig, console: Console) -> None:
+    """Write one file, and beside it as .json what its precision costs; see `main`."""
     source, output = checkpoint.find(cfg.checkpoint), Path(cfg.output)
     trained = checkpoint.read(source)
     model = trained.model().requires_grad_(False)
@@ -75,53 +115,68 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         shapes = [(batch, model.in_channels, *size) for size in sizes for batch in batches]
         images = [_blobs(*shape, uint8=uint8) for shape in shapes]
         difference = max(_difference(model, run, image, output) for image in images)
+        if cfg.precision != "float32":
+            cost = small_precision.shrink(temporary, cfg, trained, console)
+            write_json(output.with_suffix(".json"), cost)
+    before = "before that, " if cfg.precision != "float32" else ""
     console.print(
-        f"{cfg.format} in {output}: {output.stat().st_size / 1e6:.1f} MB; on images of "
+        f"{cfg.format} in {output}: {output.stat().st_size / 1e6:.1f} MB; {before}on images of "
         f"{len(sizes)} size{'s' * (len(sizes) > 1)} its scores differ from the model's by at most "
         f"{100 * difference:.1e} % of their range"
     )
 
 
-def _write_hub_folder(cfg: ExportConfig, console: Console) -> None:
-    """Write config.json, model.safetensors and a model card; upload them if asked to."""
-    trained, output = checkpoint.read(cfg.checkpoint), Path(cfg.output)
+def _write_hub_folder(
+    output: Path, trained: checkpoint.Checkpoint, cfg: ExportConfig, console: Console
+) -> None:
+    """Write config.json, model.safetensors and a model card."""
     model = trained.model()
-    output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", checkpoint.describe(model, trained.about))
     checkpoint.write_safetensors(output / "model.safetensors", model, trained.about)
     (output / "README.md").write_text(hub.model_card(trained.about, cfg.licence), encoding="utf-8")
     console.print(f"config.json, model.safetensors and README.md in {output}")
-    if cfg.push is not None:
-        console.print(f"uploaded to {hub.push(output, cfg.push)}")
 
 
 def check(cfg: ExportConfig) -> None:
     """Raise a ConfigError for settings that do not fit together, or a missing package."""
-    graph = cfg.format in ("onnx", "torch_export")
-    for key, changed, fits, formats in (
-        ("size", cfg.size is not None, graph, "onnx and torch_export"),
-        ("input", cfg.input != "float", graph, "onnx and torch_export"),
-        ("argmax", cfg.argmax, graph, "onnx and torch_export"),
-        ("push", cfg.push is not None, cfg.format == "hub", "hub"),
-        ("licence", cfg.licence is not None, cfg.format == "hub", "hub"),
+    graph, converts = ("onnx", "torch_export"), ("onnx", "hub", "web")
+    for key, changed, formats in (
+        ("size", cfg.size is not None, graph),
+        ("input", cfg.input != "float", graph),
+        ("argmax", cfg.argmax, graph),
+        ("precision", cfg.precision != "float32", converts),
+        ("push", cfg.push is not None, ("hub",)),
+        ("space", cfg.space is not None, ("hub",)),
+        ("licence", cfg.licence is not None, ("hub",)),
+        ("assets", cfg.assets is not None, ("web",)),
+        ("example", cfg.example is not None, ("web",)),
     ):
-        if changed and not fits:
+        if changed and cfg.format not in formats:
             raise ConfigError(
-                f"{key}={getattr(cfg, key)} is for format={formats}, not for format={cfg.format}; "
-                "leave it out"
+                f"{key}={getattr(cfg, key)} is for format={' and '.join(formats)}, not for "
+                f"format={cfg.format}; leave it out"
             )
+    if cfg.keep and cfg.precision == "float32":
+        raise ConfigError(f"keep={cfg.keep} is for precision=float16 and int8; leave it out")
     output, suffix = Path(cfg.output), SUFFIX.get(cfg.format, "")
     if not suffix and output.suffix in SUFFIX.values():
-        raise ConfigError(f"output={output}: format=hub writes a folder; name one")
+        raise ConfigError(f"output={output}: format={cfg.format} writes a folder; name one")
     if suffix and output.suffix != suffix:
         raise ConfigError(f"output={output} must end in {suffix} for format={cfg.format}")
-    files = [output] if suffix else [output / name for name in HUB_FILES]
+    written = {"hub": [*HUB_FILES, "space"], "web": demo.PAGE_FILES}.get(cfg.format)
+    files = [output / name for name in written] if written else [output]
+    files += [output.with_suffix(".json")] if suffix and cfg.precision != "float32" else []
     refuse_overwriting(files, cfg.overwrite)
-    packages = ("onnx", "onnxruntime", "onnxscript")
-    if cfg.format == "onnx" and (missing := [name for name in packages if not find_spec(name)]):
-        raise ConfigError(
-            f'format=onnx needs {", ".join(missing)}: pip install "fcn-segmentation[export]"'
-        )
+    if cfg.format == "web":
+        demo.check_files(cfg)
+    needed = cfg.format in ("onnx", "web") or cfg.space is not None or cfg.precision != "float32"
+    if needed and (missing := _missing()):
+        raise ConfigError(f"format={cfg.format} needs {', '.join(missing)}: {INSTALL}")
+
+
+def _missing() -> list[str]:
+    """Return the packages of the extra [export] that are not installed."""
+    return [name for name in ("onnx", "onnxruntime", "onnxscript") if not find_spec(name)]
 
 
 def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> None:
@@ -145,6 +200,11 @@ def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> 
     assert exported is not None
     exported.model.ir_version = IR_VERSION
     exported.model.metadata_props.update(checkpoint.metadata(about))
+    for node in exported.model.graph:
+        if node.op_type == "Conv":  # backbone.conv1_1.weight -> conv1_1
+            weight = node.inputs[1]
+            assert weight is not None
+            node.name = str(weight.name).split(".")[-2]
     exported.save(path, external_data=False)
 
 
@@ -154,6 +214,7 @@ def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
     shapes = None if cfg.size else {"image": {0: Dim.DYNAMIC, 2: side, 3: side}}
     batch, height, width = (1, *cfg.size) if cfg.size else (2, 97, 131)
     example = _blobs(batch, model.in_channels, height, width, uint8=cfg.input == "uint8")
+    _relu_before_pool(model.backbone)
     _hold_kernels(model)
     if cfg.size:
         _hold_matrices(model, example)
@@ -163,6 +224,20 @@ def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
         for node in part.graph.nodes:
             node.meta.pop("stack_trace", None)  # names this machine's folders
     return program
+
+
+def _relu_before_pool(backbone: VGG) -> None:
+    """Let each stage's last ReLU come before its pool: the same values.
+
+    Runtimes compute a convolution and the ReLU behind it as one, and its 8-bit results need no room
+    for negative numbers.
+    """
+    layers = dict(backbone.named_children())
+    for name in layers:
+        delattr(backbone, name)
+    # Sorting keeps the order of what is equal: of a stage's layers, all but its pool.
+    for name in sorted(layers, key=lambda name: (stage_of(name), name.startswith("pool"))):
+        backbone.add_module(name, layers[name])
 
 
 def _hold_kernels(model: FCN) -> None:

@@ -51,8 +51,13 @@ def model_card(about: dict[str, Any], licence: str | None = None) -> str:
     return "\n".join([*lines, ""])
 
 
-def push(folder: Path, repository: str) -> str:
-    """Upload a model's folder to the Hub; return its address.
+def push(folder: Path, repository: str, kind: str = "model") -> str:
+    """Upload a folder to the Hub; return its address.
+
+    Args:
+        folder: without its folder space/, which is another repository.
+        repository: USER/NAME.
+        kind: model or space.
 
     Raises:
         ConfigError: huggingface_hub is not installed.
@@ -61,11 +66,14 @@ def push(folder: Path, repository: str) -> str:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise ConfigError('push needs: pip install "fcn-segmentation[hub]"') from None
-    api = HfApi()
+        raise ConfigError('uploading needs: pip install "fcn-segmentation[hub]"') from None
+    api, sdk = HfApi(), "gradio" if kind == "space" else None
     try:
-        address = api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder)
+        address = api.create_repo(repository, repo_type=kind, exist_ok=True, space_sdk=sdk)
+        api.upload_folder(
+            repo_id=repository, repo_type=kind, folder_path=folder, ignore_patterns="space/*"
+        )
     except Exception as error:  # of the network, or of the Hub
-        raise UserError(f"push={repository}: {' '.join(str(error).split())[:200]}") from error
+        key = "push" if kind == "model" else "space"
+        raise UserError(f"{key}={repository}: {' '.join(str(error).split())[:200]}") from error
     return str(address)

@@ -28,6 +28,7 @@ from fcn.device import optimize
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import LearnedUpsampling, make_upsampling
 from fcn.output import atomic_write, write_json
+from fcn.tools.deployment import deployment
 
 Task = Callable[[], object]
 Rows = dict[str, dict[str, float]]
@@ -199,6 +200,8 @@ def upsampling(factor: int, size: list[int], classes: int, device: torch.device,
 
 def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Measure, print tables, write benchmark.json and benchmark.png, and return the former."""
+    if cfg.checkpoint is not None:
+        return measure_runtimes(cfg, folder, console)
     torch.manual_seed(0)
     device = devices.pick_device(cfg.device)
     rounds = 3 if cfg.quick else cfg.rounds
@@ -231,6 +234,17 @@ def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]
     with atomic_write(folder / "benchmark.png") as path:
         picture(report).savefig(path, format="png", dpi=150)
     console.print(f"benchmark.json and benchmark.png in {folder}")
+    return report
+
+
+def measure_runtimes(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]:
+    """Measure one network in each runtime, print the table, write benchmark.json, return it."""
+    rows = deployment(cfg, folder, console)
+    console.print(table(f"{cfg.checkpoint} on {cfg.data.name} {cfg.data.val_split}", rows))
+    machine = devices.describe_machine(torch.device("cpu"))
+    report = {"machine": machine, "settings": asdict(cfg), "runtimes": rows}
+    write_json(folder / "benchmark.json", report)
+    console.print(f"benchmark.json and the ONNX files in {folder}")
     return report
 
 

@@ -1,0 +1,83 @@
+"""Demos around an ONNX file: a web page that runs it in the browser, and a Gradio Space."""
+
+import shutil
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+
+from fcn.checkpoint import Checkpoint, describe
+from fcn.config import ExportConfig
+from fcn.errors import ConfigError
+from fcn.output import write_json
+
+RUNTIME = "onnxruntime-web@1.30.0"  # of npm
+CDN = f"https://cdn.jsdelivr.net/npm/{RUNTIME}/dist/"  # also named in index.html's policy
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+PAGE = ("index.html", "page.css", "page.js")
+PAGE_FILES = (*PAGE, "settings.json", "model.onnx")
+SPACE = ("app.py", "requirements.txt", "README.md")
+
+
+def check_files(cfg: ExportConfig) -> None:
+    """Raise a ConfigError if a file that the page is to have is not there."""
+    for name in RUNTIME_FILES if cfg.assets is not None else ():
+        if not Path(cfg.assets or "", name).is_file():
+            raise ConfigError(
+                f"assets={cfg.assets}: no {name} in it; give the folder dist of the npm package "
+                f"onnxruntime-web (npm pack {RUNTIME}), or leave it out"
+            )
+    if cfg.example is not None and not Path(cfg.example).is_file():
+        raise ConfigError(f"example={cfg.example}: no such picture")
+
+
+def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Console) -> None:
+    """Write the page around model.onnx in a folder, and what it knows about the network.
+
+    Args:
+        folder: of the page.
+        trained: the checkpoint, for its classes and colours.
+        cfg: assets, example.
+        console: for where it is, and how to open it.
+    """
+    _copy("web", PAGE, folder)
+    runtime, example = CDN, None
+    if cfg.assets is not None:
+        runtime = "runtime/"
+        (folder / runtime).mkdir(exist_ok=True)
+        for name in RUNTIME_FILES:
+            shutil.copyfile(Path(cfg.assets, name), folder / runtime / name)
+    if cfg.example is not None:
+        example = f"example{Path(cfg.example).suffix}"
+        shutil.copyfile(cfg.example, folder / example)
+    about = describe(trained.model(), trained.about)
+    settings = {
+        "classes": trained.classes,
+        "colours": about["palette"],
+        "background": trained.info.background,
+        "runtime": runtime,
+        "example": example,
+    }
+    write_json(folder / "settings.json", settings)
+    console.print(
+        f"web page in {folder}: put it on any web server, or try it here: python -m http.server "
+        f"--bind 127.0.0.1 --directory {folder}, then open http://127.0.0.1:8000"
+    )
+
+
+def write_space(folder: Path, trained: Checkpoint, licence: str | None, console: Console) -> None:
+    """Write a Gradio Space around model.onnx in a folder; `licence` is the Hub's word for it."""
+    _copy("space", SPACE, folder)
+    if licence is not None:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        card = card.replace("sdk: gradio\n", f"sdk: gradio\nlicense: {licence}\n")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    console.print(f"Gradio Space in {folder}: {', '.join(SPACE)} and model.onnx")
+
+
+def _copy(kind: str, names: Iterable[str], folder: Path) -> None:
+    """Copy files of this package, from the folder fcn/inference/`kind`."""
+    for name in names:
+        text = resources.files("fcn").joinpath(f"inference/{kind}/{name}").read_bytes()
+        (folder / name).write_bytes(text)

@@ -1,0 +1,124 @@
+// Runs the network of model.onnx on pictures, in this browser. settings.json says what it knows.
+
+const LONGEST = 640; // pixels of a side; larger pictures are shrunk, or a phone would run out of memory
+const BENEATH = "rgb(124 116 104)"; // transparent pixels get the image mean that the network subtracts
+
+const element = (id) => document.getElementById(id);
+const say = (text) => { element("status").textContent = text; };
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+
+const canvas = element("picture"), context = canvas.getContext("2d", { willReadFrequently: true });
+let settings, network, ort, shown; // shown: the picture's pixels and labels
+
+async function load() {
+  settings = await (await fetch("settings.json")).json();
+  element("classes").textContent = settings.classes.join(", ");
+  const runtime = new URL(settings.runtime, location.href).href;
+  ort = await import(`${runtime}ort.wasm.min.mjs`);
+  ort.env.wasm.wasmPaths = runtime;
+  if (!crossOriginIsolated) ort.env.wasm.numThreads = 1; // browsers then allow no more
+  network = await ort.InferenceSession.create("model.onnx");
+  element("file").disabled = false;
+  say("The network is ready.");
+}
+
+// Read a file upright, shrink it if it is large, and show what the network sees in it.
+async function segment(file) {
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  if (!bitmap) return say(`${file.name ?? "This file"} is no picture that this browser can read; try JPEG or PNG.`);
+  const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
+  const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
+  [canvas.width, canvas.height] = [width, height];
+  context.fillStyle = BENEATH;
+  context.fillRect(0, 0, width, height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, width, height);
+  element("result").hidden = false;
+  say("The network is looking at your picture.");
+  await painted();
+  const pixels = context.getImageData(0, 0, width, height), count = width * height;
+  const image = new Uint8Array(3 * count); // all reds, then all greens, then all blues
+  for (let i = 0; i < 3 * count; i++) image[i] = pixels.data[4 * (i % count) + Math.floor(i / count)];
+  const start = performance.now();
+  const result = await network.run({ image: new ort.Tensor("uint8", image, [1, 3, height, width]) });
+  const seconds = (performance.now() - start) / 1000;
+  shown = { pixels, labels: result.labels.data, width, height, seconds };
+  drawColours();
+  listClasses();
+  const shrunk = scale < 1 ? `, after shrinking your picture to ${width} x ${height} pixels` : "";
+  say(`That took ${seconds.toFixed(2)} seconds${shrunk}.`);
+}
+
+const isBackground = (label) => label === 0 && settings.background;
+
+// Return the picture with each object in its colour; strength 0 to 1.
+function blend(strength) {
+  const { pixels, labels, width, height } = shown;
+  const result = new ImageData(new Uint8ClampedArray(pixels.data), width, height);
+  labels.forEach((label, i) => {
+    if (isBackground(label)) return;
+    for (let c = 0; c < 3; c++) result.data[4 * i + c] += strength * (settings.colours[label][c] - result.data[4 * i + c]);
+  });
+  return result;
+}
+
+function drawColours() {
+  context.putImageData(blend(element("strength").value / 100), 0, 0);
+}
+
+// List the classes in the picture by their share of its pixels.
+function listClasses() {
+  const counts = new Map();
+  for (const label of shown.labels) counts.set(label, (counts.get(label) ?? 0) + 1);
+  const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => {
+    const row = document.createElement("li"), [swatch, share] = ["i", "b"].map((tag) => document.createElement(tag));
+    if (!isBackground(label)) swatch.style.background = `rgb(${settings.colours[label].join(" ")})`;
+    const percent = 100 * count / shown.labels.length;
+    share.textContent = percent < 0.1 ? "< 0.1 %" : `${percent.toFixed(1)} %`;
+    row.append(swatch, settings.classes[label], share);
+    return row;
+  });
+  element("legend").replaceChildren(...rows);
+}
+
+// Let the link save the colours alone, at the size that the network has seen.
+async function save() {
+  const { labels, width, height } = shown, mask = new ImageData(width, height);
+  labels.forEach((label, i) => mask.data.set([...settings.colours[label], 255], 4 * i));
+  const copy = new OffscreenCanvas(width, height);
+  copy.getContext("2d").putImageData(mask, 0, 0);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await copy.convertToBlob());
+  link.download = "mask.png";
+  link.click();
+}
+
+async function open(file) {
+  element("file").disabled = true;
+  try {
+    await segment(file);
+  } catch (error) {
+    say(`The network failed on this picture: ${error.message}`);
+  }
+  element("file").disabled = false;
+}
+
+element("file").addEventListener("change", (event) => event.target.files[0] && open(event.target.files[0]));
+element("strength").addEventListener("input", drawColours);
+element("save").addEventListener("click", save);
+for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  addEventListener(name, (event) => {
+    event.preventDefault(); // else the browser would open the picture itself
+    element("drop").classList.toggle("over", over);
+    const file = name === "drop" && event.dataTransfer.files[0];
+    if (file && network && !element("file").disabled) open(file);
+  });
+}
+
+try {
+  await load();
+  if (settings.example) await open(await (await fetch(settings.example)).blob());
+} catch (error) {
+  say(`The network could not be loaded: ${error.message}`);
+}
+export const lastResult = () => shown; // for scripts that drive the page

@@ -1,0 +1,175 @@
+"""The web page of format=web in headless Chromium: its labels are those of Python."""
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn.checkpoint import write_safetensors
+from fcn.config import ExportConfig
+from fcn.errors import ConfigError
+from fcn.inference import demo, export
+from fcn.inference.small_precision import open_session
+from fcn.output import make_console
+from tests.conftest import random_model
+
+CLASSES = ["background", "cat", "dog", "horse", "cow"]
+DRIVER = Path(__file__).with_name("drive_page.js")
+
+
+def write(folder: Path, **settings: Any) -> Path:
+    """The page of a random network."""
+    source = folder / "model.safetensors"
+    write_safetensors(source, random_model(backbone="mini"), {"classes": CLASSES})
+    cfg = ExportConfig(checkpoint=str(source), output=f"{folder}/page", format="web", **settings)
+    export.main(cfg, folder, make_console(quiet=True))
+    return folder / "page"
+
+
+def test_the_page_knows_its_network_and_names_no_file_that_is_not_there(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    settings = json.loads((page / "settings.json").read_text())
+    assert settings["classes"] == CLASSES
+    assert settings["colours"][:2] == [[0, 0, 0], [128, 0, 0]]
+    assert settings["runtime"] == demo.CDN
+    html = (page / "index.html").read_text()
+    assert demo.CDN.partition("/npm/")[0] in html  # its policy lets the runtime in
+    assert {path.name for path in page.iterdir()} == set(demo.PAGE_FILES)
+    session = open_session(page / "model.onnx")
+    (image,), (labels,) = session.get_inputs(), session.get_outputs()
+    assert (image.type, labels.type) == ("tensor(uint8)", "tensor(uint8)")
+
+
+def test_files_of_the_page_that_are_missing_are_named_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"assets=.*: no ort\.wasm\.min\.mjs in it"):
+        write(tmp_path, assets=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"example=cat\.jpg: no such picture"):
+        write(tmp_path, example="cat.jpg")
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_page_takes_photographs_alone(tmp_path: Path) -> None:
+    model = random_model(in_channels=4)
+    write_safetensors(tmp_path / "m.safetensors", model, {"classes": CLASSES})
+    cfg = ExportConfig(
+        checkpoint=f"{tmp_path}/m.safetensors", output=f"{tmp_path}/page", format="web"
+    )
+    with pytest.raises(ConfigError, match="images of 4 channels"):
+        export.main(cfg, tmp_path, make_console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder dist of onnxruntime-web, from the npm registry."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("npm")
+    npm = ["npm", "pack", demo.RUNTIME]
+    if subprocess.run(npm, cwd=folder, capture_output=True, check=False).returncode:
+        pytest.skip("the npm registry cannot be reached")
+    shutil.unpack_archive(next(folder.glob("*.tgz")), folder, "gztar")
+    return folder / "package" / "dist"
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[Path, list[Path]], dict[str, Any]]:
+    """Opens a page in Chromium, gives it pictures, and returns what it posts."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium or google-chrome is installed")
+
+    def run(page: Path, pictures: list[Path]) -> dict[str, Any]:
+        for picture in pictures:
+            shutil.copy(picture, page)
+        (page / "photos.json").write_text(json.dumps([picture.name for picture in pictures]))
+        shutil.copy(DRIVER, page / "drive.js")
+        html = (page / "index.html").read_text()
+        driven = html.replace("</head>", '<script type="module" src="drive.js"></script></head>')
+        (page / "driven.html").write_text(driven)
+        found: dict[str, Any] = {"labels": {}, "asked": []}
+        done = threading.Event()
+
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments, directory=str(page))
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                query = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query).items()}
+                if query:
+                    shape = int(query["height"]), int(query["width"])
+                    found["labels"][query["name"]] = np.frombuffer(body, np.uint8).reshape(shape)
+                    found.setdefault("seconds", []).append(float(query["seconds"]))
+                else:
+                    found.update(json.loads(body))
+                    done.set()
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *words: Any) -> None:
+                found["asked"].append(self.path)
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/driven.html"
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", address]
+        command += [f"--user-data-dir={tmp_path}/chromium", "--remote-debugging-port=0"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert done.wait(120), found["asked"]
+        finally:
+            process.kill()
+            process.wait()
+            server.shutdown()
+            server.server_close()
+        return found
+
+    return run
+
+
+def expected(page: Path, picture: Path) -> np.ndarray:
+    """The labels of ONNX Runtime in Python."""
+    image = np.asarray(Image.open(picture).convert("RGB")).transpose(2, 0, 1)[None]
+    return open_session(page / "model.onnx").run(None, {"image": image})[0][0]
+
+
+@pytest.mark.slow
+def test_the_browser_finds_what_python_finds(
+    tmp_path: Path, runtime: Path, browse: Callable[..., dict[str, Any]]
+) -> None:
+    page = write(tmp_path, assets=str(runtime))
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(97, 131), (400, 300), (33, 640)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
+        coarse.resize(size[::-1]).save(tmp_path / f"{number}.png")
+    pictures = sorted(tmp_path.glob("?.png"))
+    found = browse(page, pictures)
+    assert found["problems"] == []
+    for picture in pictures:
+        labels = expected(page, picture)
+        assert len(np.unique(labels)) > 1
+        assert (found["labels"][picture.name] == labels).mean() >= 0.999
+    shown = found["legend"].split("\n")
+    present = {CLASSES[k] for k in np.unique(expected(page, pictures[-1]))}
+    assert present <= set(shown)
+    assert "seconds" in found["status"]
+
+
+@pytest.mark.slow
+def test_a_large_picture_is_shrunk_and_the_page_says_so(
+    tmp_path: Path, runtime: Path, browse: Callable[..., dict[str, Any]]
+) -> None:
+    page = write(tmp_path, assets=str(runtime))
+    Image.new("RGB", (2000, 1000), "teal").save(tmp_path / "large.png")
+    found = browse(page, [tmp_path / "large.png"])
+    assert found["labels"]["large.png"].shape == (320, 640)
+    assert "640 x 320" in found["status"]
