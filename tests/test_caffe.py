@@ -190,7 +190,7 @@ def test_the_command_writes_a_checkpoint_with_the_same_scores(
 ) -> None:
     layers = authors_network("fcn8s_atonce", bilinear=False, width=2, head=6).layers
     path, output = save(tmp_path, caffemodel(layers)), tmp_path / "new" / "fcn.safetensors"
-    command("import_caffe", f"caffemodel={path}", "network=fcn8s_atonce", f"output={output}")
+    command("import_caffe", f"caffemodel={path}", "model=fcn8s_atonce", f"output={output}")
     loaded = checkpoint.read(output)
     assert loaded.classes[15] == "person"
     expected, _ = import_fcn(read_caffemodel(path), "fcn8s_atonce")
@@ -200,7 +200,7 @@ def test_the_command_writes_a_checkpoint_with_the_same_scores(
 
 def test_the_command_imports_vgg16(tmp_path: Path, command: Callable) -> None:
     path, output = save(tmp_path, v1_caffemodel(vgg16().layers)), tmp_path / "vgg16.safetensors"
-    command("import_caffe", f"caffemodel={path}", "network=vgg16", f"output={output}")
+    command("import_caffe", f"caffemodel={path}", "model=vgg16", f"output={output}")
     assert load_file(output)["head.fc6.weight"].shape == (6, 16, 7, 7)
 
 

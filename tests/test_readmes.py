@@ -1,0 +1,60 @@
+"""The READMEs: every link leads somewhere, and every command has settings that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from fcn.cli import checked
+from fcn.config import CONFIGS, REPOSITORY, SCHEMAS
+from fcn.hydra_versions import VERSION_BASE
+
+READMES = [
+    REPOSITORY / folder / "README.md"
+    for folder in (
+        ".",
+        "configs",
+        "configs/experiment",
+        "data",
+        "fcn/explain",
+        "fcn/inference",
+        "scripts",
+    )
+]
+COMMAND = re.compile(r"python (?:-m \S+ (?:--\S+ )*)?scripts/(\w+)\.py([^`\n]*)")
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("readme", READMES, ids=names)
+def test_every_link_leads_somewhere(readme: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", readme.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = readme.parent / file if file else readme
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=names)
+def test_every_command_has_settings_that_exist(readme: Path) -> None:
+    for name, rest in COMMAND.findall(readme.read_text(encoding="utf-8")):
+        if "--config" in rest or "hparams_search" in rest:  # files of the reader's, of an extra
+            continue
+        words = shlex.split(rest.partition(" #")[0].partition("   ")[0].replace("|", "\\|"))
+        given = [word for word in words if re.match(r"[~+\w./@]+=", word)]
+        given = [word for word in given if not word.startswith(("hydra.", "hydra/"))]
+        given = [word for word in given if not word.endswith(("NAME", "..."))]  # any
+        sweep = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in given]  # its first value
+        ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+        with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
+            assert OmegaConf.to_container(compose(name, checked(sweep)))
