@@ -128,6 +128,8 @@ class Command:
         if self.name == "prepare_data":
             self.training = [a for a in given if re.split("[.=]", a.lstrip("+"))[0] in OF_TRAINING]
             given = [a for a in given if a not in self.training]
+        if self.name == "import_caffe":  # model=, as in train.py, would be a group to Hydra
+            given = [re.sub(r"^\+*model=", "network=", a) for a in given]
         values = {b for a, b in pairwise(given) if a.startswith("--config-")}  # of a flag
         overrides = [a for a in given if "=" in a and not a.startswith("-") and a not in values]
         parsed = OverridesParser.create().parse_overrides(overrides)

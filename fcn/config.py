@@ -256,7 +256,7 @@ class ExportConfig(Schema):
 class ImportCaffeConfig(Schema):
     caffemodel: str = setting(MISSING, "the file to import")
     output: str = setting(MISSING, "the file to write", pattern=r"\.safetensors$")
-    model: str = setting("fcn8s", "the network in the file", choices=CAFFE)
+    network: str = setting("fcn8s", "that the file holds", choices=CAFFE)
     classes: list[str] = setting([], "class names; empty: VOC's for 21 classes")
     mean_bgr: Mean = setting(list(MEAN_BGR), "subtracted from its images; BGR of 255")
     overwrite: bool = setting(False, OVERWRITE)

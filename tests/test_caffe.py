@@ -190,7 +190,7 @@ def test_the_command_writes_a_checkpoint_with_the_same_scores(
 ) -> None:
     layers = authors_network("fcn8s_atonce", bilinear=False, width=2, head=6).layers
     path, output = save(tmp_path, caffemodel(layers)), tmp_path / "new" / "fcn.safetensors"
-    command("import_caffe", f"caffemodel={path}", "model=fcn8s_atonce", f"output={output}")
+    command("import_caffe", f"caffemodel={path}", "network=fcn8s_atonce", f"output={output}")
     loaded = checkpoint.read(output)
     assert loaded.classes[15] == "person"
     expected, _ = import_fcn(read_caffemodel(path), "fcn8s_atonce")

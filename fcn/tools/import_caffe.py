@@ -15,7 +15,7 @@ from fcn.output import refuse_overwriting
 
 def main(cfg: ImportCaffeConfig, folder: Path, console: Console) -> None:
     """Convert `cfg.caffemodel` to `cfg.output` and print what became of every blob."""
-    net, output = cfg.model, Path(cfg.output)
+    net, output = cfg.network, Path(cfg.output)
     refuse_overwriting([output], cfg.overwrite)
     blobs = read_caffemodel(cfg.caffemodel)
     caffemodel = Path(cfg.caffemodel)
