@@ -23,7 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import MISSING, ListConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
@@ -55,8 +55,7 @@ OPEN_KEYS = (
     r"^\+*((?:trainer\.|logger\.|callbacks\.|model\.skip_scales|recipe\.lr_by_model"
     r"|recipe\.optimizer_arguments|loss\.arguments).*)"
 )
-
-
+INFORMING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--help", "-h")
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
 OF_TRAINING = ("recipe", "augmentation")  # groups of train's settings that prepare_data takes too
@@ -144,7 +143,7 @@ class Command:
             if resume not in (None, "auto"):
                 self.run = find_run(str(resume), overrides, folder, self.flags)
             kept = [a for a in given if not a.startswith("hydra.") and a not in several]
-            return [*kept, "hydra.output_subdir=null", "hydra.run.dir=."]
+            return self.flags_first([*kept, "hydra.output_subdir=null", "hydra.run.dir=."])
         if resume is not None:
             if several:
                 raise ConfigError("resume continues one run: leave out --multirun")
@@ -155,8 +154,8 @@ class Command:
             else:
                 path = resume if str(resume).endswith(".ckpt") else self.run
                 given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.run)}"]
-                return [*given, "hydra.output_subdir=null"]
-        informs = any(a.startswith(("--cfg", "-c", "--info", "-i", "--hydra-help")) for a in given)
+                return self.flags_first([*given, "hydra.output_subdir=null"])
+        informs = any(a.startswith(INFORMING_FLAGS) for a in given)
         if "hparams_search" in keys and not several:
             raise ConfigError("hparams_search= makes many runs: add -m")
         if several and folder is not None:
@@ -164,7 +163,12 @@ class Command:
         if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
             given = [*given, f"hydra.run.dir={quoted(self.made)}"]
-        return sorted(given, key=lambda a: a not in several)  # -m comes first, as Hydra wants it
+        return self.flags_first(given)
+
+    def flags_first(self, arguments: list[str]) -> list[str]:
+        """Return the command line as Hydra 1.3 reads it: no flag between two settings."""
+        flags = {"-m", "--multirun", *self.flags}
+        return sorted(arguments, key=lambda a: a not in flags or a.startswith("~"))
 
     def run_job(self, cfg: Any) -> Any:
         """Run the command on what Hydra has composed; an error is kept for `run`."""
@@ -275,13 +279,14 @@ def show_help(name: str, overrides: list[str]) -> None:
     with hydra.initialize_config_dir(str(CONFIGS), **VERSION_BASE):
         cfg = hydra.compose(name, overrides, return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
+        chosen = {group: [choice] for group, choice in cfg.hydra.runtime.choices.items()}
+        if "logger" in cfg:  # Hydra leaves out lists of choices
+            chosen["logger"] = list(cfg.logger)
         groups = ""
-        for group, chosen in sorted(cfg.hydra.runtime.choices.items()):
-            if not group.startswith("hydra/"):
-                chosen = chosen if isinstance(chosen, ListConfig) else [chosen]
-                options = loader.get_group_options(group)
-                shown = (f"{option}*" if option in chosen else option for option in options)
-                groups += f"  {group:<12}{', '.join(shown)}\n"
+        for group in sorted(group for group in chosen if not group.startswith("hydra/")):
+            options = loader.get_group_options(group)
+            shown = (f"{option}*" if option in chosen[group] else option for option in options)
+            groups += f"  {group:<16}{', '.join(shown)}\n"
         text = Template(cfg.hydra.help.template)
         settings = describe_settings(cfg, SCHEMAS[name])
         print(text.substitute(APP_CONFIG_GROUPS=groups or "  none\n", CONFIG=settings))

@@ -90,7 +90,8 @@ def test_help_names_every_key_with_its_meaning(name: str, tmp_path: Path) -> Non
     for key in keys:
         assert re.search(rf"^  {key}[.=]", shown.stdout, re.M), key
     if name == "train":
-        assert "recipe: accumulated, finetune, heavy, modern, sample" in shown.stdout
+        assert re.search(r"recipe +accumulated, finetune, heavy, modern, sample\*", shown.stdout)
+        assert re.search(r"logger +csv\*, mlflow, none, tensorboard\*, wandb", shown.stdout)
 
 
 def test_train_then_evaluate_then_compare_then_resume(
@@ -304,6 +305,8 @@ def test_only_the_first_process_makes_a_folder(
     none = ["hydra.output_subdir=null", "hydra.run.dir=."]
     for given in ([], ["hydra.run.dir=a"], ["-m", "hydra.run.dir='b c'", none[0]]):
         assert cli.Command("train").arguments(["seed=1", *given]) == ["seed=1", *none]
+    flag = ["--config-dir", "mine"]
+    assert cli.Command("train").arguments(["seed=1", *flag]) == [*flag, "seed=1", *none]
     assert len(list((tmp_path / "outputs" / "train").iterdir())) == 1
 
 

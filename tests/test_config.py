@@ -56,6 +56,12 @@ def test_an_augmentation_adds_transforms_to_any_recipe(chosen: str) -> None:
         assert replace(recipe, transforms=[]) == plain
 
 
+def test_the_readme_names_every_choice() -> None:
+    text = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    for path in CONFIGS.glob("*/*.yaml"):
+        assert f"`{path.stem.removesuffix('_bn')}`" in text, path
+
+
 def test_every_setting_has_a_meaning() -> None:
     def check(schema: Any, key: str) -> None:
         for name, field in schema.__dataclass_fields__.items():

@@ -81,7 +81,7 @@ def test_no_other_private_part_is_used() -> None:
                 used |= {alias.name for alias in node.names}
             elif isinstance(node, ast.FunctionDef):
                 own.add(node.name)
-    private = {name for name in used - own if name.startswith("_") and not name.endswith("__")}
+    private = {name for name in used - own if name.startswith("_") and not name.endswith("_")}
     assert private <= known, "list it in PARTS with its reason, or use something public"
 
 
