@@ -288,7 +288,7 @@ def compare(
 def worst_layer(
     before: Path, precision: str, images: Sequence[Tensor], keep: Sequence[str], layers: list[str]
 ) -> str:
-    """Return the layer whose staying float32 brings most labels back to those of float32.
+    """Return the layer whose staying float32 brings the results closest to those of float32.
 
     Args:
         before: the float32 file.
@@ -303,13 +303,18 @@ def worst_layer(
 
     def predict(path: Path) -> list[np.ndarray]:
         session = open_session(path)
-        return [labels_of(session.run(None, given)[0]) for given in feeds]
+        return [session.run(None, given)[0] for given in feeds]
+
+    def off(result: np.ndarray, expected: np.ndarray) -> float:
+        """Return the mean difference of scores, or the share of labels that differ."""
+        scores = result.ndim == 4
+        return float((np.abs(result - expected) if scores else result != expected).mean())
 
     expected, trial = predict(before), before.with_name("trial.onnx")
     wrong = {}
     for layer in [layer for layer in layers if layer not in keep]:
         convert(before, trial, precision, probes, [*keep, layer])
-        wrong[layer] = sum((a != b).mean() for a, b in zip(predict(trial), expected, strict=True))
+        wrong[layer] = sum(map(off, predict(trial), expected))
     return min(wrong, key=lambda layer: wrong[layer])
 
 

@@ -57,7 +57,9 @@ function blend(strength) {
   const result = new ImageData(new Uint8ClampedArray(pixels.data), width, height);
   labels.forEach((label, i) => {
     if (isBackground(label)) return;
-    for (let c = 0; c < 3; c++) result.data[4 * i + c] += strength * (settings.colours[label][c] - result.data[4 * i + c]);
+    settings.colours[label].forEach((value, c) => {
+      result.data[4 * i + c] += strength * (value - result.data[4 * i + c]);
+    });
   });
   return result;
 }
