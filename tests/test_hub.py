@@ -81,6 +81,8 @@ class Hub(BaseHTTPRequestHandler):
             self.made.append(made)
             spaces = "spaces/" if made.get("type") == "space" else ""
             self.answer(url=f"{self.server.address}/{spaces}{made['organization']}/{made['name']}")
+        elif action == "validate-yaml":  # of the model card
+            self.answer(errors=[], warnings=[])
         elif action == "preupload":
             paths = [file["path"] for file in entries[0]["files"]]
             mode = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
@@ -98,7 +100,8 @@ class Hub(BaseHTTPRequestHandler):
     def parts(self) -> list[str]:
         """/api/models/me/fcn/commit/main -> [..., models, me, fcn, commit]."""
         parts = self.path.partition("?")[0].strip("/").split("/")
-        return ["", "", *parts] if parts[-1] == "create" else parts[:-1]
+        whole = parts[-1] in ("create", "validate-yaml")
+        return ["", "", "", *parts] if whole else parts[:-1]
 
     def answer(self, **content: Any) -> None:
         body = json.dumps(content).encode()
