@@ -61,9 +61,9 @@ def table(found: Comparison) -> list[list[str]]:
         [
             "run",
             "mean IoU (%)",
-            f"{LEVEL:.0%} interval",
             f"difference from {found.base.name}",
-            f"its {LEVEL:.0%} interval",
+            f"{LEVEL:.0%} interval",
+            f"{LEVEL:.0%} interval of the mean IoU",
             "range",
             f"within {TRIMAP} px of boundaries",
             "seeds",
@@ -80,8 +80,8 @@ def table(found: Comparison) -> list[list[str]]:
             [
                 group.name,
                 percent(fmean(mean_iou)),
-                f"{percent(interval.low)} to {percent(interval.high)}",
                 *(_signed(change) if change else ("-", "-")),
+                f"{percent(interval.low)} to {percent(interval.high)}",
                 f"{low} to {high}" if len(group.runs) > 1 else "-",
                 percent(found.trimap(group)[TRIMAP - 1]),
                 " ".join(dict.fromkeys(run.seed for run in group.runs)) + folds,
