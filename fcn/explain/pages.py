@@ -22,7 +22,7 @@ EXPLORER = Path(__file__).with_name("explorer")
 TITLE = "What are deconvolutional layers?"
 DESCRIPTION = (
     "Transposed convolution with all its numbers: stamps, zeros, padding, channels, checkerboards, "
-    "and whether it must be learned. Every claim is computed."
+    "and whether it must be learned. Every number is computed."
 )
 # What the built page may load: nothing, except what stands in it.
 POLICY = (

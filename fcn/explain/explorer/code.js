@@ -63,8 +63,8 @@ function drawCode() {
   const { t, p } = state, about = entries(paddingNames()).map(([name, [size, start]]) => {
     if (size === now.size && start === p) return `"${name}" is this layer`;
     if (size < 1) return `"${name}" is impossible here`;
-    return `"${name}" is another layer: ${square(size)}, ${start === p ? "the same" : `${start} instead of ${p}`} `
-      + `${t ? "cut off" : "padded"} at the start`;
+    return `"${name}" is another layer: it gives ${square(size)} and ${t ? "cuts" : "pads"} ${count(start, "row")} at the `
+      + `start, where this layer ${t ? "cuts" : "pads"} ${p}`;
   });
   const more = t ? " JAX's padding is the zeros around in view 3." : "";
   say("code", `TensorFlow's and Keras' padding: ${about.join("; ")}.${more}`);

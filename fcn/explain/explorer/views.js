@@ -170,8 +170,8 @@ function drawMatrix() {
   grids.back.show(`dx = ${other} dy: the backward pass`, transpose, {
     limit, cells: (selection) => cells(selection).map(([o, i]) => [i, o]), ref: (r, c) => ({ output: c, input: r }),
   });
-  say("matrix", `With x and y each as one column, the layer is a product with a matrix. An input is a column of `
-    + `${mine}, an output is a row, a weight is a slanted band. C is the matrix of a convolution. The transposed `
+  say("matrix", `With x and y each as one column, the layer is a product with a matrix. Each input has a column of `
+    + `${mine}, each output a row; one weight repeats along a slanted line. C is the matrix of a convolution. The transposed `
     + `convolution has its transpose, hence the name.`);
 }
 
@@ -223,7 +223,7 @@ function drawCurve() {
     + `<polyline points="${points.map(([f, g]) => [X(f), Y(g).toFixed(1)]).join(" ")}"/>`;
   const found = copies.map(([, g], i) => `${short(g)} at ${i + 1}/${stride}`).join(", ");
   $("gains").textContent = (vanishes ? "The weights sum to 0: a constant vanishes. " : "A constant has gain 1. ")
-    + (found ? `The zeros between pixels copy it to other frequencies. What passes there is the checkerboard: `
+    + (found ? `Zeros between pixels add fast ripples, which the kernel should remove. What it leaves is the checkerboard: `
     + `${found}.` : "Stride 1 puts no zeros between pixels: no copies.");
 }
 

@@ -40,8 +40,8 @@ Pictures(drawn, "Kernels at the start, as trained, and the change.", columns=2)
 
 # %% [markdown]
 # *Drift*: with all weights of a layer as one vector, the length of its change relative to its
-# length at the start. *Between classes*: how much of that change, squared, lies in kernels from one
-# class to another, which were zero at the start.
+# length at the start. *Between classes*: the share of that change (as a sum of squares) in kernels
+# that connect two different classes, which were zero at the start.
 
 # %%
 lengths = {}

@@ -76,7 +76,7 @@ assert torch.equal(dy.flatten(), Cx)
 back = C.T @ Cx
 back *= (x.flatten() @ back) / (back @ back)  # least squares
 missed = (x.flatten() - back).norm() / x.norm()
-print(f"The difference is {100 * missed:.0f} % as long as x, both as vectors.")
+print(f"Scaled to fit best, it still misses x by {100 * missed:.0f} % of the length of x.")
 assert missed > 0.5
 show(
     {"x": x, "C x": Cx.view(2, 2), "Cᵀ C x, scaled to fit": back.view(4, 4).round(decimals=1)},

@@ -12,7 +12,8 @@ let settings, network, ort, shown; // shown: the picture's pixels and labels
 
 async function load() {
   settings = await (await fetch("settings.json")).json();
-  element("classes").textContent = settings.classes.join(", ");
+  const known = settings.classes.slice(settings.background ? 1 : 0);
+  element("classes").textContent = known.join(", ");
   const runtime = new URL(settings.runtime, location.href).href;
   ort = await import(`${runtime}ort.wasm.min.mjs`);
   ort.env.wasm.wasmPaths = runtime;
@@ -45,21 +46,20 @@ async function segment(file) {
   shown = { pixels, labels: result.labels.data, width, height, seconds };
   drawColours();
   listClasses();
-  const shrunk = scale < 1 ? `, after shrinking your picture to ${width} x ${height} pixels` : "";
-  say(`That took ${seconds.toFixed(2)} seconds${shrunk}.`);
+  const shrunk = scale < 1 ? `, after shrinking your picture to ${width} × ${height} pixels` : "";
+  say(`Looking at your picture took ${seconds.toFixed(2)} seconds${shrunk}.`);
 }
 
 const isBackground = (label) => label === 0 && settings.background;
 
-// Return the picture with each object in its colour; strength 0 to 1.
+// Return the picture with each object in its colour over grey; strength 0 to 1.
 function blend(strength) {
   const { pixels, labels, width, height } = shown;
   const result = new ImageData(new Uint8ClampedArray(pixels.data), width, height);
   labels.forEach((label, i) => {
     if (isBackground(label)) return;
-    settings.colours[label].forEach((value, c) => {
-      result.data[4 * i + c] += strength * (value - result.data[4 * i + c]);
-    });
+    const [red, green, blue] = pixels.data.subarray(4 * i, 4 * i + 3), grey = 0.3 * red + 0.59 * green + 0.11 * blue;
+    settings.colours[label].forEach((value, c) => { result.data[4 * i + c] = grey + strength * (value - grey); });
   });
   return result;
 }
@@ -77,7 +77,7 @@ function listClasses() {
     if (!isBackground(label)) swatch.style.background = `rgb(${settings.colours[label].join(" ")})`;
     const percent = 100 * count / shown.labels.length;
     share.textContent = percent < 0.1 ? "< 0.1 %" : `${percent.toFixed(1)} %`;
-    row.append(swatch, settings.classes[label], share);
+    row.append(swatch, settings.classes[label] + (isBackground(label) ? " (none of these)" : ""), share);
     return row;
   });
   element("legend").replaceChildren(...rows);
@@ -100,7 +100,7 @@ async function open(file) {
   try {
     await segment(file);
   } catch (error) {
-    say(`The network failed on this picture: ${error.message}`);
+    say(`The network failed on this picture; a smaller one may work. (${error.message})`);
   }
   element("file").disabled = false;
 }
@@ -113,7 +113,8 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
     event.preventDefault(); // else the browser would open the picture itself
     element("drop").classList.toggle("over", over);
     const file = name === "drop" && event.dataTransfer.files[0];
-    if (file && network && !element("file").disabled) open(file);
+    if (file && element("file").disabled) say("Please wait, the network is busy; then drop the picture again.");
+    else if (file) open(file);
   });
 }
 
@@ -121,6 +122,6 @@ try {
   await load();
   if (settings.example) await open(await (await fetch(settings.example)).blob());
 } catch (error) {
-  say(`The network could not be loaded: ${error.message}`);
+  say(`The network could not be loaded; reload the page, or try another browser. (${error.message})`);
 }
 export const lastResult = () => shown; // for scripts that drive the page
