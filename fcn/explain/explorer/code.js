@@ -63,8 +63,9 @@ function drawCode() {
   const { t, p } = state, about = entries(paddingNames()).map(([name, [size, start]]) => {
     if (size === now.size && start === p) return `"${name}" is this layer`;
     if (size < 1) return `"${name}" is impossible here`;
-    return `"${name}" is another layer: it gives ${square(size)} and ${t ? "cuts" : "pads"} ${count(start, "row")} at the `
-      + `start, where this layer ${t ? "cuts" : "pads"} ${p}`;
+    const does = t ? "cuts" : "pads";
+    return `"${name}" is another layer: it gives ${square(size)} and ${does} ${count(start, "row")} at the start, `
+      + `where this layer ${does} ${p}`;
   });
   const more = t ? " JAX's padding is the zeros around in view 3." : "";
   say("code", `TensorFlow's and Keras' padding: ${about.join("; ")}.${more}`);

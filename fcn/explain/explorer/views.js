@@ -171,8 +171,8 @@ function drawMatrix() {
     limit, cells: (selection) => cells(selection).map(([o, i]) => [i, o]), ref: (r, c) => ({ output: c, input: r }),
   });
   say("matrix", `With x and y each as one column, the layer is a product with a matrix. Each input has a column of `
-    + `${mine}, each output a row; one weight repeats along a slanted line. C is the matrix of a convolution. The transposed `
-    + `convolution has its transpose, hence the name.`);
+    + `${mine}, each output a row; one weight repeats along a slanted line. C is the matrix of a convolution. The `
+    + `transposed convolution has its transpose, hence the name.`);
 }
 
 function drawBackward() {
@@ -223,8 +223,8 @@ function drawCurve() {
     + `<polyline points="${points.map(([f, g]) => [X(f), Y(g).toFixed(1)]).join(" ")}"/>`;
   const found = copies.map(([, g], i) => `${short(g)} at ${i + 1}/${stride}`).join(", ");
   $("gains").textContent = (vanishes ? "The weights sum to 0: a constant vanishes. " : "A constant has gain 1. ")
-    + (found ? `Zeros between pixels add fast ripples, which the kernel should remove. What it leaves is the checkerboard: `
-    + `${found}.` : "Stride 1 puts no zeros between pixels: no copies.");
+    + (found ? `Zeros between pixels add fast ripples, which the kernel should remove. What it leaves is the `
+    + `checkerboard: ${found}.` : "Stride 1 puts no zeros between pixels: no copies.");
 }
 
 function drawSize() {
