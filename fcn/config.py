@@ -395,6 +395,9 @@ SYNONYMS = {
 
 def unknown_key(key: str, known: list[str]) -> str:
     """Return the message for a key that does not exist: the one that was meant, if it is clear."""
+    group, *names = key.split(".")
+    if group in names[:1]:  # recipe.recipe
+        return f"unknown key {key}: a file that sets groups starts with a line # @package _global_"
     last = key.split(".")[-1]
     near = get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or [k for k in known if k.split(".")[-1] == last]

@@ -21,7 +21,9 @@ class Shape:
     """An annotated area, or what has none, such as a point."""
 
     name: str  # of its class
-    kind: str  # with a mask for messages alone
+    # polygon, rectangle, ellipse or line; others are counted and left out. With a mask the kind
+    # is for messages alone.
+    kind: str
     points: Any  # (x, y) in pixels; of a rectangle or an ellipse two opposite corners of its box
     holes: Any = ()  # polygons that are cut out of a polygon
     width: float = 0  # of a line

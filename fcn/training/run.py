@@ -303,6 +303,8 @@ def print_start(
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
     source = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
     changes = [f", {str(entry['_target_']).rpartition('.')[2]}" for entry in recipe.transforms]
+    own, kind = chosen.loss._target_, chosen.loss.name.replace("_", " ")
+    loss = f"loss {own}" if own else f"{kind}, {recipe.loss_reduction} over pixels"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in {
         "model": f"{chosen.model.name}, backbone {chosen.backbone.name}, "
@@ -313,7 +315,7 @@ def print_start(
         "data": f"{chosen.data.title} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
         "recipe": f"{plan.length.max_steps} steps of {images} images, "
-        f"{recipe.optimizer}, {recipe.loss_reduction} loss" + "".join(changes),
+        f"{recipe.optimizer}, {loss}" + "".join(changes),
         "device": f"{plan.device}, precision {plan.precision}",
         "weights": source or "random",
     }.items():

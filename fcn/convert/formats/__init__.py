@@ -1,9 +1,12 @@
 """What annotation tools export: a file for each tool, whose readers find images, masks, classes.
 
 A reader is a function (folder, reading) -> Export | None, None if the folder holds another format.
-One of shapes returns `drawn_export`, one of mask files with a list of classes `listed_export`. To
-add a format, write its file (labelme.py has a short reader of each kind) and put its reader into
-READ_MASKS or READ_SHAPES; those before it are asked first. What cannot be read is in foreign.py.
+If the tool stores shapes, return `drawn_export`; if it stores mask files and a list of classes,
+return `listed_export`.
+
+To add a format, write its file (labelme.py has a short reader of each kind), put its reader into
+READ_MASKS or READ_SHAPES (those before it are asked first), take it out of foreign.py, and add a
+writer to tests/export_files.py and a row to data/README.md.
 """
 
 from fcn.convert.export import Export, Reading
