@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
 from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, message_of
 from fcn.hydra_versions import VERSION_BASE, any_help_text
-from fcn.output import LOCK, add_line, make_console
+from fcn.output import LOCK, add_line, make_console, size_of
 from fcn.processes import is_first
 from fcn.training.record import (
     OUTPUTS,
@@ -175,7 +175,7 @@ class Command:
         job = HydraConfig.get()
         keeps_log = self.name in HAS_RUN_FOLDER and is_first()
         log = Path(job.runtime.output_dir, self.log).absolute() if keeps_log else None
-        console = make_console(quiet=not is_first(), log=log)
+        console, before = make_console(quiet=not is_first(), log=log), size_of(log)
         try:
             os.chdir(job.runtime.cwd)  # paths start there, for hydra.job.chdir too
             settings = self.settings(cfg, list(job.overrides.task))
@@ -187,11 +187,11 @@ class Command:
                 self.result = main(settings, folder, console)
             return self.result
         except Interrupted as error:  # ends a multirun too
-            add_line(log, str(error))
+            add_line(log, str(error), before)
             print(error, file=sys.stderr)
             sys.exit(error.code)  # past Hydra, which would print more around it
         except (UserError, OSError, RuntimeError) as error:
-            add_line(log, f"error: {_one_line(error, self.name)}")
+            add_line(log, f"error: {_one_line(error, self.name)}", before)
             if os.getpid() != self.process:  # a launcher's, such as submitit: Hydra brings it back
                 raise
             self.failures.append(error)  # Hydra would print more around it

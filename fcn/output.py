@@ -45,9 +45,14 @@ def make_console(*, quiet: bool = False, log: Path | None = None) -> "Console":
     return LoggedConsole(**plain, quiet=quiet, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def add_line(log: Path | None, text: str) -> None:
-    """Add a line to a log that has been started."""
-    if log is not None and log.is_file():
+def size_of(log: Path | None) -> int:
+    """Return the bytes of a log; 0 if there is none."""
+    return log.stat().st_size if log is not None and log.is_file() else 0
+
+
+def add_line(log: Path | None, text: str, before: int) -> None:
+    """Add a line to a log, if it has grown since it had `before` bytes: one of others stays."""
+    if log is not None and size_of(log) > before:
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 

@@ -157,4 +157,4 @@ def test_a_run_is_evaluated_and_resumed_on_its_own_fold_and_folds_are_compared(
     content = json.loads(Path("compare/compare.json").read_text())
     assert (content["images"], content["data"]) == (6, "tiny (folds 0, 1, 2)")
     (group,) = content["groups"]
-    assert group["folds"] == ["0", "1", "2"]
+    assert group["folds"] == [0, 1, 2]
