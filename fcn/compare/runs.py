@@ -151,8 +151,13 @@ class Comparison:
         return [float(mean) for mean in means]
 
     def average(self, group: Group) -> Resampled:
-        """Return the metrics over the shared classes, averaged over the runs of a group."""
-        return average([run.resampled(self.shared[run.fold]) for run in group.runs])
+        """Return the means over the shared classes, averaged over the runs of a group."""
+        parts = [run.resampled(self.shared[run.fold]) for run in group.runs]
+        means = [
+            Resampled(*({name: side[name] for name in METRICS} for side in (one.whole, one.drawn)))
+            for one in parts  # those of classes would be of others in each fold
+        ]
+        return average(means)
 
     @property
     def protocol(self) -> dict[str, Any]:
