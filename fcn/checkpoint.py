@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
+from fcn.dataset_info import INFO_KEYS, DatasetInfo, class_problem, starts_with_background
 from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
 from fcn.models.surgery import (
@@ -185,12 +185,8 @@ def _check_names(path: Path, classes: Any) -> None:
     """Raise a CheckpointError for class names that no data set can have."""
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise CheckpointError(f"{path}: its class names are not a list of texts")
-    for name in classes:
-        if not name.isprintable() or classes.count(name) > 1:
-            raise CheckpointError(
-                f"{path}: the class name {name!r} holds control characters or occurs twice; write "
-                "the model again with other names"
-            )
+    if problem := class_problem(classes):
+        raise CheckpointError(f"{path}: {problem}; write the model again with other names")
 
 
 def load(path: str | Path) -> FCN:

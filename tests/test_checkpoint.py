@@ -11,6 +11,7 @@ from torchvision.models import VGG16_Weights
 
 import fcn
 from fcn.checkpoint import find, initialise, read, write_safetensors
+from fcn.dataset_info import class_problem
 from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
 from tests.conftest import small, with_random_scores
@@ -199,8 +200,15 @@ def test_a_backbone_brings_no_scores_whatever_its_classes(tmp_path: Path) -> Non
 )
 def test_class_names_that_no_data_set_can_have_are_refused(tmp_path: Path, classes: Any) -> None:
     path = write(tmp_path / "m.safetensors", small(num_classes=2), classes)
-    with pytest.raises(CheckpointError, match="class name"):
+    with pytest.raises(CheckpointError, match="class"):
         read(path)
+
+
+def test_class_names_that_data_sets_can_have_are_read(tmp_path: Path) -> None:
+    classes = ["half\u00a0space", "full\u3000space"]  # not printable by Python's rules
+    assert not class_problem(classes)
+    path = write(tmp_path / "m.safetensors", small(num_classes=2), classes)
+    assert read(path).classes == classes
 
 
 def test_a_model_scores_classes_in_the_order_asked_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,8 @@ def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
     assert found.note == "Folds whose masks lack c are counted without"
     assert found.shared == {0: ["background", "thing"], 1: ["background", "thing", "c"]}
     assert found.mean_iou(found.groups[0]) == pytest.approx([0.2, (0.4 + 0 + 1) / 3])
+    assert compare.table(found)[1][1] == percent(fmean([0.2, 1.4 / 3]))
+    assert compare.as_json(found)["groups"][0]["interval"]["value"] == pytest.approx(1 / 3)
 
 
 def difference(group: Group) -> float | None:

@@ -221,6 +221,29 @@ def test_mistakes_in_files_of_yolo_are_named(tmp_path: Path, text: str, message:
         converted(tmp_path / "a", tmp_path / "new")
 
 
+def test_a_file_of_yolo_that_is_wrong_from_its_first_line_is_named(tmp_path: Path) -> None:
+    yolo(tmp_path / "a", two(POLYGONS))
+    path = next((tmp_path / "a/labels").rglob("*.txt"))
+    path.write_text("0 10 10 50 10 50 50\n")
+    with pytest.raises(DataError, match=rf"{path.name}: line 1 is not"):
+        converted(tmp_path / "a", tmp_path / "new")
+
+
+def test_names_of_yolo_are_texts_also_where_yaml_has_other_values(tmp_path: Path) -> None:
+    yolo(tmp_path / "a", two(POLYGONS))
+    for path in (tmp_path / "a").glob("*.yaml"):
+        path.unlink()
+    put(tmp_path / "a/data.yaml", "names: [yes, no]\n")
+    converted(tmp_path / "a", tmp_path / "new")
+    assert info(tmp_path / "new")["classes"] == ["background", "yes", "no"]
+
+
+def test_an_empty_archive_is_named(tmp_path: Path) -> None:
+    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
+    with pytest.raises(DataError, match=r"a\.zip"):
+        converted(tmp_path / "a.zip", tmp_path / "new")
+
+
 def test_yolo_without_a_yaml_takes_names_from_a_list_or_from_settings(tmp_path: Path) -> None:
     yolo(tmp_path / "a", two(POLYGONS))
     (tmp_path / "a/data.yaml").unlink()

@@ -158,3 +158,28 @@ def test_a_run_is_evaluated_and_resumed_on_its_own_fold_and_folds_are_compared(
     assert (content["images"], content["data"]) == (6, "tiny (folds 0, 1, 2)")
     (group,) = content["groups"]
     assert group["folds"] == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_images_of_other_folds_that_a_checkpoint_was_trained_on_are_counted(
+    tiny_voc: TinyVOC,
+    command: Callable[..., Any],
+    error_line: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tiny_voc.root)
+    data = tiny_voc.overrides()
+    first = [*data, "data.fold=0", "data.folds=3"]
+    command("train", *first, *QUICK, "trainer.max_steps=2", "hydra.run.dir=run")
+    other = [*data, "data.fold=1", "data.folds=3"]
+    for arguments, warned in ((first, False), (other, True), (data, True)):
+        capsys.readouterr()
+        command("evaluate", "checkpoint=run", *arguments, "overwrite=true", "hydra.run.dir=again")
+        assert ("the checkpoint was trained on" in capsys.readouterr().out) == warned
+    command(
+        "train", *other, *QUICK, "trainer.max_steps=1", "model.init_from=run", "hydra.run.dir=new"
+    )
+    assert "model.init_from: the checkpoint was trained on 2 of the 2" in capsys.readouterr().out
+    line = error_line("export", "checkpoint=run", "precision=int8", "output=a.onnx", *other)
+    assert "data.fold=0 data.folds=3" in line

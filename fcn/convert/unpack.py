@@ -27,6 +27,7 @@ def is_table(export: str) -> bool:
 def unpack_zip(path: Path, target: Path) -> Path:
     """Unpack an archive below a folder, and return the folder of the export in it."""
     target = target / path.name
+    target.mkdir()  # for an archive that is empty
     with file_errors(path, "archive"), zipfile.ZipFile(path) as archive:
         archive.extractall(target)  # no file gets outside
     while len(inner := [p for p in target.iterdir() if p.name[:1] not in "._"]) == 1:

@@ -146,6 +146,45 @@ def fold_listing(data: DataConfig, split: str) -> Listing:
     )
 
 
+# Settings that say which images a run is trained on; its checkpoints keep them.
+DIVISION = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
+
+
+def division(data: DataConfig) -> dict[str, Any]:
+    """Return how a data set is divided into images to train on and to validate."""
+    return {key: getattr(data, key) for key in DIVISION}
+
+
+def seen_problem(data: DataConfig, dataset: SegmentationDataset, about: Mapping[str, Any]) -> str:
+    """Return that a checkpoint was trained on images of a split, if folds make them differ.
+
+    Args:
+        data: the settings with which the split was opened.
+        dataset: the split.
+        about: what the checkpoint knows; its "data" holds `division` of its run, and the
+            fingerprint of its validation images, which tells whether this is the same data set.
+
+    Returns:
+        The problem and what to do; "" if there is none, or it is not known.
+    """
+    kept = about.get("data") or {}
+    own = kept.get("division", division(data))
+    if own == division(data) or own["fold"] is None is data.fold:
+        return ""
+    try:
+        train, val = (open_split(replace(data, **own), own[key]) for key in DIVISION[:2])
+    except (ConfigError, DataError):
+        return ""  # another data set
+    seen = set(train.ids) & set(dataset.ids)
+    if not seen or val.fingerprint() != kept.get("val"):
+        return ""
+    settings = " ".join(f"data.{key}={'null' if v is None else v}" for key, v in own.items())
+    return (
+        f"the checkpoint was trained on {len(seen)} of the {len(dataset)} images of {dataset.name}"
+        f"; divide the data as its run did: {settings}"
+    )
+
+
 # Who says what is so, key by key: the first that says anything. Classes, colours and the ignored
 # label describe masks, so a checkpoint of another set has no say in the last two. The range and
 # the bands are what its network was trained to take, also where that is none.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fcn.checkpoint import Checkpoint
 from fcn.config import ExportConfig
 from fcn.data.dataset import SegmentationDataset
-from fcn.data.layouts import open_split
+from fcn.data.layouts import open_split, seen_problem
 from fcn.dataset_info import VOID
 from fcn.device import describe_machine
 from fcn.errors import ConfigError
@@ -47,7 +47,8 @@ def shrink(path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console)
         The comparison: size, mean IoU and time before and after, and the IoU of each class.
 
     Raises:
-        ConfigError: the data set is another one than the checkpoint's; an unknown layer in keep.
+        ConfigError: the data set is another one than the checkpoint's, or otherwise divided; an
+            unknown layer in keep.
         DataError: the data set has no such splits.
     """
     import onnx  # of the extra [export]
@@ -93,6 +94,8 @@ def open_data(
             f"precision={cfg.precision} is compared on the data that the checkpoint was trained "
             f"on, and data={cfg.data.name} has other classes; give data=NAME data.root=FOLDER"
         )
+    if problem := seen_problem(cfg.data, val, trained.about):
+        raise ConfigError(f"precision={cfg.precision}: {problem}")
     if cfg.precision != "int8":
         return val, [train[0][0]]
     count = min(cfg.calibration, len(train))

@@ -27,6 +27,7 @@ from fcn.config import CONFIGS, ModelConfig, TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.images import range_note
+from fcn.data.layouts import division, seen_problem
 from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
@@ -132,6 +133,9 @@ def check_data(plan: Plan, processes: Processes, console: Console) -> None:
         sources = [pair.image for pair in plan.train.pairs]
         if note := range_note(sources, plan.train.info):
             console.print(f"warning: {note}", style="yellow")
+        source, data = plan.weights.source, plan.settings.data
+        if source and (problem := seen_problem(data, plan.val, source.about)):
+            console.print(f"warning: model.init_from: {problem}", style="yellow")
         check_shared_memory(plan.recipe, image, plan.num_workers, plan.device, processes.world)
         if plan.scan:
             scan([plan.train, plan.val], console, training=True)
@@ -191,7 +195,12 @@ def describe(plan: Plan, model: FCN) -> dict[str, Any]:
     return {
         "model": model.arguments,
         **checkpoint.info_metadata(plan.train.info),
-        "data": {"name": settings.data.name, "train": plan.train.fingerprint()},
+        "data": {
+            "name": settings.data.name,
+            "train": plan.train.fingerprint(),
+            "val": plan.val.fingerprint(),
+            "division": division(settings.data),
+        },
         "training": asdict(plan.recipe)
         | {"max_steps": length.max_steps, "accumulate": length.accumulate},
         "precision": plan.precision,

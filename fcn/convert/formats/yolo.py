@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yaml import YAMLError, safe_load
+from yaml import BaseLoader, YAMLError, load
 
 from fcn.convert.drawing import Shape
 from fcn.convert.export import Drawing, Export, Reading, drawn_export
@@ -49,6 +49,10 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
         inside = [place for place in splits if image.resolve().is_relative_to(place)]
         split = splits[max(inside, key=lambda place: len(place.parts))] if inside else ""
         drawings.append(Drawing(path, path.stem, image, shapes, size, split))
+    drawn = {drawing.image for drawing in drawings}
+    for path in (path for path in folder.files if path.suffix == ".txt" and path not in files):
+        if (image := folder.find_image(path.stem, path)) and image not in drawn:
+            raise _no_rows(path, 1)
     notes = [f"{boxes} boxes without an outline are left out"] if boxes else []
     classes = [names[number] for number in sorted(names)]
     return drawn_export("YOLO", folder, drawings, classes, small_on_top=True, notes=notes)
@@ -67,12 +71,16 @@ def _rows(path: Path) -> list[np.ndarray] | None:
         if len(row) < 5 or len(row) % 2 == 0 or row[0] % 1 or not abs(row[1:]).max() <= 2:
             if not rows:
                 return None
-            raise DataError(
-                f"{path}: line {len(rows) + 1} is not a class and its corners as shares of width "
-                "and height; export it again"
-            )
+            raise _no_rows(path, len(rows) + 1)
         rows.append(row)
     return rows
+
+
+def _no_rows(path: Path, line: int) -> DataError:
+    return DataError(
+        f"{path}: line {line} is not a class and its corners as shares of width and height; "
+        "export it again"
+    )
 
 
 def _shape(path: Path, row: np.ndarray, names: dict[int, str], size: tuple[int, int]) -> Shape:
@@ -91,7 +99,8 @@ def _settings(folder: ExportFolder) -> list[tuple[Path, dict[str, Any]]]:
     for path in (path for path in folder.files if path.suffix in (".yaml", ".yml")):
         text = path.read_text("utf-8-sig", "replace")
         try:
-            content = safe_load(text) if re.search("^names:", text, re.M) else None
+            # All scalars as text: "yes" and "no" are names, too.
+            content = load(text, BaseLoader) if re.search("^names:", text, re.M) else None
         except YAMLError as error:
             raise DataError(f"{path}: {' '.join(str(error).split())}") from None
         if isinstance(content, dict):
