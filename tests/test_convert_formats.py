@@ -155,13 +155,14 @@ KINDS: dict[str, tuple[Any, Any]] = {  # points; a box of rows and columns that 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labelme_draws_all_kinds_of_shapes(tmp_path: Path, kind: str) -> None:
     points, box = KINDS[kind]
-    labelme_shapes(tmp_path / "a", two([("road", kind, points), ("pond", "point", [[1, 1]])]))
+    bare = (None, "polygon", ROAD)
+    labelme_shapes(tmp_path / "a", two([("road", kind, points), ("pond", "point", [[1, 1]]), bare]))
     masks, printed = converted(tmp_path / "a", tmp_path / "new")
     expected = np.zeros((24, 32), np.uint8)
     expected[box] = 1
     for mask in masks.values():
         np.testing.assert_array_equal(mask, expected)
-    assert "2 shapes without an area are left out: 2 point" in printed
+    assert "4 shapes without an area are left out: 2 point, 2 shape without a label" in printed
 
 
 def test_labelme_erases_and_ignores_by_class_and_unpacks_images(tmp_path: Path) -> None:

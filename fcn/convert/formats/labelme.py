@@ -53,6 +53,8 @@ def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
 
 
 def _shape(entry: dict[str, Any], line_width: float) -> Shape:
+    if entry["label"] is None:
+        return Shape("", "shape without a label", ())
     name, kind, points = str(entry["label"]), entry.get("shape_type") or "polygon", entry["points"]
     if kind == "mask":
         return Shape(name, kind, points[:1], mask=partial(png_mask, entry["mask"]))
