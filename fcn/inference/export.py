@@ -102,7 +102,8 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
     trained = checkpoint.read(source)
     model = trained.model().requires_grad_(False)
     origin = {"file": source.name, "sha256": checkpoint.sha256(source)}
-    about = checkpoint.describe(model, trained.about | {"checkpoint": origin})
+    known = {"checkpoint": origin, "background": trained.info.background}
+    about = checkpoint.describe(model, trained.about | known)
     uint8 = cfg.input == "uint8"
     sizes = SIZES if cfg.format == "torch_export" else [(1, 1), *SIZES]
     batches: tuple[int, ...] = (1, 2)
