@@ -147,6 +147,7 @@ def test_bytes_go_in_labels_come_out_and_the_file_describes_itself(
     found = about(path)
     assert found["classes"] == CLASSES
     assert found["model"] == model.arguments
+    assert found["background"] is True
     assert found["palette"] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert found["normalisation"]["mean"] == pytest.approx([0.1, 0.2, 0.3])
     assert found["normalisation"]["std"] == pytest.approx([0.4, 0.5, 0.6])

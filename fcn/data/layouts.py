@@ -169,7 +169,7 @@ def seen_problem(data: DataConfig, dataset: SegmentationDataset, about: Mapping[
     """
     kept = about.get("data") or {}
     own = kept.get("division", division(data))
-    if own == division(data) or own["fold"] is None is data.fold:
+    if own == division(data) or (own["fold"] is None and data.fold is None):
         return ""
     try:
         train, val = (open_split(replace(data, **own), own[key]) for key in DIVISION[:2])

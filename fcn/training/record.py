@@ -175,7 +175,7 @@ def read_record(folder: Path, resume: str) -> Record:
     if path is None:
         raise ConfigError(f"resume={resume}: no checkpoint in {folder / 'checkpoints'}")
     model = content.get("model")
-    if model is None:  # of a run before version 0.2
+    if model is None:  # of a run of an earlier version
         from fcn import checkpoint
 
         model = checkpoint.read(path).about["model"]
@@ -279,7 +279,7 @@ def read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["config"].get("data"), dict):
             raise ValueError("no settings in it")
-        for group in ("model", "recipe"):  # of a run before version 0.2
+        for group in ("model", "recipe"):  # of a run of an earlier version
             content["config"].get(group, {}).pop("name", None)
         return {"overrides": [], "data": {}, "history": []} | content
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -331,7 +331,7 @@ def _is_finished(run: Path) -> bool:
     content = read(run)
     if "finished" in content:
         return True
-    old = "versions" in content and not {"model", "stages"} & content.keys()  # before version 0.2
+    old = "versions" in content and not {"model", "stages"} & content.keys()  # an earlier version
     return old and (run / "metrics.json").is_file() and (run / "model.safetensors").is_file()
 
 
