@@ -21,7 +21,8 @@ import tifffile
 from PIL import Image
 
 from fcn.data.dataset import read_labels
-from fcn.data.images import as_tensor, file_errors, from_pillow, open_pillow, read_image
+from fcn.data.images import as_tensor, file_errors, read_image
+from fcn.data.pixels import open_pillow, upright_pixels
 from fcn.dataset_info import MEAN_COLOUR, DatasetInfo
 from fcn.errors import DataError
 
@@ -293,12 +294,12 @@ def test_images_have_the_values_of_their_file(tmp_path: Path, name: str, window:
     if name in UNKNOWN:
         return
     with Image.open(path) as image:
-        again = as_tensor(from_pillow(image), info).permute(1, 2, 0).numpy()
+        again = as_tensor(upright_pixels(image), info).permute(1, 2, 0).numpy()
         assert np.array_equal(again, by_path)
         image.load()  # now the same, unless Pillow has lost bits, which is said
         said = pytest.raises(ValueError, match="give the file's path")
         with said if name in LOST else nullcontext():
-            again = as_tensor(from_pillow(image), info).permute(1, 2, 0).numpy()
+            again = as_tensor(upright_pixels(image), info).permute(1, 2, 0).numpy()
             assert np.array_equal(again, by_path)
 
 

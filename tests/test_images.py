@@ -21,7 +21,8 @@ import fcn
 from fcn import checkpoint
 from fcn.data import images
 from fcn.data.dataset import Pair, SegmentationDataset, read_mask
-from fcn.data.images import Pixels, image_size, range_note, read_image, to_uint8, upright
+from fcn.data.images import image_size, range_note, read_image, to_uint8
+from fcn.data.pixels import Pixels, upright
 from fcn.data.transforms import TrainTransform, pad_collate
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import DataError
@@ -105,7 +106,7 @@ def test_threads_decode_large_images_at_the_same_time(
         return Pixels(np.zeros((1, 1, 1), np.uint8), ["grey"])
 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(images, "from_pillow", decode)
+    monkeypatch.setattr(images, "upright_pixels", decode)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(read_image, [path] * 2))
 

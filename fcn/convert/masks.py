@@ -13,15 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from fcn.data.images import (
-    ALPHA,
-    INVERTED,
-    PREMULTIPLIED,
-    Pixels,
-    file_errors,
-    opened,
-    stored_pixels,
-)
+from fcn.data.images import file_errors, opened
+from fcn.data.pixels import ALPHA, INVERTED, PREMULTIPLIED, Pixels, stored_pixels
 from fcn.dataset_info import VOID
 from fcn.errors import DataError
 
@@ -104,7 +97,7 @@ def _values_and_opacity(
         pixels = Pixels(np.asarray(file.convert("RGBA")), ["red", "green", "blue", ALPHA])
     else:
         pixels = stored_pixels(file)
-    if pixels.span and pixels.span[0] > pixels.span[1]:
+    if pixels.inverted:
         raise DataError(f"{path}: a TIFF that stores {INVERTED}; save it as PNG")
     values, bands = _whole(path, pixels.values), pixels.bands
     has_alpha = len(bands) in (2, 4) and bands[-1] in (ALPHA, PREMULTIPLIED)

@@ -10,20 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.io import loadmat
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fcn.data.files import nfc
-from fcn.data.images import (
-    Source,
-    file_errors,
-    image_size,
-    orientation,
-    read_image,
-    read_stored,
-    upright,
-)
+from fcn.data.images import Source, file_errors, image_size, opened, orientation, read_image
+from fcn.data.pixels import INVERTED, stored_pixels, upright
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import ConfigError, DataError
 
@@ -215,13 +209,26 @@ def read_labels(source: Source) -> np.ndarray:
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ValueError(f"GTcls.Segmentation is {labels.ndim}-D {labels.dtype}")
             return np.array(labels, order="C")
-    labels, problem = read_stored(source)
-    if problem:
-        raise DataError(
-            f"{source}: a mask must be a palette or grey image of class labels, of 8 bits at most, "
-            f"but this one has {problem}; to convert it, run {CONVERT}"
-        )
-    return labels
+    with opened(source, "mask") as file:
+        by_pillow = isinstance(file, Image.Image)
+        if by_pillow and file.format in ("JPEG", "MPO", "GIF"):  # GIF's writers sort the palette
+            problem = f"format {file.format}, which changes labels"
+        elif by_pillow and file.mode not in ("P", "L", "1"):
+            problem = f"mode {file.mode}"
+        else:
+            pixels = stored_pixels(file)
+            bands, dtype = len(pixels.bands), pixels.values.dtype
+            is_pbm = by_pillow and (file.format, file.mode) == ("PPM", "1")
+            if bands > 1 or dtype != np.uint8:
+                problem = f"{bands} bands of {dtype}"
+            elif pixels.inverted or is_pbm:
+                problem = INVERTED
+            else:
+                return pixels.values[..., 0]
+    raise DataError(
+        f"{source}: a mask must be a palette or grey image of class labels, of 8 bits at most, "
+        f"but this one has {problem}; to convert it, run {CONVERT}"
+    )
 
 
 def read_bytes(source: Source, kind: str) -> bytes:

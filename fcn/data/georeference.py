@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import TiffTags
+from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from fcn.data.images import ORIENTATION, tiff_tags
+from fcn.data.images import tiff_tags
 from fcn.errors import DataError
 
 SCALE, TIE_POINTS, TRANSFORMATION, KEYS, DOUBLES, TEXT = 33550, 33922, 34264, 34735, 34736, 34737
-TYPES = {
-    SCALE: TiffTags.DOUBLE,
-    TIE_POINTS: TiffTags.DOUBLE,
-    TRANSFORMATION: TiffTags.DOUBLE,
-    KEYS: TiffTags.SHORT,
-    DOUBLES: TiffTags.DOUBLE,
-    TEXT: TiffTags.ASCII,
-}
+TYPES = dict.fromkeys((SCALE, TIE_POINTS, TRANSFORMATION, DOUBLES), TiffTags.DOUBLE)
+TYPES |= {KEYS: TiffTags.SHORT, TEXT: TiffTags.ASCII}
 MODEL, SYSTEM, UNIT = 1024, 3072, 3076  # keys
 PROJECTED, GEOGRAPHIC, WEB_MERCATOR = 1, 2, 3857  # values of the first two
 METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # metre, foot, US survey foot
@@ -79,8 +74,8 @@ def read_georeference(path: Path) -> Georeference | None:
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None
     try:
-        tags = tiff_tags(path, (*TYPES, ORIENTATION))
+        tags = tiff_tags(path, (*TYPES, Base.Orientation))
     except DataError:
         return None
-    upright = tags.pop(ORIENTATION, 1) == 1
+    upright = tags.pop(Base.Orientation, 1) == 1
     return Georeference(tags) if KEYS in tags and upright else None

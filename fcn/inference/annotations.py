@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import numpy as np
 from PIL import Image
 
-from fcn.data.images import open_pillow
+from fcn.data.pixels import open_pillow
 from fcn.dataset_info import DatasetInfo
 from fcn.output import atomic_write, write_json
 from fcn.pictures.visualize import palette

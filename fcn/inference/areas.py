@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fcn.data.georeference import Georeference
-from fcn.data.images import open_pillow
+from fcn.data.pixels import open_pillow
 from fcn.errors import ConfigError
 from fcn.output import atomic_write
 from fcn.processes import Processes

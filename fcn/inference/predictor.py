@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from fcn import checkpoint
-from fcn.data.images import as_tensor, from_pillow, read_image, to_uint8
+from fcn.data.images import as_tensor, read_image, to_uint8
+from fcn.data.pixels import upright_pixels
 from fcn.dataset_info import DatasetInfo
 from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError
@@ -159,7 +160,7 @@ def read_any(image: ImageLike, info: DatasetInfo) -> Tensor:
     if isinstance(image, str | Path):
         return read_image(Path(image), info)
     if isinstance(image, Image.Image):
-        return as_tensor(from_pillow(image), info)
+        return as_tensor(upright_pixels(image), info)
     if isinstance(image, np.ndarray):
         # A copy, as PyTorch takes neither read-only arrays nor negative strides.
         image = torch.from_numpy(image.copy()).movedim(-1, 0)
