@@ -40,10 +40,10 @@ from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.formats import recognise
 from fcn.convert.unpack import is_table, unpack_table, unpack_zip
 from fcn.data.dataset import read_list
+from fcn.data.description import DESCRIPTION, read_description
 from fcn.data.files import nfc
 from fcn.data.groups import check_pattern
 from fcn.data.images import image_size, orientation
-from fcn.data.layouts import DESCRIPTION, described
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import ConfigError, DataError
 from fcn.output import percent, progress
@@ -155,7 +155,7 @@ def _description(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]
         )
     path = folder.root / DESCRIPTION
     is_yolo = path.is_file() and re.search("^names:", path.read_text("utf-8", "replace"), re.M)
-    return {} if is_yolo else described(folder.root)
+    return {} if is_yolo else read_description(folder.root)
 
 
 def _each(

@@ -1,17 +1,18 @@
-"""Which labels the masks of a data set hold: counted before a run, so that a bad one stops it.
+"""Count the labels in all masks of a data set before a run, so that an invalid mask fails early.
 
 Reading all masks of a large data set takes a while, so the counts are kept in the user's cache
-folder, by the path, size and time stamp of each mask.
+folder, by the path, size and time of each mask.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pooch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -63,8 +64,7 @@ def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: b
             raise DataError(problems[0] + more)
         if absent := absent_classes(split.info, totals):
             kind, style = ("warning", "yellow") if train else ("note", None)
-            text = f"{kind}: {split.name}: no pixel of {', '.join(absent)}"
-            console.print(text, style=style)
+            console.print(f"{kind}: {split.name}: no pixel of {', '.join(absent)}", style=style)
 
 
 def print_notes(splits: Sequence[SegmentationDataset], console: Console) -> None:
@@ -79,30 +79,24 @@ def count_labels(split: SegmentationDataset, console: Console) -> Counts:
     Raises:
         DataError: a mask is missing or unreadable, or has another size than its image.
     """
-    keep = len(split) >= CACHED_FROM
-    cache = _cache_file(split) if keep else None
-    known = _read_cache(cache) if cache else {}
+    cache = _cache_file(split) if len(split) >= CACHED_FROM else None
+    known, masks = _read_cache(cache), [str(pair.mask) for pair in split.pairs]
     stamps = [_stamp(pair.mask) + _stamp(pair.image) for pair in split.pairs]
-    counts = np.zeros((len(split), 256), np.int64)
-    todo = []
-    for index, (pair, stamp) in enumerate(zip(split.pairs, stamps, strict=True)):
-        entry = known.get(str(pair.mask))
-        if entry and entry[0] == stamp:
-            counts[index, entry[1]] = entry[2]
-        else:
-            todo.append(index)
+    todo = [i for i, mask in enumerate(masks) if known.get(mask, [None])[0] != stamps[i]]
     with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
-        rows = pool.map(lambda index: _count_pair(split.pairs[index]), todo)
-        for index, row in bar.track(
-            zip(todo, rows, strict=True), len(todo), description="reading masks"
-        ):
-            counts[index] = row
+        rows = pool.map(_count_pair, (split.pairs[i] for i in todo))
+        done = zip(todo, rows, strict=True)
+        for i, row in bar.track(done, len(todo), description="reading masks"):
+            labels = np.flatnonzero(row)
+            known[masks[i]] = [stamps[i], labels.tolist(), row[labels].tolist()]
     if cache and todo:
-        for index in todo:
-            labels = np.flatnonzero(counts[index])
-            entry = [stamps[index], labels.tolist(), counts[index, labels].tolist()]
-            known[str(split.pairs[index].mask)] = entry
-        _write_cache(cache, known)
+        with suppress(OSError):  # such as a home folder that cannot be written to
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache, known)
+    counts = np.zeros((len(split), 256), np.int64)
+    for row, mask in zip(counts, masks, strict=True):
+        _, labels, pixels = known[mask]
+        row[labels] = pixels
     return counts
 
 
@@ -185,22 +179,14 @@ def _stamp(file: Source) -> list[int]:
 
 def _cache_file(split: SegmentationDataset) -> Path:
     """Return where the counts of a data set are kept: one file for each folder of masks."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folders = sorted({str(Path(str(pair.mask)).parent.absolute()) for pair in split.pairs})
     name = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16]
-    return base / "fcn-segmentation" / "labels" / f"{name}.json"
+    return Path(pooch.os_cache("fcn-segmentation"), "labels", f"{name}.json")
 
 
-def _read_cache(cache: Path) -> dict[str, list]:
+def _read_cache(cache: Path | None) -> dict[str, list]:
+    """Return the counts of each mask: its stamp, labels, and pixels of these labels."""
     try:
-        return json.loads(cache.read_text(encoding="utf-8"))
+        return json.loads(cache.read_text(encoding="utf-8")) if cache else {}
     except (OSError, ValueError):
         return {}
-
-
-def _write_cache(cache: Path, counts: dict[str, list]) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, counts)
-    except OSError:
-        pass  # such as a home folder that cannot be written to: the next run reads the masks again

@@ -3,10 +3,11 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,17 @@ class Pair:
     image: Source
     mask: Source
     size: tuple[int, int] | None = None  # (width, height) if known without opening the image
+
+
+@dataclass
+class Listing:
+    """One split of a data set, as its layout finds it."""
+
+    pairs: list[Pair]
+    own: dict[str, Any]  # what the set says of itself, by the keys of `DatasetInfo`
+    name: str  # for messages
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):

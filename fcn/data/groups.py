@@ -4,8 +4,11 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import PurePath
+from dataclasses import replace
+from pathlib import PurePath, PurePosixPath
 
+from fcn.config import DataConfig
+from fcn.data.dataset import Listing
 from fcn.data.files import nfc
 from fcn.errors import ConfigError, DataError
 
@@ -61,3 +64,58 @@ def draw_folds(groups: Sequence[str], folds: int, seed: int) -> list[int]:
         for number in members[name]:
             result[number] = fold
     return result
+
+
+def check_folds(data: DataConfig) -> None:
+    """Raise a ConfigError if the settings of folds do not fit together."""
+    for key in ("folds", "fold_seed", "group"):
+        if data.fold is None and (value := getattr(data, key)) != getattr(DataConfig, key):
+            raise ConfigError(
+                f"data.{key}={value} needs data.fold=0, 1, ...: which one to validate"
+            )
+    if data.fold is None:
+        return
+    if data.fold >= data.folds:
+        raise ConfigError(f"data.fold={data.fold}: must be 0 to {data.folds - 1}, see data.folds")
+    if data.train_split == data.val_split:
+        raise ConfigError("data.fold: data.train_split and data.val_split need two names")
+    check_pattern(data.group)
+
+
+def choose_fold(data: DataConfig, split: str, listings: Sequence[Listing]) -> Listing:
+    """Return one side of a fold: the images to validate, or all others.
+
+    Args:
+        data: the data set; `check_folds` has passed it.
+        split: data.train_split or data.val_split.
+        listings: of data.train_split, and of data.val_split if there is one: divided together.
+
+    Raises:
+        DataError: fewer groups than folds.
+        ConfigError: data.group is in no image's name.
+    """
+    pairs, pattern = [p for part in listings for p in part.pairs], check_pattern(data.group)
+    found = [group_in(PurePosixPath(pair.id), pattern) for pair in pairs]
+    alone = found.count(None)
+    if data.group and alone == len(pairs):
+        raise ConfigError(f"data.group={data.group}: is in no image's name, such as {pairs[0].id}")
+    groups = [group or pair.id for group, pair in zip(found, pairs, strict=True)]
+    held_out = [fold == data.fold for fold in draw_folds(groups, data.folds, data.fold_seed)]
+    by = "each image alone; data.group=REGEX keeps those of one film or scene together"
+    if alone < len(pairs):
+        by = f"by data.group={data.group}" if data.group else "by names before .rf."
+        by += f", {alone} images alone" if alone else ""
+    names = [data.train_split, *(data.val_split for part in listings[1:] if part.pairs)]
+    validates = split == data.val_split
+    note = (
+        f"fold {data.fold} of {data.folds} of {' and '.join(names)}: of {len(pairs)} images in "
+        f"{len(set(groups))} groups, {len(pairs) - sum(held_out)} to train on and "
+        f"{sum(held_out)} to validate ({by}; data.fold_seed={data.fold_seed})"
+    )
+    return replace(
+        listings[0],
+        pairs=[pair for pair, held in zip(pairs, held_out, strict=True) if held == validates],
+        name=f"{data.name} {split}, fold {data.fold} of {data.folds} ({listings[0].name})",
+        problems=[problem for part in listings for problem in part.problems],
+        notes=[*(note for part in listings for note in part.notes), note],
+    )

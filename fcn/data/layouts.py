@@ -1,26 +1,20 @@
-"""How the files of a data set lie: one function per layout, named by `data.layout`.
-
-Beside the data, dataset.yaml may say what is known about it: the keys of `DatasetInfo`.
-"""
+"""How the files of a data set lie: one function per layout, named by `data.layout`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from yaml import MappingNode, SafeLoader, YAMLError, load
-
-from fcn.config import DataConfig, check, unknown_key
+from fcn.config import DataConfig
 from fcn.data import shapes
-from fcn.data.dataset import CONVERT, Pair, SegmentationDataset, read_list
+from fcn.data.dataset import CONVERT, Listing, Pair, SegmentationDataset, read_list
+from fcn.data.description import DESCRIPTION, check_classes, merge_info, read_description
 from fcn.data.files import finder, is_image, nfc, unread_note, walk
-from fcn.data.groups import check_pattern, draw_folds, group_in
+from fcn.data.groups import check_folds, choose_fold
 from fcn.data.shards import open_shards
-from fcn.dataset_info import INFO_KEYS, DatasetInfo, class_problem, starts_with_background
+from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError, DataError
-from fcn.pictures.visualize import voc_palette
 
-DESCRIPTION = "dataset.yaml"  # beside the data
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -29,21 +23,12 @@ VOC_CLASSES = [
 VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # below data.root
 # Number of images of SBD train, VOC2011 segmentation val, and seg11valid, as published.
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
+# Settings that say which images a run is trained on; its checkpoints keep them.
+DIVISION = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
 
 
 class NoSplit(DataError):
     """A data set has no split of this name."""
-
-
-@dataclass
-class Listing:
-    """One split of a data set, as its layout finds it."""
-
-    pairs: list[Pair]
-    own: dict[str, Any]  # what the set says of itself, by the keys of `DatasetInfo`
-    name: str  # for messages
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def open_split(
@@ -67,7 +52,7 @@ def open_split(
     if data.fold is None or split not in (data.train_split, data.val_split):
         found = LAYOUTS[data.layout](data, split)
     else:
-        found = fold_listing(data, split)
+        found = choose_fold(data, split, _both_splits(data))
     info, notes = merge_info(data, found.own, known)
     if len(info.classes) < 2:
         raise DataError(
@@ -80,74 +65,15 @@ def open_split(
     )
 
 
-def check_folds(data: DataConfig) -> None:
-    """Raise a ConfigError if the settings of folds do not fit together."""
-    for key in ("folds", "fold_seed", "group"):
-        if data.fold is None and (value := getattr(data, key)) != getattr(DataConfig, key):
-            raise ConfigError(
-                f"data.{key}={value} needs data.fold=0, 1, ...: which one to validate"
-            )
-    if data.fold is None:
-        return
-    if data.fold >= data.folds:
-        raise ConfigError(f"data.fold={data.fold}: must be 0 to {data.folds - 1}, see data.folds")
-    if data.train_split == data.val_split:
-        raise ConfigError("data.fold: data.train_split and data.val_split need two names")
-    check_pattern(data.group)
-
-
-def fold_listing(data: DataConfig, split: str) -> Listing:
-    """List one side of a fold: the images to validate, or all others, of both splits together.
-
-    A set without a validation split is divided alone. Other splits, such as test, stay apart.
-
-    Args:
-        data: the data set; `check_folds` has passed it.
-        split: data.train_split or data.val_split.
-
-    Raises:
-        DataError: fewer groups than folds.
-        ConfigError: data.group is in no image's name.
-    """
-    layout = LAYOUTS[data.layout]
-    pooled, names = layout(data, data.train_split), [data.train_split]
+def _both_splits(data: DataConfig) -> list[Listing]:
+    """List train and val; only train where a set has no validation split and none was named."""
+    found = [LAYOUTS[data.layout](data, data.train_split)]
     try:
-        val = layout(data, data.val_split)
+        found.append(LAYOUTS[data.layout](data, data.val_split))
     except NoSplit:
-        if data.val_split != DataConfig.val_split:  # it was asked for
+        if data.val_split != DataConfig.val_split:
             raise
-        val = replace(pooled, pairs=[], problems=[], notes=[])
-    if val.pairs:
-        names.append(data.val_split)
-    pairs, pattern = pooled.pairs + val.pairs, check_pattern(data.group)
-    found = [group_in(PurePosixPath(pair.id), pattern) for pair in pairs]
-    alone = found.count(None)
-    if data.group and alone == len(pairs):
-        raise ConfigError(f"data.group={data.group}: is in no image's name, such as {pairs[0].id}")
-    groups = [group or pair.id for group, pair in zip(found, pairs, strict=True)]
-    held_out = [fold == data.fold for fold in draw_folds(groups, data.folds, data.fold_seed)]
-    by = "each image alone; data.group=REGEX keeps those of one film or scene together"
-    if alone < len(pairs):
-        by = f"by data.group={data.group}" if data.group else "by names before .rf."
-        by += f", {alone} images alone" if alone else ""
-    validates = split == data.val_split
-    return replace(
-        pooled,
-        pairs=[pair for pair, held in zip(pairs, held_out, strict=True) if held == validates],
-        name=f"{data.name} {split}, fold {data.fold} of {data.folds} ({pooled.name})",
-        problems=pooled.problems + val.problems,
-        notes=[
-            *pooled.notes,
-            *val.notes,
-            f"fold {data.fold} of {data.folds} of {' and '.join(names)}: of {len(pairs)} images in "
-            f"{len(set(groups))} groups, {len(pairs) - sum(held_out)} to train on and "
-            f"{sum(held_out)} to validate ({by}; data.fold_seed={data.fold_seed})",
-        ],
-    )
-
-
-# Settings that say which images a run is trained on; its checkpoints keep them.
-DIVISION = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
+    return found
 
 
 def division(data: DataConfig) -> dict[str, Any]:
@@ -185,156 +111,6 @@ def seen_problem(data: DataConfig, dataset: SegmentationDataset, about: Mapping[
     )
 
 
-# Who says what is so, key by key: the first that says anything. Classes, colours and the ignored
-# label describe masks, so a checkpoint of another set has no say in the last two. The range and
-# the bands are what its network was trained to take, also where that is none.
-PRIORITY = {
-    "classes": ("settings", "set", "checkpoint"),
-    "colours": ("settings", "set"),
-    "ignore_index": ("settings", "set"),
-    "background": ("settings", "set"),
-    "value_range": ("settings", "checkpoint", "set"),
-    "bands": ("settings", "checkpoint", "set"),
-}
-NETWORK = {"value_range": "all of 8 or 16 bits", "bands": "RGB"}  # what none of them means
-
-
-def merge_info(
-    data: DataConfig, own: Mapping[str, Any], known: DatasetInfo | None = None
-) -> tuple[DatasetInfo, list[str]]:
-    """Merge what is known about a data set, key by key: the first that says anything wins.
-
-    | key          | 1st      | 2nd          | 3rd          | or else               |
-    |--------------|----------|--------------|--------------|-----------------------|
-    | classes      | settings | the set      | a checkpoint | none                  |
-    | colours      | settings | the set      |              | Pascal VOC's          |
-    | ignore_index | settings | the set      |              | 255                   |
-    | background   | settings | the set      |              | by the name of class 0|
-    | value_range  | settings | a checkpoint | the set      | all of 8 or 16 bits   |
-    | bands        | settings | a checkpoint | the set      | RGB                   |
-
-    A checkpoint always says what its network takes: without a range or bands it was trained on all
-    of 8 or 16 bits, or RGB, as `Predictor` gives them to it, and the set's do not apply.
-
-    Args:
-        data: the settings.
-        own: what the set says of itself: dataset.yaml, or the index of shards.
-        known: what a checkpoint knows.
-
-    Returns:
-        The info, and notes where a checkpoint and the set say different things.
-
-    Raises:
-        ConfigError: the values do not fit together.
-    """
-    says: dict[str, Mapping[str, Any]] = {
-        "settings": {key: getattr(data, key) for key in INFO_KEYS},
-        "set": own,
-        "checkpoint": asdict(known) if known else {},
-    }
-    merged: dict[str, Any] = {}
-    for key, order in PRIORITY.items():
-        if known and key in NETWORK:
-            order = order[: order.index("checkpoint") + 1]
-        said = (says[source].get(key) for source in order)
-        value = next((value for value in said if value not in (None, [])), None)
-        if value is not None:
-            merged[key] = value
-    classes = merged.setdefault("classes", [])
-    merged.setdefault("background", starts_with_background(classes))
-    merged.setdefault("colours", voc_palette(len(classes)).tolist())
-    info = DatasetInfo(**merged)
-    if problem := class_problem(classes):
-        raise ConfigError(f"data.classes={classes}: {problem}")
-    if len(info.colours) != len(classes):
-        raise ConfigError(
-            f"data.colours has {len(info.colours)} colours for {len(classes)} classes"
-        )
-    if info.value_range and info.value_range[0] >= info.value_range[1]:
-        raise ConfigError(f"data.value_range={info.value_range}: must be [from, to], from < to")
-    return info, _notes(says, info) if known else []
-
-
-def _notes(says: Mapping[str, Mapping[str, Any]], info: DatasetInfo) -> list[str]:
-    """Return what a user may not expect where a checkpoint and the set say different things."""
-    notes, settings = [], says["settings"]
-    for key, none in NETWORK.items():
-        own, used = says["set"].get(key), getattr(info, key)
-        if settings[key] or not own or own == says["checkpoint"][key]:
-            continue
-        notes.append(
-            f"{key}={used or none}, as the checkpoint was trained, not {own}, as the data set "
-            f"says; data.{key} overrides both"
-        )
-    trained, key = says["checkpoint"]["ignore_index"], "ignore_index"
-    if trained != info.ignore_index and settings[key] is None:
-        notes.append(
-            f"label {info.ignore_index} is ignored in these masks; the checkpoint was trained on "
-            f"masks that ignore {trained}: if these do too, set data.ignore_index={trained}"
-        )
-    return notes
-
-
-class UniqueKeys(SafeLoader):
-    """Reads YAML in which no key may stand twice, of which the last would win otherwise."""
-
-    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1 and name != "<<":
-                line = key.start_mark.line + 1
-                raise ConfigError(f"{name} is given twice (line {line}); keep one of them")
-        return super().construct_mapping(node, deep)
-
-
-def described(folder: Path) -> dict[str, Any]:
-    """Return what folder/dataset.yaml says, and the names in classes.txt where it has none.
-
-    A key without a value (null) says nothing.
-
-    Raises:
-        DataError: it is no such file: names the key and the rule.
-    """
-    path, listed = folder / DESCRIPTION, folder / "classes.txt"
-    known: dict[str, Any] = {"classes": read_list(listed)} if listed.is_file() else {}
-    if path.is_file():
-        try:
-            content = load(path.read_text(encoding="utf-8-sig"), UniqueKeys) or {}
-            if not isinstance(content, dict):
-                raise ConfigError("must be keys with values, such as classes: [background, road]")
-            content = {key: value for key, value in content.items() if value is not None}
-            if unknown := [key for key in content if key not in INFO_KEYS]:
-                raise ConfigError(unknown_key(str(unknown[0]), list(INFO_KEYS)))
-            checked = check({"name": DESCRIPTION, **content}, DataConfig)
-        except (OSError, UnicodeDecodeError, YAMLError, ConfigError) as error:
-            raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-        known |= {key: getattr(checked, key) for key in content}
-        listed = path if "classes" in content else listed
-    if problem := class_problem(known.get("classes", [])):
-        raise DataError(f"{listed}: {problem}")
-    return known
-
-
-def _own(data: DataConfig, folder: Path) -> dict[str, Any]:
-    """Return what a data set says of itself, whose labels the settings cannot rename.
-
-    Raises:
-        DataError: it names other classes than `data`, or the same in another order.
-    """
-    own = described(folder)
-    _check_classes(data, own.get("classes", []), str(folder))
-    return own
-
-
-def _check_classes(data: DataConfig, own: Sequence[str], place: str) -> None:
-    if data.classes and own and data.classes != list(own):
-        raise DataError(
-            f"{place}: its labels 0, 1, ... are named {', '.join(own)}, but data.classes="
-            f"[{','.join(data.classes)}]; leave data.classes out, or correct the names in the "
-            "data set if they are wrong"
-        )
-
-
 def voc(data: DataConfig, split: str, classes: Sequence[str] = VOC_CLASSES) -> Listing:
     """List a split in Pascal VOC's layout.
 
@@ -357,8 +133,9 @@ def voc(data: DataConfig, split: str, classes: Sequence[str] = VOC_CLASSES) -> L
         raise NoSplit(f"{ids}: no such list; available splits: {there}")
     find = finder()
     pairs = [Pair(i, find(images / f"{i}.jpg"), find(masks / f"{i}.png")) for i in read_list(ids)]
-    own = {"classes": classes} | _own(data, folder)
-    return Listing(pairs, own, f"{data.name} {split} ({ids})")
+    own = read_description(folder)
+    check_classes(data, own.get("classes", []), str(folder))
+    return Listing(pairs, {"classes": classes} | own, f"{data.name} {split} ({ids})")
 
 
 def sbd(data: DataConfig, split: str) -> Listing:
@@ -393,7 +170,7 @@ def sbd(data: DataConfig, split: str) -> Listing:
             )
     else:
         raise DataError(f"data.split={split}: data=sbd has the splits train and seg11valid")
-    _check_classes(data, VOC_CLASSES, str(root))
+    check_classes(data, VOC_CLASSES, str(root))
     return Listing(pairs, {"classes": VOC_CLASSES}, f"sbd {split} ({root})", problems)
 
 
@@ -407,58 +184,57 @@ def folder(data: DataConfig, split: str) -> Listing:
     root = Path(data.root)
     images, masks = root / "images" / split, root / "annotations" / split
     convert = CONVERT.replace("FOLDER", str(root))
-    for part in (images, masks):
-        if not part.is_dir():
-            fix = f"for files that lie otherwise, run {convert}"
-            if split == data.val_split and (root / "images" / data.train_split).is_dir():
-                names = ", ".join(sorted(path.name for path in (root / "images").iterdir()))
-                fix = (
-                    f"images holds {names}: choose with data.val_split=NAME, or to draw a "
-                    f"validation split from {data.train_split}, run {convert}"
-                )
-            kind = NoSplit if part == images and not masks.is_dir() else DataError
-            raise kind(
-                f"{part}: no such folder; data=folder needs images/{split}/NAME.jpg (or .png) and "
-                f"annotations/{split}/NAME.png in data.root; {fix}"
-            )
-    files, by_name = sorted(images.iterdir()), _by_stem(masks)
-    pairs = []
+    _check_folders(data, split, images, masks, convert)
+    files = sorted(images.iterdir())
+    pngs = [path for path in sorted(masks.iterdir()) if path.suffix.lower() == ".png"]
+    by_name = {nfc(path.stem): path for path in pngs if not path.name.startswith(".")}
+    pairs, bare = [], []
     for path in filter(is_image, files):
         mask = by_name.pop(nfc(path.stem), masks / f"{path.stem}.png")
         pairs.append(Pair(f"{split}/{path.stem}", path, mask))
+        if not mask.exists():
+            bare.append(f"{path}: no mask at {mask}")
     problems, notes = [], []
     if note := unread_note(path for path in files if path.is_file()):
         notes.append(f"{images}: {note}")
-    if bare := [
-        pair for pair in pairs if not isinstance(pair.mask, Path) or not pair.mask.exists()
-    ]:
+    if bare:
         there = min((path.name for path in masks.iterdir()), default="nothing")
         problems.append(
-            f"{bare[0].image}: no mask at {bare[0].mask} ({len(bare)} of {len(pairs)} images have "
-            f"none, {masks} holds {there}); add or rename masks, or run {convert}"
+            f"{bare[0]} ({len(bare)} of {len(pairs)} images have none, {masks} holds {there}); add "
+            f"or rename masks, or run {convert}"
         )
     elif by_name:
         lonely = min(by_name.values())
         notes.append(f"{masks}: {len(by_name)} masks have no image, such as {lonely.name}")
-    if inner := [
-        path for below in files if below.is_dir() for path in walk(below) if is_image(path)
-    ]:
+    below = (path for inner in files if inner.is_dir() for path in walk(inner))
+    if inner := list(filter(is_image, below)):
         text = f"{images}: {len(inner)} images lie in folders, such as {inner[0]}"
         if pairs:
             notes.append(f"{text}, and are left out")
         else:
             problems.append(f"{text}; run {convert}")
-    return Listing(pairs, _own(data, root), f"folder {split} ({images})", problems, notes)
+    own = read_description(root)
+    check_classes(data, own.get("classes", []), str(root))
+    return Listing(pairs, own, f"folder {split} ({images})", problems, notes)
 
 
-def _by_stem(masks: Path) -> dict[str, Path]:
-    """Return the PNG files of a folder by their names without suffix, composed."""
-    files = sorted(masks.iterdir())
-    return {
-        nfc(path.stem): path
-        for path in files
-        if path.suffix.lower() == ".png" and not path.name.startswith(".")
-    }
+def _check_folders(data: DataConfig, split: str, images: Path, masks: Path, convert: str) -> None:
+    """Raise an error if the folder of the images or of the masks of a split is missing."""
+    missing = next((part for part in (images, masks) if not part.is_dir()), None)
+    if missing is None:
+        return
+    fix = f"for files that lie otherwise, run {convert}"
+    if split == data.val_split and (images.parent / data.train_split).is_dir():
+        names = ", ".join(sorted(path.name for path in images.parent.iterdir()))
+        fix = (
+            f"images holds {names}: choose with data.val_split=NAME, or to draw a "
+            f"validation split from {data.train_split}, run {convert}"
+        )
+    kind = NoSplit if missing == images and not masks.is_dir() else DataError
+    raise kind(
+        f"{missing}: no such folder; data=folder needs images/{split}/NAME.jpg (or .png) and "
+        f"annotations/{split}/NAME.png in data.root; {fix}"
+    )
 
 
 def sample(data: DataConfig, split: str) -> Listing:
@@ -471,7 +247,7 @@ def shards(data: DataConfig, split: str) -> Listing:
     """List a split of a set that `prepare_data shards=FOLDER` has written."""
     dataset = open_shards(data.root, split)
     own = asdict(dataset.info)
-    _check_classes(data, own["classes"], dataset.name)
+    check_classes(data, own["classes"], dataset.name)
     if data.ignore_index not in (None, own["ignore_index"]):
         raise DataError(
             f"data.ignore_index={data.ignore_index}: {dataset.name} has {own['ignore_index']}; "

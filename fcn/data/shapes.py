@@ -22,9 +22,11 @@ from fcn.pictures.visualize import palette_image
 
 CLASSES = ("background", "disk", "square", "triangle", "ring", "star", "cross", "bolt")
 VERSION = 2  # raise it whenever a pixel would change: sets of another version are redrawn
-# What tells that data.root is somebody's own data set.
-YOURS = ("images", "annotations", "dataset.yaml", "classes.txt", "_classes.csv", "labelmap.txt",
-         "JPEGImages", "leftImg8bit", "train", "valid", "val")  # fmt: skip
+# What data.root holds if it is somebody's own data set.
+USER_FILES = (
+    "images", "annotations", "dataset.yaml", "classes.txt", "_classes.csv", "labelmap.txt",
+    "JPEGImages", "leftImg8bit", "train", "valid", "val",
+)  # fmt: skip
 COUNTS = {"train": 480, "val": 96}
 
 IMAGE_SIZES = ((128, 128), (128, 160), (160, 128), (117, 149), (144, 112))  # height, width
@@ -64,7 +66,7 @@ def prepare(root: Path) -> Path:
         DataError: the folder cannot be written, or holds the user's own data.
     """
     folder = root / "shapes"
-    if theirs := next((root / name for name in YOURS if (root / name).exists()), None):
+    if theirs := next((root / name for name in USER_FILES if (root / name).exists()), None):
         raise DataError(
             f"data.root={root} holds {theirs.name}, but data=shapes draws a sample data set; add "
             "data=folder to use yours"

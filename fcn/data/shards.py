@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from fcn.data.dataset import Pair, SegmentationDataset, read_bytes, read_labels
-from fcn.dataset_info import INFO_KEYS, DatasetInfo, starts_with_background
+from fcn.dataset_info import INFO_KEYS, DatasetInfo
 from fcn.errors import DataError
 from fcn.output import progress, write_json
 
@@ -69,8 +69,7 @@ def open_shards(root: str, split: str) -> SegmentationDataset:
         index = json.loads(content)
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']!r} instead of {FORMAT!r}")
-        known = {key: index[key] for key in INFO_KEYS if key in index}  # older ones have only two
-        info = DatasetInfo(**{"background": starts_with_background(index["classes"])} | known)
+        info = DatasetInfo(**{key: index[key] for key in INFO_KEYS})
         pairs = []
         for shard in index["shards"]:
             tar = f"{root.rstrip('/')}/{shard['tar']}"

@@ -23,7 +23,6 @@ from fcn.errors import ConfigError
 from fcn.targets import build, reason_of
 
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G and B in a grey value, as in torchvision
-# Images of other channels than RGB are padded with 115, and all their channels weigh the same.
 TRIES = 10  # draws of a crop before one that holds only ignored pixels is accepted
 TRIALS, TRIED_PIXELS = 20, 2**20  # draws by which the transforms of a recipe are checked, at most
 
@@ -182,9 +181,7 @@ def adjust_colours(image: Tensor, brightness: float, contrast: float, saturation
 
     Args:
         image: uint8 (C, H, W).
-        brightness: factor; 1 changes nothing.
-        contrast: factor; 1 changes nothing.
-        saturation: factor; 1 changes nothing.
+        brightness, contrast, saturation: factors; 1 changes nothing.
 
     Returns:
         uint8 (C, H, W).
@@ -236,7 +233,7 @@ def random_scaled_crop(
 
 
 def mean_colour(channels: int) -> list[int]:
-    """Return what surrounds an image of C channels."""
+    """Return what surrounds an image of C channels; other channels than RGB's are all alike."""
     return list(MEAN_COLOUR) if channels == 3 else [115] * channels
 
 
@@ -253,8 +250,8 @@ def _pad(
     h, w = target.shape
     if (h, w) == (height, width):
         return image, target
-    colour = mean_colour(len(image))
-    wide = torch.tensor(colour, dtype=torch.uint8).view(-1, 1, 1).repeat(1, height, width)
+    colour = torch.tensor(mean_colour(len(image)), dtype=torch.uint8)
+    wide = colour.view(-1, 1, 1).repeat(1, height, width)
     ignored = torch.full((height, width), VOID, dtype=torch.uint8)
     wide[:, top : top + h, left : left + w] = image
     ignored[top : top + h, left : left + w] = target

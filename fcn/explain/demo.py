@@ -21,8 +21,9 @@ from fcn.config import DataConfig, ExplainConfig, check, quoted
 from fcn.data import shapes
 from fcn.data.check import print_notes
 from fcn.data.dataset import SegmentationDataset
+from fcn.data.description import NETWORK
 from fcn.data.download import fetch
-from fcn.data.layouts import NETWORK, open_split
+from fcn.data.layouts import open_split
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError, UserError
 from fcn.models.fcn import FCN
