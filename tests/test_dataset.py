@@ -1,3 +1,5 @@
+"""Pairs of image and mask: what they become, and what is wrong with them, in one line."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +14,6 @@ from fcn.data.layouts import open_split
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import DataError
 from tests.conftest import TinyVOC
-
-
-def save(path: Path, array: object, dtype: type = np.uint8) -> Path:
-    Image.fromarray(np.array(array, dtype)).save(path)
-    return path
 
 
 def test_items_are_the_files_as_tensors(tiny_voc: TinyVOC) -> None:
@@ -51,57 +48,42 @@ def test_the_masks_of_sbd_are_read_from_matlab_files(tmp_path: Path) -> None:
             read_mask(path, 21, 255)
 
 
-def truncated_jpeg(d: TinyVOC) -> str:
-    d.image("t1").write_bytes(d.image("t1").read_bytes()[:-400])
-    return r"t1\.jpg: unreadable image"
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-400])
 
 
-def empty_mask(d: TinyVOC) -> str:
-    d.mask("t1").write_bytes(b"")
-    return r"t1\.png: unreadable mask .*empty"
+DAMAGES: dict[str, tuple[Callable[[TinyVOC], object], str]] = {
+    "cut": (lambda d: cut(d.image("t1")), r"t1\.jpg: unreadable image"),
+    "empty": (lambda d: d.mask("t1").write_bytes(b""), r"t1\.png: unreadable mask .*empty"),
+    "text": (
+        lambda d: d.image("t1").write_text("not an image"),
+        r"t1\.jpg: unreadable image .*not an image",
+    ),
+    "colours": (
+        lambda d: Image.new("RGB", (64, 48)).save(d.mask("t1")),
+        r"t1\.png: a mask must be .* mode RGB",
+    ),
+    "size": (
+        lambda d: Image.new("L", (5, 6)).save(d.mask("t1")),
+        r"t1\.png: mask is 5 x 6 but its image .*t1\.jpg is 64 x 48; both must",
+    ),
+    "label": (
+        lambda d: Image.new("L", (64, 48), 37).save(d.mask("t1")),
+        r"t1\.png: label 37 is out of range for 3 classes \(0\.\.2.*check data\.classes",
+    ),
+    "label K": (
+        lambda d: Image.new("L", (64, 48), 3).save(d.mask("t1")),
+        r"t1\.png: label 3 .*is 3 your ignore label\? set data\.ignore_index=3",
+    ),
+    "no mask": (lambda d: d.mask("t1").unlink(), r"t1\.png: mask not found"),
+}
 
 
-def text_for_image(d: TinyVOC) -> str:
-    d.image("t1").write_text("not an image")
-    return r"t1\.jpg: unreadable image .*not an image"
-
-
-def rgb_mask(d: TinyVOC) -> str:
-    Image.new("RGB", (64, 48)).save(d.mask("t1"))
-    return r"t1\.png: a mask must be .* mode RGB"
-
-
-def mask_of_another_size(d: TinyVOC) -> str:
-    Image.new("L", (5, 6)).save(d.mask("t1"))
-    return r"t1\.png: mask is 5 x 6 but its image .*t1\.jpg is 64 x 48; both must"
-
-
-def label_out_of_range(d: TinyVOC) -> str:
-    Image.new("L", (64, 48), 37).save(d.mask("t1"))
-    return r"t1\.png: label 37 is out of range for 3 classes \(0\.\.2.*check data\.classes"
-
-
-def label_of_the_number_of_classes(d: TinyVOC) -> str:
-    Image.new("L", (64, 48), 3).save(d.mask("t1"))
-    return r"t1\.png: label 3 .*is 3 your ignore label\? set data\.ignore_index=3"
-
-
-def missing_mask(d: TinyVOC) -> str:
-    d.mask("t1").unlink()
-    return r"t1\.png: mask not found"
-
-
-DAMAGES = [
-    truncated_jpeg, empty_mask, text_for_image, rgb_mask, mask_of_another_size,
-    label_out_of_range, label_of_the_number_of_classes, missing_mask,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
-def test_an_unusable_file_is_named_in_one_line(
-    tiny_voc: TinyVOC, damage: Callable[[TinyVOC], str]
-) -> None:
-    train, message = open_split(tiny_voc.config(), "train"), damage(tiny_voc)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_unusable_file_is_named_in_one_line(tiny_voc: TinyVOC, damage: str) -> None:
+    change, message = DAMAGES[damage]
+    train = open_split(tiny_voc.config(), "train")
+    change(tiny_voc)
     with pytest.raises(DataError, match=message) as error:
         train[1]
     assert "\n" not in str(error.value)
@@ -109,11 +91,12 @@ def test_an_unusable_file_is_named_in_one_line(
 
 
 def test_lists_may_have_any_line_endings_and_blank_lines(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbft0\r\n\r\n t1 \r\n")
-    assert read_list(tmp_path / "list.txt") == ["t0", "t1"]
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbft0\r\n\r\n t1 \r\n")
+    assert read_list(path) == ["t0", "t1"]
+    path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"list\.txt: not UTF-8"):
-        read_list(tmp_path / "list.txt")
+        read_list(path)
 
 
 def test_ids_must_be_there_and_unique(tiny_voc: TinyVOC) -> None:
@@ -141,23 +124,12 @@ def splits(root: Path, train: list[bytes], val: list[bytes]) -> list[Segmentatio
     """Two splits whose image files have the given contents."""
     made = []
     for name, contents in (("t", train), ("v", val)):
-        pairs = []
-        for index, content in enumerate(contents):
-            path = root / f"{name}{index}.jpg"
+        paths = [root / f"{name}{index}.jpg" for index in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
-            pairs.append(Pair(path.stem, path, path))
+        pairs = [Pair(path.stem, path, path) for path in paths]
         made.append(SegmentationDataset(pairs, DatasetInfo(["a", "b"]), f"split {name}"))
     return made
-
-
-def test_only_files_of_the_same_size_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, val = splits(tmp_path, [bytes(n) for n in range(1, 50)], [b"1" * 60, b"1" * 7])
-    opened, own = [], Path.open
-    monkeypatch.setattr(Path, "open", lambda p, mode: opened.append(p.name) or own(p, mode))
-    check_overlap(train, val)
-    assert sorted(opened) == ["t6.jpg", "v1.jpg"]
 
 
 def test_splits_that_share_an_image_are_an_error(tmp_path: Path, tiny_voc: TinyVOC) -> None:
@@ -174,3 +146,13 @@ def test_splits_that_share_an_image_are_an_error(tmp_path: Path, tiny_voc: TinyV
     train, val = (open_split(tiny_voc.config(), split) for split in ("train", "val"))
     with pytest.raises(DataError, match=r"^t2 is in both tiny train .* and tiny val"):
         check_overlap(train, val)
+
+
+def test_only_files_of_the_same_size_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = splits(tmp_path, [bytes(n) for n in range(1, 50)], [b"1" * 60, b"1" * 7])
+    opened, own = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda p, mode: opened.append(p.name) or own(p, mode))
+    check_overlap(train, val)
+    assert sorted(opened) == ["t6.jpg", "v1.jpg"]

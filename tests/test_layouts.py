@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from fcn.config import DataConfig
 from fcn.data import files
-from fcn.data.description import merge_info
+from fcn.data.description import NETWORK, merge_info
 from fcn.data.layouts import VOC_CLASSES, open_split
 from fcn.dataset_info import INFO_KEYS, DatasetInfo
 from fcn.errors import ConfigError, DataError
@@ -25,12 +25,6 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path: Path) -> None:
         open_split(DataConfig("mine", layout="coco", root=str(tmp_path)), "train")
 
 
-def test_the_classes_of_voc_are_in_its_order() -> None:
-    assert len(VOC_CLASSES) == 21
-    assert VOC_CLASSES[0] == "background"
-    assert VOC_CLASSES[1:] == sorted(VOC_CLASSES[1:])
-
-
 def test_real_voc_reads(voc_root: Path) -> None:
     data = DataConfig(name="voc2012", root=str(voc_root), folder="VOCdevkit/VOC2012")
     lists = voc_root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
@@ -40,6 +34,7 @@ def test_real_voc_reads(voc_root: Path) -> None:
     assert image.shape[1:] == target.shape
     assert set(target.unique().tolist()) <= {*range(21), 255}
     assert open_split(data, "val").classes == VOC_CLASSES
+    assert VOC_CLASSES[1:] == sorted(VOC_CLASSES[1:])
 
 
 def test_what_voc_lacks_is_named(tiny_voc: TinyVOC) -> None:
@@ -149,7 +144,10 @@ def test_a_folder_is_paired_by_name(own: DataConfig) -> None:
         DataError, match=r"labels 0, 1, \.\.\. are named class 0.*leave data\.classes"
     ):
         open_split(replace(own, classes=[f"name {i}" for i in range(11)]), "train")
-    (Path(own.root) / "classes.txt").unlink()
+    Path(own.root, "dataset.yaml").write_text("classes: [newer, form]")
+    assert open_split(own, "train").classes == ["newer", "form"]
+    Path(own.root, "dataset.yaml").unlink()
+    Path(own.root, "classes.txt").unlink()
     named = replace(own, classes=[f"name {i}" for i in range(11)])
     assert open_split(named, "train").classes == named.classes
 
@@ -173,24 +171,16 @@ def test_what_a_folder_lacks_is_named(own: DataConfig) -> None:
 
 # A value of each key for each who may say it; the names and colours are of one class.
 SAYS: dict[str, dict[str, Any]] = {
-    "settings": {
-        "classes": ["s"], "colours": [[1, 1, 1]], "ignore_index": 1, "background": True,
-        "value_range": [0, 1], "bands": [1],
-    },
-    "set": {
-        "classes": ["o"], "colours": [[2, 2, 2]], "ignore_index": 2, "background": True,
-        "value_range": [0, 2], "bands": [2],
-    },
-    "checkpoint": {
-        "classes": ["c"], "colours": [[3, 3, 3]], "ignore_index": 3, "background": True,
-        "value_range": [0, 3], "bands": [3],
-    },
+    who: {
+        "classes": [who], "colours": [[n, n, n]], "ignore_index": n, "background": True,
+        "value_range": [0, n], "bands": [n],
+    }
+    for n, who in enumerate(("settings", "set", "checkpoint"), start=1)
 }  # fmt: skip
 DEFAULTS = {
-    "classes": [], "colours": [], "ignore_index": 255, "background": False, "value_range": None,
-    "bands": [],
+    "classes": [], "colours": [[0, 0, 0]], "ignore_index": 255, "background": False,
+    "value_range": None, "bands": [],
 }  # fmt: skip
-# As the documentation says it, so that a change of the code has to change this table too.
 WINNERS = {
     "classes": ("settings", "set", "checkpoint"),
     "colours": ("settings", "set"),
@@ -201,82 +191,74 @@ WINNERS = {
 }
 
 
-def test_every_key_has_its_place_in_the_order_of_who_says_it() -> None:
-    assert tuple(WINNERS) == INFO_KEYS
-    for row in (merge_info.__doc__ or "").splitlines():
-        cells = [cell.strip() for cell in row.split("|")]
-        if len(cells) > 2 and cells[1] in WINNERS:
-            words = {"settings": "settings", "the set": "set", "a checkpoint": "checkpoint"}
-            assert tuple(words[cell] for cell in cells[2:5] if cell) == WINNERS[cells[1]]
-
-
 @pytest.mark.parametrize("speakers", list(product([False, True], repeat=3)))
 @pytest.mark.parametrize("key", INFO_KEYS)
 def test_the_first_that_says_anything_wins(key: str, speakers: tuple[bool, ...]) -> None:
-    says = {who: SAYS[who] if speaks else {} for who, speaks in zip(SAYS, speakers, strict=True)}
-    classes = {} if key == "classes" else {"classes": ["one"]}
-    alone = {who: {key: said[key]} if said else {} for who, said in says.items()}
-    if key == "colours":
-        alone = {who: said | classes for who, said in alone.items()}
-    known = DatasetInfo(**alone["checkpoint"]) if speakers[2] else None
-    info, _ = merge_info(DataConfig(**alone["settings"]), alone["set"], known)
-    winner = next((who for who in WINNERS[key] if alone[who].get(key)), None)
-    expected = SAYS[winner][key] if winner else DEFAULTS[key]
-    if key == "colours" and not winner:
-        expected = [[0, 0, 0]]  # VOC's
-    assert getattr(info, key) == expected
-
-
-@pytest.mark.parametrize("key", ["value_range", "bands"])
-def test_a_network_trained_without_a_range_or_bands_says_so(key: str) -> None:
-    own, known = SAYS["set"], DatasetInfo(["one"])
-    info, notes = merge_info(DataConfig(classes=["one"]), {key: own[key]}, known)
-    assert getattr(info, key) == DEFAULTS[key]
-    named = [note for note in notes if note.startswith(key)]
-    assert len(named) == 1
-    assert str(own[key]) in named[0]
-    assert {"value_range": "all of 8 or 16 bits", "bands": "RGB"}[key] in named[0]
-    wished = DataConfig(classes=["one"], **{key: SAYS["settings"][key]})
-    info, notes = merge_info(wished, {key: own[key]}, known)
-    assert getattr(info, key) == SAYS["settings"][key]
-    assert not notes
-    again = DatasetInfo(["one"], **{key: own[key]})  # trained on this very set
-    assert not merge_info(DataConfig(classes=["one"]), {key: own[key]}, again)[1]
+    classes = {"classes": ["one"]} if key == "colours" else {}
+    says = {
+        who: ({key: SAYS[who][key]} if speaks else {}) | classes
+        for who, speaks in zip(SAYS, speakers, strict=True)
+    }
+    known = DatasetInfo(**says["checkpoint"]) if speakers[2] else None
+    info, _ = merge_info(DataConfig(**says["settings"]), says["set"], known)
+    winner = next((who for who in WINNERS[key] if key in says[who]), None)
+    assert getattr(info, key) == (SAYS[winner][key] if winner else DEFAULTS[key])
 
 
 @pytest.mark.parametrize(
-    ("text", "twice"),
-    [
-        ("classes: [a, b]\nclasses: [c, d]\n", "classes"),
-        ("classes: [a, b]\nvalue_range: [0, 9]\nbands: [1]\nvalue_range: null\n", "value_range"),
-        ('bands: [1]\n"bands": [1]\n', "bands"),
-        ("{ignore_index: 1, ignore_index: 1}", "ignore_index"),
-        ("classes: {a: 1, b: 2, a: 3}", "a"),
-    ],
+    ("key", "none"), [("value_range", "all of 8 or 16 bits"), ("bands", "RGB")]
 )
-def test_a_key_given_twice_is_an_error(own: DataConfig, text: str, twice: str) -> None:
-    path = Path(own.root) / "dataset.yaml"
-    path.write_text(text)
-    message = rf"dataset\.yaml: {twice} is given twice \(line \d\)"
-    with pytest.raises(DataError, match=message) as error:
-        open_split(own, "train")
-    assert "\n" not in str(error.value)
+def test_a_network_trained_without_a_range_or_bands_says_so(key: str, none: str) -> None:
+    own, known = {key: SAYS["set"][key]}, DatasetInfo(["one"])
+    info, (note,) = merge_info(DataConfig(classes=["one"]), own, known)
+    assert getattr(info, key) == DEFAULTS[key]
+    assert note.startswith(f"{key}={none}, as the checkpoint was trained, not {own[key]}")
+    wished = DataConfig(classes=["one"], **{key: SAYS["settings"][key]})
+    info, notes = merge_info(wished, own, known)
+    assert (getattr(info, key), notes) == (SAYS["settings"][key], [])
+    again = DatasetInfo(["one"], **own)  # trained on this very set
+    assert not merge_info(DataConfig(classes=["one"]), own, again)[1]
 
 
 def test_a_note_says_where_a_checkpoint_and_the_set_disagree() -> None:
     own = {"classes": ["a"], "value_range": [0, 9], "bands": [1], "ignore_index": 9}
     known = DatasetInfo(["a"], value_range=[0, 5], bands=[1], ignore_index=0)
-    _, notes = merge_info(DataConfig(), own, known)
-    assert len(notes) == 2
-    assert notes[0] == (
-        "value_range=[0, 5], as the checkpoint was trained, not [0, 9], as the data set says; "
-        "data.value_range overrides both"
-    )
-    assert "label 9 is ignored in these masks" in notes[1]
-    assert "set data.ignore_index=0" in notes[1]
+    _, (of_range, of_label) = merge_info(DataConfig(), own, known)
+    assert "not [0, 9], as the data set says; data.value_range overrides both" in of_range
+    assert "label 9 is ignored in these masks" in of_label
+    assert "set data.ignore_index=0" in of_label
     obeyed, notes = merge_info(DataConfig(ignore_index=0, value_range=[0, 9]), own, known)
     assert (obeyed.ignore_index, obeyed.value_range, notes) == (0, [0, 9], [])
     assert not merge_info(DataConfig(), own)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "background"), [("Background", True), ("_background_", True), ("sky", False)]
+)
+def test_class_0_is_background_if_its_name_says_so(name: str, background: bool) -> None:
+    assert merge_info(DataConfig(), {"classes": [name, "road"]})[0].background is background
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clases: [a, b]", r"dataset\.yaml: unknown key clases: did you mean classes"),
+        ("colours: [[0, 0, 256]]", r"dataset\.yaml: colours\.0\.2=256"),
+        ("[a, b]", r"dataset\.yaml: must be keys with values"),
+        ("classes: [a, b]\ncolours: [[0, 0, 0]]", "1 colours for 2 classes"),
+        ("classes: [a, b]\nvalue_range: [5, 5]", "from < to"),
+        ("classes: [a, b]\nclasses: [c, d]\n", r"yaml: classes is given twice \(line 1\)"),
+        ("value_range: [0, 9]\nbands: [1]\nvalue_range: null\n", "value_range is given twice"),
+        ('bands: [1]\n"bands": [1]\n', "bands is given twice"),
+        ("{ignore_index: 1, ignore_index: 1}", "ignore_index is given twice"),
+        ("classes: {a: 1, b: 2, a: 3}", "a is given twice"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(own: DataConfig, text: str, message: str) -> None:
+    Path(own.root, "dataset.yaml").write_text(text)
+    with pytest.raises((DataError, ConfigError), match=message) as error:
+        open_split(own, "train")
+    assert "\n" not in str(error.value)
 
 
 NAMES = [

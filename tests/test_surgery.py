@@ -16,9 +16,12 @@ def torchvision_vgg(width: int = 4, hidden: int = 8, batch_norm: bool = False) -
     """torchvision's own VGG-16 class, narrow."""
     stages = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)]
     layout = [c for n, times in stages for c in (*[times * width] * n, "M")]
-    network = VGG(make_layers(layout, batch_norm), num_classes=10)
+    with torch.device("meta"):  # its own classifier, which is replaced, is large
+        network = VGG(nn.Sequential(), num_classes=10)
+    network.features = make_layers(layout, batch_norm)
     network.classifier[0] = nn.Linear(8 * width * 49, hidden)
     network.classifier[3] = nn.Linear(hidden, hidden)
+    network.classifier[6] = nn.Linear(hidden, 10)
     return network.eval()
 
 
@@ -35,11 +38,16 @@ def assert_same_fc7(model: FCN, vgg: VGG) -> None:
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_fc6_and_fc7_give_the_classifiers_own_activations(batch_norm: bool) -> None:
     vgg = torchvision_vgg(batch_norm=batch_norm)
-    model = small(stride=32, backbone="vgg16_bn" if batch_norm else "vgg16").eval()
+    backbone = "vgg16_bn" if batch_norm else "vgg16"
+    model = small(stride=32, backbone=backbone, upsampling="learned").eval()
     report = transplant(model, vgg.state_dict())
     assert_same_fc7(model, vgg)
+    kept = {entry.name for entry in report.tensors if entry.status != "left over"}
+    assert kept == set(model.state_dict())  # every tensor is reported
     assert report.named("reshaped") == ["head.fc6.weight", "head.fc7.weight"]
     assert report.named("left over") == ["classifier.6.weight", "classifier.6.bias"]
+    new = ["mean", "std"] + [name for name in model.state_dict() if "score" in name]
+    assert sorted(report.named("initialised")) == sorted(new)
 
 
 @pytest.mark.slow
@@ -49,16 +57,6 @@ def test_full_width_activations(network: type[VGG]) -> None:
     model = FCN(stride=32, backbone=network.__name__).eval()
     transplant(model, vgg.state_dict())
     assert_same_fc7(model, vgg)
-
-
-def test_every_tensor_has_a_fate() -> None:
-    source = torchvision_vgg().state_dict()
-    model = small(upsampling="learned")
-    report = transplant(model, source)
-    assert {f.name for f in report.tensors if f.status != "left over"} == set(model.state_dict())
-    assert len(report.named("copied") + report.named("reshaped")) == len(source) - 2
-    untouched = ["mean", "std"] + [n for n in model.state_dict() if "score" in n]
-    assert sorted(report.named("initialised")) == sorted(untouched)
 
 
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])
@@ -155,3 +153,28 @@ def test_a_source_that_does_not_fit_is_an_error_and_changes_nothing(
     with pytest.raises(SurgeryError, match=rf"vgg\.pth.*{key}"):
         transplant(model, source, "vgg.pth")
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_further_channels_start_at_the_mean_of_rgb(channels: int) -> None:
+    rgb, model = random_model(), small(in_channels=channels)
+    report = transplant(model, rgb.state_dict())
+    ours, theirs = model.backbone.conv1_1.weight, rgb.backbone.conv1_1.weight
+    assert torch.equal(ours[:, :3], theirs)
+    for channel in range(3, channels):
+        torch.testing.assert_close(ours[:, channel], theirs.mean(1))
+    assert report.named("adapted") == ["backbone.conv1_1.weight"]
+    assert torch.equal(model.mean[:3], rgb.mean)
+    torch.testing.assert_close(model.std[3:], rgb.std.mean(0).expand(channels - 3, 1, 1))
+    assert not transplant(small(in_channels=channels), model.state_dict()).named("adapted")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@torch.inference_mode()
+def test_fewer_channels_answer_to_grey_as_rgb_does(channels: int) -> None:
+    even = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    rgb, model = random_model(**even), small(in_channels=channels, **even).eval()
+    transplant(model, rgb.state_dict())
+    grey = torch.rand(1, 1, 40, 50)
+    expected = rgb(grey.expand(1, 3, 40, 50))
+    torch.testing.assert_close(model(grey.expand(1, channels, 40, 50)), expected)

@@ -101,6 +101,14 @@ def test_whole_images_stay_whole_and_jitter_leaves_masks_alone() -> None:
     assert torch.equal(mask, target)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_transforms_keep_the_number_of_channels(channels: int) -> None:
+    image, target = torch.full((channels, 40, 50), 100, dtype=torch.uint8), torch.zeros(40, 50)
+    transform = TrainTransform(crop=64, scale=(0.5, 2), flip=True, jitter=0.3)
+    samples = [transform(image, target.byte()), (image, target.byte())]
+    assert tuple(pad_collate(samples)[0].shape) == (2, channels, 64, 64)
+
+
 @pytest.mark.parametrize("scale", [[1.0, 1.0], [0.6, 0.6], [0.7, 0.7], [2.0, 2.0], [0.7, 2.5]])
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_edge_lies_at_the_same_place_in_image_and_mask(scale: list[float], flip: bool) -> None:
