@@ -1,11 +1,8 @@
 """Which files of a folder are images: links, names in two spellings, and what is left out."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from fcn.data.files import HINTS, finder, is_image, unread_note, walk
 
@@ -44,20 +41,15 @@ LEFTOVERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LEFTOVERS)
-def test_what_systems_and_tools_leave_behind_raises_no_alarm(name: str) -> None:
-    assert not is_image(Path(name))
-    assert not unread_note([Path(name), Path("a.jpg")])
+def test_what_systems_and_tools_leave_behind_raises_no_alarm() -> None:
+    assert not any(map(is_image, map(Path, LEFTOVERS)))
+    assert not unread_note(map(Path, [*LEFTOVERS, "a.jpg"]))
 
 
-@pytest.mark.parametrize("suffix", [s for s in HINTS if s not in (".heic", ".heif", ".hif")])
-def test_each_known_format_that_is_not_read_is_named_with_a_remedy(suffix: str) -> None:
-    for spelling in (suffix, suffix.upper()):
-        if is_image(Path(f"a{spelling}")):
-            assert suffix in (".eps", ".ps")  # Pillow draws them, by Ghostscript
-            continue
-        note = unread_note([Path(f"a{spelling}"), Path(f"b{spelling}"), Path("c.jpg")])
-        assert note == f"2 files left out: 2 {spelling} ({HINTS[suffix]})"
+@pytest.mark.parametrize("suffix", [".dng", ".NII", ".mp4", ".SVG", ".npy", ".zip"])
+def test_known_formats_that_are_not_read_are_named_with_a_remedy(suffix: str) -> None:
+    note = unread_note([Path(f"a{suffix}"), Path(f"b{suffix}"), Path("c.jpg")])
+    assert note == f"2 files left out: 2 {suffix} ({HINTS[suffix.lower()]})"
 
 
 def test_unknown_formats_are_counted_too() -> None:
@@ -81,9 +73,3 @@ def test_names_are_the_same_composed_or_decomposed(tmp_path: Path) -> None:
     assert find(tmp_path / decomposed) == tmp_path / decomposed
     for missing in (tmp_path / "\u00fc.png", tmp_path / "none" / "\u00fc.png", tmp_path / "a.png"):
         assert find(missing) == missing
-
-
-def test_importing_changes_nothing_in_pillow() -> None:
-    code = "from PIL import Image; import fcn.data.files; assert '.heic' not in Image.EXTENSION"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert Image.MAX_IMAGE_PIXELS

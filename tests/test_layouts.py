@@ -205,9 +205,7 @@ def test_the_first_that_says_anything_wins(key: str, speakers: tuple[bool, ...])
     assert getattr(info, key) == (SAYS[winner][key] if winner else DEFAULTS[key])
 
 
-@pytest.mark.parametrize(
-    ("key", "none"), [("value_range", "all of 8 or 16 bits"), ("bands", "RGB")]
-)
+@pytest.mark.parametrize(("key", "none"), NETWORK.items())
 def test_a_network_trained_without_a_range_or_bands_says_so(key: str, none: str) -> None:
     own, known = {key: SAYS["set"][key]}, DatasetInfo(["one"])
     info, (note,) = merge_info(DataConfig(classes=["one"]), own, known)
