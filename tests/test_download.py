@@ -3,11 +3,8 @@
 import hashlib
 import io
 import tarfile
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,40 +21,17 @@ from fcn.data.download import Archive, fetch
 from fcn.data.layouts import open_split
 from fcn.errors import ConfigError, DataError
 from tests.conftest import TinyVOC
+from tests.file_server import FileServer, serving
 
 GONE = "http://127.0.0.1:9"  # the discard port: nothing listens
 QUIET = Console(quiet=True)
 
 
-class Server:
-    """Serves the folder `root` at `url`."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.asked = root, list[str]()
-        server = self
-
-        class Handler(SimpleHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked.append(self.path)
-                super().do_GET()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root))
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[FileServer]:
     (tmp_path / "served").mkdir()
-    running = Server(tmp_path / "served")
-    thread = threading.Thread(target=running.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
-    thread.join()
+    with serving(tmp_path / "served") as running:
+        yield running
 
 
 def packed(folder: Path, name: str) -> bytes:
@@ -72,16 +46,13 @@ def md5(data: bytes) -> str:
 
 
 @pytest.fixture
-def tar(tiny_voc: TinyVOC, server: Server, monkeypatch: pytest.MonkeyPatch) -> bytes:
+def tar(tiny_voc: TinyVOC, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """An archive of the tiny data set in place of VOC2012's; the server has it."""
     data = packed(tiny_voc.folder, "TrainVal/VOCdevkit/VOC2012")
     (server.root / "voc.tar").write_bytes(data)
-    use(monkeypatch, Archive("voc.tar", md5(data), download.VOC2012, (f"{server.url}/voc.tar",)))
+    archive = Archive("voc.tar", md5(data), download.VOC2012, (f"{server.url}/voc.tar",))
+    monkeypatch.setattr(download, "ARCHIVES", (archive,))
     return data
-
-
-def use(monkeypatch: pytest.MonkeyPatch, *archives: Archive) -> None:
-    monkeypatch.setattr(download, "ARCHIVES", archives)
 
 
 def config(root: Path, **more: str) -> DataConfig:
@@ -109,7 +80,7 @@ def test_the_official_archives_are_those_of_torchvision() -> None:
 
 
 def test_an_archive_is_downloaded_once_and_unpacked(
-    tiny_voc: TinyVOC, server: Server, tar: bytes, tmp_path: Path
+    tiny_voc: TinyVOC, server: FileServer, tar: bytes, tmp_path: Path
 ) -> None:
     root, console = tmp_path / "new" / "data", Console(file=io.StringIO(), width=200)
     fetch(config(root), console)
@@ -121,16 +92,17 @@ def test_an_archive_is_downloaded_once_and_unpacked(
 
 
 def test_mirrors_are_tried_in_order_and_every_failure_is_named(
-    server: Server, tar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FileServer, tar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = tar[:-1] + b"x"
     (server.root / "bad.tar").write_bytes(bad)
     urls = (f"{GONE}/voc.tar", f"{server.url}/no", f"{server.url}/bad.tar")
     archive = download.ARCHIVES[0]
-    use(monkeypatch, replace(archive, urls=(*urls, f"{server.url}/voc.tar")))
+    working = replace(archive, urls=(*urls, f"{server.url}/voc.tar"))
+    monkeypatch.setattr(download, "ARCHIVES", (working,))
     fetch(config(tmp_path / "data"), QUIET)
     assert server.asked == ["/no", "/bad.tar", "/voc.tar"]
-    use(monkeypatch, replace(archive, urls=urls))
+    monkeypatch.setattr(download, "ARCHIVES", (replace(archive, urls=urls),))
     with pytest.raises(DataError, match=r"voc\.tar could not be downloaded") as error:
         fetch(config(tmp_path / "none"), QUIET)
     for part in ("refused", "404", md5(bad), f"{tmp_path}/none/voc.tar"):
@@ -139,7 +111,7 @@ def test_mirrors_are_tried_in_order_and_every_failure_is_named(
 
 
 def test_an_archive_placed_by_hand_is_used_and_kept(
-    server: Server, tar: bytes, tmp_path: Path
+    server: FileServer, tar: bytes, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
     root.mkdir()
@@ -155,7 +127,7 @@ def test_an_archive_placed_by_hand_is_used_and_kept(
 
 @pytest.mark.parametrize("kind", ["file", "folder", "address", "address of a folder"])
 def test_data_url_replaces_the_addresses(
-    server: Server, tar: bytes, tmp_path: Path, kind: str
+    server: FileServer, tar: bytes, tmp_path: Path, kind: str
 ) -> None:
     url = {
         "file": f"{server.root}/voc.tar",
@@ -170,7 +142,7 @@ def test_data_url_replaces_the_addresses(
         fetch(config(tmp_path / "other", url=f"{server.root}/none.tar"), QUIET)
 
 
-def test_another_archive_needs_its_checksum(server: Server, tar: bytes, tmp_path: Path) -> None:
+def test_another_archive_needs_its_checksum(server: FileServer, tar: bytes, tmp_path: Path) -> None:
     other = tar + bytes(512)
     (server.root / "mine.tar").write_bytes(other)
     data = config(tmp_path / "data", url=f"{server.url}/mine.tar")
@@ -187,7 +159,7 @@ def test_only_official_data_can_be_downloaded(tmp_path: Path) -> None:
 
 
 def test_unsuitable_archives_leave_nothing(
-    tiny_voc: TinyVOC, server: Server, tar: bytes, tmp_path: Path
+    tiny_voc: TinyVOC, server: FileServer, tar: bytes, tmp_path: Path
 ) -> None:
     cases = [
         (b"not a tar file" * 100, "cannot be unpacked"),

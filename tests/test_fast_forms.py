@@ -50,18 +50,16 @@ def test_optimize_returns_the_network_itself_with_equal_scores_and_gradients() -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
 def test_kept_memory_is_not_cleared_by_the_kernel_again() -> None:
-    count = """
-import resource, sys, torch
+    script = """
+import resource, torch
 from fcn.device import keep_memory
-if sys.argv[1] == "keep":
-    keep_memory()
-for _ in range(20):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)  # 64 MB
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)  # of the last
+for prepare in (int, keep_memory):
+    prepare()
+    for _ in range(20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MB
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)  # of the last
 """
-    plain, kept = (
-        int(subprocess.check_output([sys.executable, "-c", count, how], cwd=REPOSITORY))
-        for how in ("plain", "keep")
-    )
+    printed = subprocess.check_output([sys.executable, "-c", script], cwd=REPOSITORY, text=True)
+    plain, kept = map(int, printed.split())
     assert kept < 100 < plain

@@ -91,43 +91,29 @@ def test_uint8_images_score_as_floats_of_0_to_1_do() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("value", [-1.0, -0.01, 1.01, 255.0, torch.nan, -torch.inf, torch.inf])
-def test_a_float_outside_0_to_1_is_an_error(value: float, dtype: torch.dtype) -> None:
+def test_a_float_outside_0_to_1_is_an_error(dtype: torch.dtype) -> None:
     """One pixel of it is enough; what rounds to a level of 8 bits is none."""
     model, image = small(), torch.rand(2, 3, 9, 8).to(dtype)
-    image[1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match=r"a float image must be in \[0, 1\], got") as error:
-        model(image)
-    assert "\n" not in str(error.value)
-    image[1, 2, 3, 4] = min(max(value, -0.001), 1.001) if value == value else 0
-    assert model(image).shape == (2, 5, 9, 8)
+    for value in (-1.0, -0.01, 1.01, 255.0, torch.nan, -torch.inf, torch.inf):
+        image[1, 2, 3, 4] = value
+        with pytest.raises(ValueError, match=r"a float image must be in \[0, 1\], got") as error:
+            model(image)
+        assert "\n" not in str(error.value)
+    for value in (-0.001, 1.001):
+        image[1, 2, 3, 4] = value
+        assert model(image).shape == (2, 5, 9, 8)
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        torch.rand(3, 40, 50),
-        torch.rand(40, 50),
-        torch.rand(1, 1, 3, 40, 50),
-        torch.rand(1, 4, 40, 50),
-        torch.rand(1, 40, 50, 3),
-        np.zeros((1, 3, 40, 50), np.uint8),
-        np.zeros((40, 50, 3), np.float32),
-        [[0.5]],
-        None,
-    ],
-    ids=lambda image: f"{type(image).__name__}-{getattr(image, 'shape', '')}",
-)
-def test_another_shape_than_a_batch_is_an_error(image: Any) -> None:
-    with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), got") as error:
-        small()(image)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint16, torch.bool])
-def test_other_integers_than_bytes_are_an_error(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="must be uint8, or float"):
-        small()(torch.ones(1, 3, 8, 8, dtype=dtype))
+def test_another_shape_than_a_batch_or_another_type_is_an_error() -> None:
+    model, shapes = small(), [(3, 40, 50), (40, 50), (1, 1, 3, 9, 9), (1, 4, 40, 50), (1, 9, 9, 3)]
+    others: list[Any] = [np.zeros((1, 3, 9, 9), np.uint8), np.zeros((9, 9, 3)), [[0.5]], None]
+    for image in [*map(torch.rand, shapes), *others]:
+        with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), got") as error:
+            model(image)
+        assert "\n" not in str(error.value)
+    for dtype in (torch.int64, torch.int16, torch.uint16, torch.bool):
+        with pytest.raises(ValueError, match="must be uint8, or float"):
+            model(torch.ones(1, 3, 8, 8, dtype=dtype))
 
 
 def test_an_image_in_a_batch_scores_as_it_does_alone() -> None:

@@ -1,3 +1,5 @@
+"""The order of images in training and evaluation, and the processes that load them."""
+
 import multiprocessing
 import os
 import signal
@@ -30,11 +32,6 @@ from fcn.data.transforms import TrainTransform
 from fcn.errors import ConfigError
 from tests.conftest import TinyVOC
 from tests.test_transforms import DRAWING
-
-
-def opened(tiny_voc: TinyVOC, recipe: RecipeConfig) -> SegmentationData:
-    train, val = (open_split(tiny_voc.config(), name) for name in ("train", "val"))
-    return SegmentationData(train, val, recipe, seed=1, num_workers=0)
 
 
 def test_batches_have_these_images_and_seeds() -> None:
@@ -92,22 +89,12 @@ def test_samples_are_the_same_for_any_number_of_workers(tiny_voc: TinyVOC) -> No
     assert all(torch.equal(a, b) for a, b in zip(load(0), load(2), strict=True))
 
 
-def test_drawing_a_sample_leaves_the_global_generator_alone(tiny_voc: TinyVOC) -> None:
-    dataset = open_split(tiny_voc.config(), "train")
-    before = torch.get_rng_state()
-    TrainingSamples(dataset, TrainTransform(32, [0.5, 2.0], True, 0.5))[(0, 5)]
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_a_negative_index_is_an_image_without_a_target(tiny_voc: TinyVOC) -> None:
-    samples = EvaluationSamples(open_split(tiny_voc.config(), "val"))
-    image, target = samples[~1]
-    assert torch.equal(image, samples[1][0])
-    assert (target == 255).all()
-
-
 def test_evaluation_keeps_images_as_they_are(tiny_voc: TinyVOC) -> None:
+    """A negative index is an image without a target."""
     dataset = open_split(tiny_voc.config(), "train")
+    image, target = EvaluationSamples(dataset)[~1]
+    assert torch.equal(image, dataset[1][0])
+    assert (target == 255).all()
     batches = list(evaluation_loader(dataset, 2))
     assert [tuple(image.shape) for image, _ in batches] == [(2, 3, 50, 40), (2, 3, 48, 64)]
     assert {image.dtype for batch in batches for image in batch} == {torch.uint8}
@@ -124,8 +111,9 @@ def test_the_loading_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> None:
     """6 steps of 2 batches; after step 4, the loader starts at batch 8 of 12."""
+    train, val = (open_split(tiny_voc.config(), name) for name in ("train", "val"))
     recipe = RecipeConfig(batch_size=3, crop=16)
-    data = opened(tiny_voc, recipe)
+    data = SegmentationData(train, val, recipe, seed=1, num_workers=0)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_step=4, max_steps=6, accumulate_grad_batches=2, num_devices=1, global_rank=0,
         world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")),

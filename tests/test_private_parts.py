@@ -59,7 +59,7 @@ def test_a_private_part_is_there(name: str, of: Any, file: str, reason: str) -> 
 
 
 def test_pillow_says_how_a_file_is_decoded() -> None:
-    """data/images.py decodes 16-bit colour by it, which Pillow itself reduces to 8 bits."""
+    """data/pixels.py decodes 16-bit colour by it, which Pillow itself reduces to 8 bits."""
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, "PNG")
     with Image.open(file) as image:

@@ -1,17 +1,16 @@
+"""Image and mask are transformed together, and masks get no labels that were not there."""
+
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from fcn.config import CONFIGS, RecipeConfig
-from fcn.data.images import read_image
 from fcn.data.transforms import (
     MEAN_COLOUR,
     TrainTransform,
@@ -22,28 +21,30 @@ from fcn.data.transforms import (
     random_scaled_crop,
     seeded,
 )
-from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError
 
-V2 = "torchvision.transforms.v2."
-ROTATION = {"_target_": V2 + "RandomRotation", "degrees": [30, 60]}
-GEOMETRY: list[dict[str, Any]] = [
+
+def v2(name: str, **arguments: Any) -> dict[str, Any]:
+    """The settings of one of torchvision's transforms."""
+    return {"_target_": f"torchvision.transforms.v2.{name}"} | arguments
+
+
+ROTATION = v2("RandomRotation", degrees=[30, 60])
+GEOMETRY = [
     ROTATION,
-    {"_target_": V2 + "RandomAffine", "degrees": 20, "translate": [0.3, 0.3], "scale": [0.5, 0.8]},
-    {"_target_": V2 + "RandomPerspective", "p": 1.0, "distortion_scale": 0.3},
-    {"_target_": V2 + "ElasticTransform", "alpha": 100.0},
-    {"_target_": V2 + "RandomCrop", "size": [70, 80], "padding": 12},
-    {"_target_": V2 + "RandomZoomOut", "p": 1.0},
+    v2("RandomAffine", degrees=20, translate=[0.3, 0.3], scale=[0.5, 0.8]),
+    v2("RandomPerspective", p=1.0, distortion_scale=0.3),
+    v2("ElasticTransform", alpha=100.0),
+    v2("RandomCrop", size=[70, 80], padding=12),
+    v2("RandomZoomOut", p=1.0),
 ]
 HOLDERS: dict[str, Any] = {
     "alone": lambda entry: entry,
-    "RandomApply": lambda entry: {"_target_": V2 + "RandomApply", "p": 1.0, "transforms": [entry]},
-    "RandomChoice": lambda entry: {"_target_": V2 + "RandomChoice", "transforms": [entry, entry]},
-    "Compose in RandomApply": lambda entry: {
-        "_target_": V2 + "RandomApply",
-        "p": 1.0,
-        "transforms": [{"_target_": V2 + "Compose", "transforms": [entry]}],
-    },
+    "RandomApply": lambda entry: v2("RandomApply", p=1.0, transforms=[entry]),
+    "RandomChoice": lambda entry: v2("RandomChoice", transforms=[entry, entry]),
+    "Compose in RandomApply": lambda entry: v2(
+        "RandomApply", p=1.0, transforms=[v2("Compose", transforms=[entry])]
+    ),
 }
 
 
@@ -56,6 +57,19 @@ def coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([y, x, torch.zeros_like(x)]).to(torch.uint8)
     return image, (y // 8 * 16 + x // 8).to(torch.uint8)
+
+
+def disc() -> tuple[Tensor, Tensor]:
+    """An image and a mask of a white disc of class 1 on black."""
+    y, x = torch.meshgrid(torch.arange(90), torch.arange(100), indexing="ij")
+    target = ((y - 40) ** 2 + (x - 55) ** 2 < 10**2).to(torch.uint8)
+    return (255 * target).expand(3, -1, -1), target
+
+
+def centre(weight: Tensor) -> Tensor:
+    """The mean position, (y, x)."""
+    y, x = (torch.arange(n, dtype=torch.double) for n in weight.shape)
+    return torch.stack([(weight.sum(1) * y).sum(), (weight.sum(0) * x).sum()]) / weight.sum()
 
 
 def test_masks_hold_only_labels_that_were_there_and_255() -> None:
@@ -74,9 +88,7 @@ def test_outside_the_image_are_the_mean_colour_and_255() -> None:
     pixels, labels = random_scaled_crop(image, target, 64, [1.0, 1.0])
     outside = labels == 255
     assert int((~outside).sum()) == 200
-    assert torch.equal(
-        pixels[:, outside].float().mean(1), torch.tensor(MEAN_COLOUR, dtype=torch.float)
-    )
+    assert (pixels[:, outside] == torch.tensor(MEAN_COLOUR)[:, None]).all()
     assert (pixels[:, ~outside] == 200).all()
 
 
@@ -84,11 +96,10 @@ def test_a_crop_of_ignored_pixels_only_is_drawn_again() -> None:
     target = torch.full((100, 100), 255, dtype=torch.uint8)
     target[:30, :30] = 1
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
-    empty = sum(
-        bool((random_scaled_crop(image, target, 20, [1.0, 1.0])[1] == 255).all())
-        for _ in range(200)
-    )
-    assert empty < 100  # of single draws 0.86 are ignored pixels only; of 10, 0.86^10 = 0.22
+    crops = [random_scaled_crop(image, target, 20, [1.0, 1.0])[1] for _ in range(200)]
+    assert (
+        sum(bool((crop == 255).all()) for crop in crops) < 100
+    )  # of single draws 0.86 are ignored pixels only; of 10, 0.86^10 = 0.22
 
 
 def test_whole_images_stay_whole_and_jitter_leaves_masks_alone() -> None:
@@ -109,7 +120,7 @@ def test_transforms_keep_the_number_of_channels(channels: int) -> None:
     assert tuple(pad_collate(samples)[0].shape) == (2, channels, 64, 64)
 
 
-@pytest.mark.parametrize("scale", [[1.0, 1.0], [0.6, 0.6], [0.7, 0.7], [2.0, 2.0], [0.7, 2.5]])
+@pytest.mark.parametrize("scale", [[1.0, 1.0], [0.7, 0.7], [2.0, 2.0], [0.7, 2.5]])
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_edge_lies_at_the_same_place_in_image_and_mask(scale: list[float], flip: bool) -> None:
     """A disc drawn in both: image and mask differ only along its edge, and have the same centre.
@@ -117,31 +128,22 @@ def test_an_edge_lies_at_the_same_place_in_image_and_mask(scale: list[float], fl
     A pixel of the mask takes the nearest label, so the centres differ by a fraction of a pixel to
     any side; a shift by half a pixel, or always to one side, would be an error.
     """
-    y, x = torch.meshgrid(torch.arange(90), torch.arange(100), indexing="ij")
-    target = ((y - 40) ** 2 + (x - 55) ** 2 < 10**2).to(torch.uint8)
-    image = (255 * target).expand(3, -1, -1)
-    transform = TrainTransform(96, scale, flip, 0.0)
-    shifts = []
+    transform, shifts = TrainTransform(96, scale, flip, 0.0), []
     for _ in range(120):
-        pixels, labels = transform(image, target)
+        pixels, labels = transform(*disc())
         bright = pixels[0].double() / 255 * (labels != 255)
-        disc = (labels == 1).double()
-        inside = disc[3:-3, 3:-3].sum()
-        if inside == 0 or inside < disc.sum():  # the crop shows a part of it
+        shown = (labels == 1).double()
+        inside = shown[3:-3, 3:-3].sum()
+        if inside == 0 or inside < shown.sum():  # the crop shows a part of it
             continue
-        core = torch.nn.functional.avg_pool2d(disc[None, None], 7, 1, 3)[0, 0] == 1
-        around = torch.nn.functional.max_pool2d(disc[None, None], 7, 1, 3)[0, 0] == 1
+        core = nn.functional.avg_pool2d(shown[None, None], 7, 1, 3)[0, 0] == 1
+        around = nn.functional.max_pool2d(shown[None, None], 7, 1, 3)[0, 0] == 1
         assert (bright[core] == 1).all()
         assert (bright[~around] == 0).all()
-        shifts.append([_centre(bright, a) - _centre(disc, a) for a in (0, 1)])
+        shifts.append(centre(bright) - centre(shown))
     assert len(shifts) >= 10
-    assert torch.tensor(shifts).abs().max() < 0.45
-    assert torch.tensor(shifts).mean(0).abs().max() < 0.15
-
-
-def _centre(weight: Tensor, axis: int) -> float:
-    place = torch.arange(weight.shape[axis], dtype=weight.dtype)
-    return float((weight.sum(1 - axis) * place).sum() / weight.sum())
+    assert torch.stack(shifts).abs().max() < 0.45
+    assert torch.stack(shifts).mean(0).abs().max() < 0.15
 
 
 def test_flipping_moves_image_and_mask_together_and_nothing_else() -> None:
@@ -168,8 +170,7 @@ def test_whole_images_of_any_sizes_make_a_batch() -> None:
         assert torch.equal(wide[:, :h, :w], image)
         assert torch.equal(padded[:h, :w], target)
         assert int((padded != 255).sum()) == h * w
-        outside = wide[:, padded == 255]
-        assert torch.equal(outside, torch.tensor(MEAN_COLOUR).byte()[:, None].expand_as(outside))
+        assert (wide[:, padded == 255] == torch.tensor(MEAN_COLOUR)[:, None]).all()
 
 
 def test_colours_are_adjusted_as_torchvision_does_in_three_steps() -> None:
@@ -217,43 +218,27 @@ def _inside(part: Tensor) -> Tensor:
     return nn.functional.max_pool2d(others, 3, 1)[0] == 0
 
 
-def test_an_image_of_16_bits_and_many_bands_is_filled_in_its_own_range(tmp_path: Path) -> None:
-    """Its known range becomes 0 to 255 when it is read, so that the mean lies in the middle."""
-    values = np.full((40, 50, 5), 1800, np.uint16)
-    tifffile.imwrite(tmp_path / "deep.tif", values, photometric="minisblack", planarconfig="contig")
-    info = DatasetInfo(bands=[0, 1, 2, 3, 4], value_range=[1000, 2000])
-    image, target = read_image(tmp_path / "deep.tif", info), torch.ones(40, 50, dtype=torch.uint8)
-    pixels, labels = TrainTransform.of(recipe(ROTATION), info.channels)(image, target)
-    assert (pixels[:, labels == 1] == 204).all()  # 0.8 of 255
-    assert (pixels[:, labels == 255] == 115).all()
-    assert (labels == 255).any()
-
-
 @pytest.mark.parametrize(
     "entry",
     [
-        {"_target_": V2 + "RandomRotation", "degrees": 180},
-        {"_target_": V2 + "RandomAffine", "degrees": 0, "scale": [0.5, 1.5], "shear": 10},
-        {"_target_": V2 + "RandomPerspective", "p": 1.0, "distortion_scale": 0.4},
-        {"_target_": V2 + "ElasticTransform", "alpha": 60.0},
+        v2("RandomRotation", degrees=180),
+        v2("RandomAffine", degrees=0, scale=[0.5, 1.5], shear=10),
+        v2("RandomPerspective", p=1.0, distortion_scale=0.4),
+        v2("ElasticTransform", alpha=60.0),
     ],
     ids=lambda entry: entry["_target_"].split(".")[-1],
 )
 def test_an_object_moves_in_image_and_mask_together(entry: dict[str, Any]) -> None:
-    y, x = torch.meshgrid(torch.arange(90), torch.arange(100), indexing="ij")
-    target = ((y - 40) ** 2 + (x - 55) ** 2 < 10**2).to(torch.uint8)
-    image = (255 * target).expand(3, -1, -1)
     transform = TrainTransform.of(recipe(entry | {"interpolation": "bilinear"}), 3)
     shifts = []
     for seed in range(20):
         with seeded(seed):
-            pixels, labels = transform(image, target)
-        disc = (labels == 1).double()
-        near = nn.functional.max_pool2d(disc[None, None], 5, 1, 2)[0, 0]  # no edge of the image
-        bright = pixels[0] * near
-        shifts.append([_centre(bright, a) - _centre(disc, a) for a in (0, 1)])
-    assert torch.tensor(shifts).abs().max() < 0.5
-    assert torch.tensor(shifts).mean(0).abs().max() < 0.15
+            pixels, labels = transform(*disc())
+        shown = (labels == 1).double()
+        near = nn.functional.max_pool2d(shown[None, None], 5, 1, 2)[0, 0]  # no edge of the image
+        shifts.append(centre(pixels[0] * near) - centre(shown))
+    assert torch.stack(shifts).abs().max() < 0.5
+    assert torch.stack(shifts).mean(0).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -269,9 +254,8 @@ def test_the_choices_fit_images_of_any_size_and_channels(choice: str, channels: 
 
 
 def test_a_given_fill_is_the_images_alone() -> None:
-    entry = ROTATION | {"fill": 0}
     image, target = torch.full((3, 40, 40), 9, dtype=torch.uint8), torch.ones(40, 40).byte()
-    pixels, labels = TrainTransform.of(recipe(entry), 3)(image, target)
+    pixels, labels = TrainTransform.of(recipe(ROTATION | {"fill": 0}), 3)(image, target)
     assert (pixels[:, labels == 255] == 0).all()
     assert labels.unique().tolist() == [1, 255]
 
@@ -298,22 +282,22 @@ def own(mask: str) -> dict[str, Any]:
     return {"_target_": f"{__name__}.Drawing", "mask": mask}
 
 
-DRAWING = [own("keep"), ROTATION, {"_target_": V2 + "ElasticTransform", "alpha": 60.0}]
+DRAWING = [own("keep"), ROTATION, v2("ElasticTransform", alpha=60.0)]
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         ({"_target_": "nowhere.Transform"}, "nowhere.Transform: No module named 'nowhere'"),
-        ({"_target_": V2 + "RandomRotatoin"}, "has no attribute"),
+        (v2("RandomRotatoin"), "has no attribute"),
         ({"_target_": "pathlib.Path"}, "pathlib.Path is no transform"),
         ({"degrees": 3}, "no _target_"),
         (ROTATION | {"degres": 3}, "degres"),
-        ({"_target_": V2 + "RandomApply", "transforms": [{"_target_": "nowhere.X"}]}, "nowhere.X"),
-        ({"_target_": V2 + "AutoAugment"}, "Mask are not supported"),
-        ({"_target_": V2 + "ToPILImage"}, "returns (Image, Mask), not"),
-        ({"_target_": V2 + "RandomCrop", "size": 500}, "larger than input image size (64, 64)"),
-        ({"_target_": V2 + "Grayscale", "num_output_channels": 1}, "uint8 (1, 64, 64)"),
+        (v2("RandomApply", transforms=[{"_target_": "nowhere.X"}]), "nowhere.X"),
+        (v2("AutoAugment"), "Mask are not supported"),
+        (v2("ToPILImage"), "returns (Image, Mask), not"),
+        (v2("RandomCrop", size=500), "larger than input image size (64, 64)"),
+        (v2("Grayscale", num_output_channels=1), "uint8 (1, 64, 64)"),
         (own("none"), "returns Tensor, not image and mask"),
         (own("float"), "float32 (64, 64); both must stay uint8"),
         (own("cut"), "uint8 (63, 64)"),
@@ -339,11 +323,11 @@ def test_a_seed_repeats_every_draw_and_leaves_the_generators_alone() -> None:
         with seeded(seed):
             return transform(image, target)[0]
 
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    torch.manual_seed(1)
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    def states() -> tuple[Any, ...]:
+        numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return random.getstate(), numpy, torch.get_rng_state().tolist()
+
+    before = states()
     assert torch.equal(drawn(5), drawn(5))
     assert not torch.equal(drawn(5), drawn(6))
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    assert after == states
+    assert states() == before
