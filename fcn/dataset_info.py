@@ -1,4 +1,4 @@
-"""What is known about the labels and the pixels of a data set."""
+"""Classes, colours, ignored label, bands and value range of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

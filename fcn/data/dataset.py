@@ -127,7 +127,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return [pair.size or image_size(pair.image) for pair in self.pairs]
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the ids, one per line: it tells which images were evaluated."""
+        """Return the sha256 of the ids, one per line, by which a split is recognised."""
         return hashlib.sha256("".join(f"{i}\n" for i in self.ids).encode()).hexdigest()
 
 

@@ -82,13 +82,13 @@ def division(data: DataConfig) -> dict[str, Any]:
 
 
 def seen_problem(data: DataConfig, dataset: SegmentationDataset, about: Mapping[str, Any]) -> str:
-    """Return that a checkpoint was trained on images of a split, if folds make them differ.
+    """Return a problem if a checkpoint was trained on images of a split, which is of other folds.
 
     Args:
         data: the settings with which the split was opened.
         dataset: the split.
-        about: what the checkpoint knows; its "data" holds `division` of its run, and the
-            fingerprint of its validation images, which tells whether this is the same data set.
+        about: metadata of the checkpoint; its "data" holds `division` of its run, and the
+            fingerprint of its validation images, by which the data set is recognised.
 
     Returns:
         The problem and what to do; "" if there is none, or it is not known.

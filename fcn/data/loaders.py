@@ -269,14 +269,11 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         assert self.trainer is not None
-        recipe, trainer = self.recipe, self.trainer
-        transform = TrainTransform.of(recipe, self.train.info.channels)
+        done = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return Loader(
-            TrainingSamples(self.train, transform),
-            batch_sampler=self._batches(trainer.global_step * trainer.accumulate_grad_batches),
-            num_workers=loading_processes(
-                self.num_workers, trainer.strategy.root_device, trainer.num_devices
-            ),
+            TrainingSamples(self.train, TrainTransform.of(self.recipe, self.train.info.channels)),
+            batch_sampler=self._batches(done),
+            num_workers=self._workers(),
             collate_fn=pad_collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_signals,
@@ -284,11 +281,11 @@ class SegmentationData(pl.LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        batch_size = max(1, self.recipe.batch_size // 2)
+        return evaluation_loader(self.val, batch_size, self._workers(), rank, world)
+
+    def _workers(self) -> int:
+        assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        return evaluation_loader(
-            self.val,
-            max(1, self.recipe.batch_size // 2),
-            loading_processes(self.num_workers, device, self.trainer.num_devices),
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
+        return loading_processes(self.num_workers, device, self.trainer.num_devices)

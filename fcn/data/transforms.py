@@ -233,7 +233,7 @@ def random_scaled_crop(
 
 
 def mean_colour(channels: int) -> list[int]:
-    """Return what surrounds an image of C channels; other channels than RGB's are all alike."""
+    """Return the colour of padding: the mean of RGB, or 115 in each of C other channels."""
     return list(MEAN_COLOUR) if channels == 3 else [115] * channels
 
 

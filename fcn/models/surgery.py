@@ -5,6 +5,7 @@ each FCN starts from the next coarser one. Layers that start new beside pretrain
 to the size of the features that they read.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -99,35 +100,24 @@ def transplant(
     report, copies = Report(name), list[tuple[Tensor, Tensor]]()
     left_over = dict(source)
     for own, tensor in model.state_dict().items():
-        key, shape = theirs.get(own, own), tuple(tensor.shape)
-        in_head = own.startswith("head.")
-        needed = own.startswith("backbone.") or in_head
+        key, shape, in_head = theirs.get(own, own), tuple(tensor.shape), own.startswith("head.")
+        needed = (in_head and not new_head) or own.startswith("backbone.")
         hint = "; backbone.head_weights=null starts fc6 and fc7 new" if in_head and theirs else ""
-        if in_head and new_head:
+        absent = key not in source or source[key].isnan().all()  # torchvision's IMAGENET1K_FEATURES
+        if absent and needed and not own.endswith("num_batches_tracked"):
+            raise SurgeryError(f"{name}: no {key} in it, which {own} {shape} needs{hint}")
+        if absent or (in_head and new_head):
             report.tensors.append(TensorReport(own, "initialised", shape))
             continue
-        if key not in source or source[key].isnan().all():  # torchvision's IMAGENET1K_FEATURES
-            if needed and not own.endswith("num_batches_tracked"):
-                raise SurgeryError(f"{name}: no {key} in it, which {own} {shape} needs{hint}")
-            report.tensors.append(TensorReport(own, "initialised", shape))
-            continue
-        given, status, note = left_over.pop(key), "copied", ""
+        given, status, note = _fit(own, left_over.pop(key), shape)
         if not given.isfinite().all():
             raise SurgeryError(f"{name}: {key} holds values that are not finite")
-        if given.ndim == 2 and tensor.ndim == 4 and given.numel() == tensor.numel():
-            status, note = "reshaped", f"{tuple(given.shape)} before"
-            given = given.reshape(shape)
-        if given.shape != tensor.shape and own == "backbone.conv1_1.weight" and given.shape[1] == 3:
-            status, note = "adapted", f"from RGB to {shape[1]} channels"
-            given = first_convolution(given, shape[1])
-        elif own in ("mean", "std"):
-            given = for_channels(given, len(tensor), 0)
         if by_class and own.startswith(("score", "upscore")):
             given, note = _match_classes(tensor, given, names, source_names)
             status = "initialised" if given is tensor else "copied"
-        elif given.shape != tensor.shape and needed:
+        if given.shape != tensor.shape and needed:
             raise SurgeryError(f"{name}: {key} is {tuple(given.shape)}, but {own} is {shape}{hint}")
-        elif given.shape != tensor.shape:
+        if given.shape != tensor.shape:
             given, status, note = tensor, "initialised", f"the source has {tuple(given.shape)}"
         copies.append((tensor, given))
         report.tensors.append(TensorReport(own, status, shape, note))
@@ -137,6 +127,17 @@ def transplant(
         TensorReport(key, "left over", tuple(t.shape)) for key, t in left_over.items()
     ]
     return report
+
+
+def _fit(own: str, given: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str, str]:
+    """Return a source tensor in the shape of ours, if it can be; how, and a note for the report."""
+    if own in ("mean", "std"):
+        return for_channels(given, shape[0], 0), "copied", ""
+    if given.ndim == 2 and len(shape) == 4 and given.numel() == math.prod(shape):
+        return given.reshape(shape), "reshaped", f"{tuple(given.shape)} before"
+    if own == "backbone.conv1_1.weight" and given.shape != shape and given.shape[1] == 3:
+        return first_convolution(given, shape[1]), "adapted", f"from RGB to {shape[1]} channels"
+    return given, "copied", ""
 
 
 def first_convolution(rgb: Tensor, channels: int) -> Tensor:
