@@ -102,16 +102,6 @@ def test_a_crop_of_ignored_pixels_only_is_drawn_again() -> None:
     )  # of single draws 0.86 are ignored pixels only; of 10, 0.86^10 = 0.22
 
 
-def test_whole_images_stay_whole_and_jitter_leaves_masks_alone() -> None:
-    image, target = coordinates(37, 53)
-    same, mask = TrainTransform(None, [1.0, 1.0], False, 0.0)(image, target)
-    assert torch.equal(same, image)
-    assert torch.equal(mask, target)
-    changed, mask = TrainTransform(None, [1.0, 1.0], False, 0.5)(image, target)
-    assert not torch.equal(changed, image)
-    assert torch.equal(mask, target)
-
-
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_transforms_keep_the_number_of_channels(channels: int) -> None:
     image, target = torch.full((channels, 40, 50), 100, dtype=torch.uint8), torch.zeros(40, 50)
@@ -146,10 +136,10 @@ def test_an_edge_lies_at_the_same_place_in_image_and_mask(scale: list[float], fl
     assert torch.stack(shifts).mean(0).abs().max() < 0.15
 
 
-def test_flipping_moves_image_and_mask_together_and_nothing_else() -> None:
+def test_whole_images_change_by_flips_and_jitter_alone() -> None:
+    """A flip moves image and mask together; jitter leaves masks alone."""
     image, target = coordinates(37, 53)
-    transform = TrainTransform(None, [1.0, 1.0], True, 0.0)
-    flipped = 0
+    transform, flipped = TrainTransform(None, [1.0, 1.0], True, 0.0), 0
     for _ in range(40):
         pixels, labels = transform(image, target)
         mirrored = not torch.equal(pixels, image)
@@ -158,6 +148,9 @@ def test_flipping_moves_image_and_mask_together_and_nothing_else() -> None:
         assert torch.equal(back[1], target)
         flipped += mirrored
     assert 8 <= flipped <= 32  # binomial(40, 1/2): outside with probability 1e-4
+    changed, mask = TrainTransform(None, [1.0, 1.0], False, 0.5)(image, target)
+    assert not torch.equal(changed, image)
+    assert torch.equal(mask, target)
 
 
 def test_whole_images_of_any_sizes_make_a_batch() -> None:

@@ -331,6 +331,9 @@ def open_pillow(stream: BinaryIO) -> ImageFile.ImageFile:
         try:
             image = Image.open(stream)
         except UnidentifiedImageError:
+            stream.seek(4)
+            if stream.read(4) != b"ftyp":
+                raise
             with suppress(ImportError):
                 import pillow_heif  # of the extra [heif]
 
