@@ -133,9 +133,9 @@ def test_every_weight_of_an_upsampling_layer_learns_without_decay() -> None:
 def test_an_optimiser_is_fused_wherever_lightning_can_clip_its_gradients(
     name: str, precision: str, clip: float | None
 ) -> None:
-    recipe = RecipeConfig(optimizer=name)
+    recipe = RecipeConfig(optimizer=name, lr=1e-3)
     model = small(backbone="mini")
-    module = SegmentationModule(model, recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
+    module = SegmentationModule(model, recipe, make_loss(LossConfig(), "mean"), 0, {})
     module._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)  # type: ignore[assignment]
     optimizer = module._make_optimizer()
     mixed = precision.endswith("-mixed")

@@ -86,8 +86,8 @@ def test_an_argument_is_resolved(
     plan = planned(tiny_voc, tmp_path, **{name: value})
     assert plan.trainer[key] == expected
     model, _ = first_model(plan, QUIET)
-    trainer = make_trainer(plan, make_module(plan, model, ALONE, QUIET), ALONE, QUIET).trainer
-    assert trainer.max_steps == plan.length.max_steps
+    trainer = make_trainer(plan, make_module(plan, model, QUIET), QUIET).trainer
+    assert trainer.max_steps == plan.max_steps
     assert trainer.limit_train_batches in (1.0, value if name == "fast_dev_run" else 1.0)
     if name != "fast_dev_run":  # which Lightning resolves itself
         assert trainer.check_val_every_n_epoch is None  # the interval counts over the whole run
@@ -164,7 +164,7 @@ def test_fewer_training_images_are_a_part_of_more(tiny_voc: TinyVOC, tmp_path: P
     for seed in range(4):
         plans = [limited(tiny_voc, tmp_path, n, seed) for n in (1, 2, 3, 4)]
         ids = [plan.train.ids for plan in plans]
-        assert [len(one) for one in ids] == [plan.length.max_steps // 3 for plan in plans]
+        assert [len(one) for one in ids] == [plan.max_steps // 3 for plan in plans]
         assert all(set(few) < set(more) for few, more in pairwise(ids))
         assert all(one == [i for i in every if i in one] for one in ids)
         assert ids[-1] == every

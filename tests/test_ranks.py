@@ -47,12 +47,12 @@ class Validation(SegmentationModule):
 if __name__ == "__main__":
     hide_hints()
     devices, data = int(sys.argv[1]), DataConfig(**json.loads(sys.argv[2]))
-    recipe = RecipeConfig("test", batch_size=4)  # validates two at a time
+    recipe = RecipeConfig(batch_size=4)  # validates two at a time
     trainer = pl.Trainer(accelerator="cpu", devices=devices,
         strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    module = Validation(
-        load("model.safetensors"), recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
+    loss = make_loss(LossConfig(), "mean")
+    module = Validation(load("model.safetensors"), recipe, loss, 0, {})
     splits = open_split(data, data.train_split), open_split(data, data.val_split)
     both = SegmentationData(*splits, recipe, 0, data.num_workers)
     trainer.validate(module, datamodule=both, verbose=False)
