@@ -57,17 +57,8 @@ SMALLER = ["float32", "float16", "int8"]
 PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
-TOPICS = [
-    "all",
-    "matrix",
-    "arithmetic",
-    "channels",
-    "operators",
-    "bilinear",
-    "repeat",
-    "checkerboards",
-]
-TOPICS += ["network", "learning", "deconvnet"]
+TOPICS = ["all", "matrix", "arithmetic", "channels", "operators", "bilinear", "repeat",
+          "checkerboards", "network", "learning", "deconvnet"]  # fmt: skip
 # Types with bounds.
 Positive = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -405,8 +396,7 @@ def unknown_key(key: str, known: list[str]) -> str:
     groups = {k.split(".")[0] for k in known} | {"hydra", "HYDRA_FULL_ERROR"}
     synonyms = (SYNONYMS.get(word, "") for word in (key, last))
     meant = next((s for s in [*synonyms, *near] if re.split("[.=]", s)[0] in groups), None)
-    hint = f"did you mean {meant}?" if meant else "--help lists all keys"
-    return f"unknown key {key}: {hint}"
+    return f"unknown key {key}: " + (f"did you mean {meant}?" if meant else "--help lists all keys")
 
 
 def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:
@@ -423,5 +413,4 @@ def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 def quoted(value: object) -> str:
     """Return a value for Hydra's command line, whatever characters it has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
