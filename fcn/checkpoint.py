@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def info(self) -> DatasetInfo:
-        """What is known about the data it was trained on; of an old file, that is the classes."""
+        """What is known about the data it was trained on; of another writer, the classes alone."""
         about = {"background": starts_with_background(self.classes)} | self.about
         about["colours"] = about.get("palette", [])
         channels = about["model"].get("in_channels", 3)

@@ -79,7 +79,7 @@ def run(name: str) -> Any:
         if len(overrides) < len(given) and not any(a.startswith("-") for a in overrides):
             show_help(name, overrides)
             return None
-        with any_help_text(), _full_errors("1"), _arguments(command.arguments(given)):
+        with any_help_text(), _replaced(command.arguments(given), full_error="1"):
             entry()  # Hydra raises its errors instead of printing them
         for error in command.failures[:-1]:
             print(f"error: {_one_line(error, name)}", file=sys.stderr)
@@ -176,7 +176,7 @@ class Command:
             main = import_module(COMMANDS[self.name]).main
             import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
             own = [*self.flags, *job.overrides.task]  # with which Lightning starts others
-            with _full_errors(self.traceback), _arguments(own):
+            with _replaced(own, full_error=self.traceback):
                 self.result = main(settings, folder, console)
             return self.result
         except Interrupted as error:  # ends a multirun too
@@ -244,27 +244,22 @@ def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _full_errors(value: str | None) -> Iterator[None]:
-    """Let HYDRA_FULL_ERROR have a value for a while; None: leave it unset."""
-    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+def _replaced(arguments: list[str], full_error: str | None) -> Iterator[None]:
+    """Let the command line and HYDRA_FULL_ERROR be others for a while; None: leave it unset."""
+    argv, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments]
+    _set_full_error(full_error)
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        _set_full_error(before)
+
+
+def _set_full_error(value: str | None) -> None:
+    os.environ.pop("HYDRA_FULL_ERROR", None)
     if value is not None:
         os.environ["HYDRA_FULL_ERROR"] = value
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-@contextmanager
-def _arguments(given: list[str]) -> Iterator[None]:
-    """Let the command line be another for a while."""
-    before, sys.argv = sys.argv, [sys.argv[0], *given]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def show_help(name: str, overrides: list[str]) -> None:

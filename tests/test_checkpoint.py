@@ -14,7 +14,7 @@ from fcn.checkpoint import find, initialise, read, write_safetensors
 from fcn.dataset_info import class_problem
 from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.models.fcn import FCN
-from tests.conftest import small, with_random_scores
+from tests.conftest import Patch, small, with_random_scores
 
 CLASSES = ["a", "b", "c", "d", "e"]
 
@@ -123,9 +123,7 @@ def test_a_model_may_start_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "IMAGENET1K_FEATURES"])
-def test_weights_by_name_bring_their_normalisation(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_weights_by_name_bring_their_normalisation(monkeypatch: Patch, name: str) -> None:
     """The names and transforms are torchvision's; only the download is replaced."""
     asked = []
 
@@ -143,7 +141,7 @@ def test_weights_by_name_bring_their_normalisation(
 
 
 def test_without_a_network_the_message_says_which_file_goes_where(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: Patch, tmp_path: Path
 ) -> None:
     def offline(*arguments: Any, **options: Any) -> None:
         raise URLError("no network")

@@ -181,6 +181,19 @@ def test_class_weights_count_the_training_images_alone(tiny_voc: TinyVOC, tmp_pa
     assert class_pixels(plan.train, QUIET) == counted[:3].tolist()
 
 
+def test_balanced_weights_follow_the_pixels_of_the_masks(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Two masks of 50 x 40 and two of 48 x 64; each has 380 pixels of an object, 20 ignored."""
+    cfg = tiny_voc.training()
+    cfg.loss.class_weights, cfg.logger = "balanced", {}
+    plan = resolve(cfg, tmp_path, ALONE, QUIET)
+    with (console := Console(width=200)).capture() as output:
+        make_module(plan, first_model(plan, QUIET)[0], console)
+    background = 2 * (50 * 40 - 400) + 2 * (48 * 64 - 400)
+    total = background + 4 * 380
+    expected = f"background {total / 3 / background:.3g}, cat {total / 3 / 760:.3g}"
+    assert f"class weights: {expected}" in output.get()
+
+
 def test_more_training_images_than_there_are_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.limit=5: tiny train .* has 4 images"):
         limited(tiny_voc, tmp_path, 5)

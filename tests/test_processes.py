@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from fcn.config import REPOSITORY
-from tests.conftest import TinyVOC
+from tests.conftest import QUICK, TinyVOC
 
 TRAIN = str(REPOSITORY / "scripts" / "train.py")
-QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
-QUICK += ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "logger=none"]
+DDP = [*QUICK, "trainer=ddp"]
 TWO = ["trainer.devices=2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
 STEPS = ["trainer.max_steps=400", "trainer.val_check_interval=4"]
@@ -92,7 +91,7 @@ def test_one_error_is_said_once_and_ends_all(tmp_path: Path, rank: str) -> None:
 @pytest.mark.slow
 def test_a_damaged_image_of_one_process_is_one_line(tiny_voc: TinyVOC) -> None:
     tiny_voc.image("t1").write_bytes(tiny_voc.image("t1").read_bytes()[:700])
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *STEPS, "hydra.run.dir=run"]
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, *TWO, *STEPS, "hydra.run.dir=run"]
     for workers in (0, 2):
         own = f"data.num_workers={workers}"
         process = start(sys.executable, *command, own, folder=tiny_voc.root)
@@ -107,7 +106,7 @@ def test_a_damaged_image_of_one_process_is_one_line(tiny_voc: TinyVOC) -> None:
 @pytest.mark.parametrize("several", [[], TWO])
 def test_a_signal_to_every_process_saves_once(tiny_voc: TinyVOC, several: list[str]) -> None:
     """As systemd and SLURM send it, to the loading processes too."""
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *several, *STEPS, "hydra.run.dir=run"]
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, *several, *STEPS, "hydra.run.dir=run"]
     process = start(sys.executable, *command, "data.num_workers=2", folder=tiny_voc.root)
     wait_for(tiny_voc.root / "run")
     members = family(process.pid)
@@ -125,7 +124,7 @@ def test_a_signal_to_every_process_saves_once(tiny_voc: TinyVOC, several: list[s
 @pytest.mark.slow
 def test_a_killed_worker_is_restarted_and_nothing_changes(tiny_voc: TinyVOC) -> None:
     steps = ["trainer.max_steps=60", "trainer.val_check_interval=4"]
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *steps]
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, *TWO, *steps]
     whole = start(sys.executable, *command, "hydra.run.dir=whole", folder=tiny_voc.root)
     whole.communicate(timeout=200)
     assert whole.returncode == 0
@@ -146,7 +145,7 @@ def test_a_killed_worker_is_restarted_and_nothing_changes(tiny_voc: TinyVOC) -> 
 @pytest.mark.slow
 def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
     """Two agents on the loopback, one process each: the same validation as of one process."""
-    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=4", "trainer.val_check_interval=4"]
+    own = [*tiny_voc.overrides(), *DDP]
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     agent += ["--master_addr=127.0.0.1", "--master_port=29611"]
     nodes = [
@@ -172,8 +171,7 @@ def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
 
 @pytest.mark.slow
 def test_torchrun_trains_stages_in_one_folder(tiny_voc: TinyVOC) -> None:
-    own = [*tiny_voc.overrides(), *QUICK, *TWO, "stages=[fcn32s,fcn16s]"]
-    own += ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    own = [*tiny_voc.overrides(), *DDP, *TWO, "stages=[fcn32s,fcn16s]"]
     process = start(*TORCHRUN, TRAIN, *own, folder=tiny_voc.root)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -183,7 +181,7 @@ def test_torchrun_trains_stages_in_one_folder(tiny_voc: TinyVOC) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_paths_of_a_pipe(tiny_voc: TinyVOC) -> None:
-    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    own = [*tiny_voc.overrides(), *DDP]
     trained = start(
         sys.executable, TRAIN, *own, "trainer.devices=1", "hydra.run.dir=run", folder=tiny_voc.root
     )

@@ -5,10 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +16,10 @@ from fcn.checkpoint import write_safetensors
 from fcn.config import REPOSITORY, DataConfig
 from fcn.data.layouts import VOC_CLASSES, open_split
 from fcn.models.fcn import FCN
-from tests.conftest import TinyVOC, with_random_scores
+from tests.conftest import QUICK, Patch, Run, TinyVOC, with_random_scores
 
 TRAIN = str(REPOSITORY / "scripts" / "train.py")
-QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
-QUICK += ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer=ddp"]
-QUICK += ["trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2"]
+DDP = [*QUICK, "trainer=ddp", "trainer.devices=2"]
 
 VALIDATE = """
 import json, sys
@@ -120,7 +116,7 @@ def test_one_two_and_three_processes_count_the_same_on_real_images(
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_commands_share_their_images_over_processes(
-    tiny_voc: TinyVOC, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: int
+    tiny_voc: TinyVOC, command: Run, monkeypatch: Patch, devices: int
 ) -> None:
     """evaluate.py: the same files as from one process. predict.py: each image once."""
     root, data = tiny_voc.root, tiny_voc.config()
@@ -169,7 +165,7 @@ def test_two_processes_train_and_validate_as_one(tiny_voc: TinyVOC) -> None:
     """With three validation images, which two processes cannot share evenly."""
     tiny_voc.listing("train").write_text("t0\nt1\nt2\n")
     tiny_voc.listing("val").write_text("v0\nv1\nt3\n")
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run"]
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, "hydra.run.dir=run"]
     run = python(*command, folder=tiny_voc.root)
     check_run(run, tiny_voc.root / "run", images=3)
 
@@ -177,12 +173,7 @@ def test_two_processes_train_and_validate_as_one(tiny_voc: TinyVOC) -> None:
 @pytest.mark.slow
 def test_torchrun_trains_in_one_folder(tiny_voc: TinyVOC) -> None:
     two = ["-m", "torch.distributed.run", "--nproc_per_node=2", TRAIN]
-    run = python(*two, *tiny_voc.overrides(), *QUICK, folder=tiny_voc.root)
+    run = python(*two, *tiny_voc.overrides(), *DDP, folder=tiny_voc.root)
     (folder,) = (tiny_voc.root / "outputs" / "train").iterdir()
     check_run(run, folder, images=2)
     assert {path.name for path in tiny_voc.root.iterdir()} == {"tiny", "outputs"}
-    stages = ["stages=[fcn32s,fcn16s]", "hydra.run.dir=run"]
-    assert (
-        python(*two, *tiny_voc.overrides(), *QUICK, *stages, folder=tiny_voc.root).returncode == 0
-    )
-    assert (tiny_voc.root / "run" / "stages.json").is_file()

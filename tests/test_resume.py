@@ -23,7 +23,7 @@ from fcn.processes import Processes
 from fcn.training import module
 from fcn.training.plan import resolve
 from fcn.training.run import first_model, fit, hide_hints, make_module, make_trainer
-from tests.conftest import TinyVOC
+from tests.conftest import Patch, TinyVOC
 from tests.test_transforms import DRAWING
 
 QUIET = Console(quiet=True)
@@ -62,7 +62,7 @@ def stopping(how: str) -> Callable[[], None]:
 class Drawn:
     """What each optimiser step of a run was computed from: the sums of its images' pixels."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: Patch) -> None:
         self.steps: dict[int, list[int]] = {}
         self.at, self.stop = -1, stopping("crash")
         original = module.SegmentationModule.training_step
@@ -98,7 +98,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     ids=lambda cell: "-".join(str(part).replace(" ", "") for part in cell),
 )
 def test_a_stopped_run_ends_as_one_left_alone(
-    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: Any
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: Patch, cell: Any
 ) -> None:
     length, limit, accumulate, interval, (at, how) = cell
     cfg = tiny_voc.training(schedule="cosine", transforms=DRAWING)

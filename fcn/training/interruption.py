@@ -31,11 +31,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            UserError: the disk is full, or the folder cannot be written to.
-        """
+        """Write a checkpoint; a full disk or a read-only folder is a UserError."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -52,11 +48,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
+        """Read a checkpoint; a damaged one is a CheckpointError."""
         try:
             return super().load_checkpoint(*arguments, **keywords)
         except Exception as error:  # a damaged file makes its reader raise almost anything
@@ -72,13 +64,8 @@ class Interruption(Callback):
     """Stops a run after the current step, and the validation that is due, when a signal comes.
 
     As a context around `trainer.fit`. SIGINT and SIGTERM are handled, in a SLURM job SIGUSR1 too. A
-    second signal has its usual effect at once. Of several processes it is enough that one receives
-    it: all stop after the same step.
-
-    Args:
-        last: the checkpoint to save.
-        console: where to say so.
-        processes: that train together.
+    second signal stops at once. Of several processes it is enough that one receives it: all stop
+    after the same step. The state is saved as `last`.
     """
 
     def __init__(self, last: Path, console: Console, processes: Processes) -> None:

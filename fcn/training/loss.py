@@ -142,10 +142,6 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
 def check_class_weights(weights: Any, classes: Sequence[str]) -> list[float]:
     """Return given class weights as floats.
 
-    Args:
-        weights: as the setting holds them.
-        classes: the names of the labels.
-
     Raises:
         ConfigError: not one number for each class, a negative or infinite one, or all zero.
     """
@@ -167,12 +163,8 @@ def rare_note(weights: Sequence[float], counts: Sequence[int], classes: Sequence
     """Return a note on classes so rare that balance lets few pixels decide, or "".
 
     Balanced weights have no bound: a class with 9 of 100,000 pixels gets thousands of times the
-    weight of others, and the network is fitted to those 9 pixels.
-
-    Args:
-        weights: of the classes.
-        counts: pixels of each class in the training masks.
-        classes: their names.
+    weight of others, and the network is fitted to those 9 pixels. `counts` are the pixels of each
+    class in the training masks.
     """
     mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / max(sum(counts), 1)
     rare = [

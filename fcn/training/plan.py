@@ -310,14 +310,7 @@ def _data_to_make(data: DataConfig) -> DatasetInfo | None:
 def _check_learning(
     cfg: TrainConfig, recipe: RecipeConfig, info: DatasetInfo, train: SegmentationDataset | None
 ) -> None:
-    """Check the loss, the optimiser and the transforms.
-
-    Args:
-        cfg: the settings.
-        recipe: of them, with its learning rate.
-        info: of the data set.
-        train: the training images, of whose size the transforms are tried; None: not there yet.
-    """
+    """Check the loss, the optimiser and the transforms; the latter on the training images' size."""
     _class_weights(cfg.loss, info)
     check_loss(cfg.loss, recipe.loss_reduction, len(info.classes))
     with torch.device("meta"):
@@ -413,14 +406,8 @@ def _resolve_length(
 ) -> SegmentationDataset:
     """Convert epochs, and shares of one, to batches and steps; Lightning sees the run as one epoch.
 
-    Args:
-        trainer: arguments of Lightning's Trainer; those about the length change in place.
-        train: the training split; a limit leaves its first images.
-        batch_size: images of one process.
-        world: processes.
-
-    Returns:
-        The images to train on.
+    Changes `trainer`, the arguments of Lightning's Trainer, in place. Returns the images to train
+    on: with a limit, the first ones.
     """
 
     def take(name: str, default: Any = None) -> Any:

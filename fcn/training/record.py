@@ -71,13 +71,7 @@ class Record:
                 )
 
     def check_classes(self, key: str, split: str, classes: list[str]) -> None:
-        """Raise a ConfigError if a split had other classes.
-
-        Args:
-            key: train or val.
-            split: its name, for the error.
-            classes: as they are now.
-        """
+        """Raise a ConfigError if a split ("train" or "val") had other classes than now."""
         before = self.data.get(key, {}).get("classes", classes)
         if classes != before:
             raise ConfigError(

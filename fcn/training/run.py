@@ -1,6 +1,5 @@
 """A training run: from its settings to the files it leaves."""
 
-import inspect
 import logging
 import time
 import warnings
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from pytorch_lightning.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -33,14 +31,13 @@ from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
-from fcn.hydra_versions import TRUSTED
 from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
 from fcn.output import locked, warn, write_json
 from fcn.pictures import plots
 from fcn.processes import Processes, launch
-from fcn.targets import class_named, reason_of
+from fcn.targets import build
 from fcn.training import record
 from fcn.training.callbacks import (
     BestCheckpoint,
@@ -226,14 +223,11 @@ def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> Tr
     log = plan.folder / "metrics.csv"
     if log.is_file() and plan.processes.rank == 0:  # Lightning's logger would delete it
         log.rename(log.with_suffix(f".{len(list(plan.folder.glob('metrics*.csv')))}.csv"))
-    loggers = [_instantiate(entry, "logger", plan.folder) for entry in plan.loggers]
+    loggers = [_built(entry, "logger", plan.folder) for entry in plan.loggers]
     history = History(console)
     interruption = Interruption(folder / "last.ckpt", console, plan.processes)
     callbacks: list[Callback] = [
-        *(
-            _instantiate(own, "callbacks", plan.folder, name)
-            for name, own in plan.callbacks.items()
-        ),
+        *(_built(own, "callbacks", plan.folder, name) for name, own in plan.callbacks.items()),
         # Once a resumed run's state has been loaded.
         LambdaCallback(on_train_start=lambda *_: write_run_record(plan, module.model)),
         history,
@@ -268,23 +262,25 @@ def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> Tr
     return TrainerParts(trainer, data, history, interruption, best, folder / "last.ckpt")
 
 
-def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
+def _built(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
     """Return what a `_target_` names, working in the run's folder unless its settings say where.
 
     {folder} in its texts is the run's folder, too. Checkpoints of a callback go to a folder `name`.
     """
     folder = folder.absolute()
-    filled = {
-        key: value.replace("{folder}", str(folder)) if isinstance(value, str) else value
-        for key, value in entry.items()
-    }
+    places = {"save_dir": folder, "dirpath": folder / "checkpoints" / name}
+
+    def complete(parameters: set[str], given: dict[str, Any]) -> dict[str, Any]:
+        filled = {key: place for key, place in places.items() if key in parameters} | given
+        return {
+            key: value.replace("{folder}", str(folder)) if isinstance(value, str) else value
+            for key, value in filled.items()
+        }
+
     try:
-        known = inspect.signature(class_named(filled["_target_"])).parameters
-        places = {"save_dir": folder, "dirpath": folder / "checkpoints" / name}
-        filled = {key: place for key, place in places.items() if key in known} | filled
-        return instantiate(filled, **TRUSTED)
-    except Exception as error:  # of whatever library it is
-        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason_of(error)}") from error
+        return build(entry, complete)
+    except ConfigError as error:
+        raise ConfigError(f"{group}: {error}") from error
 
 
 def print_start(plan: Plan, model: FCN, report: Report | None, console: Console) -> None:

@@ -27,15 +27,8 @@ def train_stages(
 ) -> float | None:
     """Train each model of `cfg.stages` from the best checkpoint of the one before.
 
-    Each stage is a run of its own in folder/NAME. When it is resumed, finished stages are kept and
-    the interrupted one continues.
-
-    Args:
-        cfg: validated settings, of all stages.
-        folder: of the run.
-        processes: that train together.
-        console: for progress and results.
-        train_one: trains a stage.
+    Each stage is a run of its own in folder/NAME, which `train_one` trains. When it is resumed,
+    finished stages are kept and the interrupted one continues.
 
     Returns:
         The mean IoU of the last stage, in 0..1; None in processes other than the first.
