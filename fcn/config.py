@@ -359,29 +359,16 @@ def _message(error: ErrorDetails, schema: type) -> str:
 
 # What people type -> the key they mean, where spelling does not tell.
 SYNONYMS = {
-    "learning_rate": "recipe.lr",
-    "batch": "recipe.batch_size",
-    "wd": "recipe.weight_decay",
-    "epochs": "trainer.max_epochs",
-    "max_epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "max_steps": "trainer.max_steps",
-    "precision": "trainer.precision",
-    "accumulate": "trainer.accumulate_grad_batches",
-    "val_every": "trainer.val_check_interval",
-    "devices": "trainer.devices",
-    "device": "trainer.accelerator",
-    "gpus": "trainer.devices",
-    "workers": "data.num_workers",
-    "class_weights": "loss.class_weights",
-    "early_stopping": "callbacks=early_stopping",
-    "weights": "backbone.weights",
-    "pretrained": "backbone.weights",
-    "output_dir": "hydra.run.dir",
-    "model.name": "model=CHOICE",
-    "recipe.name": "recipe=CHOICE",
+    "learning_rate": "recipe.lr", "batch": "recipe.batch_size", "wd": "recipe.weight_decay",
+    "epochs": "trainer.max_epochs", "max_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps", "max_steps": "trainer.max_steps",
+    "precision": "trainer.precision", "accumulate": "trainer.accumulate_grad_batches",
+    "val_every": "trainer.val_check_interval", "devices": "trainer.devices",
+    "gpus": "trainer.devices", "device": "trainer.accelerator", "workers": "data.num_workers",
+    "pretrained": "backbone.weights", "early_stopping": "callbacks=early_stopping",
+    "output_dir": "hydra.run.dir", "model.name": "model=CHOICE", "recipe.name": "recipe=CHOICE",
     "debug": "HYDRA_FULL_ERROR=1 in the environment",
-}
+}  # fmt: skip
 
 
 def unknown_key(key: str, known: list[str]) -> str:

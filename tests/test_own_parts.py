@@ -95,7 +95,6 @@ def test_an_own_upsampling_is_trained_and_loaded_while_its_package_is_there(
         ("upsampling._target_=torch.nn.Conv2d", "no subclass of fcn.models.upsampling.Upsampling"),
         ("upsampling._target_=own_parts.TooSmall", "TooSmall.full(score) must have"),
         ("loss._target_=own_parts.Squares", "power"),
-        ("loss._target_=nowhere.Loss", "No module named 'nowhere'"),
         ("recipe.transforms=[{_target_: nowhere.Transform}]", "No module named 'nowhere'"),
         ("augmentation=nowhere", "choices: aerial"),
     ],

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,13 +111,13 @@ def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     assert [d["images"] for d in record["data"].values()] == [4, 2]
 
 
-def state_of(run: Path) -> dict[str, Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+def last(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def assert_same_end(one: Path, other: Path) -> None:
     """The same weights, bit for bit, and the same metrics.json."""
-    ours, theirs = state_of(one), state_of(other)
+    ours, theirs = last(one)["state_dict"], last(other)["state_dict"]
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
@@ -152,8 +153,7 @@ def test_a_run_stopped_in_any_step_ends_as_one_left_alone(
             train(cfg, run, QUIET)
         assert stopped.value.code == 128 + number
         assert [signal.getsignal(number) for number in numbers] == before
-        saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-        assert saved["global_step"] == step + 1
+        assert last(run)["global_step"] == step + 1
         cfg.resume = "last"
     train(cfg, run, QUIET)
     assert_same_end(run, tmp_path / "whole")
@@ -180,8 +180,7 @@ def test_a_second_signal_stops_at_once(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     with Within("training_step", 4, twice), stop as stopped:
         train(tiny_voc.training(), tmp_path, QUIET)
     assert stopped.value.code == 130
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 3  # of the validation before
+    assert last(tmp_path)["global_step"] == 3  # of the validation before
 
 
 def test_a_signal_ends_a_wait_for_data_that_never_comes(
@@ -203,8 +202,7 @@ def test_a_signal_ends_a_wait_for_data_that_never_comes(
         train(tiny_voc.training(), tmp_path, QUIET)
     assert stopped.value.code == 143
     assert time.monotonic() - begin < 30
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] in (3, 4)
+    assert last(tmp_path)["global_step"] in (3, 4)
 
 
 def test_in_a_slurm_job_sigusr1_stops_after_the_step(

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -293,7 +294,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _newest_first() -> list[Path]:
     """Return the runs below outputs/ with a checkpoint, sweeps included; stages are one run."""
-    found = {folder for folder in _folders(OUTPUTS, set()) if _is_readable(folder)}
+    found = set(_folders(OUTPUTS, set()))
     runs = [f for f in found if not found & set(f.parents) and _has_checkpoint(f)]
 
     def changed(run: Path) -> float:
@@ -307,11 +308,12 @@ def _has_checkpoint(run: Path) -> bool:
 
 
 def _folders(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Yield the folders with a record in a folder, linked ones too, each once."""
+    """Yield the folders with a readable record in a folder, linked ones too, each once."""
     if not folder.is_dir() or folder.resolve() in seen:
         return
     seen.add(folder.resolve())
-    if (folder / RECORD).is_file():
+    with suppress(ConfigError):
+        read(folder)
         yield folder
     for inner in folder.iterdir():
         yield from _folders(inner, seen)
@@ -325,13 +327,6 @@ def _step(path: Path) -> int:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception:  # a damaged file makes its reader raise almost anything
         return -1
-
-
-def _is_readable(run: Path) -> bool:
-    try:
-        return bool(read(run))
-    except ConfigError:
-        return False
 
 
 def _what_it_trains(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
