@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def info(self) -> DatasetInfo:
-        """What is known about the data it was trained on; of an old file, that is the classes."""
+        """What is known about the data it was trained on; of another writer, the classes alone."""
         about = {"background": starts_with_background(self.classes)} | self.about
         about["colours"] = about.get("palette", [])
         channels = about["model"].get("in_channels", 3)
@@ -81,15 +81,16 @@ class Checkpoint:
         unknown = [name for name in theirs if name not in own]
         missing = [name for name in own if name not in theirs]
         if unknown:
-            sizes = {key: self.about["model"].get(key) for key in ("width", "head_width")}
-            backbone = f"backbone={self.about['model'].get('backbone', 'vgg16')}" + "".join(
-                f" backbone.{key}={value}" for key, value in sizes.items() if value
-            )
+            model = self.about["model"]
+            settings = [f"backbone={model.get('backbone', 'vgg16')}"]
+            settings += [
+                f"backbone.{k}={model[k]}" for k in ("width", "head_width") if model.get(k)
+            ]
             raise CheckpointError(
                 f"checkpoint={self.path} does not know {', '.join(unknown)} of data={data} (it "
                 f"knows {', '.join(own)}); train it on this data first, with train.py "
-                f"model.init_from={self.path} {backbone}, or rename classes of the same meaning "
-                "in dataset.yaml"
+                f"model.init_from={self.path} {' '.join(settings)}, or rename classes of the same "
+                "meaning in dataset.yaml"
             )
         if missing:
             raise CheckpointError(
@@ -114,16 +115,7 @@ class Checkpoint:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path}: cannot build its model: {error}") from error
         try:
-            # Copies: the weights may lie in a mapped file, which can change.
-            copies = {
-                name: tensor.to(
-                    torch.float32 if tensor.is_floating_point() else tensor.dtype,
-                    copy=True,
-                    memory_format=torch.contiguous_format,
-                )
-                for name, tensor in self.weights.items()
-            }
-            model.load_state_dict(copies, assign=True)
+            model.load_state_dict({k: _copy(v) for k, v in self.weights.items()}, assign=True)
             if classes is not None:
                 transplant(model, self.weights, classes=classes, source_classes=self.classes)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -132,6 +124,12 @@ class Checkpoint:
                 f"{self.path}: its weights do not fit its description ({reason})"
             ) from error
         return model.eval()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a float32 copy, or of integers: the weights may lie in a mapped file that changes."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def find(path: str | Path) -> Path:
@@ -152,11 +150,7 @@ def find(path: str | Path) -> Path:
 
 
 def _download(address: str) -> Path:
-    """Return the folder of a model on the Hub, fetched if it is not in the cache.
-
-    Args:
-        address: hf://USER/NAME.
-    """
+    """Return the folder of a model on the Hub, fetched if it is not in the cache."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -177,16 +171,12 @@ def read(path: str | Path) -> Checkpoint:
     weights, about = _read_file(path)
     if not isinstance(about, dict) or not {"model", "classes"} <= about.keys():
         raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
-    _check_names(path, about["classes"])
-    return Checkpoint(path, weights, about)
-
-
-def _check_names(path: Path, classes: Any) -> None:
-    """Raise a CheckpointError for class names that no data set can have."""
+    classes = about["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise CheckpointError(f"{path}: its class names are not a list of texts")
     if problem := class_problem(classes):
         raise CheckpointError(f"{path}: {problem}; write the model again with other names")
+    return Checkpoint(path, weights, about)
 
 
 def load(path: str | Path) -> FCN:
@@ -289,19 +279,18 @@ def initialise(
     """
     try:
         if source is not None:
-            return _from_checkpoint(model, source, classes)
+            return _transplant_all(model, source, classes)
         if weights is None:
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
         tensors = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
         # Scores belong to classes, and to a network's own scales of its skips: not to a backbone.
-        scores = {name for name in tensors if name.startswith(("score", "upscore"))}
+        scores = sorted(name for name in tensors if name.startswith(("score", "upscore")))
         backbone = {name: tensor for name, tensor in tensors.items() if name not in scores}
         report = transplant(model, backbone, weights, new_head=new_head)
         note = "not of the backbone; see model.init_from"
         report.tensors += [
-            TensorReport(name, "left over", tuple(tensors[name].shape), note)
-            for name in sorted(scores)
+            TensorReport(name, "left over", tuple(tensors[name].shape), note) for name in scores
         ]
         report.warning = normalisation_warning(model) if local else ""
         return report
@@ -318,12 +307,13 @@ def surgery_table(report: Report) -> "Table":
         entries = [entry for entry in report.tensors if entry.status == status]
         first = sorted(entries, key=lambda entry: not entry.note)[:SHOWN]  # what has a note
         shown = [f"{e.name} ({e.note})" if e.note else e.name for e in first]
-        more = [f"{len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
-        table.add_row(status, str(len(entries)), ", ".join(shown + more))
+        shown += [f"{len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
+        table.add_row(status, str(len(entries)), ", ".join(shown))
     return table
 
 
-def _from_checkpoint(model: FCN, source: Checkpoint, classes: Sequence[str]) -> Report:
+def _transplant_all(model: FCN, source: Checkpoint, classes: Sequence[str]) -> Report:
+    """Copy a checkpoint's weights, scores too, into a model of the same backbone."""
     path, backbone = str(source.path), model.arguments["backbone"]
     theirs = source.about["model"]["backbone"]
     if theirs != backbone:

@@ -31,13 +31,7 @@ from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, me
 from fcn.hydra_versions import VERSION_BASE, any_help_text
 from fcn.output import LOCK, add_line, make_console, size_of
 from fcn.processes import is_first
-from fcn.training.record import (
-    OUTPUTS,
-    find_run,
-    new_folder,
-    run_of,
-    settings_to_resume,
-)
+from fcn.training.record import OUTPUTS, find_run, new_folder, run_of, settings_to_resume
 
 COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "train": "fcn.training.run",
@@ -55,6 +49,8 @@ OPEN_KEYS = (
     r"^\+*((?:trainer\.|logger\.|callbacks\.|model\.skip_scales|recipe\.lr_by_model"
     r"|recipe\.optimizer_arguments|loss\.arguments).*)"
 )
+# Lines of Hydra's and OmegaConf's errors that name no mistake.
+NOISE = ("See ", "Set the env", "reference_", "object_", "full_key", "Error merging")
 INFORMING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--help", "-h")
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
@@ -83,7 +79,7 @@ def run(name: str) -> Any:
         if len(overrides) < len(given) and not any(a.startswith("-") for a in overrides):
             show_help(name, overrides)
             return None
-        with any_help_text(), _full_errors("1"), _arguments(command.arguments(given)):
+        with any_help_text(), _replaced(command.arguments(given), full_error="1"):
             entry()  # Hydra raises its errors instead of printing them
         for error in command.failures[:-1]:
             print(f"error: {_one_line(error, name)}", file=sys.stderr)
@@ -129,37 +125,34 @@ class Command:
             given = [a for a in given if a not in self.training]
         if self.name == "import_caffe":  # model=, as in train.py, would be a group to Hydra
             given = [re.sub(r"^\+*model=", "network=", a) for a in given]
-        values = {b for a, b in pairwise(given) if a.startswith("--config-")}  # of a flag
-        overrides = [a for a in given if "=" in a and not a.startswith("-") and a not in values]
+        overrides = _overrides(given)
         parsed = OverridesParser.create().parse_overrides(overrides)
-        keys = {override.key_or_group: override for override in parsed}
+        values = {override.key_or_group: override.value() for override in parsed}
         several = {"-m", "--multirun"} & set(given)
-        if "hydra.mode" in keys and str(keys["hydra.mode"].value()).upper() == "MULTIRUN":
+        if str(values.get("hydra.mode")).upper() == "MULTIRUN":
             several = {*several, "hydra.mode"}
         self.flags = [a for a in given if a not in overrides and a not in several]
-        folder = str(keys["hydra.run.dir"].value()) if "hydra.run.dir" in keys else None
-        resume = keys["resume"].value() if self.name == "train" and "resume" in keys else None
+        folder = str(values["hydra.run.dir"]) if "hydra.run.dir" in values else None
+        resume = values.get("resume") if self.name == "train" else None
+        if resume is not None and several and is_first():
+            raise ConfigError("resume continues one run: leave out --multirun")
+        if resume is not None and (is_first() or resume != "auto"):
+            self.run = find_run(str(resume), overrides, folder, self.flags)
         if not is_first():  # only the first process makes a folder, and tells the others
-            if resume not in (None, "auto"):
-                self.run = find_run(str(resume), overrides, folder, self.flags)
             kept = [a for a in given if not a.startswith("hydra.") and a not in several]
             return self.flags_first([*kept, "hydra.output_subdir=null", "hydra.run.dir=."])
         if resume is not None:
-            if several:
-                raise ConfigError("resume continues one run: leave out --multirun")
-            self.run = find_run(str(resume), overrides, folder, self.flags)
             given = [a for a in given if not a.startswith(("resume=", "hydra.run.dir="))]
-            if self.run is None:  # of resume=auto: a new one
-                given = [*given, *([f"hydra.run.dir={quoted(folder)}"] if folder else [])]
-            else:
+            if self.run is not None:
                 path = resume if str(resume).endswith(".ckpt") else self.run
                 given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.run)}"]
                 return self.flags_first([*given, "hydra.output_subdir=null"])
-        informs = any(a.startswith(INFORMING_FLAGS) for a in given)
-        if "hparams_search" in keys and not several:
+            given += [f"hydra.run.dir={quoted(folder)}"] if folder else []  # of auto: a new run
+        if "hparams_search" in values and not several:
             raise ConfigError("hparams_search= makes many runs: add -m")
         if several and folder is not None:
             raise ConfigError("hydra.run.dir is for a single run; a sweep takes hydra.sweep.dir")
+        informs = any(a.startswith(INFORMING_FLAGS) for a in given)
         if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
             given = [*given, f"hydra.run.dir={quoted(self.made)}"]
@@ -183,7 +176,7 @@ class Command:
             main = import_module(COMMANDS[self.name]).main
             import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
             own = [*self.flags, *job.overrides.task]  # with which Lightning starts others
-            with _full_errors(self.traceback), _arguments(own):
+            with _replaced(own, full_error=self.traceback):
                 self.result = main(settings, folder, console)
             return self.result
         except Interrupted as error:  # ends a multirun too
@@ -251,27 +244,22 @@ def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _full_errors(value: str | None) -> Iterator[None]:
-    """Let HYDRA_FULL_ERROR have a value for a while; None: leave it unset."""
-    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+def _replaced(arguments: list[str], full_error: str | None) -> Iterator[None]:
+    """Let the command line and HYDRA_FULL_ERROR be others for a while; None: leave it unset."""
+    argv, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments]
+    _set_full_error(full_error)
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        _set_full_error(before)
+
+
+def _set_full_error(value: str | None) -> None:
+    os.environ.pop("HYDRA_FULL_ERROR", None)
     if value is not None:
         os.environ["HYDRA_FULL_ERROR"] = value
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-@contextmanager
-def _arguments(given: list[str]) -> Iterator[None]:
-    """Let the command line be another for a while."""
-    before, sys.argv = sys.argv, [sys.argv[0], *given]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def show_help(name: str, overrides: list[str]) -> None:
@@ -295,8 +283,7 @@ def show_help(name: str, overrides: list[str]) -> None:
 def checked(given: list[str]) -> list[str]:
     """Return the command line with a + where Hydra wants one; bad quotes are a ConfigError."""
     given = [re.sub(OPEN_KEYS, r"++\1", argument) for argument in given]
-    values = {b for a, b in pairwise(given) if a.startswith("--config-")}  # of a flag
-    for argument in (a for a in given if "=" in a and not a.startswith("-") and a not in values):
+    for argument in _overrides(given):
         try:
             OverridesParser.create().parse_override(argument)
         except HydraException:
@@ -305,6 +292,12 @@ def checked(given: list[str]) -> list[str]:
                 "\"KEY=[a,'NAME']\""
             ) from None
     return given
+
+
+def _overrides(given: list[str]) -> list[str]:
+    """Return the arguments that are settings, not flags or values of flags."""
+    values = {b for a, b in pairwise(given) if a.startswith("--config-")}
+    return [a for a in given if "=" in a and not a.startswith("-") and a not in values]
 
 
 def _one_line(error: Exception, name: str) -> str:
@@ -324,19 +317,12 @@ def _one_line(error: Exception, name: str) -> str:
         causes.append(cause)
     text = "\n".join(map(str, causes))
     key = re.search(r"full_key: (\S+)", text)
-    override = re.search(r"Could not override '([^']+)'", text)
-    if re.search(r"Key '[^']+' (?:is )?not in", text) and (override or key):
-        unknown = (override or key)[1]  # type: ignore[index]
-        return unknown_key(unknown, list(flat_keys(OmegaConf.structured(SCHEMAS[name]))))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [
-        line
-        for line in lines
-        if not line.startswith(
-            ("See ", "Set the env", "reference_", "object_", "full_key", "Error merging")
-        )
-    ]
-    return (f"{key[1]}: " if key else "") + " ".join(lines[:4] if not key else lines[:1])
+    unknown = re.search(r"Could not override '([^']+)'", text) or key
+    if unknown and re.search(r"Key '[^']+' (?:is )?not in", text):
+        return unknown_key(unknown[1], list(flat_keys(OmegaConf.structured(SCHEMAS[name]))))
+    stripped = (line.strip() for line in text.splitlines())
+    lines = [line for line in stripped if line and not line.startswith(NOISE)]
+    return (f"{key[1]}: " if key else "") + " ".join(lines[: 1 if key else 4])
 
 
 def describe_settings(cfg: Any, schema: type) -> str:
@@ -349,8 +335,7 @@ def describe_settings(cfg: Any, schema: type) -> str:
         shown = shown.lower() if isinstance(value, bool) else shown
         head = f"{key}={shown}" if len(key) + len(shown) < 44 else f"{key}=..."
         text = f"{head:<46}{meaning if meaning != above else ''}".rstrip()
-        indent = " " * 46
-        lines += textwrap.wrap(text, 118, subsequent_indent=indent, drop_whitespace=False)
+        lines += textwrap.wrap(text, 118, subsequent_indent=" " * 46, drop_whitespace=False)
         above = meaning
     return "\n".join(f"  {line.rstrip()}" for line in lines)
 

@@ -57,17 +57,8 @@ SMALLER = ["float32", "float16", "int8"]
 PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
-TOPICS = [
-    "all",
-    "matrix",
-    "arithmetic",
-    "channels",
-    "operators",
-    "bilinear",
-    "repeat",
-    "checkerboards",
-]
-TOPICS += ["network", "learning", "deconvnet"]
+TOPICS = ["all", "matrix", "arithmetic", "channels", "operators", "bilinear", "repeat",
+          "checkerboards", "network", "learning", "deconvnet"]  # fmt: skip
 # Types with bounds.
 Positive = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -368,29 +359,16 @@ def _message(error: ErrorDetails, schema: type) -> str:
 
 # What people type -> the key they mean, where spelling does not tell.
 SYNONYMS = {
-    "learning_rate": "recipe.lr",
-    "batch": "recipe.batch_size",
-    "wd": "recipe.weight_decay",
-    "epochs": "trainer.max_epochs",
-    "max_epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "max_steps": "trainer.max_steps",
-    "precision": "trainer.precision",
-    "accumulate": "trainer.accumulate_grad_batches",
-    "val_every": "trainer.val_check_interval",
-    "devices": "trainer.devices",
-    "device": "trainer.accelerator",
-    "gpus": "trainer.devices",
-    "workers": "data.num_workers",
-    "class_weights": "loss.class_weights",
-    "early_stopping": "callbacks=early_stopping",
-    "weights": "backbone.weights",
-    "pretrained": "backbone.weights",
-    "output_dir": "hydra.run.dir",
-    "model.name": "model=CHOICE",
-    "recipe.name": "recipe=CHOICE",
+    "learning_rate": "recipe.lr", "batch": "recipe.batch_size", "wd": "recipe.weight_decay",
+    "epochs": "trainer.max_epochs", "max_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps", "max_steps": "trainer.max_steps",
+    "precision": "trainer.precision", "accumulate": "trainer.accumulate_grad_batches",
+    "val_every": "trainer.val_check_interval", "devices": "trainer.devices",
+    "gpus": "trainer.devices", "device": "trainer.accelerator", "workers": "data.num_workers",
+    "pretrained": "backbone.weights", "early_stopping": "callbacks=early_stopping",
+    "output_dir": "hydra.run.dir", "model.name": "model=CHOICE", "recipe.name": "recipe=CHOICE",
     "debug": "HYDRA_FULL_ERROR=1 in the environment",
-}
+}  # fmt: skip
 
 
 def unknown_key(key: str, known: list[str]) -> str:
@@ -405,8 +383,7 @@ def unknown_key(key: str, known: list[str]) -> str:
     groups = {k.split(".")[0] for k in known} | {"hydra", "HYDRA_FULL_ERROR"}
     synonyms = (SYNONYMS.get(word, "") for word in (key, last))
     meant = next((s for s in [*synonyms, *near] if re.split("[.=]", s)[0] in groups), None)
-    hint = f"did you mean {meant}?" if meant else "--help lists all keys"
-    return f"unknown key {key}: {hint}"
+    return f"unknown key {key}: " + (f"did you mean {meant}?" if meant else "--help lists all keys")
 
 
 def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:
@@ -423,5 +400,4 @@ def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 def quoted(value: object) -> str:
     """Return a value for Hydra's command line, whatever characters it has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -68,17 +68,15 @@ class Precision:
 
 
 # "true" computes in the weights' own type; "mixed" keeps float32 weights and computes in another.
-PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("32-true", None, torch.float32),
-        Precision("bf16-mixed", torch.bfloat16, torch.float32),
-        Precision("16-mixed", torch.float16, torch.float32),
-        Precision("bf16-true", None, torch.bfloat16),
-        Precision("16-true", None, torch.float16),
-        Precision("64-true", None, torch.float64),
-    )
-}
+ALL = (
+    Precision("32-true", None, torch.float32),
+    Precision("bf16-mixed", torch.bfloat16, torch.float32),
+    Precision("16-mixed", torch.float16, torch.float32),
+    Precision("bf16-true", None, torch.bfloat16),
+    Precision("16-true", None, torch.float16),
+    Precision("64-true", None, torch.float64),
+)
+PRECISIONS = {precision.name: precision for precision in ALL}
 SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning's
 
 
@@ -129,17 +127,10 @@ def _unsupported(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def optimize(model: FCN, device: torch.device | str) -> FCN:
-    """Move a network to a device, in place, in its fastest form there; it can still be trained.
+    """Move a network to a device, in place, in its fastest form there, and return it.
 
-    Each layer chooses its form by itself at every call (`fcn.models.fast_forms`). What is left to
-    do is the layout of the weights.
-
-    Args:
-        model: the network.
-        device: where it will run.
-
-    Returns:
-        The same network.
+    It can still be trained. Each layer chooses its form by itself at every call
+    (`fcn.models.fast_forms`); what is left to do is the layout of the weights.
     """
     device = torch.device(device)
     return model.to(device).to(memory_format=weight_layout(device))
@@ -186,7 +177,7 @@ def bound_memory() -> None:
 
 
 def resident_memory() -> int:
-    """Return how many bytes of memory this process occupies; 0 where only Linux could tell."""
+    """Return how many bytes of memory this process occupies; on Linux alone, elsewhere 0."""
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text(encoding="utf-8").split()[1]) if statm.exists() else 0
     return pages * os.sysconf("SC_PAGE_SIZE") if pages else 0
@@ -282,13 +273,10 @@ class InferenceModel:
     def score_tile(
         self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]
     ) -> Tensor:
-        """Return the scores (B, K, h, w) of a tile of images of `size`, seen in a view of them.
+        """Return the scores (B, K, h, w) of a tile of images of `size` (H, W).
 
-        Args:
-            view: the images (B, C, H', W'), resized or not.
-            rows: of the tile, in the images.
-            columns: likewise.
-            size: (H, W).
+        `view` holds the images (B, C, H', W'), resized or not; `rows` and `columns` are those of
+        the tile in images of `size`.
         """
         return score_tile(self.score, self.model, view, rows, columns, size)
 

@@ -10,16 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import hydra
-from hydra import utils
 
 IS_1_3 = hydra.__version__.startswith("1.3.")
 # 1.3 asks for version_base; 1.4 warns of it.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if IS_1_3 else {}
-# 1.4 warns of a _target_ unless `instantiate` is told that it is trusted: those of loggers and
-# callbacks are the user's own settings, and `fcn.training.plan` has checked their classes.
-TRUSTED: dict[str, Any] = {}
-if not IS_1_3:
-    TRUSTED["_execution_whitelist_"] = vars(utils)["UNSAFE_DISABLE_EXECUTION_CHECKS"]
 
 
 @contextmanager

@@ -45,6 +45,12 @@ def make_console(*, quiet: bool = False, log: Path | None = None) -> "Console":
     return LoggedConsole(**plain, quiet=quiet, width=None if sys.stdout.isatty() else WIDTH)
 
 
+def warn(console: "Console", text: str) -> None:
+    """Print a warning, if there is any text."""
+    if text:
+        console.print(f"warning: {text}", style="yellow")
+
+
 def size_of(log: Path | None) -> int:
     """Return the bytes of a log; 0 if there is none."""
     return log.stat().st_size if log is not None and log.is_file() else 0

@@ -43,17 +43,11 @@ def usable_cores() -> int:
 
 @dataclass
 class Processes:
-    """The processes of one command, of which this is one.
+    """The processes of one command, of which this is one."""
 
-    Args:
-        rank: number of this process, from 0.
-        world: number of processes.
-        device: that this process computes on.
-    """
-
-    rank: int
-    world: int
-    device: "torch.device"
+    rank: int  # of this process, from 0
+    world: int  # number of processes
+    device: "torch.device"  # that this process computes on
     group: Any = None  # connects CPUs
     store: Any = None  # of the first process: who failed first
     _finished: threading.Event = field(default_factory=threading.Event)

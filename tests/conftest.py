@@ -21,6 +21,14 @@ from fcn.config import BackboneConfig, DataConfig, ModelConfig, RecipeConfig, Tr
 from fcn.models.fcn import FCN
 from tests.export_files import Sample, make_samples
 
+Run = Callable[..., Any]  # runs a command: (name, *arguments)
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+# Settings of a run of a few seconds on a CPU, as command-line arguments.
+QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
+QUICK += ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.precision=32-true"]
+QUICK += ["trainer.accelerator=cpu", "logger=none"]
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
@@ -52,7 +60,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pictures(monkeypatch: Patch) -> None:
     """Leaves every plot and panel blank: drawing them takes most of the time of a small run."""
     blank = Image.new("RGB", (1, 1))
     monkeypatch.setattr("fcn.pictures.plots.render", lambda axes: blank)
@@ -60,7 +68,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def command(monkeypatch: Patch) -> Run:
     """Runs a command in this process: command("train", "key=value", ...) -> what main returned."""
 
     def run(name: str, *arguments: str) -> Any:
@@ -73,9 +81,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def error_line(
-    command: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def error_line(command: Run, capsys: Capture) -> Run:
     """Runs a command that must fail with exit code 1; returns its one line on stderr."""
 
     def run(name: str, *arguments: str) -> str:
@@ -180,6 +186,45 @@ class TinyVOC:
 @pytest.fixture
 def tiny_voc(tmp_path: Path) -> TinyVOC:
     return TinyVOC(tmp_path)
+
+
+@pytest.fixture
+def run_in(tiny_voc: TinyVOC, command: Run, monkeypatch: Patch) -> Run:
+    """Runs a command in the folder of a tiny data set."""
+    monkeypatch.chdir(tiny_voc.root)
+    return command
+
+
+class Within:
+    """Calls something within batch `at` of training, or in a validation right after it."""
+
+    def __init__(self, hook: str, at: int, do: Callable[[], object]) -> None:
+        self.hook, self.at, self.do = hook, at, do
+
+    def __enter__(self) -> None:
+        from fcn.training.module import SegmentationModule  # as slow to import as torch
+
+        self.module = SegmentationModule
+        original = self.original = getattr(SegmentationModule, self.hook)
+
+        def step(own: Any, *arguments: object) -> object:
+            if own.trainer.fit_loop.total_batch_idx == self.at:
+                do, self.do = self.do, lambda: None  # once
+                do()
+            return original(own, *arguments)
+
+        setattr(SegmentationModule, self.hook, step)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self.module, self.hook, self.original)
+
+
+def kill(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def crash() -> None:
+    raise SystemError("crashed")
 
 
 def small(**arguments: Any) -> FCN:

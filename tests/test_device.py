@@ -15,7 +15,7 @@ from fcn.device import PRECISIONS, SHORT, InferenceModel, computes_bf16, resolve
 from fcn.errors import ConfigError
 from fcn.models.fast_forms import image_layout, weight_layout
 from fcn.models.upsampling import LearnedUpsampling
-from tests.conftest import random_model, small
+from tests.conftest import Patch, random_model
 
 CPU = torch.device("cpu")
 HALF = ("16-mixed", "16-true")
@@ -83,45 +83,12 @@ def test_inference_computes_at_the_precision_that_it_names(name: str, upsampling
         assert value.dtype == before[key].dtype
 
 
-def test_precision_may_be_given_as_yes_or_no_to_bfloat16() -> None:
-    assert InferenceModel(small(), CPU, "bf16-mixed").precision == "bf16-mixed"
-    assert InferenceModel(small(), CPU).precision == "32-true"
-    with pytest.raises(ConfigError, match=r"^precision=16-mixed needs a GPU"):
-        InferenceModel(small(), CPU, "16-mixed")
-
-
 def save(folder: Path, trained: str = "32-true") -> Path:
     model = random_model(num_classes=3)
     about = {"model": model.arguments, "classes": ["background", "cat", "dog"]}
     path = folder / "model.safetensors"
     checkpoint.write_safetensors(path, model, about | {"precision": trained})
     return path
-
-
-@pytest.mark.parametrize("name", ["foo", "16-mixed", "16"])
-@pytest.mark.parametrize("which", ["evaluate", "predict", "train"])
-def test_commands_refuse_a_precision_in_the_same_words(
-    error_line: Any, tiny_voc: Any, tmp_path: Path, which: str, name: str
-) -> None:
-    if which == "train" and name == "foo":
-        pytest.skip("Lightning refuses it itself")
-    given = {
-        "evaluate": [f"checkpoint={save(tmp_path)}", *tiny_voc.overrides()],
-        "predict": [
-            f"checkpoint={save(tmp_path)}",
-            f"input={tiny_voc.folder / 'JPEGImages'}",
-            f"output={tmp_path / 'out'}",
-        ],
-        "train": tiny_voc.overrides(),
-    }[which]
-    line = error_line(
-        which,
-        *given,
-        "trainer.accelerator=cpu",
-        f"trainer.precision={name}",
-        f"hydra.run.dir={tmp_path / 'run'}",
-    )
-    assert line.startswith(f"error: trainer.precision={name}"), line
 
 
 def test_apples_gpus_get_contiguous_layouts_and_others_channels_last() -> None:
@@ -137,9 +104,7 @@ def test_apples_gpus_get_contiguous_layouts_and_others_channels_last() -> None:
     assert image_layout(layer, OnApple(), 16) == torch.contiguous_format  # type: ignore[arg-type]
 
 
-def test_drift_is_computed_on_the_cpu_since_apples_gpus_have_no_float64(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_drift_is_computed_on_the_cpu_since_apples_gpus_have_no_float64(monkeypatch: Patch) -> None:
     moved, real_cpu, real_double = set(), Tensor.cpu, Tensor.double
 
     def cpu(tensor: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from fcn.data.dataset import check_overlap
 from fcn.data.groups import check_pattern, draw_folds, group_in
 from fcn.data.layouts import open_split
 from fcn.errors import ConfigError, DataError
-from tests.conftest import TinyVOC
-from tests.test_record import QUICK
+from tests.conftest import QUICK, TinyVOC
 
 ALL = ["t0", "t1", "t2", "t3", "v0", "v1"]
 

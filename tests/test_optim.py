@@ -1,3 +1,5 @@
+"""The recipe: parameter groups, update rule, schedule, and what does not fit together."""
+
 import copy
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -38,9 +40,14 @@ def test_every_parameter_is_in_one_group_and_biases_learn_twice_as_fast() -> Non
     biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d)}
     assert {id(p) for p in groups["biases"]["params"]} == biases
     assert any(p is model.upscore8.weight for p in groups["plain"]["params"])
+    assert groups["plain"]["weight_decay"] == 0
     sizes = [len(group["params"]) for group in groups.values()]
     shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # with several processes
     assert [len(group["params"]) for group in parameter_groups(shared, HEAVY, 1e-3)] == sizes
+    model = small(upsampling="nonlinear")  # whose weights lie in layers and lists of its own
+    groups = {group["name"]: group for group in parameter_groups(model, HEAVY, 1e-3)}
+    upscore = {id(p) for name, p in model.named_parameters() if name.startswith("upscore")}
+    assert {id(p) for p in groups["plain"]["params"]} == upscore
 
 
 def caffe_steps(model: FCN, batches: list, lr: float, recipe: RecipeConfig) -> list[torch.Tensor]:
@@ -118,24 +125,15 @@ def test_an_optimiser_that_does_not_exist_is_an_error_with_the_nearest() -> None
         make_optimizer(small(), recipe, 1e-3)
 
 
-def test_every_weight_of_an_upsampling_layer_learns_without_decay() -> None:
-    """Those of `nonlinear` lie in layers and lists of its own."""
-    model = small(upsampling="nonlinear")
-    groups = {group["name"]: group for group in parameter_groups(model, HEAVY, 1e-3)}
-    assert groups["plain"]["weight_decay"] == 0
-    upscore = {id(p) for name, p in model.named_parameters() if name.startswith("upscore")}
-    assert {id(p) for p in groups["plain"]["params"]} == upscore
-
-
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("clip", [None, 0, 1.0])
 def test_an_optimiser_is_fused_wherever_lightning_can_clip_its_gradients(
     name: str, precision: str, clip: float | None
 ) -> None:
-    recipe = RecipeConfig(optimizer=name)
+    recipe = RecipeConfig(optimizer=name, lr=1e-3)
     model = small(backbone="mini")
-    module = SegmentationModule(model, recipe, make_loss(LossConfig(), "mean"), 1e-3, 0, {})
+    module = SegmentationModule(model, recipe, make_loss(LossConfig(), "mean"), 0, {})
     module._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)  # type: ignore[assignment]
     optimizer = module._make_optimizer()
     mixed = precision.endswith("-mixed")

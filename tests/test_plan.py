@@ -86,8 +86,8 @@ def test_an_argument_is_resolved(
     plan = planned(tiny_voc, tmp_path, **{name: value})
     assert plan.trainer[key] == expected
     model, _ = first_model(plan, QUIET)
-    trainer = make_trainer(plan, make_module(plan, model, ALONE, QUIET), ALONE, QUIET).trainer
-    assert trainer.max_steps == plan.length.max_steps
+    trainer = make_trainer(plan, make_module(plan, model, QUIET), QUIET).trainer
+    assert trainer.max_steps == plan.max_steps
     assert trainer.limit_train_batches in (1.0, value if name == "fast_dev_run" else 1.0)
     if name != "fast_dev_run":  # which Lightning resolves itself
         assert trainer.check_val_every_n_epoch is None  # the interval counts over the whole run
@@ -164,7 +164,7 @@ def test_fewer_training_images_are_a_part_of_more(tiny_voc: TinyVOC, tmp_path: P
     for seed in range(4):
         plans = [limited(tiny_voc, tmp_path, n, seed) for n in (1, 2, 3, 4)]
         ids = [plan.train.ids for plan in plans]
-        assert [len(one) for one in ids] == [plan.length.max_steps // 3 for plan in plans]
+        assert [len(one) for one in ids] == [plan.max_steps // 3 for plan in plans]
         assert all(set(few) < set(more) for few, more in pairwise(ids))
         assert all(one == [i for i in every if i in one] for one in ids)
         assert ids[-1] == every
@@ -179,6 +179,19 @@ def test_class_weights_count_the_training_images_alone(tiny_voc: TinyVOC, tmp_pa
     for _, target in plan.train:  # type: ignore[attr-defined]
         counted += torch.bincount(target.flatten().int(), minlength=256)
     assert class_pixels(plan.train, QUIET) == counted[:3].tolist()
+
+
+def test_balanced_weights_follow_the_pixels_of_the_masks(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Two masks of 50 x 40 and two of 48 x 64; each has 380 pixels of an object, 20 ignored."""
+    cfg = tiny_voc.training()
+    cfg.loss.class_weights, cfg.logger = "balanced", {}
+    plan = resolve(cfg, tmp_path, ALONE, QUIET)
+    with (console := Console(width=200)).capture() as output:
+        make_module(plan, first_model(plan, QUIET)[0], console)
+    background = 2 * (50 * 40 - 400) + 2 * (48 * 64 - 400)
+    total = background + 4 * 380
+    expected = f"background {total / 3 / background:.3g}, cat {total / 3 / 760:.3g}"
+    assert f"class weights: {expected}" in output.get()
 
 
 def test_more_training_images_than_there_are_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:

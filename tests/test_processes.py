@@ -1,4 +1,4 @@
-"""Several processes of a command speak with one voice and end together, whatever happens to one."""
+"""Several processes of a command give the numbers of one, and end together, whatever happens."""
 
 import json
 import os
@@ -7,17 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fcn.config import REPOSITORY
-from tests.conftest import TinyVOC
+from fcn.checkpoint import write_safetensors
+from fcn.config import REPOSITORY, DataConfig
+from fcn.data.layouts import VOC_CLASSES, open_split
+from fcn.models.fcn import FCN
+from tests.conftest import QUICK, Patch, Run, TinyVOC, with_random_scores
 
-TRAIN = str(REPOSITORY / "scripts" / "train.py")
-QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
-QUICK += ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "logger=none"]
+TRAIN, EVALUATE, PREDICT = (
+    str(REPOSITORY / "scripts" / f"{name}.py") for name in ("train", "evaluate", "predict")
+)
+DDP = [*QUICK, "trainer=ddp"]
 TWO = ["trainer.devices=2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
 STEPS = ["trainer.max_steps=400", "trainer.val_check_interval=4"]
@@ -38,6 +44,40 @@ with launch({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}) as processe
         raise DataError("only this process saw it")
     processes.wait()
 """
+VALIDATE = """
+import json, sys
+from pathlib import Path
+import pytorch_lightning as pl
+import torch
+from fcn.checkpoint import load
+from fcn.config import DataConfig, LossConfig, RecipeConfig
+from fcn.data.layouts import open_split
+from fcn.data.loaders import SegmentationData
+from fcn.training.loss import make_loss
+from fcn.training.module import SegmentationModule
+from fcn.training.run import hide_hints
+
+class Validation(SegmentationModule):
+    def on_validation_epoch_end(self):
+        confusion = self.confusion.compute().tolist()
+        Path(f"{self.global_rank}.json").write_text(json.dumps(confusion))
+        super().on_validation_epoch_end()
+
+if __name__ == "__main__":
+    hide_hints()
+    devices, data = int(sys.argv[1]), DataConfig(**json.loads(sys.argv[2]))
+    recipe = RecipeConfig(batch_size=4)  # validates two at a time
+    trainer = pl.Trainer(accelerator="cpu", devices=devices,
+        strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    loss = make_loss(LossConfig(), "mean")
+    module = Validation(load("model.safetensors"), recipe, loss, 0, {})
+    splits = open_split(data, data.train_split), open_split(data, data.val_split)
+    both = SegmentationData(*splits, recipe, 0, data.num_workers)
+    trainer.validate(module, datamodule=both, verbose=False)
+    if devices > 1:
+        torch.distributed.destroy_process_group()
+"""
 
 
 def start(*command: str, folder: Path) -> subprocess.Popen[str]:
@@ -50,6 +90,14 @@ def start(*command: str, folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def python(*arguments: str, folder: Path) -> tuple[str, str]:
+    """Run Python, which must succeed; return what it prints and its errors."""
+    process = start(sys.executable, *arguments, folder=folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
 
 
 def family(pid: int) -> list[int]:
@@ -71,9 +119,7 @@ def last_step(run: Path) -> int:
 
 def test_processes_agree_at_the_same_step(tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(ASK)
-    process = start(sys.executable, "ask.py", folder=tmp_path)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
+    out, _ = python("ask.py", folder=tmp_path)
     answer = "0 [0, 0, 0, 15, 0] 0"  # a step after it was received
     assert sorted(out.splitlines()) == [f"0 {answer}", f"1 {answer}"]
 
@@ -92,7 +138,7 @@ def test_one_error_is_said_once_and_ends_all(tmp_path: Path, rank: str) -> None:
 @pytest.mark.slow
 def test_a_damaged_image_of_one_process_is_one_line(tiny_voc: TinyVOC) -> None:
     tiny_voc.image("t1").write_bytes(tiny_voc.image("t1").read_bytes()[:700])
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *STEPS, "hydra.run.dir=run"]
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, *TWO, *STEPS, "hydra.run.dir=run"]
     for workers in (0, 2):
         own = f"data.num_workers={workers}"
         process = start(sys.executable, *command, own, folder=tiny_voc.root)
@@ -107,7 +153,7 @@ def test_a_damaged_image_of_one_process_is_one_line(tiny_voc: TinyVOC) -> None:
 @pytest.mark.parametrize("several", [[], TWO])
 def test_a_signal_to_every_process_saves_once(tiny_voc: TinyVOC, several: list[str]) -> None:
     """As systemd and SLURM send it, to the loading processes too."""
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *several, *STEPS, "hydra.run.dir=run"]
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, *several, *STEPS, "hydra.run.dir=run"]
     process = start(sys.executable, *command, "data.num_workers=2", folder=tiny_voc.root)
     wait_for(tiny_voc.root / "run")
     members = family(process.pid)
@@ -125,10 +171,8 @@ def test_a_signal_to_every_process_saves_once(tiny_voc: TinyVOC, several: list[s
 @pytest.mark.slow
 def test_a_killed_worker_is_restarted_and_nothing_changes(tiny_voc: TinyVOC) -> None:
     steps = ["trainer.max_steps=60", "trainer.val_check_interval=4"]
-    command = [TRAIN, *tiny_voc.overrides(), *QUICK, *TWO, *steps]
-    whole = start(sys.executable, *command, "hydra.run.dir=whole", folder=tiny_voc.root)
-    whole.communicate(timeout=200)
-    assert whole.returncode == 0
+    command = [TRAIN, *tiny_voc.overrides(), *DDP, *TWO, *steps]
+    python(*command, "hydra.run.dir=whole", folder=tiny_voc.root)
     elastic = [*TORCHRUN, "--max-restarts=2", *command, "resume=auto"]
     process = start(*elastic, folder=tiny_voc.root)
     wait_for(tiny_voc.root, "outputs/train/*/checkpoints/last.ckpt")
@@ -146,7 +190,7 @@ def test_a_killed_worker_is_restarted_and_nothing_changes(tiny_voc: TinyVOC) -> 
 @pytest.mark.slow
 def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
     """Two agents on the loopback, one process each: the same validation as of one process."""
-    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=4", "trainer.val_check_interval=4"]
+    own = [*tiny_voc.overrides(), *DDP]
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     agent += ["--master_addr=127.0.0.1", "--master_port=29611"]
     nodes = [
@@ -158,12 +202,8 @@ def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
         _, err = node.communicate(timeout=300)
         assert node.returncode == 0, err
     (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
-    one = start(
-        sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), f"checkpoint={run}",
-        "trainer.accelerator=cpu", "hydra.run.dir=one", folder=tiny_voc.root,
-    )  # fmt: skip
-    one.communicate(timeout=100)
-    assert one.returncode == 0
+    one = [f"checkpoint={run}", "trainer.accelerator=cpu", "hydra.run.dir=one"]
+    python(EVALUATE, *one, folder=tiny_voc.root)
     found, expected = (
         json.loads((folder / "metrics.json").read_text()) for folder in (run, tiny_voc.root / "one")
     )
@@ -172,24 +212,18 @@ def test_two_nodes_are_one_run(tiny_voc: TinyVOC) -> None:
 
 @pytest.mark.slow
 def test_torchrun_trains_stages_in_one_folder(tiny_voc: TinyVOC) -> None:
-    own = [*tiny_voc.overrides(), *QUICK, *TWO, "stages=[fcn32s,fcn16s]"]
-    own += ["trainer.max_steps=2", "trainer.val_check_interval=2"]
-    process = start(*TORCHRUN, TRAIN, *own, folder=tiny_voc.root)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    own = [*tiny_voc.overrides(), *DDP, *TWO, "stages=[fcn32s,fcn16s]"]
+    python(*TORCHRUN[1:], TRAIN, *own, folder=tiny_voc.root)
+    assert {path.name for path in tiny_voc.root.iterdir()} == {"tiny", "outputs"}
     (run,) = (tiny_voc.root / "outputs" / "train").iterdir()
     assert list(json.loads((run / "stages.json").read_text())) == ["fcn32s", "fcn16s"]
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_paths_of_a_pipe(tiny_voc: TinyVOC) -> None:
-    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2"]
-    trained = start(
-        sys.executable, TRAIN, *own, "trainer.devices=1", "hydra.run.dir=run", folder=tiny_voc.root
-    )
-    trained.communicate(timeout=100)
-    assert trained.returncode == 0
-    predict = [str(REPOSITORY / "scripts" / "predict.py"), "checkpoint=run", "input=-", *TWO]
+    own = [*tiny_voc.overrides(), *DDP]
+    python(TRAIN, *own, "trainer.devices=1", "hydra.run.dir=run", folder=tiny_voc.root)
+    predict = [PREDICT, "checkpoint=run", "input=-", *TWO]
     paths = "".join(f"{path}\n" for path in sorted(tiny_voc.image("t0").parent.iterdir()))
     done = subprocess.run(
         [sys.executable, *predict, "trainer.accelerator=cpu", "output=masks"],
@@ -198,3 +232,94 @@ def test_two_processes_share_the_paths_of_a_pipe(tiny_voc: TinyVOC) -> None:
     assert done.returncode == 0, done.stderr
     assert "6 images predicted" in done.stdout
     assert len(list((tiny_voc.root / "masks").glob("*.png"))) == 6
+
+
+def confusion(folder: Path, data: DataConfig, devices: int) -> list[list[int]]:
+    """Validates the model in `folder` in so many processes; all must find the same."""
+    own = folder / f"devices{devices}"
+    own.mkdir()
+    (own / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (own / "validate.py").write_text(VALIDATE)
+    python("validate.py", str(devices), json.dumps(asdict(data)), folder=own)
+    found = [json.loads((own / f"{rank}.json").read_text()) for rank in range(devices)]
+    assert all(matrix == found[0] for matrix in found)
+    return found[0]
+
+
+def write_random_model(folder: Path, data: DataConfig) -> None:
+    model = FCN(num_classes=len(data.classes), backbone="mini", width=4, head_width=8)
+    with_random_scores(model)
+    image, _ = open_split(data, data.val_split)[0]
+    for _ in range(50):  # batch norm's averages, or all places would look alike
+        model.train()(image[None])
+    write_safetensors(folder / "model.safetensors", model, {"classes": data.classes})
+
+
+def test_two_processes_count_the_pixels_of_one(tiny_voc: TinyVOC) -> None:
+    """Of five images of two sizes, which two processes cannot share evenly."""
+    tiny_voc.listing("train").write_text("t0\n")
+    tiny_voc.listing("val").write_text("v0\nv1\nt1\nt2\nt3\n")
+    data = tiny_voc.config()
+    write_random_model(tiny_voc.root, data)
+    one, two = (confusion(tiny_voc.root, data, devices) for devices in (1, 2))
+    assert one == two
+    counted = torch.tensor(one)
+    assert counted.sum() == 2 * (50 * 40 - 20) + 3 * (48 * 64 - 20)  # all but ignored pixels
+    assert (counted.sum(0) > 0).sum() > 1
+
+
+@pytest.mark.slow
+def test_one_two_and_three_processes_count_the_same_on_real_images(
+    voc_root: Path, tmp_path: Path
+) -> None:
+    data = DataConfig("voc", root=str(voc_root), folder="VOCdevkit/VOC2012", classes=VOC_CLASSES)
+    write_random_model(tmp_path, data)
+    one, two, three = (confusion(tmp_path, data, devices) for devices in (1, 2, 3))
+    assert one == two == three
+    assert (torch.tensor(one).sum(0) > 0).sum() > 1
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_commands_share_their_images_over_processes(
+    tiny_voc: TinyVOC, command: Run, monkeypatch: Patch, devices: int
+) -> None:
+    """evaluate.py: the same files as from one process. predict.py: each image once."""
+    root, data = tiny_voc.root, tiny_voc.config()
+    tiny_voc.listing("train").write_text("t0\n")
+    tiny_voc.listing("val").write_text("v0\nv1\nt1\nt2\nt3\n")
+    write_random_model(root, data)
+    several = f"trainer.devices={devices}"
+    evaluate = [*tiny_voc.overrides(), "checkpoint=model.safetensors", "trainer.accelerator=cpu"]
+    monkeypatch.chdir(root)
+    command("evaluate", *evaluate, "hydra.run.dir=one")
+    python(EVALUATE, *evaluate, several, "hydra.run.dir=all", folder=root)
+    one, all_ = (json.loads((root / name / "metrics.json").read_text()) for name in ("one", "all"))
+    assert one == all_
+    arrays = [np.load(root / name / "per_image.npz")["per_image"] for name in ("one", "all")]
+    assert np.array_equal(*arrays)
+
+    predict = ["checkpoint=model.safetensors", "input=tiny/JPEGImages", "output=masks", several]
+    run = [PREDICT, *predict, "trainer.accelerator=cpu"]
+    assert "6 images predicted" in python(*run, folder=root)[0]
+    assert len(list((root / "masks").glob("*.png"))) == 6
+    table = root / "masks" / "areas.csv"
+    command("predict", *predict[:2], "output=one-by-one", "trainer.accelerator=cpu")
+    assert table.read_text() == (root / "one-by-one" / "areas.csv").read_text()
+    table.unlink()
+    again, _ = python(*run, "annotations=coco", folder=root)
+    assert "0 images predicted, 6 were done before" in again
+    assert table.read_text() == (root / "one-by-one" / "areas.csv").read_text()
+    assert (root / "masks" / "annotations" / "coco.json").is_file()
+
+
+def test_two_processes_train_and_validate_as_one(tiny_voc: TinyVOC) -> None:
+    """With three validation images, which two processes cannot share evenly."""
+    tiny_voc.listing("train").write_text("t0\nt1\nt2\n")
+    tiny_voc.listing("val").write_text("v0\nv1\nt3\n")
+    own = [TRAIN, *tiny_voc.overrides(), *DDP, *TWO, "trainer.max_steps=2", "hydra.run.dir=run"]
+    shown = re.search(r"val mean IoU ([\d.]+) %", python(*own, folder=tiny_voc.root)[0])
+    assert shown
+    metrics = json.loads((tiny_voc.root / "run" / "metrics.json").read_text())
+    # The line is of both processes together, the file of the first alone on all images.
+    assert 100 * metrics["mean_iou"] == pytest.approx(float(shown[1]), abs=6e-3)
+    assert metrics["protocol"]["images"] == 3

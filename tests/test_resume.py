@@ -22,15 +22,8 @@ from fcn.errors import Interrupted
 from fcn.processes import Processes
 from fcn.training import module
 from fcn.training.plan import resolve
-from fcn.training.run import (
-    first_model,
-    fit,
-    hide_hints,
-    make_module,
-    make_trainer,
-    write_run_record,
-)
-from tests.conftest import TinyVOC
+from fcn.training.run import first_model, fit, hide_hints, make_module, make_trainer
+from tests.conftest import Patch, TinyVOC
 from tests.test_transforms import DRAWING
 
 QUIET = Console(quiet=True)
@@ -69,7 +62,7 @@ def stopping(how: str) -> Callable[[], None]:
 class Drawn:
     """What each optimiser step of a run was computed from: the sums of its images' pixels."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: Patch) -> None:
         self.steps: dict[int, list[int]] = {}
         self.at, self.stop = -1, stopping("crash")
         original = module.SegmentationModule.training_step
@@ -91,10 +84,8 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     plan = resolve(cfg, folder, ALONE, QUIET)
     folder.mkdir(exist_ok=True)
     model, _ = first_model(plan, QUIET)
-    training = make_module(plan, model, ALONE, QUIET)
-    run = make_trainer(plan, training, ALONE, QUIET)
-    run.at_start.do = lambda: write_run_record(plan, model, ALONE)
-    fit(plan, run, training, QUIET)
+    training = make_module(plan, model, QUIET)
+    fit(plan, make_trainer(plan, training, QUIET), training, QUIET)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -107,7 +98,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     ids=lambda cell: "-".join(str(part).replace(" ", "") for part in cell),
 )
 def test_a_stopped_run_ends_as_one_left_alone(
-    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: Any
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: Patch, cell: Any
 ) -> None:
     length, limit, accumulate, interval, (at, how) = cell
     cfg = tiny_voc.training(schedule="cosine", transforms=DRAWING)
@@ -148,6 +139,6 @@ def test_an_epoch_is_every_image_once_whatever_the_limit_of_steps(
         cfg = tiny_voc.training()
         cfg.trainer = {"accelerator": "cpu", "accumulate_grad_batches": 2, **trainer}
         plan = resolve(cfg, tmp_path / "run", ALONE, QUIET)
-        assert (len(plan.train), plan.length.max_steps) == (2 * epoch, steps)
+        assert (len(plan.train), plan.max_steps) == (2 * epoch, steps)
         assert plan.trainer["val_check_interval"] == interval
     assert not (tmp_path / "run").exists()  # a plan writes nothing

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fcn.dataset_info import DatasetInfo
 from fcn.errors import TrainingError
 from fcn.inference.evaluate import ONE_CLASS_CAUSES
 from fcn.models.upsampling import TransposedConvolution, bilinear_kernel
-from fcn.output import percent
+from fcn.output import percent, warn
 from fcn.pictures import plots, visualize
 
 RECORD_EVERY = 10  # steps between points of the loss curve
@@ -28,28 +27,24 @@ CHECK_EVERY = 10  # batches between looks at a GPU's loss, which has to be waite
 REPORT_EVERY = 60  # seconds between lines where there is no progress bar
 WARN_AFTER = 3  # steps, after which a run's length is estimated
 DAY = 24 * 3600  # seconds
+SHOWN_IMAGES = 4  # validation images whose predictions are logged
+SHOWN_KERNELS = 24  # classes whose upsampling kernels are logged
 COLLAPSE_PATIENCE = 3  # consecutive validations that predict a single class before a warning
+KEEP_ONE: dict[str, Any] = {
+    "save_top_k": 1,
+    "enable_version_counter": False,
+    "save_on_train_epoch_end": False,
+}
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps best.ckpt, by validation mean IoU, wherever the run's folder has moved to."""
 
+    # Mean IoU of best.ckpt, in 0..1, if the validation split of a resumed run has changed.
+    scored_again: float | None = None
+
     def __init__(self, folder: Path) -> None:
-        super().__init__(filename="best", monitor="val/mean_iou", mode="max", **_keep_one(folder))
-        self.scored_again: float | None = None
-
-    def score_again(self, mean_iou: float) -> None:
-        """Let best.ckpt have another mean IoU, in 0..1: its validation split has changed."""
-        self.scored_again = mean_iou
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Find the state in a checkpoint of an earlier version, which used Lightning's class."""
-        states = checkpoint["callbacks"]
-        for key in [key for key in states if key.startswith("ModelCheckpoint")]:
-            if f"'monitor': '{self.monitor}'" in key and "best.ckpt" in str(states[key]):
-                states.setdefault(self.state_key, states[key])
+        super().__init__(folder, "best", monitor="val/mean_iou", mode="max", **KEEP_ONE)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best so far, in this run's folder: it may have been moved."""
@@ -59,9 +54,8 @@ class BestCheckpoint(ModelCheckpoint):
         score = state_dict["best_model_score"]
         if self.scored_again is not None:
             score = torch.tensor(self.scored_again)
-        best = {path: score}
-        state: dict[str, Any] = {"dirpath": self.dirpath}
-        state |= {"best_model_path": path, "best_k_models": best, "kth_best_model_path": path}
+        state: dict[str, Any] = {"dirpath": self.dirpath, "best_k_models": {path: score}}
+        state |= {"best_model_path": path, "kth_best_model_path": path}
         state |= {"best_model_score": score, "kth_value": score}
         super().load_state_dict(state_dict | state)
 
@@ -70,41 +64,24 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps last.ckpt, of the last validation."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(filename="last", **_keep_one(folder))
+        super().__init__(folder, "last", **KEEP_ONE)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over nothing: the file is overwritten by the next validation."""
-
-
-class AtStart(Callback):
-    """Does something once training starts: a resumed run's state has been loaded by then."""
-
-    do: Callable[[], None] | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do it."""
-        if self.do is not None:
-            self.do()
-
-
-def _keep_one(folder: Path) -> dict[str, Any]:
-    return {
-        "dirpath": folder,
-        "save_top_k": 1,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": False,
-    }
 
 
 class History(Callback):
     """Keeps the curves, in the checkpoint too, and prints a line at every validation."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        self.console, self.created = console, time.monotonic()
         self.loss: list[tuple[int, float]] = []
         self.mean_iou: list[tuple[int, float]] = []
-        self.started = time.monotonic()
-        self.warned = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of the run's steps."""
+        self.first_step, self.batches = trainer.global_step, 0
+        self.started = self.reported = time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -123,32 +100,23 @@ class History(Callback):
             trainer.should_stop = True  # makes Lightning validate, whatever the interval
         self._report_progress(trainer, len(batch[0]) * trainer.world_size)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of the run's steps."""
-        self.first, self.batches = trainer.global_step, 0
-        self.reported = self.begin = time.monotonic()
-
     def _report_progress(self, trainer: pl.Trainer, images: int) -> None:
         """Warn early of a run of more than a day; without a terminal print a line each minute."""
-        now, step = time.monotonic(), trainer.global_step
         self.batches += 1
-        pace = (now - self.begin) / max(step - self.first, 1)
-        left = pace * (trainer.max_steps - step)
-        if step == self.first + WARN_AFTER and left > DAY and not self.warned:
-            self.warned = True
-            self.console.print(
-                f"warning: at {pace:.3g} s per step this run will take {left / DAY:.1f} days on "
-                "this device; see trainer.max_steps, recipe.crop, recipe.batch_size",
-                style="yellow",
+        now = time.monotonic()
+        spent = now - self.started
+        pace = spent / max(trainer.global_step - self.first_step, 1)
+        left = pace * (trainer.max_steps - trainer.global_step)
+        if self.batches == WARN_AFTER * trainer.accumulate_grad_batches and left > DAY:
+            warn(
+                self.console,
+                f"at {pace:.3g} s per step this run will take {left / DAY:.1f} days on this "
+                "device; see trainer.max_steps, recipe.crop, recipe.batch_size",
             )
         if now - self.reported >= REPORT_EVERY and not self.console.is_terminal:
             self.reported = now
-            rate = self.batches * images / (now - self.begin)
-            self.console.print(
-                f"step {step}/{trainer.max_steps}  "
-                f"loss of this step {float(trainer.callback_metrics['train/loss']):.4g}  "
-                f"{rate:.3g} images/s  {timedelta(seconds=round(left))} left"
-            )
+            rate, time_left = self.batches * images / spent, timedelta(seconds=round(left))
+            self._print_line(trainer, f"{rate:.3g} images/s  {time_left} left")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record and print the mean IoU."""
@@ -158,11 +126,13 @@ class History(Callback):
         mean_iou = float(trainer.callback_metrics["val/mean_iou"])
         self.mean_iou.append((step, mean_iou))
         best = " (best so far)" if mean_iou >= max(value for _, value in self.mean_iou) else ""
-        self.console.print(
-            f"step {step}/{trainer.max_steps}  "
-            f"loss of this step {float(trainer.callback_metrics['train/loss']):.4g}  "
-            f"val mean IoU {percent(mean_iou)} %{best}  {time.monotonic() - self.started:.0f} s"
-        )
+        spent = time.monotonic() - self.created
+        self._print_line(trainer, f"val mean IoU {percent(mean_iou)} %{best}  {spent:.0f} s")
+
+    def _print_line(self, trainer: pl.Trainer, text: str) -> None:
+        loss = float(trainer.callback_metrics["train/loss"])
+        step = f"step {trainer.global_step}/{trainer.max_steps}"
+        self.console.print(f"{step}  loss of this step {loss:.4g}  {text}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves."""
@@ -193,12 +163,11 @@ class DivergenceCheck(Callback):
     """
 
     def __init__(self, classes: list[str], precision: str, folder: Path, console: Console) -> None:
-        self.classes, self.console = classes, console
+        self.classes, self.folder, self.console = classes, folder, console
         full = "" if precision == "32-true" else "trainer.precision=32-true, "
-        self.last = folder / "checkpoints" / "last.ckpt"
         self.remedy = f"set {full}a lower recipe.lr or trainer.gradient_clip_val=1"
         self.loss: Tensor | None = None
-        self.same = 0
+        self.collapsed = 0  # consecutive validations that predicted a single class
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -207,13 +176,13 @@ class DivergenceCheck(Callback):
         self.loss = loss.detach()
         every = CHECK_EVERY if loss.device.type == "cuda" else 1
         if trainer.fit_loop.total_batch_idx % every == 0:
-            self._check_loss(trainer)
+            self._check_loss(trainer, self.loss)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check loss and weights before the state is saved."""
         if self.loss is None or trainer.sanity_checking:
             return
-        self._check_loss(trainer)
+        self._check_loss(trainer, self.loss)
         if not all(bool(torch.isfinite(weight).all()) for weight in pl_module.parameters()):
             raise TrainingError(
                 f"weights are infinite after step {trainer.global_step}; {self._advice()}"
@@ -222,32 +191,31 @@ class DivergenceCheck(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn when the model has predicted one class alone for some validations."""
         predicted = pl_module.validation_confusion.sum(0).nonzero().flatten()  # type: ignore
-        self.same = self.same + 1 if len(predicted) == 1 else 0
-        if self.same == COLLAPSE_PATIENCE and not trainer.sanity_checking:
-            self.console.print(
-                f"warning: every pixel was predicted {self.classes[int(predicted)]} in the last "
+        self.collapsed = self.collapsed + 1 if len(predicted) == 1 else 0
+        if self.collapsed == COLLAPSE_PATIENCE and not trainer.sanity_checking:
+            warn(
+                self.console,
+                f"every pixel was predicted {self.classes[int(predicted)]} in the last "
                 f"{COLLAPSE_PATIENCE} validations. {ONE_CLASS_CAUSES}",
-                style="yellow",
             )
 
-    def _advice(self) -> str:
-        if not self.last.is_file():
-            return self.remedy
-        return f"resume={self.last.parent.parent} continues from the last checkpoint: {self.remedy}"
-
-    def _check_loss(self, trainer: pl.Trainer) -> None:
-        assert self.loss is not None
-        if math.isfinite(float(self.loss)):
+    def _check_loss(self, trainer: pl.Trainer, loss: Tensor) -> None:
+        if math.isfinite(float(loss)):
             return
-        batch = trainer.fit_loop.total_batch_idx
         # A GPU's loss is looked at every few batches, so it may have been lost before.
-        when = "by" if self.loss.device.type == "cuda" else "in"
+        when = "by" if loss.device.type == "cuda" else "in"
+        batch = trainer.fit_loop.total_batch_idx
         images = trainer.datamodule.training_ids(batch)  # type: ignore[attr-defined]
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise TrainingError(
-            f"the loss is {float(self.loss)} {when} step {trainer.global_step + 1} (learning rate "
+            f"the loss is {float(loss)} {when} step {trainer.global_step + 1} (learning rate "
             f"{rate:g}, images {', '.join(images)}); {self._advice()}"
         )
+
+    def _advice(self) -> str:
+        if not (self.folder / "checkpoints" / "last.ckpt").is_file():
+            return self.remedy
+        return f"resume={self.folder} continues from the last checkpoint: {self.remedy}"
 
 
 class Pictures(Callback):
@@ -255,12 +223,10 @@ class Pictures(Callback):
 
     Args:
         info: names and colours of the classes.
-        images: of the validation split, to show.
-        kernels: of how many classes.
     """
 
-    def __init__(self, info: DatasetInfo, images: int = 4, kernels: int = 24) -> None:
-        self.info, self.images, self.kernels = info, images, kernels
+    def __init__(self, info: DatasetInfo) -> None:
+        self.info = info
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def on_validation_batch_end(
@@ -273,10 +239,8 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first images with their predictions."""
-        if not trainer.is_global_zero:
-            return
         for image, target, prediction in zip(*batch, outputs["prediction"], strict=True):
-            if len(self.rows) < self.images:
+            if trainer.is_global_zero and len(self.rows) < SHOWN_IMAGES:
                 masks = (target.cpu().numpy(), prediction.byte().cpu().numpy())
                 self.rows.append((visualize.as_rgb(image), *masks))
 
@@ -294,7 +258,7 @@ class Pictures(Callback):
             drift = layer.drift()
             for logger in trainer.loggers:
                 logger.log_metrics({f"drift from bilinear/{name}": drift}, step)
-            shown = self.info.classes[: self.kernels]
+            shown = self.info.classes[:SHOWN_KERNELS]
             picture = plots.kernels(
                 layer.diagonal().detach()[: len(shown)].cpu().double().numpy(),
                 bilinear_kernel(layer.kernel).double().numpy(),

@@ -31,11 +31,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            UserError: the disk is full, or the folder cannot be written to.
-        """
+        """Write a checkpoint; a full disk or a read-only folder is a UserError."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -52,11 +48,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
+        """Read a checkpoint; a damaged one is a CheckpointError."""
         try:
             return super().load_checkpoint(*arguments, **keywords)
         except Exception as error:  # a damaged file makes its reader raise almost anything
@@ -72,13 +64,8 @@ class Interruption(Callback):
     """Stops a run after the current step, and the validation that is due, when a signal comes.
 
     As a context around `trainer.fit`. SIGINT and SIGTERM are handled, in a SLURM job SIGUSR1 too. A
-    second signal has its usual effect at once. Of several processes it is enough that one receives
-    it: all stop after the same step.
-
-    Args:
-        last: the checkpoint to save.
-        console: where to say so.
-        processes: that train together.
+    second signal stops at once. Of several processes it is enough that one receives it: all stop
+    after the same step. The state is saved as `last`.
     """
 
     def __init__(self, last: Path, console: Console, processes: Processes) -> None:
@@ -99,7 +86,7 @@ class Interruption(Callback):
 
     def __exit__(self, *_: object) -> None:
         if self.received:
-            self._end_alarm()
+            _end_alarm()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -131,14 +118,12 @@ class Interruption(Callback):
 
     def _give_up(self, number: int, frame: FrameType | None) -> None:
         """Stop waiting for data that may never come; a step that is under way is left alone."""
-        waits = self.trainer is not None and not self.in_step
-        if not waits or self.step_started != self.seen_batch:
+        if self.trainer is None or self.in_step or self.step_started != self.seen_batch:
             self.seen_batch = self.step_started
-            return
-        assert self.trainer is not None
-        if self.processes.world > 1:  # saving takes all of them
+        elif self.processes.world > 1:  # saving takes all of them
             self._stop_at_once(self.received)
-        self._save_and_stop(self.trainer, self.received)
+        else:
+            self._save_and_stop(self.trainer, self.received)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers again, over Lightning's."""
@@ -161,13 +146,11 @@ class Interruption(Callback):
         """Note that the next batch is waited for."""
         self.in_step = False
 
+    on_validation_end = on_train_batch_end
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that a validation, too, is to be finished."""
         self.in_step = True
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the next batch is waited for."""
-        self.in_step = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop before the evaluation."""
@@ -175,7 +158,7 @@ class Interruption(Callback):
             self._save_and_stop(trainer, number)
 
     def _save_and_stop(self, trainer: pl.Trainer, number: int) -> None:
-        self._end_alarm()
+        _end_alarm()
         save_between_steps(trainer, self.last)
         raise Interrupted(
             f"interrupted by {signal.Signals(number).name} after step {trainer.global_step}, saved "
@@ -183,10 +166,11 @@ class Interruption(Callback):
             128 + number,
         )
 
-    def _end_alarm(self) -> None:
-        if hasattr(signal, "SIGALRM"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+def _end_alarm() -> None:
+    if hasattr(signal, "SIGALRM"):  # Windows has none
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def save_between_steps(trainer: pl.Trainer, path: Path) -> None:

@@ -20,13 +20,17 @@ from fcn.targets import build, reason_of
 RARE = 100  # times as much weight as the average pixel has: worth a note
 
 
+LOSSES = ("cross_entropy", "dice", "focal", "ohem")
+OF_CHOICES = ("label_smoothing", "dice_weight", "gamma", "hardest")  # settings of the above alone
+
+
 class Loss(nn.Module):
-    """A loss of (score, target); the weight of classes is a buffer, which follows the device.
+    """One of `LOSSES`, of (score, target); the class weights are a buffer, not in checkpoints.
 
     Args:
-        cfg: the choice's arguments.
+        cfg: the choice and its arguments.
         reduction: sum or mean over pixels; every choice but cross_entropy is a mean.
-        weight: (K,), of the classes, or None. Not stored in checkpoints.
+        weight: (K,), of the classes, or None.
     """
 
     weight: Tensor | None
@@ -37,45 +41,17 @@ class Loss(nn.Module):
         weight = None if weight is None else weight.float()
         self.register_buffer("weight", weight, persistent=False)
 
-
-class CrossEntropyLoss(Loss):
-    """See `pixel_loss`."""
-
     def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        smoothing = self.cfg.label_smoothing
-        return pixel_loss(score, target, self.reduction, weight=self.weight, smoothing=smoothing)
-
-
-class DiceLoss(CrossEntropyLoss):
-    """Cross entropy and `dice_loss`, as in nnU-Net (Isensee et al. 2021)."""
-
-    def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        return super().forward(score, target) + self.cfg.dice_weight * dice_loss(score, target)
-
-
-class FocalLoss(Loss):
-    """See `focal_loss`."""
-
-    def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        return focal_loss(score, target, self.cfg.gamma, self.weight)
-
-
-class HardExampleLoss(Loss):
-    """See `hard_example_loss`."""
-
-    def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        return hard_example_loss(score, target, self.cfg.hardest, self.weight)
-
-
-LOSSES: dict[str, type[Loss]] = {
-    "cross_entropy": CrossEntropyLoss,
-    "dice": DiceLoss,
-    "focal": FocalLoss,
-    "ohem": HardExampleLoss,
-}
-
-
-OF_CHOICES = ("label_smoothing", "dice_weight", "gamma", "hardest")  # settings of the above alone
+        cfg, weight = self.cfg, self.weight
+        if cfg.name == "focal":
+            return focal_loss(score, target, cfg.gamma, weight)
+        if cfg.name == "ohem":
+            return hard_example_loss(score, target, cfg.hardest, weight)
+        smoothing = cfg.label_smoothing
+        loss = pixel_loss(score, target, self.reduction, weight=weight, smoothing=smoothing)
+        if cfg.name == "dice":  # with cross entropy, as in nnU-Net (Isensee et al. 2021)
+            loss = loss + cfg.dice_weight * dice_loss(score, target)
+        return loss
 
 
 def make_loss(
@@ -97,7 +73,7 @@ def make_loss(
             raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
         if cfg.arguments:
             raise ConfigError(f"loss.arguments={cfg.arguments}: they belong to loss._target_")
-        return LOSSES[cfg.name](cfg, reduction, weight)
+        return Loss(cfg, reduction, weight)
     for key in OF_CHOICES:
         if (value := getattr(cfg, key)) != getattr(LossConfig, key):
             raise ConfigError(
@@ -166,19 +142,11 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
 def check_class_weights(weights: Any, classes: Sequence[str]) -> list[float]:
     """Return given class weights as floats.
 
-    Args:
-        weights: as the setting holds them.
-        classes: the names of the labels.
-
     Raises:
         ConfigError: not one number for each class, a negative or infinite one, or all zero.
     """
-    given = isinstance(weights, Sequence) and not isinstance(weights, str)
-    if (
-        not given
-        or len(weights) != len(classes)
-        or any(isinstance(w, bool) or not isinstance(w, int | float) for w in weights)
-    ):
+    given = weights if isinstance(weights, list | tuple) else []
+    if len(given) != len(classes) or not all(type(w) in (int, float) for w in given):
         raise ConfigError(
             f"loss.class_weights={weights}: must be balanced, or one number for each of "
             f"{', '.join(classes)}"
@@ -195,12 +163,8 @@ def rare_note(weights: Sequence[float], counts: Sequence[int], classes: Sequence
     """Return a note on classes so rare that balance lets few pixels decide, or "".
 
     Balanced weights have no bound: a class with 9 of 100,000 pixels gets thousands of times the
-    weight of others, and the network is fitted to those 9 pixels.
-
-    Args:
-        weights: of the classes.
-        counts: pixels of each class in the training masks.
-        classes: their names.
+    weight of others, and the network is fitted to those 9 pixels. `counts` are the pixels of each
+    class in the training masks.
     """
     mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / max(sum(counts), 1)
     rare = [
@@ -253,7 +217,7 @@ def pixel_loss(
 def dice_loss(score: Tensor, target: Tensor) -> Tensor:
     """Return one minus the soft Dice coefficient, averaged over the classes in the batch.
 
-    Source: Milletari et al. 2016 (V-Net); with cross entropy as in nnU-Net (Isensee et al. 2021).
+    Source: Milletari et al. 2016 (V-Net).
     """
     seen = (target != VOID)[:, None]
     labels = torch.where(target != VOID, target, 0)

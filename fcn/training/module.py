@@ -28,9 +28,8 @@ class SegmentationModule(pl.LightningModule):
 
     Args:
         model: the network.
-        recipe: how it learns.
+        recipe: how it learns; its learning rate is set.
         loss: of (score, target); if it is a module, its tensors follow the device.
-        lr: its learning rate.
         seed: of dropout.
         about: plain values kept in every checkpoint, from which `fcn.load` builds the model:
             "model" (FCN's arguments), "classes", and what else describes the run.
@@ -42,7 +41,6 @@ class SegmentationModule(pl.LightningModule):
         model: FCN,
         recipe: RecipeConfig,
         loss: Callable[[Tensor, Tensor], Tensor],
-        lr: float,
         seed: int,
         about: dict[str, Any],
         *,
@@ -50,12 +48,13 @@ class SegmentationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters({"about": about})
+        self.about = about
         self.model = model
         self.classes = about.get("classes", range(model.arguments["num_classes"]))
         # Compiled for training alone, as images of validation differ in size; a function, not a
         # module, so that its weights are not stored twice.
         self.training_forward = torch.compile(model.forward) if compile else model.forward
-        self.recipe, self.loss, self.lr, self.seed = recipe, loss, lr, seed
+        self.recipe, self.loss, self.seed = recipe, loss, seed
         self.confusion = ConfusionMatrix(model.arguments["num_classes"], sync_on_compute=True)
 
     def setup(self, stage: str) -> None:
@@ -136,4 +135,5 @@ class SegmentationModule(pl.LightningModule):
         # Lightning clips no gradients of a fused optimiser under mixed precision, be there any to
         # unscale (float16) or not (bfloat16).
         clips = self.trainer.gradient_clip_val and self.trainer.precision.endswith("-mixed")
-        return make_optimizer(self.model, self.recipe, self.lr, fused=not clips)
+        assert self.recipe.lr is not None
+        return make_optimizer(self.model, self.recipe, self.recipe.lr, fused=not clips)

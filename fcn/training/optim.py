@@ -104,7 +104,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         for key, value in vars(torch.optim).items()
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
     }
-    if name.lower() not in known or known[name.lower()] is torch.optim.Optimizer:
+    known.pop("optimizer")  # their base class
+    if name.lower() not in known:
         near = get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {known[near[0]].__name__}?" if near else "see torch.optim"
         raise ConfigError(f"recipe.optimizer={name}: no such optimiser; {hint}")
@@ -124,12 +125,7 @@ def rate_at(step: int, recipe: RecipeConfig, max_steps: int) -> float:
 
 
 def warmup_note(recipe: RecipeConfig, max_steps: int) -> str:
-    """Return a note if the run ends before its warm-up does, or "".
-
-    Args:
-        recipe: warmup_steps.
-        max_steps: optimiser steps of the run.
-    """
+    """Return a note if a run of `max_steps` steps ends before its warm-up does, or ""."""
     if recipe.warmup_steps <= max_steps:
         return ""
     return (

@@ -6,7 +6,7 @@ What is invalid fails here; what needs no data, before a data set is fetched or 
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from rich.console import Console
 
 from fcn import checkpoint
 from fcn.checkpoint import Checkpoint
-from fcn.config import LossConfig, RecipeConfig, TrainConfig, unknown_key
+from fcn.config import DataConfig, LossConfig, RecipeConfig, TrainConfig, unknown_key
 from fcn.data.dataset import SegmentationDataset, check_overlap
 from fcn.data.download import fetch
 from fcn.data.images import image_size
 from fcn.data.layouts import VOC_CLASSES, check_folds, open_split
 from fcn.data.shapes import CLASSES as SHAPES
-from fcn.data.transforms import check_transforms, make_transforms
+from fcn.data.transforms import check_transforms
 from fcn.dataset_info import DatasetInfo
 from fcn.device import resolve_precision
 from fcn.errors import CheckpointError, ConfigError
@@ -33,7 +33,7 @@ from fcn.models.fcn import FCN, SKIPS
 from fcn.models.upsampling import make_upsampling
 from fcn.processes import Processes
 from fcn.targets import class_named, reason_of
-from fcn.training.loss import check_class_weights, check_loss, make_loss
+from fcn.training.loss import check_class_weights, check_loss
 from fcn.training.optim import check_batch_norm, make_optimizer
 from fcn.training.record import Record, read_record
 
@@ -62,53 +62,46 @@ BATCHES_TO_LOG = 10  # steps between points of the loggers
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long a run is.
+class Plan:
+    """Everything that defines a run; `settings` is kept for run.json and names on the screen.
 
     A batch is what one process passes through the network at once; an optimiser step takes
-    `accumulate` batches of every process.
+    `trainer["accumulate_grad_batches"]` batches of every process.
     """
-
-    accumulate: int
-    max_steps: int
-
-
-@dataclass(frozen=True)
-class FirstWeights:
-    """Where the weights of a new run come from: a checkpoint, a backbone, or nothing."""
-
-    source: Checkpoint | None  # an FCN
-    backbone: str | None  # imagenet, a name of torchvision's, or a file
-    new_head: bool
-    fit_to_features: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that defines a run; `settings` is kept for run.json and names on the screen."""
 
     settings: TrainConfig
     folder: Path
+    processes: Processes  # that train together
     seed: int
     compile: bool
-    device: torch.device
     precision: str  # as Lightning names it
     train: SegmentationDataset
     val: SegmentationDataset
     val_limit: int | None  # images that validation during training looks at; None: all
     num_workers: int | None
     scan: bool
-    length: Length
     recipe: RecipeConfig  # with its learning rate resolved
     model: Mapping[str, Any]  # arguments of FCN
-    freeze: str | None
-    weights: FirstWeights
+    freeze: str | None  # last stage of the backbone that is not trained
+    source: Checkpoint | None  # the FCN that a new run starts from
+    weights: str | None  # otherwise, of its backbone: imagenet, a name of torchvision's, or a file
+    new_head: bool  # fc6 and fc7 start new
     loss: LossConfig
     class_weights: str | list[float] | None  # "balanced", or one number for each class
-    trainer: Mapping[str, Any]  # arguments of Lightning's Trainer
+    trainer: Mapping[str, Any]  # arguments of Lightning's Trainer, the length in batches and steps
     loggers: tuple[Mapping[str, Any], ...]  # each with its _target_
     callbacks: Mapping[str, Mapping[str, Any]]  # by name
     record: Record | None  # of the run to resume
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.processes.device
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.trainer["max_steps"]
 
     @property
     def resume(self) -> Path | None:
@@ -118,8 +111,6 @@ class Plan:
 
 def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Console) -> Plan:
     """Decide all that a run is.
-
-    What needs no data is checked before a data set is fetched, drawn or opened.
 
     Args:
         cfg: validated settings.
@@ -133,61 +124,45 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
         CheckpointError: a checkpoint that cannot be read, or does not fit.
     """
     check_combinations(cfg)
-    record = read_record(folder, cfg.resume) if cfg.resume else None
-    if record:
-        record.check_unchanged(asdict(cfg))
-        if cfg.trainer.get("fast_dev_run") or cfg.trainer.get("enable_checkpointing") is False:
-            raise ConfigError("resume needs checkpoints: leave out trainer.fast_dev_run and others")
-    trainer = _checked_arguments(cfg.trainer)
-    device = processes.device
-    precision = resolve_precision(trainer.get("precision"), device, training=True).name
-    trainer["precision"] = precision
-    if device.type != "cuda":
-        trainer["sync_batchnorm"] = False  # torch has it for CUDA alone
+    record = _read_record(cfg, folder)
+    trainer = _trainer_arguments(cfg.trainer, processes.device)
     recipe = replace(cfg.recipe, lr=learning_rate(cfg.recipe, cfg.model.name))
-    for group in ("logger", "callbacks"):
-        for entry in getattr(cfg, group).values():
-            _check_target(entry, group)
-    source = None if record else _source(cfg)
-    known = _classes_before_reading(cfg)
-    _check_learning(cfg, recipe, known)
-    _network(cfg, DatasetInfo(classes=list(known or VOC_CLASSES)), source, record)
+    for entry in cfg.logger.values():
+        _check_target(entry, "logger", Logger)
+    for entry in cfg.callbacks.values():
+        _check_target(entry, "callbacks", pl.Callback)
+    source = None if record else _read_source(cfg)
+    if new := _data_to_make(cfg.data):  # what does not fit it fails before it is fetched or drawn
+        _check_learning(cfg, recipe, new, None)
+        _network(cfg, new, source, record)
 
     train, val = _open_splits(cfg, processes, console)
-    info = train.info
-    if record and record.model["num_classes"] != len(info.classes):
-        raise ConfigError(
-            f"resume={folder}: it has {record.model['num_classes']} classes, but {train.name} has "
-            f"{len(info.classes)}; start a new run with model.init_from={folder}"
-        )
-    model = _network(cfg, info, source, record)
-    check_loss(cfg.loss, recipe.loss_reduction, len(info.classes))
-    if recipe.transforms:
-        first = train.pairs[0]
-        width, height = first.size or image_size(first.image)
-        check_transforms(recipe, info.channels, len(info.classes), (height, width))
-    train, length = _length(trainer, train, recipe.batch_size, processes.world)
+    if record:
+        record.check_classes("train", train.name, train.classes)
+        record.check_classes("val", val.name, val.classes)
+    _check_learning(cfg, recipe, train.info, train)
+    model = _network(cfg, train.info, source, record)
+    train = _resolve_length(trainer, train, recipe.batch_size, processes.world)
     return Plan(
         settings=cfg,
         folder=folder,
+        processes=processes,
         seed=cfg.seed,
         compile=cfg.compile,
-        device=device,
-        precision=precision,
+        precision=trainer["precision"],
         train=train,
         val=val,
-        val_limit=_val_limit(trainer, len(val)),
+        val_limit=_resolve_val_limit(trainer, len(val)),
         num_workers=cfg.data.num_workers,
         scan=cfg.data.scan,
-        length=length,
         recipe=recipe,
         model=model,
         freeze=cfg.backbone.freeze,
-        weights=FirstWeights(
-            source, cfg.backbone.weights, cfg.backbone.head_weights is None, recipe.fit_to_features
-        ),
+        source=source,
+        weights=cfg.backbone.weights,
+        new_head=cfg.backbone.head_weights is None,
         loss=cfg.loss,
-        class_weights=_class_weights(cfg, info.classes),
+        class_weights=_class_weights(cfg.loss, train.info),
         trainer=trainer,
         loggers=tuple(cfg.logger.values()),
         callbacks=cfg.callbacks,
@@ -217,53 +192,72 @@ def check_combinations(cfg: TrainConfig) -> None:
     """
     check_folds(cfg.data)
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
-    lr, reduction = learning_rate(recipe, model.name), recipe.loss_reduction
-    if recipe.scale[0] > recipe.scale[1]:
-        raise ConfigError(f"recipe.scale={recipe.scale}: must be [from, to] with from <= to")
-    if recipe.crop is None and recipe.scale != [1, 1]:
-        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]")
-    if cfg.backbone.freeze and not (cfg.backbone.weights or model.init_from or cfg.resume):
-        raise ConfigError(
+    lr, mean = learning_rate(recipe, model.name), recipe.loss_reduction == "mean"
+    unfit = "does not fit recipe.loss_reduction"
+    for wrong, message in (
+        (
+            recipe.scale[0] > recipe.scale[1],
+            f"recipe.scale={recipe.scale}: must be [from, to] with from <= to",
+        ),
+        (
+            recipe.crop is None and recipe.scale != [1, 1],
+            "recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]",
+        ),
+        (
+            cfg.backbone.freeze and not (cfg.backbone.weights or model.init_from or cfg.resume),
             f"backbone.freeze={cfg.backbone.freeze} would keep random weights: set "
-            "backbone.weights, or backbone.freeze=null"
-        )
-    if reduction == "mean" and lr < 1e-8:
-        raise ConfigError(
-            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=mean: nothing would be learned; "
-            "raise it, or use sum"
-        )
-    if reduction == "mean":
-        return
-    if cfg.loss._target_ is None and cfg.loss.name != "cross_entropy":
-        raise ConfigError(
-            f"loss={cfg.loss.name} does not fit recipe.loss_reduction=sum: it is a mean by its "
-            "definition; use loss=cross_entropy, or mean"
-        )
-    if lr > 1e-6:
-        raise ConfigError(
-            f"recipe.lr={lr:g} does not fit recipe.loss_reduction=sum: a loss summed over about "
-            "200,000 pixels needs 1e-10 (32s) to 1e-14 (8s); lower it, or use mean"
-        )
-    if (trainer.get("accumulate_grad_batches") or 1) != 1:
-        raise ConfigError(
-            "recipe.loss_reduction=sum does not fit trainer.accumulate_grad_batches > 1, which "
-            "averages over its batches; use 1, or mean"
-        )
-    if str(trainer.get("precision")) in ("16-mixed", "16-true", "16"):
-        raise ConfigError(
-            f"trainer.precision={trainer['precision']} does not fit recipe.loss_reduction=sum: "
-            "the sum overflows float16; use 32-true or bf16-mixed"
-        )
-    if model.stride < 32 and not (model.init_from or cfg.resume or model.skip_scales):
-        raise ConfigError(
-            f"{model.name} straight from VGG does not fit recipe.loss_reduction=sum: its unscaled "
-            "skips would drown the scores; set model.init_from to an FCN of the next coarser "
-            "stride, or use model=fcn8s_atonce"
-        )
+            "backbone.weights, or backbone.freeze=null",
+        ),
+        (
+            mean and lr < 1e-8,
+            f"recipe.lr={lr:g} {unfit}=mean: nothing would be learned; raise it, or use sum",
+        ),
+        (
+            not mean and cfg.loss._target_ is None and cfg.loss.name != "cross_entropy",
+            f"loss={cfg.loss.name} {unfit}=sum: it is a mean by its definition; use "
+            "loss=cross_entropy, or mean",
+        ),
+        (
+            not mean and lr > 1e-6,
+            f"recipe.lr={lr:g} {unfit}=sum: a loss summed over about 200,000 pixels needs 1e-10 "
+            "(32s) to 1e-14 (8s); lower it, or use mean",
+        ),
+        (
+            not mean and (trainer.get("accumulate_grad_batches") or 1) != 1,
+            f"trainer.accumulate_grad_batches > 1 {unfit}=sum: it averages over its batches; use "
+            "1, or mean",
+        ),
+        (
+            not mean and str(trainer.get("precision")) in ("16-mixed", "16-true", "16"),
+            f"trainer.precision={trainer.get('precision')} {unfit}=sum: the sum overflows "
+            "float16; use 32-true or bf16-mixed",
+        ),
+        (
+            not mean
+            and model.stride < 32
+            and not (model.init_from or cfg.resume or model.skip_scales),
+            f"{model.name} straight from VGG {unfit}=sum: its unscaled skips would drown the "
+            "scores; set model.init_from to an FCN of the next coarser stride, or use "
+            "model=fcn8s_atonce",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(message)
 
 
-def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of Lightning's Trainer that a run takes; others are errors."""
+def _read_record(cfg: TrainConfig, folder: Path) -> Record | None:
+    """Return the record of the run to resume, which these settings may continue."""
+    if not cfg.resume:
+        return None
+    record = read_record(folder, cfg.resume)
+    record.check_unchanged(asdict(cfg))
+    if cfg.trainer.get("fast_dev_run") or cfg.trainer.get("enable_checkpointing") is False:
+        raise ConfigError("resume needs checkpoints: leave out trainer.fast_dev_run and others")
+    return record
+
+
+def _trainer_arguments(given: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer that a run takes; others are errors."""
     known = inspect.signature(pl.Trainer).parameters
     for name, value in given.items():
         if name not in known:
@@ -276,10 +270,14 @@ def _checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         pl.Trainer(**passed_on | {"logger": False, "enable_checkpointing": False})
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    precision = resolve_precision(arguments.get("precision"), device, training=True).name
+    arguments["precision"] = precision
+    if device.type != "cuda":
+        arguments["sync_batchnorm"] = False  # torch has it for CUDA alone
     return arguments
 
 
-def _check_target(entry: Mapping[str, Any], group: str) -> None:
+def _check_target(entry: Mapping[str, Any], group: str, kind: type) -> None:
     """Raise a ConfigError if the `_target_` of a logger or callback is none."""
     if not isinstance(entry, Mapping) or "_target_" not in entry:
         raise ConfigError(f"{group}={entry}: each entry needs a _target_, the name of its class")
@@ -287,12 +285,11 @@ def _check_target(entry: Mapping[str, Any], group: str) -> None:
         target = class_named(entry["_target_"])
     except Exception as error:  # of whatever library it is
         raise ConfigError(f"{group}: {entry['_target_']}: {reason_of(error)}") from error
-    kind = Logger if group == "logger" else pl.Callback
     if not issubclass(target, kind):
         raise ConfigError(f"{group}: {entry['_target_']} is no {kind.__name__} of Lightning's")
 
 
-def _source(cfg: TrainConfig) -> Checkpoint | None:
+def _read_source(cfg: TrainConfig) -> Checkpoint | None:
     """Read the checkpoint that a new run starts from; check that a backbone's file is there."""
     weights = cfg.backbone.weights
     if cfg.model.init_from:
@@ -302,67 +299,62 @@ def _source(cfg: TrainConfig) -> Checkpoint | None:
     return None
 
 
-def _classes_before_reading(cfg: TrainConfig) -> list[str]:
-    """Return the classes of a data set that has still to be drawn or fetched, if they are known."""
-    if cfg.data.classes:
-        return cfg.data.classes
-    if cfg.data.layout == "shapes":
-        return list(SHAPES)
-    return VOC_CLASSES if cfg.data.download else []
+def _data_to_make(data: DataConfig) -> DatasetInfo | None:
+    """Return what a data set will be that has still to be drawn or fetched; None: it is there."""
+    if data.layout != "shapes" and not data.download:
+        return None
+    classes = list(SHAPES) if data.layout == "shapes" else VOC_CLASSES
+    return DatasetInfo(classes=data.classes or classes, bands=data.bands)
 
 
-def _check_learning(cfg: TrainConfig, recipe: RecipeConfig, classes: Sequence[str]) -> None:
-    """Check the transforms, the loss and the optimiser, as far as they can be without data.
-
-    Args:
-        cfg: the settings.
-        recipe: of them, with its learning rate.
-        classes: of the data set; empty if they are not known yet.
-    """
-    channels = len(cfg.data.bands) or cfg.model.in_channels or 3
-    if classes:
-        _class_weights(cfg, classes)
-        check_loss(cfg.loss, recipe.loss_reduction, len(classes))
-        check_transforms(recipe, channels, len(classes), None)
-    else:
-        make_loss(cfg.loss, recipe.loss_reduction)
-        make_transforms(recipe.transforms, channels)
+def _check_learning(
+    cfg: TrainConfig, recipe: RecipeConfig, info: DatasetInfo, train: SegmentationDataset | None
+) -> None:
+    """Check the loss, the optimiser and the transforms; the latter on the training images' size."""
+    _class_weights(cfg.loss, info)
+    check_loss(cfg.loss, recipe.loss_reduction, len(info.classes))
     with torch.device("meta"):
         layer = torch.nn.Conv2d(1, 1, 1)
     assert recipe.lr is not None
     make_optimizer(layer, recipe, recipe.lr, fused=False)
+    size = None
+    if train and recipe.transforms and not recipe.crop:
+        width, height = train.pairs[0].size or image_size(train.pairs[0].image)
+        size = height, width
+    check_transforms(recipe, _channels(cfg, info), len(info.classes), size)
 
 
-def _class_weights(cfg: TrainConfig, classes: Sequence[str]) -> str | list[float] | None:
+def _class_weights(loss: LossConfig, info: DatasetInfo) -> str | list[float] | None:
     """Return loss.class_weights as one float for each class; None and balanced as they are."""
-    weights = cfg.loss.class_weights
-    return weights if weights in (None, "balanced") else check_class_weights(weights, classes)
+    weights = loss.class_weights
+    return weights if weights in (None, "balanced") else check_class_weights(weights, info.classes)
+
+
+def _channels(cfg: TrainConfig, info: DatasetInfo) -> int:
+    return len(info.bands) or cfg.model.in_channels or 3
 
 
 def _network(
     cfg: TrainConfig, info: DatasetInfo, source: Checkpoint | None, record: Record | None
 ) -> dict[str, Any]:
     """Return the arguments of FCN, after building it on the meta device (no memory allocated)."""
-    channels = len(info.bands) or cfg.model.in_channels or 3
+    channels, stride = _channels(cfg, info), cfg.model.stride
     if cfg.model.in_channels not in (None, channels):
         raise ConfigError(
             f"model.in_channels={cfg.model.in_channels}: data.bands={info.bands} are {channels} "
             "channels; leave it out"
         )
-    scales = cfg.model.skip_scales
-    theirs = record.model if record else source.about["model"] if source else {}
-    if theirs:  # scores were learned with their own scales
-        inherited = theirs["skip_scales"]
-        scales = {k: v for k, v in inherited.items() if k in SKIPS.get(cfg.model.stride, ())}
-        scales |= cfg.model.skip_scales
+    # Scores were learned with their own scales.
+    theirs = record.model if record else source.about["model"] if source else {"skip_scales": {}}
+    scales = {k: v for k, v in theirs["skip_scales"].items() if k in SKIPS.get(stride, ())}
     arguments: dict[str, Any] = {
-        "stride": cfg.model.stride,
+        "stride": stride,
         "num_classes": len(info.classes),
         "in_channels": channels,
         "backbone": cfg.backbone.name,
         "upsampling": cfg.upsampling._target_ or cfg.upsampling.name,
         "padding": cfg.model.padding,
-        "skip_scales": scales,
+        "skip_scales": scales | cfg.model.skip_scales,
         "width": cfg.backbone.width,
         "head_width": cfg.backbone.head_width,
         "dropout": cfg.model.dropout,
@@ -375,7 +367,7 @@ def _network(
     if name := cfg.upsampling._target_:
         try:  # computes scores, which takes memory, but little
             make_upsampling(name, 2, len(info.classes), final=False)
-            make_upsampling(name, cfg.model.stride, len(info.classes), final=True)
+            make_upsampling(name, stride, len(info.classes), final=True)
         except Exception as error:  # of whatever the user wrote
             raise ConfigError(f"model: upsampling {name}: {reason_of(error)}") from error
     if cfg.backbone.freeze:
@@ -402,123 +394,108 @@ def _open_splits(
         processes.wait()
     if cfg.data.limit is not None:
         train = train.limited(cfg.data.limit, cfg.seed)
-    channels = cfg.model.in_channels
-    if channels not in (None, 3) and not train.info.bands:
+    channels = cfg.model.in_channels or 3
+    if channels != 3 and not train.info.bands:
         for split in (train, val):
-            split.info = replace(split.info, bands=list(range(channels or 3)))
+            split.info = replace(split.info, bands=list(range(channels)))
     return train, val
 
 
-def _length(
+def _resolve_length(
     trainer: dict[str, Any], train: SegmentationDataset, batch_size: int, world: int
-) -> tuple[SegmentationDataset, Length]:
+) -> SegmentationDataset:
     """Convert epochs, and shares of one, to batches and steps; Lightning sees the run as one epoch.
 
-    Args:
-        trainer: arguments of Lightning's Trainer; those about the length change in place.
-        train: the training split; a limit leaves its first images.
-        batch_size: images of one process.
-        world: processes.
-
-    Returns:
-        The images to train on, and how long the run is.
+    Changes `trainer`, the arguments of Lightning's Trainer, in place. Returns the images to train
+    on: with a limit, the first ones.
     """
-    accumulate = _count(trainer, "accumulate_grad_batches", 1)
-    limit = trainer.pop("limit_train_batches", None)
-    overfit = trainer.pop("overfit_batches", None) or None
+
+    def take(name: str, default: Any = None) -> Any:
+        value = trainer.pop(name, None)
+        return default if value is None else value
+
     epoch = math.ceil(len(train) / (batch_size * world))
-    if limit is not None or overfit is not None:
-        key, given = ("overfit", overfit) if overfit is not None else ("limit_train", limit)
-        batches = _batches(f"trainer.{key}_batches", given, epoch)
-        if batches < epoch:
-            epoch = batches
-            train = train.part(range(batches * batch_size * world))
-        if overfit is not None:
-            trainer.setdefault("limit_val_batches", batches)
-    steps = trainer.pop("max_steps", None)
-    epochs = trainer.pop("max_epochs", None)
-    if steps in (None, -1) and epochs in (None, -1):
-        raise ConfigError("set trainer.max_steps or trainer.max_epochs")
-    if steps in (None, -1):
-        steps = math.ceil(_number("trainer.max_epochs", epochs) * epoch / accumulate)
+    limit, overfit = take("limit_train_batches", 1.0), take("overfit_batches")
+    key, given = ("overfit", overfit) if overfit else ("limit_train", limit)
+    batches = _batches(f"{key}_batches", given, epoch)
+    if batches < epoch:
+        epoch, train = batches, train.part(range(batches * batch_size * world))
+    if overfit:
+        trainer.setdefault("limit_val_batches", batches)
+
+    accumulate = _whole("accumulate_grad_batches", take("accumulate_grad_batches", 1))
+    steps, epochs = take("max_steps", -1), take("max_epochs", -1)
+    if steps != -1:
+        steps = _whole("max_steps", steps)
+    elif epochs != -1:
+        steps = math.ceil(_number("max_epochs", epochs) * epoch / accumulate)
     else:
-        steps = _whole("trainer.max_steps", steps)
+        raise ConfigError("set trainer.max_steps or trainer.max_epochs")
     if fast := trainer.get("fast_dev_run"):
-        steps = 1 if fast is True else _whole("trainer.fast_dev_run", fast)
-    every = trainer.pop("check_val_every_n_epoch", None)
-    interval = trainer.pop("val_check_interval", None)
+        steps = 1 if fast is True else _whole("fast_dev_run", fast)
+    if least := take("min_epochs"):
+        trainer["min_steps"] = math.ceil(_number("min_epochs", least) * epoch / accumulate)
+    if (trainer.get("min_steps") or 0) > steps:
+        raise ConfigError(f"trainer.min_steps={trainer['min_steps']}: the run has {steps} steps")
+
+    every, interval = take("check_val_every_n_epoch"), take("val_check_interval")
     if every is not None and interval is not None:
         raise ConfigError(
             f"trainer.check_val_every_n_epoch={every} and trainer.val_check_interval={interval} "
             "both say when to validate: leave one of them out"
         )
     if every is not None:
-        interval = _whole("trainer.check_val_every_n_epoch", every) * epoch
+        interval = _whole("check_val_every_n_epoch", every) * epoch
     else:
-        interval = 1.0 if interval is None else interval
-        interval = _batches("trainer.val_check_interval", interval, epoch)
-    interval = math.ceil(interval / accumulate) * accumulate  # a step is never cut in two
-    interval = min(interval, steps * accumulate)
-    if least := trainer.pop("min_epochs", None):
-        trainer["min_steps"] = math.ceil(_number("trainer.min_epochs", least) * epoch / accumulate)
-    if (trainer.get("min_steps") or 0) > steps:
-        raise ConfigError(f"trainer.min_steps={trainer['min_steps']}: the run has {steps} steps")
+        interval = _batches("val_check_interval", 1.0 if interval is None else interval, epoch)
     trainer |= {
         "max_steps": steps,
         "accumulate_grad_batches": accumulate,
-        "val_check_interval": interval,
+        # In batches; a step is never cut in two.
+        "val_check_interval": min(math.ceil(interval / accumulate), steps) * accumulate,
         "check_val_every_n_epoch": None,  # the interval counts over the whole run
+        "log_every_n_steps": take("log_every_n_steps", min(BATCHES_TO_LOG, steps, epoch)),
     }
-    if trainer.get("log_every_n_steps") is None:
-        trainer["log_every_n_steps"] = min(BATCHES_TO_LOG, steps, epoch)
-    return train, Length(accumulate, steps)
+    return train
 
 
-def _val_limit(trainer: dict[str, Any], images: int) -> int | None:
+def _resolve_val_limit(trainer: dict[str, Any], images: int) -> int | None:
     """Return how many images validation looks at if a share is given; Lightning gets no share."""
-    limit = trainer.get("limit_val_batches")
-    if not isinstance(limit, float):
-        if limit is not None:
-            trainer["limit_val_batches"] = _whole("trainer.limit_val_batches", limit, least=0)
-        return None
-    del trainer["limit_val_batches"]
-    if limit == 0:
-        trainer["limit_val_batches"] = 0
-        return None
-    return _batches("trainer.limit_val_batches", limit, images)
+    limit = trainer.pop("limit_val_batches", None)
+    if isinstance(limit, float) and limit != 0:
+        return _batches("limit_val_batches", limit, images)
+    if limit is not None:
+        trainer["limit_val_batches"] = _whole("limit_val_batches", limit, least=0)
+    return None
 
 
-def _count(trainer: dict[str, Any], name: str, default: int) -> int:
-    value = trainer.pop(name, None)
-    return default if value is None else _whole(f"trainer.{name}", value)
-
-
-def _whole(key: str, value: Any, least: int = 1) -> int:
-    """Return a setting that must be a whole number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value != int(value):
-        raise ConfigError(f"{key}={value}: must be a whole number")
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    """Return an argument of the Trainer that must be a whole number."""
+    if type(value) not in (int, float) or not math.isfinite(value) or value != int(value):
+        raise ConfigError(f"trainer.{name}={value}: must be a whole number")
     if value < least:
-        raise ConfigError(f"{key}={value}: must be at least {least}")
+        raise ConfigError(f"trainer.{name}={value}: must be at least {least}")
     return int(value)
 
 
-def _number(key: str, value: Any) -> float:
-    """Return a setting that must be a positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"{key}={value}: must be a number above 0")
+def _number(name: str, value: Any) -> float:
+    """Return an argument of the Trainer that must be a positive number."""
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ConfigError(f"trainer.{name}={value}: must be a number above 0")
     return value
 
 
-def _batches(key: str, value: Any, epoch: int) -> int:
+def _batches(name: str, value: Any, epoch: int) -> int:
     """Return a number of batches that may be given as a share of an epoch, such as 0.5."""
-    if isinstance(value, float):
-        if not 0 < value <= 1:
-            raise ConfigError(f"{key}={value}: a share of an epoch must be above 0, at most 1.0")
-        return max(1, int(value * epoch))
     if isinstance(value, str | dict):
         raise ConfigError(
-            f"{key}={value}: must be a number of batches, or a share of an epoch such as 0.5; "
-            "intervals in time would make a resumed run another one"
+            f"trainer.{name}={value}: must be a number of batches, or a share of an epoch such as "
+            "0.5; intervals in time would make a resumed run another one"
         )
-    return _whole(key, value)
+    if not isinstance(value, float):
+        return _whole(name, value)
+    if not 0 < value <= 1:
+        raise ConfigError(
+            f"trainer.{name}={value}: a share of an epoch must be above 0, at most 1.0"
+        )
+    return max(1, int(value * epoch))

@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fcn.config import CONFIGS, REPOSITORY, TrainConfig, check, flat_keys
@@ -69,6 +71,15 @@ class Record:
                     "with the same settings, or start a new run with model.init_from"
                 )
 
+    def check_classes(self, key: str, split: str, classes: list[str]) -> None:
+        """Raise a ConfigError if a split ("train" or "val") had other classes than now."""
+        before = self.data.get(key, {}).get("classes", classes)
+        if classes != before:
+            raise ConfigError(
+                f"resume={self.folder}: its data had the classes {', '.join(before)}, but {split} "
+                f"has {', '.join(classes)}; start a new run with model.init_from={self.folder}"
+            )
+
 
 def new_folder(parent: Path) -> Path:
     """Make parent/DATE_TIME; a second one of the same second gets a suffix.
@@ -77,8 +88,8 @@ def new_folder(parent: Path) -> Path:
         ConfigError: it cannot be made.
     """
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1, 1000):
-        folder = parent / (name if attempt == 1 else f"{name}_{attempt}")
+    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
+        folder = parent / f"{name}{suffix}"
         try:
             folder.mkdir(parents=True)
             return folder
@@ -107,40 +118,21 @@ def find_run(
     Raises:
         ConfigError: there is no such run.
     """
-    if folder is not None and resume in ("last", "auto"):
-        run = Path(folder)
-        if resume == "auto" and not any(run.glob("**/*.ckpt")):
+    if resume in ("last", "auto") and folder is not None:
+        run: Path | None = Path(folder)
+        if resume == "auto" and not _has_checkpoint(Path(folder)):
             return None
     elif resume == "auto":
-        wanted = _what_it_trains(flags, given)
-        started = [run for run in _newest_first() if not _is_finished(run) and not is_live(run)]
-        started = [run for run in started if any(run.glob("**/*.ckpt"))]
-        records = {run: read(run) for run in started}
-        same = [
-            run
-            for run, kept in records.items()
-            if _what_it_trains(kept.get("flags", []), kept["overrides"]) == wanted
-        ]
-        if not same:
-            return None
-        run = same[0]
+        run = _same_command(_what_it_trains(flags, given))
     elif resume == "last":
-        runs = [run for run in _newest_first() if any(run.glob("**/*.ckpt"))]
-        unfinished = [run for run in runs if not _is_finished(run)]
-        longer = any(o.lstrip("+").startswith(("trainer.max_", "trainer.min_")) for o in given)
-        if not unfinished and not (longer and runs):
-            raise ConfigError(
-                f"resume=last: no run in {OUTPUTS} is unfinished; resume=FOLDER "
-                "trainer.max_steps=N trains a finished one further"
-                if runs
-                else f"resume=last: no run with a checkpoint in {OUTPUTS}; give its folder"
-            )
-        run = (unfinished or runs)[0]
+        run = _newest(given)
     else:
         path = Path(resume)
         if path.suffix == ".ckpt" and not path.is_file():
             raise ConfigError(f"resume={resume}: no such checkpoint")
         run = run_of(resume) or path
+    if run is None:
+        return None
     if not (run / RECORD).is_file():
         raise ConfigError(f"resume={resume}: no run in {run} (it has no {RECORD})")
     if is_first() and is_live(run):  # the first process decides for all
@@ -148,10 +140,36 @@ def find_run(
     return run.absolute()
 
 
+def _same_command(wanted: list[str]) -> Path | None:
+    """Return the newest unfinished run that trains what is wanted, and that no process works in."""
+    for run in _newest_first():
+        content = read(run)
+        kept = _what_it_trains(content.get("flags", []), content["overrides"])
+        if kept == wanted and "finished" not in content and not is_live(run):
+            return run
+    return None
+
+
+def _newest(given: Sequence[str]) -> Path:
+    """Return the newest unfinished run, or the newest of all if it is to be longer."""
+    runs = _newest_first()
+    unfinished = [run for run in runs if "finished" not in read(run)]
+    if any(o.lstrip("+").startswith(("trainer.max_", "trainer.min_")) for o in given):
+        unfinished = unfinished or runs
+    if not unfinished:
+        raise ConfigError(
+            f"resume=last: no run in {OUTPUTS} is unfinished; resume=FOLDER trainer.max_steps=N "
+            "trains a finished one further"
+            if runs
+            else f"resume=last: no run with a checkpoint in {OUTPUTS}; give its folder"
+        )
+    return unfinished[0]
+
+
 def check_free(folder: Path) -> None:
     """Raise a ConfigError if a folder holds a run, of whatever kind."""
-    runs = any((folder / "checkpoints").glob("*.ckpt"))
-    if runs or ((folder / RECORD).is_file() and any(folder.glob("**/*.ckpt"))):
+    own = any((folder / "checkpoints").glob("*.ckpt"))
+    if own or ((folder / RECORD).is_file() and _has_checkpoint(folder)):
         raise ConfigError(
             f"{folder} holds a run already: resume={folder} continues it, another hydra.run.dir "
             "starts a new one"
@@ -168,19 +186,17 @@ def read_record(folder: Path, resume: str) -> Record:
     Raises:
         ConfigError: no checkpoint, or a damaged record.
     """
-    content = read(folder)
-    kept = [folder / "checkpoints" / name for name in CHECKPOINTS]
-    kept = [path for path in kept if path.is_file()]
-    path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=_step, default=None)
-    if path is None:
+    kept = (folder / "checkpoints" / name for name in CHECKPOINTS)
+    path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=_step)
+    if not path.is_file():
         raise ConfigError(f"resume={resume}: no checkpoint in {folder / 'checkpoints'}")
-    model = content.get("model")
-    if model is None:  # of a run of an earlier version
-        from fcn import checkpoint
-
-        model = checkpoint.read(path).about["model"]
-    settings = asdict(check(content["config"], TrainConfig))  # with those of later versions
-    return Record(folder, path, settings, model, content["data"])
+    content = read(folder)
+    if "model" not in content:
+        raise ConfigError(
+            f"{folder / RECORD}: no model in it; start a new run with model.init_from={folder}"
+        )
+    settings = asdict(check(content["config"], TrainConfig))
+    return Record(folder, path, settings, content["model"], content["data"])
 
 
 def settings_to_resume(
@@ -198,8 +214,6 @@ def settings_to_resume(
     """
     content = read(folder)
     settings, known = content["config"], {o.lstrip("+") for o in content["overrides"]}
-    if "stages" not in content:  # of one stage, an earlier version recorded those of all
-        settings["stages"] = []
     for override in given:
         key, _, value = override.lstrip("+~").partition("=")
         choice = CONFIGS / key / f"{value}.yaml"
@@ -228,11 +242,6 @@ def settings_to_resume(
     return settings
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Return the recorded settings of a run."""
-    return read(folder)["config"]
-
-
 def run_of(checkpoint: str) -> Path | None:
     """Return the folder of the run that a checkpoint belongs to; None if it belongs to none."""
     path = Path(checkpoint).absolute()
@@ -242,29 +251,26 @@ def run_of(checkpoint: str) -> Path | None:
     return None
 
 
-def launch_info(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the command line, time, commit and versions with which a run was started."""
-    return {
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write run.json: how the run was started, and its content.
+
+    A resumed run keeps how it was first started, and adds to its history.
+    """
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    started = {
         "command": shlex.join(sys.argv),
-        "overrides": list(overrides),
+        "overrides": overrides,
         "flags": [argument for argument in sys.argv[1:] if argument not in overrides],
         "started": _now(),
         "commit": _commit(),
-        "versions": {name: version(name) for name in PACKAGES},
     }
-
-
-def write_record(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write run.json; a resumed run keeps how it was first started, and adds to its history."""
-    path, record = folder / RECORD, dict(content)
-    record.setdefault("history", [])
-    if path.is_file():
+    versions = {name: version(name) for name in PACKAGES}
+    record: dict[str, Any] = {**started, "versions": versions, **content, "history": []}
+    if (folder / RECORD).is_file():
         before = read(folder)
-        first = ("command", "overrides", "flags", "started", "commit")
-        event = {key: record[key] for key in first}
-        record |= {key: before[key] for key in first if key in before}
-        record["history"] = [*before["history"], event]
-    write_json(path, record)
+        record |= {key: before[key] for key in started if key in before}
+        record["history"] = [*before["history"], started]
+    write_json(folder / RECORD, record)
 
 
 def finish(folder: Path) -> None:
@@ -279,8 +285,6 @@ def read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["config"].get("data"), dict):
             raise ValueError("no settings in it")
-        for group in ("model", "recipe"):  # of a run of an earlier version
-            content["config"].get(group, {}).pop("name", None)
         return {"overrides": [], "data": {}, "history": []} | content
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
@@ -289,9 +293,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _newest_first() -> list[Path]:
-    """Return the folders below outputs/ that hold a run, sweeps included; stages are one run."""
-    found = {folder for folder in _folders(OUTPUTS, set()) if _is_readable(folder)}
-    runs = [folder for folder in found if not found & set(folder.parents)]
+    """Return the runs below outputs/ with a checkpoint, sweeps included; stages are one run."""
+    found = set(_folders(OUTPUTS, set()))
+    runs = [f for f in found if not found & set(f.parents) and _has_checkpoint(f)]
 
     def changed(run: Path) -> float:
         return max(path.stat().st_mtime for path in (run / RECORD, *run.glob("**/*.ckpt")))
@@ -299,40 +303,30 @@ def _newest_first() -> list[Path]:
     return sorted(runs, key=changed, reverse=True)
 
 
+def _has_checkpoint(run: Path) -> bool:
+    return any(run.glob("**/*.ckpt"))
+
+
 def _folders(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Yield the folders with a record in a folder, linked ones too, each once."""
+    """Yield the folders with a readable record in a folder, linked ones too, each once."""
     if not folder.is_dir() or folder.resolve() in seen:
         return
     seen.add(folder.resolve())
-    if (folder / RECORD).is_file():
+    with suppress(ConfigError):
+        read(folder)
         yield folder
     for inner in folder.iterdir():
         yield from _folders(inner, seen)
 
 
 def _step(path: Path) -> int:
-    """Return the optimiser step of a checkpoint; -1 for a damaged one."""
+    """Return the optimiser step of a checkpoint; -1 for a damaged one, or none."""
     import torch
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception:  # a damaged file makes its reader raise almost anything
         return -1
-
-
-def _is_readable(run: Path) -> bool:
-    try:
-        return bool(read(run))
-    except ConfigError:
-        return False
-
-
-def _is_finished(run: Path) -> bool:
-    content = read(run)
-    if "finished" in content:
-        return True
-    old = "versions" in content and not {"model", "stages"} & content.keys()  # an earlier version
-    return old and (run / "metrics.json").is_file() and (run / "model.safetensors").is_file()
 
 
 def _what_it_trains(flags: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -1,48 +1,45 @@
 """A training run: from its settings to the files it leaves."""
 
-import inspect
 import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor
+from pytorch_lightning.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LambdaCallback,
+    LearningRateMonitor,
+)
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from fcn import checkpoint
-from fcn.config import CONFIGS, ModelConfig, TrainConfig, flat_keys
+from fcn.config import TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
-from fcn.data.dataset import SegmentationDataset
 from fcn.data.images import range_note
 from fcn.data.layouts import division, seen_problem
 from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
-from fcn.hydra_versions import TRUSTED
-from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line, read_metrics
+from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
-from fcn.output import locked, percent, write_json
+from fcn.output import locked, warn, write_json
 from fcn.pictures import plots
 from fcn.processes import Processes, launch
-from fcn.targets import class_named, reason_of
+from fcn.targets import build
 from fcn.training import record
 from fcn.training.callbacks import (
-    AtStart,
     BestCheckpoint,
     DivergenceCheck,
     History,
@@ -54,14 +51,10 @@ from fcn.training.interruption import AtomicCheckpoints, Interruption
 from fcn.training.loss import balanced_weights, make_loss, rare_note
 from fcn.training.module import SegmentationModule
 from fcn.training.optim import warmup_note
-from fcn.training.plan import Plan, check_combinations, resolve
+from fcn.training.plan import Plan, resolve
+from fcn.training.stages import train_stages
 
 MEASURED_IMAGES = 8  # training images on which the size of pretrained features is measured
-
-
-def main(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
-    """Run the command train; see `train`."""
-    return train(cfg, folder, console)
 
 
 def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
@@ -81,7 +74,12 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     hide_hints()
     with launch(cfg.trainer, training=True) as processes:
         cfg, folder = processes.share((cfg, folder))
-        return (train_stages if cfg.stages else train_one)(cfg, folder, processes, console)
+        if cfg.stages:
+            return train_stages(cfg, folder, processes, console, train_one)
+        return train_one(cfg, folder, processes, console)
+
+
+main = train  # of the command
 
 
 def train_one(
@@ -90,21 +88,18 @@ def train_one(
     """Train a model, evaluate its best checkpoint, and write what the run leaves; see `train`."""
     started = time.monotonic()
     plan = resolve(cfg, folder, processes, console)
-    if note := warmup_note(plan.recipe, plan.length.max_steps):
-        console.print(f"warning: {note}", style="yellow")
-    with opened_folder(plan, processes):
-        check_data(plan, processes, console)
-        model, surgery = first_model(plan, console)
-        module = make_module(plan, model, processes, console)
-        run = make_trainer(plan, module, processes, console)
-        print_start(plan, model, surgery, processes.world, console)
-        run.at_start.do = partial(write_run_record, plan, model, processes)
+    with opened_folder(plan):
+        check_data(plan, console)
+        model, report = first_model(plan, console)
+        module = make_module(plan, model, console)
+        run = make_trainer(plan, module, console)
+        print_start(plan, model, report, console)
         fit(plan, run, module, console)
         best = run.checkpoint_to_keep()
         if best is None or processes.rank > 0:
             return None
-        model, metadata = save_best_model(plan, best, module)
-        metrics = evaluate_best(plan, model, metadata, run.history, console)
+        model = save_best_model(plan, best, module.about)
+        metrics = evaluate_best(plan, model, module.about, run.history, console)
         for logger in run.trainer.loggers:
             log_settings(logger, plan, metrics["mean_iou"])
         record.finish(folder)
@@ -113,33 +108,30 @@ def train_one(
 
 
 @contextmanager
-def opened_folder(plan: Plan, processes: Processes) -> Iterator[None]:
+def opened_folder(plan: Plan) -> Iterator[None]:
     """Make the run's folder and hold it; another run, or a finished one, is an error."""
-    if processes.rank > 0:
+    if plan.processes.rank > 0:
         yield
         return
-    folder = plan.folder
     if plan.record is None:
-        record.check_free(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+        record.check_free(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with locked(plan.folder):
         yield
 
 
-def check_data(plan: Plan, processes: Processes, console: Console) -> None:
+def check_data(plan: Plan, console: Console) -> None:
     """Read one image and all masks; raise an error if they do not fit the settings."""
     image, _ = plan.train[0]
-    if processes.rank == 0:
-        sources = [pair.image for pair in plan.train.pairs]
-        if note := range_note(sources, plan.train.info):
-            console.print(f"warning: {note}", style="yellow")
-        source, data = plan.weights.source, plan.settings.data
-        if source and (problem := seen_problem(data, plan.val, source.about)):
-            console.print(f"warning: model.init_from: {problem}", style="yellow")
-        check_shared_memory(plan.recipe, image, plan.num_workers, plan.device, processes.world)
+    if plan.processes.rank == 0:
+        warn(console, range_note([pair.image for pair in plan.train.pairs], plan.train.info))
+        if plan.source:
+            problem = seen_problem(plan.settings.data, plan.val, plan.source.about)
+            warn(console, problem and f"model.init_from: {problem}")
+        check_shared_memory(plan.recipe, image, plan.num_workers, plan.device, plan.processes.world)
         if plan.scan:
             scan([plan.train, plan.val], console, training=True)
-    processes.wait()
+    plan.processes.wait()
 
 
 def first_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
@@ -149,60 +141,53 @@ def first_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
         The model, and what became of each tensor; None if the weights are random or resumed.
     """
     pl.seed_everything(plan.seed, verbose=False)
-    model, weights = FCN(**plan.model), plan.weights
+    model = FCN(**plan.model)
     if plan.freeze:
         model.backbone.freeze(plan.freeze)
     if plan.resume is not None:
         return model, None
-    surgery = checkpoint.initialise(
-        model, weights.source, weights.backbone, plan.train.classes, new_head=weights.new_head
+    report = checkpoint.initialise(
+        model, plan.source, plan.weights, plan.train.classes, new_head=plan.new_head
     )
-    if weights.source is not None:
-        weights.source.weights.clear()  # the model has them now; the plan lives as long as the run
-    if surgery and weights.fit_to_features:
+    if plan.source is not None:
+        plan.source.weights.clear()  # the model has them now; the plan lives as long as the run
+    if report and plan.recipe.fit_to_features:
         first = range(min(len(plan.train), MEASURED_IMAGES))
-        fit_to_features(model, [plan.train[index][0] for index in first], surgery)
-    if surgery and surgery.warning:
-        console.print(f"warning: {surgery.source}: {surgery.warning}", style="yellow")
-    return model, surgery
+        fit_to_features(model, [plan.train[index][0] for index in first], report)
+    if report and report.warning:
+        warn(console, f"{report.source}: {report.warning}")
+    return model, report
 
 
-def make_module(
-    plan: Plan, model: FCN, processes: Processes, console: Console
-) -> SegmentationModule:
+def make_module(plan: Plan, model: FCN, console: Console) -> SegmentationModule:
     """Return what Lightning trains: the model under its recipe, with its loss."""
     weights = plan.class_weights
     if weights == "balanced":
-        classes = plan.train.classes
-        counts = processes.share(class_pixels(plan.train, console) if processes.rank == 0 else [])
+        first, classes = plan.processes.rank == 0, plan.train.classes
+        counts = plan.processes.share(class_pixels(plan.train, console) if first else [])
         weights = balanced_weights(counts)
         shown = (f"{name} {weight:.3g}" for name, weight in zip(classes, weights, strict=True))
         console.print(f"class weights: {', '.join(shown)}")
-        if note := rare_note(weights, counts, classes):
-            console.print(f"warning: {note}", style="yellow")
+        warn(console, rare_note(weights, counts, classes))
     weight = torch.tensor(weights, dtype=torch.float32) if weights else None
     loss = make_loss(plan.loss, plan.recipe.loss_reduction, weight)
-    assert plan.recipe.lr is not None
-    return SegmentationModule(
-        model, plan.recipe, loss, plan.recipe.lr, plan.seed, describe(plan, model),
-        compile=plan.compile,
-    )  # fmt: skip
+    about = describe(plan, model)
+    return SegmentationModule(model, plan.recipe, loss, plan.seed, about, compile=plan.compile)
 
 
 def describe(plan: Plan, model: FCN) -> dict[str, Any]:
     """Return what every checkpoint keeps: how to build its model, and how it was trained."""
-    length, settings = plan.length, plan.settings
+    steps = {"max_steps": plan.max_steps, "accumulate": plan.trainer["accumulate_grad_batches"]}
     return {
         "model": model.arguments,
         **checkpoint.info_metadata(plan.train.info),
         "data": {
-            "name": settings.data.name,
+            "name": plan.settings.data.name,
             "train": plan.train.fingerprint(),
             "val": plan.val.fingerprint(),
-            "division": division(settings.data),
+            "division": division(plan.settings.data),
         },
-        "training": asdict(plan.recipe)
-        | {"max_steps": length.max_steps, "accumulate": length.accumulate},
+        "training": asdict(plan.recipe) | steps,
         "precision": plan.precision,
         "seed": plan.seed,
     }
@@ -216,7 +201,6 @@ class TrainerParts:
     data: SegmentationData
     history: History
     interruption: Interruption
-    at_start: AtStart
     best: BestCheckpoint | None  # None: the run keeps no checkpoints
     last: Path
 
@@ -230,25 +214,22 @@ class TrainerParts:
         return Path(self.best.best_model_path)
 
 
-def make_trainer(
-    plan: Plan, module: SegmentationModule, processes: Processes, console: Console
-) -> TrainerParts:
+def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> TrainerParts:
     """Return Lightning's Trainer, and the callbacks that the run itself looks at."""
+    folder, recipe = plan.folder / "checkpoints", plan.recipe
     data = SegmentationData(
-        plan.train, plan.val, plan.recipe, plan.seed, plan.num_workers, plan.val_limit
+        plan.train, plan.val, recipe, plan.seed, plan.num_workers, plan.val_limit
     )
-    folder = plan.folder / "checkpoints"
-    history, at_start = History(console), AtStart()
-    interruption = Interruption(folder / "last.ckpt", console, processes)
     log = plan.folder / "metrics.csv"
-    if log.is_file() and processes.rank == 0:  # Lightning's logger would delete a resumed run's
+    if log.is_file() and plan.processes.rank == 0:  # Lightning's logger would delete it
         log.rename(log.with_suffix(f".{len(list(plan.folder.glob('metrics*.csv')))}.csv"))
-    loggers = [_instantiate(entry, "logger", plan.folder) for entry in plan.loggers]
-    own = {name: _instantiate(entry, "callbacks", plan.folder, name)
-           for name, entry in plan.callbacks.items()}  # fmt: skip
-    callbacks = list(own.values())
-    callbacks += [
-        at_start,
+    loggers = [_built(entry, "logger", plan.folder) for entry in plan.loggers]
+    history = History(console)
+    interruption = Interruption(folder / "last.ckpt", console, plan.processes)
+    callbacks: list[Callback] = [
+        *(_built(own, "callbacks", plan.folder, name) for name, own in plan.callbacks.items()),
+        # Once a resumed run's state has been loaded.
+        LambdaCallback(on_train_start=lambda *_: write_run_record(plan, module.model)),
         history,
         DivergenceCheck(plan.train.classes, plan.precision, plan.folder, console),
         interruption,
@@ -256,21 +237,20 @@ def make_trainer(
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
-    if plan.recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=plan.recipe.ema_decay))
-    given = dict(plan.trainer)
-    shows_bar = given.get("enable_progress_bar")
-    given["enable_progress_bar"] = shows_bar is not False and console.is_terminal
-    if given["enable_progress_bar"]:
+    if recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    given = {"num_sanity_val_steps": 0, "enable_model_summary": False, **plan.trainer}
+    shows_bar = given.get("enable_progress_bar") is not False and console.is_terminal
+    given["enable_progress_bar"] = shows_bar
+    if shows_bar:
         callbacks.append(ProgressBar(leave=False))
     best = None
     if not given.get("fast_dev_run") and given.get("enable_checkpointing") is not False:
         best = BestCheckpoint(folder)
         callbacks += [best, LastCheckpoint(folder)]  # the last knows the best so far
-    defaults: dict[str, Any] = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     try:
         trainer = pl.Trainer(
-            **defaults | given,
+            **given,
             callbacks=callbacks,
             plugins=[AtomicCheckpoints()],
             default_root_dir=plan.folder,
@@ -279,41 +259,43 @@ def make_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    return TrainerParts(trainer, data, history, interruption, at_start, best, folder / "last.ckpt")
+    return TrainerParts(trainer, data, history, interruption, best, folder / "last.ckpt")
 
 
-def _instantiate(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
+def _built(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
     """Return what a `_target_` names, working in the run's folder unless its settings say where.
 
     {folder} in its texts is the run's folder, too. Checkpoints of a callback go to a folder `name`.
     """
-    place = str(folder.absolute())
-    filled = {
-        k: v.replace("{folder}", place) if isinstance(v, str) else v for k, v in entry.items()
-    }
+    folder = folder.absolute()
+    places = {"save_dir": folder, "dirpath": folder / "checkpoints" / name}
+
+    def complete(parameters: set[str], given: dict[str, Any]) -> dict[str, Any]:
+        filled = {key: place for key, place in places.items() if key in parameters} | given
+        return {
+            key: value.replace("{folder}", str(folder)) if isinstance(value, str) else value
+            for key, value in filled.items()
+        }
+
     try:
-        known = inspect.signature(class_named(filled["_target_"])).parameters
-        places = {"save_dir": folder, "dirpath": folder.absolute() / "checkpoints" / name}
-        filled = {key: place for key, place in places.items() if key in known} | filled
-        return instantiate(filled, **TRUSTED)
-    except Exception as error:  # of whatever library it is
-        raise ConfigError(f"{group}: {entry.get('_target_', entry)}: {reason_of(error)}") from error
+        return build(entry, complete)
+    except ConfigError as error:
+        raise ConfigError(f"{group}: {error}") from error
 
 
-def print_start(
-    plan: Plan, model: FCN, surgery: Report | None, world: int, console: Console
-) -> None:
+def print_start(plan: Plan, model: FCN, report: Report | None, console: Console) -> None:
     """Print what is about to be trained, on what, and where its weights come from."""
     chosen, recipe, info = plan.settings, plan.recipe, plan.train.info
-    images = recipe.batch_size * plan.length.accumulate * world
+    images = recipe.batch_size * plan.trainer["accumulate_grad_batches"] * plan.processes.world
     bands = f", bands {', '.join(map(str, info.bands))}" if info.bands else ""
     count = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
-    source = f"resumed from {plan.resume}" if plan.resume else surgery and surgery.source
+    source = f"resumed from {plan.resume}" if plan.resume else report and report.source
     changes = [f", {str(entry['_target_']).rpartition('.')[2]}" for entry in recipe.transforms]
-    own, kind = chosen.loss._target_, chosen.loss.name.replace("_", " ")
-    loss = f"loss {own}" if own else f"{kind}, {recipe.loss_reduction} over pixels"
+    loss = f"{chosen.loss.name.replace('_', ' ')}, {recipe.loss_reduction} over pixels"
+    if chosen.loss._target_:
+        loss = f"loss {chosen.loss._target_}"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in {
         "model": f"{chosen.model.name}, backbone {chosen.backbone.name}, "
@@ -323,15 +305,16 @@ def print_start(
         "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{chosen.data.title} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
-        "recipe": f"{plan.length.max_steps} steps of {images} images, "
-        f"{recipe.optimizer}, {loss}" + "".join(changes),
+        "recipe": f"{plan.max_steps} steps of {images} images, {recipe.optimizer}, {loss}"
+        + "".join(changes),
         "device": f"{plan.device}, precision {plan.precision}",
         "weights": source or "random",
     }.items():
         table.add_row(name, value)
     console.print(table)
-    if surgery is not None:
-        console.print(checkpoint.surgery_table(surgery))
+    warn(console, warmup_note(recipe, plan.max_steps))
+    if report is not None:
+        console.print(checkpoint.surgery_table(report))
     elif plan.record is None and info.classes != list(SHAPES):
         console.print(
             "note: a network for photographs learns far more from ImageNet weights: "
@@ -341,7 +324,6 @@ def print_start(
 
 def data_record(plan: Plan) -> dict[str, Any]:
     """Return what run.json keeps of both splits: it tells whether their images have changed."""
-    splits = {"train": plan.train, "val": plan.val}
     return {
         key: {
             "name": split.name,
@@ -349,28 +331,26 @@ def data_record(plan: Plan) -> dict[str, Any]:
             "ids_sha256": split.fingerprint(),
             "classes": split.classes,
         }
-        for key, split in splits.items()
+        for key, split in (("train", plan.train), ("val", plan.val))
     }
 
 
-def write_run_record(plan: Plan, model: FCN, processes: Processes) -> None:
+def write_run_record(plan: Plan, model: FCN) -> None:
     """Write run.json: what the run's numbers depend on."""
-    if processes.rank > 0:
-        return
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    content = record.launch_info(overrides) | {
-        "data": data_record(plan),
-        "machine": describe_machine(plan.device),
-        "model": model.arguments,
-        "config": asdict(plan.settings),
-    }
-    record.write_record(plan.folder, content)
+    if plan.processes.rank == 0:
+        content = {
+            "data": data_record(plan),
+            "machine": describe_machine(plan.device),
+            "model": model.arguments,
+            "config": asdict(plan.settings),
+        }
+        record.write_record(plan.folder, content)
 
 
 def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Console) -> None:
     """Train to the end, or until a signal; what torch complains about becomes one line."""
     if plan.record:
-        _continue_run(plan, run, console)
+        _continue_run(plan, plan.record, run, console)
     try:
         with run.interruption:
             run.trainer.fit(module, datamodule=run.data, ckpt_path=plan.resume, weights_only=True)
@@ -382,62 +362,52 @@ def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Cons
         raise UserError(f"{line} (step {run.trainer.global_step + 1})") from error
 
 
-def _continue_run(plan: Plan, run: TrainerParts, console: Console) -> None:
-    """Say what differs from the run that is resumed; other validation images have a new best."""
-    assert plan.record is not None
-    changes = plan.record.changes(asdict(plan.settings))
-    console.print(f"resuming {plan.record.folder} from {plan.record.checkpoint.name}")
+def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console: Console) -> None:
+    """Print what differs from the run that is resumed; other validation images have a new best."""
+    console.print(f"resuming {before.folder} from {before.checkpoint.name}")
+    changes = before.changes(asdict(plan.settings))
     for key, (old, new) in changes.items():
         console.print(f"  {key}: {old} -> {new}")
-    before, now = plan.record.data, data_record(plan)
-    other_images = "trainer.limit_val_batches" in changes
-    for key in now:
-        old = now[key] | before.get(key, {})
-        if old["classes"] != now[key]["classes"]:
-            raise ConfigError(
-                f"resume={plan.record.folder}: its data had the classes "
-                f"{', '.join(old['classes'])}, but {now[key]['name']} has "
-                f"{', '.join(now[key]['classes'])}; start a new run with model.init_from"
+    changed = set()
+    for key, now in data_record(plan).items():
+        old = now | before.data.get(key, {})
+        if old["ids_sha256"] != now["ids_sha256"]:
+            changed.add(key)
+            warn(
+                console,
+                f"the {key} images have changed: {old['images']} before, {now['images']} now; the "
+                "run is no longer equal to one left alone",
             )
-        if old["ids_sha256"] == now[key]["ids_sha256"]:
-            continue
-        console.print(
-            f"warning: the {key} images have changed: {old['images']} before, "
-            f"{now[key]['images']} now; the run is no longer equal to one left alone",
-            style="yellow",
-        )
-        other_images |= key == "val"
     best = plan.folder / "checkpoints" / "best.ckpt"
-    if other_images and run.best is not None and best.is_file():
-        run.best.score_again(_mean_iou(plan, run.data.val, best))
+    validated_otherwise = "val" in changed or "trainer.limit_val_batches" in changes
+    if validated_otherwise and run.best is not None and best.is_file():
+        run.best.scored_again = _mean_iou(plan, run, best)
         console.print("the best checkpoint so far was validated again on the new images")
 
 
-def _mean_iou(plan: Plan, val: SegmentationDataset, path: Path) -> float:
+def _mean_iou(plan: Plan, run: TrainerParts, path: Path) -> float:
     """Return the mean IoU of a checkpoint on the images of validation."""
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
     quiet = Console(quiet=True)
-    return evaluate(model, val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
+    return evaluate(model, run.data.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
 
 
-def save_best_model(
-    plan: Plan, best: Path, module: SegmentationModule
-) -> tuple[FCN, dict[str, Any]]:
-    """Write model.safetensors, before anything that may still fail; return it and its metadata."""
-    model, metadata = checkpoint.load(best), describe(plan, module.model)
-    checkpoint.write_safetensors(plan.folder / "model.safetensors", model, metadata)
-    return model, metadata
+def save_best_model(plan: Plan, best: Path, about: dict[str, Any]) -> FCN:
+    """Write model.safetensors, before anything that may still fail; return the model."""
+    model = checkpoint.load(best)
+    checkpoint.write_safetensors(plan.folder / "model.safetensors", model, about)
+    return model
 
 
 def evaluate_best(
-    plan: Plan, model: FCN, metadata: dict[str, Any], history: History, console: Console
+    plan: Plan, model: FCN, about: dict[str, Any], history: History, console: Console
 ) -> dict[str, Any]:
     """Evaluate the best model, write the numbers and pictures; return the metrics.
 
     Raises:
         UserError: says that the model is there, and how to evaluate it again.
     """
-    folder, settings = plan.folder, plan.settings
+    folder, data = plan.folder, plan.settings.data
     try:
         if history.loss and history.mean_iou:
             curves = {"training loss": history.loss}, {"validation mean IoU": history.mean_iou}
@@ -448,8 +418,8 @@ def evaluate_best(
             plan.val,
             folder,
             console,
-            data=settings.data.title,
-            split=settings.data.val_split,
+            data=data.title,
+            split=data.val_split,
             batch_size=max(1, plan.recipe.batch_size // 2),  # no more memory than in validation
             num_workers=plan.num_workers,
         )
@@ -461,7 +431,7 @@ def evaluate_best(
         ) from error
     assert metrics is not None
     path = folder / "model.safetensors"
-    checkpoint.write_safetensors(path, model.cpu(), metadata | {"metrics": metrics})
+    checkpoint.write_safetensors(path, model.cpu(), about | {"metrics": metrics})
     return metrics
 
 
@@ -489,98 +459,3 @@ def hide_hints() -> None:
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def train_stages(
-    cfg: TrainConfig, folder: Path, processes: Processes, console: Console
-) -> float | None:
-    """Train each model of `cfg.stages` from the best checkpoint of the one before.
-
-    FCN-32s, then 16s from it, then 8s (PAMI 2016, sec. 4.3). Each stage is a run of its own in
-    folder/NAME. When it is resumed, finished stages are kept and the interrupted one continues.
-
-    Returns:
-        The mean IoU of the last stage, in 0..1; None in processes other than the first.
-
-    Raises:
-        UserError: as `train`; the stages are not in order.
-    """
-    stages = _stages(cfg, folder)
-    if processes.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        content = record.launch_info(overrides) | {"stages": cfg.stages, "config": asdict(cfg)}
-        record.write_record(folder, content)
-    for index, stage in enumerate(stages):
-        own = folder / stage.model.name
-        state = _is_done(own), any((own / "checkpoints").glob("*.ckpt"))
-        done, started = processes.share(state)
-        if done:
-            continue
-        console.rule(stage.model.name)
-        if started:
-            stage = replace(stage, model=replace(stage.model, init_from=None), resume="last")
-        elif index:
-            before = str(folder / stages[index - 1].model.name)
-            stage = replace(stage, model=replace(stage.model, init_from=before))
-        train_one(stage, own, processes, console)
-        processes.wait()
-    if processes.rank > 0:
-        return None
-    results = {
-        stage.model.name: read_metrics(folder / stage.model.name / "metrics.json")
-        for stage in stages
-    }
-    write_json(folder / "stages.json", results)
-    record.finish(folder)
-    _print_stages(cfg, results, console)
-    return list(results.values())[-1]["mean_iou"]
-
-
-def _is_done(stage: Path) -> bool:
-    """Return True if a stage has been trained and evaluated."""
-    return (stage / "metrics.json").is_file() and (stage / "model.safetensors").is_file()
-
-
-def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
-    """Return the settings of each stage, all of them checked before the first one trains."""
-    models = [_stage_model(cfg.model, name) for name in cfg.stages]
-    strides = [model.stride for model in models]
-    if strides != sorted(set(strides), reverse=True):
-        raise ConfigError(
-            f"stages={cfg.stages}: must go from coarse to fine, such as [fcn32s,fcn16s,fcn8s]"
-        )
-    stages = [replace(cfg, model=model, stages=[], resume=None) for model in models]
-    if cfg.resume is None:
-        record.check_free(folder)
-    for index, stage in enumerate(stages):
-        previous = "the stage before" if index else stage.model.init_from
-        check_combinations(replace(stage, model=replace(stage.model, init_from=previous)))
-        own = folder / stage.model.name
-        if _is_done(own) and record.settings_of(own)["trainer"] != stage.trainer:
-            raise ConfigError(
-                f"resume={folder}: {own.name} is finished and keeps its trainer settings; start a "
-                "new run"
-            )
-    return stages
-
-
-def _stage_model(base: ModelConfig, name: str) -> ModelConfig:
-    """Return the model choice `name`, with the settings that all stages share."""
-    paths = {path.stem: path for path in sorted((CONFIGS / "model").glob("*.yaml"))}
-    if name not in paths:
-        raise ConfigError(f"stages: no model {name}; choices: {', '.join(paths)}")
-    choice: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.load(paths[name])))
-    return replace(choice, padding=base.padding, dropout=base.dropout, init_from=base.init_from)
-
-
-def _print_stages(cfg: TrainConfig, results: dict[str, dict[str, Any]], console: Console) -> None:
-    source = cfg.model.init_from or cfg.backbone.weights or "random weights"
-    table = Table(
-        "stage", "from", "mean IoU %", "pixel acc. %", "mean acc. %", "f.w. IoU %", box=None
-    )
-    for name, metrics in results.items():
-        keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
-        table.add_row(name, source, *(percent(metrics[key]) for key in keys))
-        source = name
-    console.print(table)
