@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -11,10 +12,18 @@ from fcn.errors import ConfigError
 Complete = Callable[[set[str], dict[str, Any]], dict[str, Any]]
 
 
-def class_named(name: str) -> type:
-    """Return a class by its module and name; unlike Hydra's, without lines on the screen."""
+def named(name: str) -> Any:
+    """Return a class or function by its module and name; unlike Hydra, print nothing."""
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
+    if not callable(found):
+        raise TypeError(f"{name} is no class")
+    return found
+
+
+def class_named(name: str) -> type:
+    """Return a class by its module and name."""
+    found = named(name)
     if not inspect.isclass(found):
         raise TypeError(f"{name} is no class")
     return found
@@ -22,6 +31,9 @@ def class_named(name: str) -> type:
 
 def build(entry: Any, complete: Complete) -> Any:
     """Return what settings describe: mappings with a `_target_` become objects, at any depth.
+
+    As in Hydra, `_args_` are positional arguments, and `_partial_: true` gives a function that
+    still waits for the rest. Inside another target, a function may stand in place of a class.
 
     Args:
         entry: settings: a mapping, a list or a plain value.
@@ -38,8 +50,10 @@ def build(entry: Any, complete: Complete) -> Any:
     if "_target_" not in entry:
         return given
     try:
-        target = class_named(entry["_target_"])
-        return target(**complete(set(inspect.signature(target).parameters), given))
+        target = named(entry["_target_"])
+        args, waits = given.pop("_args_", []), given.pop("_partial_", False)
+        filled = complete(set(inspect.signature(target).parameters), given)
+        return partial(target, *args, **filled) if waits else target(*args, **filled)
     except Exception as error:  # of whatever library it is
         raise ConfigError(f"{entry['_target_']}: {reason_of(error)}") from error
 

@@ -99,20 +99,9 @@ def test_layers_start_class_by_class_and_weights_between_classes_are_left_out(
         assert torch.allclose(layer.classwise()(others)[:, 0], first, atol=1e-6)
 
 
-def test_weights_between_classes_do_not_lower_the_ceiling() -> None:
-    model, target = random_model(stride=16, upsampling="learned"), drawn(90, 80)
-    with torch.inference_mode():
-        expected = Ceiling(model)(target)
-        model.upscore_final.weight[0, 1] += 1  # of one class onto another
-        assert torch.equal(Ceiling(model)(target), expected)
-
-
 def test_labels_in_another_order_have_the_same_ceiling() -> None:
-    model, target, order = (
-        random_model(stride=16, upsampling="learned"),
-        drawn(90, 80),
-        [2, 0, 1, 4, 3],
-    )
+    model, target = random_model(stride=16, upsampling="learned"), drawn(90, 80)
+    order = [2, 0, 1, 4, 3]
     other = torch.where(target == 255, 255, torch.tensor(order)[target.clamp(max=4).long()]).byte()
     expected = InferenceModel(Ceiling(model), CPU).predict(target)  # type: ignore[arg-type]
     found = InferenceModel(Ceiling(model, order), CPU, labels=order).predict(other)  # type: ignore[arg-type]

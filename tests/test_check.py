@@ -21,7 +21,7 @@ from fcn.data.check import class_pixels, count_labels, scan
 from fcn.data.layouts import open_split
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import DataError
-from fcn.inference.evaluate import one_class
+from fcn.inference.evaluate import one_class_warning
 from fcn.inference.predictor import Predictor
 from fcn.pictures import visualize
 from tests.conftest import TinyVOC
@@ -143,7 +143,7 @@ def test_a_bad_label_stops_a_run_before_it_starts(
 
 def test_numbers_that_rest_on_one_class_are_called_so() -> None:
     def remark(rows: list[list[int]]) -> str:
-        return one_class(torch.tensor(rows), ["background", "crack"]) or ""
+        return one_class_warning(torch.tensor(rows), ["background", "crack"]) or ""
 
     assert "the masks hold background alone" in remark([[9, 1], [0, 0]])
     assert "predictions hold background alone" in remark([[9, 0], [4, 0]])

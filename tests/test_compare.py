@@ -17,15 +17,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import Tensor
 
 from fcn.checkpoint import write_safetensors
 from fcn.compare import compare, gallery, report
-from fcn.compare.runs import Group, Run, compare_runs, find_runs, read_run
+from fcn.compare.runs import Group, Run, _letters, compare_runs, find_runs, read_run
 from fcn.config import CompareConfig, flat_keys
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
 from fcn.errors import ConfigError, UserError
-from fcn.inference import evaluate
+from fcn.inference import evaluate, metrics
 from fcn.inference.metrics import estimate, rates, resample, tally
 from fcn.inference.predictor import Predictor
 from fcn.output import make_console, percent
@@ -52,28 +53,38 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def run_of(confusions: Tensor, names: str | list[str], folder: str, **given: Any) -> Run:
+    """Return a run with a confusion matrix for each image, int (N, K, K), of K classes."""
+    per_image, pixels = tally(confusions), confusions.sum((0, 2)).tolist()
+    mean_iou = float(rates(per_image.sum(0))["mean_iou"])
+    metrics = {
+        "mean_iou": mean_iou,
+        "trimap": [None, mean_iou, mean_iou / 2, None],
+        "classes": [{"name": n, "pixels": p} for n, p in zip(names, pixels, strict=True)],
+        "protocol": {"data": "tiny", "split": "val", "images": len(confusions)},
+    }
+    ids = [f"image {i}" for i in range(len(confusions))]
+    typed = {key: str(value) for key, value in flat_keys(given).items()}
+    return Run(Path("sweep", folder), Path("."), dict(given), typed, metrics, ids, per_image)
+
+
 def make_run(correct: list[int], folder: str = "0", **given: Any) -> Run:
     """Return a run on images of ten pixels of class 0, the other ones taken for class 1.
 
     Its mean IoU is half of the share of correct pixels: class 1 has an IoU of 0.
     """
-    right = torch.tensor(correct)
-    none, all_ten = torch.zeros_like(right), torch.full_like(right, 10)
-    columns = ((right, none), (all_ten, none), (right, 10 - right))
-    per_image = torch.stack([torch.stack(pair, -1) for pair in columns], 1)
-    mean_iou = float(rates(per_image.sum(0))["mean_iou"])
-    metrics = {
-        "trimap": [None, mean_iou, mean_iou / 2, None],
-        "classes": [{"name": name, "pixels": 0} for name in ("background", "thing")],
-        "protocol": {"data": "tiny", "split": "val", "images": len(correct)},
-    }
-    ids = [f"image {i}" for i in range(len(correct))]
-    typed = {key: str(value) for key, value in flat_keys(given).items()}
-    return Run(Path("sweep", folder), Path("."), dict(given), typed, metrics, ids, per_image)
+    confusions = torch.tensor([[[right, 10 - right], [0, 0]] for right in correct])
+    return run_of(confusions, ["background", "thing"], folder, **given)
 
 
 def described(*runs: Run) -> list[str]:
     return [group.description for group in compare_runs(runs).groups]
+
+
+def difference(group: Group) -> float | None:
+    """How far the mean IoU of a group is above that of the one it is compared with."""
+    assert group.differences is not None
+    return group.differences.metrics["mean_iou"].value
 
 
 def test_groups_are_named_by_the_settings_given_that_differ() -> None:
@@ -176,12 +187,6 @@ def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
     assert compare.as_json(found)["groups"][0]["interval"]["value"] == pytest.approx(1 / 3)
 
 
-def difference(group: Group) -> float | None:
-    """How far the mean IoU of a group is above that of the one it is compared with."""
-    assert group.differences is not None
-    return group.differences.metrics["mean_iou"].value
-
-
 def test_without_a_common_seed_all_runs_are_compared() -> None:
     runs = [make_run([4], seed=0, upsampling="fixed"), make_run([9], seed=1, upsampling="learned")]
     assert difference(compare_runs(runs).groups[1]) == pytest.approx(0.45 - 0.2)
@@ -204,21 +209,16 @@ def test_differences_are_from_any_row(against: str) -> None:
 
 
 def test_rows_have_short_names_however_many_they_are() -> None:
-    runs = [make_run([4], str(i), lr=i) for i in range(53)]
-    names = [group.name for group in compare_runs(runs).groups]
+    names = [_letters(index) for index in range(53)]
     assert names[:2] + names[25:28] + names[51:] == ["A", "B", "Z", "AA", "AB", "AZ", "BA"]
 
 
 def test_settings_are_shown_as_yaml_has_them() -> None:
     """A setting that is null is no text "None"."""
-    run = make_run([4], recipe={"crop": None, "flip": True, "lr": 1e-5, "scale": [1.0, 2]}, seed=1)
-    assert run.settings == {
-        "recipe.crop": "null",
-        "recipe.flip": "true",
-        "recipe.lr": "1e-05",
-        "recipe.scale": "[1.0, 2]",
-    }
-    other = make_run([4], recipe={"crop": 64, "flip": True, "lr": 1e-5, "scale": [1.0, 2]}, seed=1)
+    recipe = {"crop": None, "flip": True, "lr": 1e-5, "scale": [1.0, 2]}
+    run, other = (make_run([4], recipe=recipe | {"crop": crop}, seed=1) for crop in (None, 64))
+    shown = {"crop": "null", "flip": "true", "lr": "1e-05", "scale": "[1.0, 2]"}
+    assert run.settings == {f"recipe.{key}": value for key, value in shown.items()}
     assert described(run, other) == ["recipe.crop=null", "recipe.crop=64"]
 
 
@@ -431,17 +431,8 @@ def test_runs_with_their_classes_in_other_orders_are_compared_by_name(
 
 def only_some_predict(predicted: int, folder: str) -> Run:
     """Return a run on an image of 10 pixels of a and 10 of b, of which b takes some for c."""
-    confusion = torch.tensor([[8, 2, 0], [0, 10 - predicted, predicted], [0, 0, 0]])
-    per_image = tally(confusion[None])
-    metrics = {
-        "mean_iou": float(rates(per_image[0])["mean_iou"]),
-        "trimap": [0.5, 0.5, 0.5, 0.5],
-        "confusion": confusion.tolist(),
-        "classes": [{"name": name, "pixels": 0} for name in "abc"],
-        "protocol": {"data": "tiny", "split": "val", "images": 1},
-    }
-    given = {"model": folder}
-    return Run(Path(folder), Path("."), {}, given, metrics, ["x"], per_image)
+    confusion = torch.tensor([[[8, 2, 0], [0, 10 - predicted, predicted], [0, 0, 0]]])
+    return run_of(confusion, "abc", folder, model=folder)
 
 
 def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
@@ -456,20 +447,15 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     assert found.mean_iou(found.groups[1]) == pytest.approx([(8 / 10 + 9 / 12) / 2])
     assert difference(found.groups[1]) == pytest.approx((9 / 12 - 10 / 12) / 2)
     # Near boundaries, only the mean over all classes of a run is known.
-    assert [row[6] for row in compare.table(found)[1:]] == ["50.00", "-"]
+    near = percent(clean.metrics["trimap"][2])
+    assert [row[6] for row in compare.table(found)[1:]] == [near, "-"]
 
 
 def with_classes(names: str, folder: str, missed: int) -> Run:
     """Return a run on ten pixels of each class a, b, ..., some of b's taken for a."""
     confusion = 10 * torch.eye(len(names), dtype=torch.int64)
     confusion[1, :2] = torch.tensor([missed, 10 - missed])
-    metrics = {
-        "trimap": [0.5],
-        "classes": [{"name": name, "pixels": 10} for name in names],
-        "protocol": {"data": "tiny", "split": "val", "images": 1},
-    }
-    given = {"model": folder}
-    return Run(Path(folder), Path("."), {}, given, metrics, ["x"], tally(confusion[None]))
+    return run_of(confusion[None], names, folder, model=folder)
 
 
 def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
@@ -484,12 +470,9 @@ def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
     _, second, third = found.groups
     assert difference(second) == pytest.approx((iou_a + iou_b + 1) / 3 - 1)
     assert difference(third) == pytest.approx((iou_a + iou_b) / 2 - 1)
-    content = compare.as_json(found)["groups"]
-    assert [group["difference"] and group["difference"]["classes"] for group in content] == [
-        None,
-        ["a", "b", "c"],
-        ["a", "b"],
-    ]
+    first, *others = (group["difference"] for group in compare.as_json(found)["groups"])
+    assert first is None
+    assert [change["classes"] for change in others] == [["a", "b", "c"], ["a", "b"]]
     names, *_ = zip(*report._numbers(found), strict=True)
     assert names[:4] == ("a", "b", "c", "d")
     shown = {name: estimates for name, _, estimates in report._numbers(found)}
@@ -502,24 +485,17 @@ def test_differences_of_means_count_the_classes_that_both_have_in_every_resample
     assert whole[0].value == 1
     a = torch.tensor([[[5, 0, 0], [0, 5, 0], [0, 0, 0]], [[5, 0, 0], [0, 0, 0], [0, 0, 0]]])
     b = torch.tensor([[[5, 0, 0], [0, 5, 0], [0, 0, 0]], [[4, 1, 0], [0, 0, 0], [0, 0, 0]]])
-    (change,) = estimate(resample(tally(b)), "mean_iou", minus=resample(tally(a)))
+    above = metrics.difference(resample(tally(b)), resample(tally(a)))
+    (change,) = estimate(above, "mean_iou")
     assert change.value == pytest.approx(((9 / 10 - 1) + (5 / 6 - 1)) / 2)
     assert change.low == pytest.approx(4 / 5 - 1)  # of resamples without the first image: a alone
 
 
-@pytest.mark.parametrize(
-    ("given", "seen"),
-    [
-        ("hf://USER/NAME", "hf://USER/NAME"),
-        ("https://host/shards", "https://host/shards"),
-        ("runs/a", "/home/me/runs/a"),
-        ("/data/a", "/data/a"),
-    ],
-)
-def test_addresses_are_no_paths(given: str, seen: str) -> None:
+@pytest.mark.parametrize("given", ["hf://USER/NAME", "https://host/shards", "/data/a", "runs/a"])
+def test_addresses_are_no_paths(given: str) -> None:
     run = make_run([1], checkpoint=given)
     run.cwd = Path("/home/me")
-    assert run.checkpoint == run.located(given) == seen
+    assert run.checkpoint == (f"/home/me/{given}" if given == "runs/a" else given)
 
 
 def test_a_comparison_overwrites_nothing_unasked(

@@ -63,11 +63,28 @@ def trained(path: Path) -> Path:
     return path
 
 
+def counted(tiny_voc: TinyVOC, predict: Callable[[str], np.ndarray]) -> list[list[int]]:
+    """The confusion matrix of predictions by the images' names, counted with NumPy."""
+    confusion = np.zeros((3, 3), int)
+    for name in tiny_voc.ids["val"]:
+        ground_truth = np.array(Image.open(tiny_voc.mask(name)))
+        seen = ground_truth < 255
+        np.add.at(confusion, (ground_truth[seen], predict(name)[seen]), 1)
+    assert (confusion.sum(0) > 0).sum() > 1
+    return confusion.tolist()
+
+
+def evaluated(config: DataConfig, run: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
+    """The metrics of a checkpoint, by the command."""
+    folder.mkdir()
+    cfg = EvaluateConfig(str(run), config, trainer={"accelerator": "cpu"} | trainer)
+    metrics = evaluate_checkpoint.main(cfg, folder, make_console())
+    assert metrics is not None
+    return metrics
+
+
 def test_the_metrics_are_those_computed_by_hand(
-    tiny_voc: TinyVOC,
-    model: InferenceModel,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_voc: TinyVOC, model: InferenceModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = open_split(tiny_voc.config(), "val")
     metrics = evaluate_and_write(model, dataset, tmp_path, make_console(), data="tiny", split="val")
@@ -80,17 +97,9 @@ def test_the_metrics_are_those_computed_by_hand(
     assert metrics["pixel_accuracy"] == pytest.approx(2902 / 5032)
     assert metrics["mean_accuracy"] == pytest.approx((2712 / 4272 + 0.5) / 3)
     assert metrics["frequency_weighted_iou"] == pytest.approx((4272 * IOU[0] + 380 * IOU[1]) / 5032)
-    assert metrics["protocol"] == {
-        "data": "tiny",
-        "split": "val",
-        "images": 2,
-        "ids_sha256": dataset.fingerprint(),
-        "size": "original",
-        "precision": "32-true",
-        "ignore_index": 255,
-        "model": LeftIsCat.arguments,
-        "upsampling": "none",
-    }
+    protocol = {"data": "tiny", "split": "val", "images": 2, "ids_sha256": dataset.fingerprint()}
+    protocol |= {"size": "original", "precision": "32-true", "ignore_index": 255}
+    assert metrics["protocol"] == protocol | {"model": LeftIsCat.arguments, "upsampling": "none"}
     assert len(metrics["trimap"]) == 20
     assert read_metrics(tmp_path / "metrics.json") == metrics
     ids, per_image = read_per_image(tmp_path / "per_image.npz")
@@ -134,29 +143,21 @@ def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
         assert torch.equal(one.per_image[index, 0], right)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_predicted_masks_score_as_evaluation_says(
     tiny_voc: TinyVOC, tmp_path: Path, precision: str
 ) -> None:
-    """The confusion matrix of the masks that predict writes, counted with NumPy."""
-    (tmp_path / "run").mkdir()
-    trained(tmp_path / "run" / "model.safetensors")
-    run = {"checkpoint": str(tmp_path / "run"), "trainer": {"precision": precision}}
-    metrics = evaluate_checkpoint.main(
-        EvaluateConfig(data=tiny_voc.config(), **run), tmp_path, QUIET
-    )  # type: ignore[arg-type]
-    assert metrics is not None
+    run, output = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    trained(run / "model.safetensors")
+    metrics = evaluated(tiny_voc.config(), run, tmp_path / "found", precision=precision)
     assert metrics["protocol"]["precision"] == precision
-    source, output = str(tiny_voc.folder / "JPEGImages"), tmp_path / "out"
-    predict_files.main(PredictConfig(input=source, output=str(output), **run), tmp_path, QUIET)  # type: ignore[arg-type]
-    confusion = np.zeros((3, 3), int)
-    for name in tiny_voc.ids["val"]:
-        ground_truth = np.array(Image.open(tiny_voc.mask(name)))
-        prediction = np.array(Image.open(output / f"{name}.png"))
-        seen = ground_truth < 255
-        np.add.at(confusion, (ground_truth[seen], prediction[seen]), 1)
-    assert confusion.tolist() == metrics["confusion"]
-    assert (confusion.sum(0) > 0).sum() > 1
+    source, trainer = str(tiny_voc.folder / "JPEGImages"), {"precision": precision}
+    cfg = PredictConfig(str(run), source, str(output), trainer=trainer)
+    predict_files.main(cfg, tmp_path, QUIET)
+    masks = counted(tiny_voc, lambda name: np.array(Image.open(output / f"{name}.png")))
+    assert masks == metrics["confusion"]
 
 
 @pytest.mark.parametrize(
@@ -208,14 +209,6 @@ def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path)
         evaluate_checkpoint.main(cfg, tmp_path, QUIET)
 
 
-def evaluated(config: DataConfig, run: Path, folder: Path) -> dict[str, Any]:
-    folder.mkdir()
-    cfg = EvaluateConfig(checkpoint=str(run), data=config, trainer={"accelerator": "cpu"})
-    metrics = evaluate_checkpoint.main(cfg, folder, make_console())
-    assert metrics is not None
-    return metrics
-
-
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("order", [[2, 0, 1], [0, 2, 1]])
 def test_classes_are_matched_by_name_whatever_their_order(
@@ -260,32 +253,16 @@ def test_a_class_that_the_data_lacks_is_named_and_the_advice_works(
 def test_a_class_that_the_model_lacks_is_named_and_the_advice_works(
     tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
 ) -> None:
-    network = random_model(backbone="mini", num_classes=2)
-    write_safetensors(
-        run := tmp_path / "m.safetensors", network, {"classes": ["background", "cat"]}
-    )
+    network, run = random_model(backbone="mini", num_classes=2), tmp_path / "m.safetensors"
+    write_safetensors(run, network, {"classes": ["background", "cat"]})
     settings = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/first"]
     message = error_line("evaluate", f"checkpoint={run}", *settings)
     assert "does not know dog" in message
     (advice,) = re.findall(r"with train\.py (.+?), or", message)
     settings = [*tiny_voc.overrides(), "trainer.max_steps=1", "trainer.precision=32-true"]
     command("train", *advice.split(), *settings, f"hydra.run.dir={tmp_path}/run", "recipe.crop=32")
-    command(
-        "evaluate",
-        f"checkpoint={tmp_path}/run",
-        *tiny_voc.overrides(),
-        f"hydra.run.dir={tmp_path}/2",
-    )
-
-
-def predicted(run: Path, tiny_voc: TinyVOC) -> list[list[int]]:
-    """The confusion matrix of what the predictor says of the files."""
-    predictor, confusion = Predictor(run, "cpu"), np.zeros((3, 3), int)
-    for name in tiny_voc.ids["val"]:
-        ground_truth = np.array(Image.open(tiny_voc.mask(name)))
-        seen = ground_truth < 255
-        np.add.at(confusion, (ground_truth[seen], predictor(tiny_voc.image(name))[seen]), 1)
-    return confusion.tolist()
+    settings = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/second"]
+    command("evaluate", f"checkpoint={tmp_path}/run", *settings)
 
 
 TAKES: dict[str, dict[str, Any]] = {
@@ -314,7 +291,8 @@ def test_a_set_does_not_change_what_a_network_was_trained_to_take(
     key, value = said.split(": ")
     assert f"note: {key}=" in out
     assert f"not {value}, as the data set says; data.{key} overrides both" in out
-    assert after == before == predicted(run, tiny_voc)
+    predictor = Predictor(run, "cpu")
+    assert after == before == counted(tiny_voc, lambda name: predictor(tiny_voc.image(name)))
     wished = tiny_voc.config()
     setattr(wished, key, [0, 128] if key == "value_range" else [2, 1, 0])
     assert evaluated(wished, run, tmp_path / "wished")["confusion"] != before
@@ -342,17 +320,10 @@ def test_deep_images_are_predicted_as_they_are_evaluated(
     command("evaluate", *arguments, *settings)
     said = " ".join(capsys.readouterr().out.split())
     assert ("data.value_range overrides both" in said) == ("value_range=[0,4080]" not in wished)
-    confusion = np.zeros((3, 3), int)
     images = tiny_voc.image("v*")
     command("predict", f"checkpoint={run}", f"input='{images}'", f"output={folder}", *wished)
-    for name in tiny_voc.ids["val"]:
-        ground_truth, mask = (
-            np.array(Image.open(path)) for path in (tiny_voc.mask(name), folder / f"{name}.png")
-        )
-        seen = ground_truth < 255
-        np.add.at(confusion, (ground_truth[seen], mask[seen]), 1)
     found = json.loads((folder / "metrics.json").read_text())["confusion"]
-    assert found == confusion.tolist()
+    assert found == counted(tiny_voc, lambda name: np.array(Image.open(folder / f"{name}.png")))
     assert (found == before) == ("value_range=[0,4080]" in wished)
 
 
@@ -377,9 +348,9 @@ def test_what_a_mean_counts_is_said() -> None:
     """b is only predicted, c in neither: the mean counts a, b and d."""
     confusion = torch.zeros(4, 4, dtype=torch.int64)
     confusion[0, 0] = confusion[0, 1] = confusion[3, 0] = 1
-    remark = module.counted_classes(confusion, list("abcd"))
+    remark = module.counted_classes_note(confusion, list("abcd"))
     assert remark is not None
     assert "3 of 4 classes" in remark
     assert remark.index(": b;") < remark.index(": c")
     assert int((~scores(confusion).iou.isnan()).sum()) == 3
-    assert module.counted_classes(torch.eye(4).long(), list("abcd")) is None
+    assert module.counted_classes_note(torch.eye(4).long(), list("abcd")) is None

@@ -33,6 +33,7 @@ from fcn.pictures.visualize import voc_palette
 from tests.conftest import random_model
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]
+QUIET = make_console(quiet=True)
 GRID = [(33, 47), (64, 64), (97, 131), (225, 300), (375, 500), (513, 401), (700, 900)]
 
 
@@ -43,12 +44,20 @@ def pictures(batch: int, height: int, width: int) -> Tensor:
 
 
 def exported(folder: Path, model: FCN, **settings: Any) -> Path:
-    """The file that the settings ask for, of this model."""
+    """The file that the settings ask for, of this model.
+
+    ONNX files are for old runtimes too: ONNX Runtime reads IR 8 and opset 18 since 1.14, and 1.17
+    refuses IR 10.
+    """
     source = folder / "model.safetensors"
     checkpoint.write_safetensors(source, model, {"classes": CLASSES})
     output = folder / "new" / f"exported{SUFFIX[settings['format']]}"
     cfg = ExportConfig(checkpoint=str(source), output=str(output), **settings)
-    export.main(cfg, folder, make_console(quiet=True))
+    export.main(cfg, folder, QUIET)
+    if settings["format"] == "onnx":
+        written = onnx.load(output)
+        assert written.ir_version <= 8
+        assert [one.version for one in written.opset_import if not one.domain] == [18]
     return output
 
 
@@ -93,21 +102,19 @@ def test_an_exported_model_scores_as_the_original(
     check(tmp_path, kind, GRID[:3], **arguments)
 
 
+NETWORKS = [
+    *({"stride": s, "padding": p} for s in (32, 16, 8) for p in ("aligned", 100)),
+    *({"upsampling": name, "backbone": "vgg11_bn"} for name in UPSAMPLINGS),
+]
+
+
 @pytest.mark.parametrize("kind", ["onnx", "torch_export"])
-@pytest.mark.parametrize("padding", ["aligned", 100])
-@pytest.mark.parametrize("stride", [32, 16, 8])
+@pytest.mark.parametrize("arguments", NETWORKS, ids=str)
 @pytest.mark.slow
 def test_every_network_is_the_same_at_every_size(
-    tmp_path: Path, stride: int, padding: int | str, kind: str
+    tmp_path: Path, arguments: dict[str, object], kind: str
 ) -> None:
-    check(tmp_path, kind, GRID, stride=stride, padding=padding)
-
-
-@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
-@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
-@pytest.mark.slow
-def test_every_upsampling_is_the_same(tmp_path: Path, upsampling: str, kind: str) -> None:
-    check(tmp_path, kind, GRID[:4], upsampling=upsampling, backbone="vgg11_bn")
+    check(tmp_path, kind, GRID if "stride" in arguments else GRID[:4], **arguments)
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -177,24 +184,20 @@ def test_the_readmes_lines_predict_without_pytorch(tmp_path: Path) -> None:
     assert len(np.unique(expected)) > 1
 
 
-def nudge(score: Tensor) -> Tensor:
-    score[0, 0, 0, 0] += 0.01 * (score.max() - score.min())
-    return score
-
-
-def not_a_number(score: Tensor) -> Tensor:
-    score[0, 0, 0, 0] = torch.nan
-    return score
-
-
-@pytest.mark.parametrize("change", [nudge, not_a_number])
+@pytest.mark.parametrize("by", [0.01, torch.nan])
 def test_a_file_that_computes_something_else_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: float
 ) -> None:
+    model = random_model()
+
+    def off(image: Tensor) -> Tensor:
+        score = model(image)
+        score[0, 0, 0, 0] += by * (score.max() - score.min())
+        return score
+
     (output := tmp_path / "new" / "exported.safetensors").parent.mkdir()
     output.write_text("an older export")
-    model = random_model()
-    monkeypatch.setattr(export, "open_exported", lambda *_: lambda image: change(model(image)))
+    monkeypatch.setattr(export, "open_exported", lambda *_: off)
     with pytest.raises(ExportError, match=r"exported\.safetensors"):
         exported(tmp_path, model, format="safetensors", overwrite=True)
     assert output.read_text() == "an older export"
@@ -202,15 +205,11 @@ def test_a_file_that_computes_something_else_is_not_written(
 
 
 @pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"output": "a.pt2", "format": "onnx"}, r"\.onnx"),
-        ({"output": "a.onnx", "format": "hub"}, "folder"),
-    ],
+    ("output", "kind", "wrong"), [("a.pt2", "onnx", r"\.onnx"), ("a.onnx", "hub", "folder")]
 )
-def test_settings_that_do_not_fit_are_errors(settings: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        export.check(ExportConfig(checkpoint="m.safetensors", **settings))
+def test_an_output_of_another_format_is_an_error(output: str, kind: str, wrong: str) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        export.check(ExportConfig("m.safetensors", output, kind))
 
 
 def test_missing_packages_are_named_with_the_way_to_install_them(
@@ -252,14 +251,6 @@ def test_opencv_opens_every_network(
     scores_in_opencv(tmp_path, size, upsampling=upsampling, stride=stride)
 
 
-@pytest.mark.parametrize("size", [None, [48, 64]])
-def test_onnx_files_are_for_old_runtimes_too(tmp_path: Path, size: list[int] | None) -> None:
-    """ONNX Runtime reads IR 8 and opset 18 since 1.14; 1.17 refuses IR 10."""
-    model = onnx.load(exported(tmp_path, random_model(), format="onnx", size=size))
-    assert model.ir_version <= 8
-    assert [one.version for one in model.opset_import if not one.domain] == [18]
-
-
 @pytest.mark.parametrize("kind", [*SUFFIX, "hub"])
 def test_nothing_is_overwritten_unasked(tmp_path: Path, kind: str) -> None:
     source, output = tmp_path / "m.safetensors", tmp_path / f"new{SUFFIX.get(kind, '')}"
@@ -270,24 +261,25 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, kind: str) -> None:
     mine.write_text("mine")
     cfg = ExportConfig(checkpoint=str(source), output=str(output), format=kind)
     with pytest.raises(ConfigError, match="exists; choose another output, or overwrite=true"):
-        export.main(cfg, tmp_path, make_console(quiet=True))
+        export.main(cfg, tmp_path, QUIET)
     assert mine.read_text() == "mine"
     cfg.overwrite = True
     if kind in ("safetensors", "hub"):  # the fast ones
-        export.main(cfg, tmp_path, make_console(quiet=True))
+        export.main(cfg, tmp_path, QUIET)
         assert b"mine" not in mine.read_bytes()[:4]
 
 
 @pytest.mark.parametrize("kind", [*SUFFIX, "hub"])
 def test_settings_that_a_format_ignores_are_refused(kind: str) -> None:
-    graph = ("onnx", "torch_export")
-    settings = {"size": [48, 64], "input": "uint8", "argmax": True}
-    takes = dict.fromkeys(settings, kind in graph) | {"push": kind == "hub"}
-    for key, fits in (takes | {"licence": kind == "hub"}).items():
-        value = settings.get(key, "me/name")
-        cfg = ExportConfig(checkpoint="a", output=f"b{SUFFIX.get(kind, '')}", format=kind)
-        setattr(cfg, key, value)
-        if fits:
+    values = {"size": [48, 64], "input": "uint8", "argmax": True, "precision": "int8"}
+    values |= {"push": "me/name", "space": "me/name", "licence": "mit", "assets": "a"}
+    takes = {"hub": ["precision", "push", "space", "licence"]}.get(
+        kind, ["size", "input", "argmax"]
+    )
+    takes = [] if kind == "safetensors" else [*takes, *["precision"] * (kind == "onnx")]
+    for key, value in values.items():
+        cfg = ExportConfig("a", f"b{SUFFIX.get(kind, '')}", kind, **{key: value})
+        if key in takes:
             export.check(cfg)
         else:
             with pytest.raises(ConfigError, match=f"{key}=.* not for format={kind}"):

@@ -20,7 +20,7 @@ from fcn.checkpoint import write_safetensors
 from fcn.config import PredictConfig
 from fcn.errors import ConfigError, DataError
 from fcn.inference import predict_files
-from fcn.inference.predict_files import find_images, plan
+from fcn.inference.predict_files import find_images, plan_jobs
 from fcn.inference.predictor import Predictor
 from fcn.output import LOCK, make_console
 from fcn.pictures.visualize import overlay, voc_palette
@@ -153,18 +153,11 @@ def test_predictions_with_other_settings_are_not_mixed(predict: Predict, root: P
     assert recorded == {"precision": "32-true", "flip": False, "scales": [1.0]}
 
 
-@pytest.mark.parametrize(
-    ("wished", "message"),
-    [
-        ({"value_range": [9.0, 9.0]}, "from < to"),
-        ({"bands": [0, 1, 2, 3]}, "m.safetensors takes 3"),
-    ],
-)
-def test_the_network_gets_a_range_and_bands_that_it_can_take(
-    predict: Predict, wished: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        predict(**wished)
+def test_the_network_gets_a_range_and_bands_that_it_can_take(predict: Predict) -> None:
+    with pytest.raises(ConfigError, match="from < to"):
+        predict(value_range=[9.0, 9.0])
+    with pytest.raises(ConfigError, match="takes 3"):
+        predict(bands=[0, 1, 2, 3])
     assert not contents("out")
 
 
@@ -268,7 +261,7 @@ def test_images_that_share_a_name_are_named_and_the_rest_is_planned(
     images: dict[str, str], shared: str
 ) -> None:
     paths = {Path(image): Path(name) for image, name in images.items()} | {Path("b.jpg"): Path("b")}
-    jobs, lines = plan(paths, Path("out"), overlays=True, probabilities=True)
+    jobs, lines = plan_jobs(paths, Path("out"), overlays=True, probabilities=True)
     assert [job.image for job in jobs] == [Path("b.jpg")]
     assert len(lines) == 1
     assert lines[0].startswith(f"{', '.join(images)}: all belong to {shared}, so none")
@@ -277,7 +270,7 @@ def test_images_that_share_a_name_are_named_and_the_rest_is_planned(
 def test_no_image_is_overwritten(tree: Path) -> None:
     images, _ = find_images("photos/two words.png", Path("photos"), [])
     with pytest.raises(ConfigError, match="is an image to predict; choose another output"):
-        plan(images, Path("photos"), overlays=True, probabilities=False)
+        plan_jobs(images, Path("photos"), overlays=True, probabilities=False)
 
 
 def test_the_advice_for_a_shared_name_works(
@@ -324,7 +317,7 @@ libc, write, used = ctypes.CDLL(None), predict_files.write, []
 fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 info = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
 libc.mallinfo2.restype = info
-photos, sizes = Path("many"), np.random.default_rng(0).integers(32, 300, (150, 2))
+photos, sizes = Path("many"), np.random.default_rng(0).integers(32, 300, (200, 2))
 photos.mkdir()
 for number, (height, width) in enumerate(sizes):
     Image.new("RGB", (int(width), int(height)), (number, 90, 9)).save(photos / f"{number:03}.png")
@@ -340,7 +333,7 @@ predict_files.write = counted
 cfg = PredictConfig("m.safetensors", "many", "masks", overlays=False)
 cfg.trainer = {"accelerator": "cpu"}
 predict_files.main(cfg, Path("."), make_console())
-print(min(used[-30:]) - min(used[20:50]))
+print(min(used[-30:]) - min(used[90:120]))  # oneDNN keeps kernels of the first 80 or so
 """
 
 

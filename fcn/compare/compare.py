@@ -20,7 +20,7 @@ from fcn.output import atomic_write, percent, refuse_overwriting, write_json
 from fcn.pictures import plots
 
 TRIMAP = 3  # pixels: width of the band near boundaries that the table shows
-LABEL = 50  # characters of a row's name in the plot
+LABEL_LENGTH = 50  # characters of a row's name in the plot
 
 
 def main(cfg: CompareConfig, folder: Path, console: Console) -> Comparison:
@@ -40,7 +40,7 @@ def main(cfg: CompareConfig, folder: Path, console: Console) -> Comparison:
         console.print(found.note)
     write_json(folder / "compare.json", as_json(found))
     labels = [f"{group.name}: {group.description}" for group in found.groups]
-    labels = [shorten(label, LABEL, placeholder="...") for label in labels]
+    labels = [shorten(label, LABEL_LENGTH, placeholder="...") for label in labels]
     values = dict(zip(labels, map(found.mean_iou, found.groups), strict=True))
     plot = plots.dots(values, "mean IoU (%): a dot per run, a bar for the mean")
     plot.save(folder / "compare.png")
@@ -57,18 +57,10 @@ def main(cfg: CompareConfig, folder: Path, console: Console) -> Comparison:
 
 def table(found: Comparison) -> list[list[str]]:
     """Return the table, headings first: a row for each group."""
-    rows = [
-        [
-            "run",
-            "mean IoU (%)",
-            f"difference from {found.base.name}",
-            f"{LEVEL:.0%} interval",
-            f"{LEVEL:.0%} interval of the mean IoU",
-            "range",
-            f"within {TRIMAP} px of boundaries",
-            "seeds",
-        ]
-    ]
+    level = f"{LEVEL:.0%} interval"
+    head = ["run", "mean IoU (%)", f"difference from {found.base.name}", level]
+    head += [f"{level} of the mean IoU", "range", f"within {TRIMAP} px of boundaries", "seeds"]
+    rows = [head]
     for group in found.groups:
         mean_iou = found.mean_iou(group)
         low, high = percent(min(mean_iou)), percent(max(mean_iou))

@@ -10,8 +10,7 @@ from PIL import Image
 from fcn import checkpoint
 from fcn.compare.gallery import SHOWN
 from fcn.compare.runs import Comparison, Group, average, classes_of
-from fcn.inference.evaluate import METRICS
-from fcn.inference.metrics import LEVEL, RESAMPLES, Estimate, estimate
+from fcn.inference.metrics import LEVEL, METRICS, RESAMPLES, Estimate, estimate
 from fcn.pictures import page, plots
 
 
@@ -21,14 +20,7 @@ def report(
     plot: Image.Image,
     examples: Mapping[str, Any],
 ) -> str:
-    """Return the page.
-
-    Args:
-        found: the runs.
-        table: headings, and a row for each group.
-        plot: the mean IoU of every run.
-        examples: the gallery, or a note that says why there is none.
-    """
+    """Return the page: the table, headings first; a plot of all runs; the gallery, or a note."""
     groups = found.groups
     every = [group.runs[0].settings for group in groups]
     keys = dict.fromkeys(key for settings in every for key in settings)

@@ -5,7 +5,7 @@ must have been evaluated on the same images, so that their differences are paire
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,19 @@ from yaml import YAMLError
 
 from fcn.config import CompareConfig, ModelConfig, flat_keys
 from fcn.errors import ConfigError, UserError
-from fcn.inference.evaluate import METRICS, read_metrics, read_per_image
-from fcn.inference.metrics import SEED, Estimate, Resampled, difference, estimate, resample
+from fcn.inference.evaluate import read_metrics, read_per_image
+from fcn.inference.metrics import (
+    METRICS,
+    SEED,
+    Estimate,
+    Resampled,
+    difference,
+    estimate,
+    resample,
+)
 from fcn.training import record
 
-# Beginnings of settings that say where a run works, not what it learns.
+# Prefixes of settings in which the runs of a group may differ: seed, fold, where a run works.
 IRRELEVANT = (
     "seed", "resume", "overwrite", "batch_size", "logger", "data.root", "data.num_workers",
     "data.download", "data.scan", "data.fold", "trainer.accelerator", "trainer.devices",
@@ -49,7 +57,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The settings that say what it learns, by dotted key, as YAML has them: null, true."""
+        """The settings that change the result, by dotted key, as YAML writes them: null, true."""
         return {
             key: value if isinstance(value, str) else json.dumps(value, default=str)
             for key, value in flat_keys(self.config).items()
@@ -63,8 +71,7 @@ class Run:
     @property
     def fold(self) -> int | None:
         """The fold it was evaluated on; None if the data was not divided into folds."""
-        data: dict[str, Any] = self.config.get("data") or {}
-        return data.get("fold")
+        return (self.config.get("data") or {}).get("fold")
 
     @property
     def classes(self) -> list[str]:
@@ -72,12 +79,12 @@ class Run:
 
     @property
     def checkpoint(self) -> str:
-        """Where the model lies that was evaluated: a run of train.py has its own."""
+        """The path of the evaluated model: for a run of train.py its own folder."""
         evaluated = self.config.get("checkpoint")
         return str(self.folder) if evaluated is None else self.located(evaluated)
 
     def located(self, path: str) -> str:
-        """Return a path or address of the run's settings as it is seen from here."""
+        """Return a path of the run's settings as one from this folder; an address as it is."""
         return path if "://" in path else str(self.cwd / path)
 
     def chosen(self, key: str) -> str:
@@ -153,11 +160,7 @@ class Comparison:
     def average(self, group: Group) -> Resampled:
         """Return the means over the shared classes, averaged over the runs of a group."""
         parts = [run.resampled(self.shared[run.fold]) for run in group.runs]
-        means = [
-            Resampled(*({name: every[name] for name in METRICS} for every in (p.whole, p.drawn)))
-            for p in parts
-        ]  # without those of each class, which folds may have in other numbers
-        return average(means)
+        return average(parts, METRICS)  # without those of each class, which folds may lack
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -256,11 +259,11 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
                     "classes; evaluate both with evaluate.py on one split"
                 )
     groups: dict[tuple[str, ...], Group] = {}
-    for run, settings in zip(runs, _distinguish(runs), strict=True):
+    for run, settings in zip(runs, _differing_settings(runs), strict=True):
         group = Group(_letters(len(groups)), settings, [])
         groups.setdefault(tuple(settings.values()), group).runs.append(run)
     every = list(groups.values())
-    base = _named(every, against)
+    base = _find_group(every, against)
     for group in every:
         if group is not base:
             group.differences = _differences(group.runs, base.runs)
@@ -274,10 +277,8 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
 
 def _by_fold(runs: Sequence[Run]) -> dict[int | None, list[Run]]:
     """Return the runs of each fold."""
-    found: dict[int | None, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.fold, []).append(run)
-    return found
+    folds = dict.fromkeys(run.fold for run in runs)
+    return {fold: [run for run in runs if run.fold == fold] for fold in folds}
 
 
 def classes_of(runs: Sequence[Run]) -> list[str]:
@@ -295,14 +296,11 @@ def _note(
     runs: Sequence[Run], common: Sequence[str], shared: Mapping[int | None, Sequence[str]]
 ) -> str:
     """Return which classes the rows' means leave out, and why; "" if none that occurs."""
+    kept, occurs = set().union(*shared.values()), set().union(*map(occurring, runs))
     every = dict.fromkeys(name for run in runs for name in run.classes)
     lacking = [name for name in every if name not in common]
-    occurs = set().union(*map(occurring, runs))
-    kept = {name for names in shared.values() for name in names}
-    predicted = [name for name in common if name in occurs and name not in kept]
-    partly = [
-        name for name in common if name in kept and any(name not in n for n in shared.values())
-    ]
+    predicted = [name for name in common if name in occurs - kept]
+    partly = [n for n in common if n in kept and any(n not in names for names in shared.values())]
     parts = []
     if lacking:
         parts.append(f"not all runs have {', '.join(lacking)}")
@@ -312,12 +310,10 @@ def _note(
         parts[-1] += f": the means are over the other {len(kept)} classes"
     if partly:
         parts.append(f"folds whose masks lack {', '.join(partly)} are counted without")
-    if not parts:
-        return ""
-    note = "; ".join(parts)
     if lacking and len(runs) > 2:
-        note += ", each difference is over those that both rows have"
-    return note[0].upper() + note[1:]
+        parts[-1] += ", each difference is over those that both rows have"
+    note = "; ".join(parts)
+    return note[:1].upper() + note[1:]
 
 
 def _letters(index: int) -> str:
@@ -326,7 +322,7 @@ def _letters(index: int) -> str:
     return (_letters(before - 1) if before else "") + ascii_uppercase[last]
 
 
-def _named(groups: Sequence[Group], against: str | None) -> Group:
+def _find_group(groups: Sequence[Group], against: str | None) -> Group:
     """Return the group that `against` means."""
     if against is None:
         return groups[0]
@@ -338,10 +334,11 @@ def _named(groups: Sequence[Group], against: str | None) -> Group:
     raise ConfigError(f"against={against}: no such row; choose a letter of {rows}")
 
 
-def _distinguish(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return what tells each run from the others: settings of the command line, or its folder.
+def _differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return for each run the settings by which it differs from the others, or its folder.
 
-    The stages of a run, which have one command line, differ in the model.
+    They are settings of the command line. The stages of a run, which have one command line, differ
+    in the model.
     """
     keys = dict.fromkeys(key for run in runs for key in (*run.given, "model"))
     relevant = [key for key in keys if key != "trainer" and not key.startswith(IRRELEVANT)]
@@ -374,17 +371,20 @@ def _differences(runs: Sequence[Run], base: Sequence[Run]) -> Differences:
     if not parts:
         raise UserError(f"{base[0].folder} and {runs[0].folder} have no fold in common")
     change = average(parts)
-    iou = estimate(change, "iou")
-    return Differences(
-        {metric: estimate(change, metric)[0] for metric in METRICS},
-        dict(zip(classes, iou, strict=True)),
-    )
+    metrics = {metric: estimate(change, metric)[0] for metric in METRICS}
+    return Differences(metrics, dict(zip(classes, estimate(change, "iou"), strict=True)))
 
 
-def average(parts: Sequence[Resampled]) -> Resampled:
-    """Return the mean of metrics, of all images and of resamples of them."""
+def average(parts: Sequence[Resampled], metrics: Iterable[str] | None = None) -> Resampled:
+    """Return the mean of metrics, of all images and of resamples of them.
 
-    def mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
+    Args:
+        parts: with their classes in one order, for metrics of each class.
+        metrics: their names in `rates`; None: all.
+    """
+    names = list(metrics or parts[0].whole)
+
+    def mean(values: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([value[name] for value in values]).nanmean(0) for name in names}
 
     return Resampled(mean([part.whole for part in parts]), mean([part.drawn for part in parts]))

@@ -40,23 +40,14 @@ MEASURED = 24  # images on which networks are compared, at most
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network, an image, and what belongs to them.
+    """A trained network, an image, and what belongs to them."""
 
-    Attributes:
-        model: in evaluation mode.
-        info: of its data: classes, colours.
-        image: uint8 (1, C, H, W).
-        target: uint8 (H, W), 255 = ignored.
-        stages: networks to compare, coarse to fine, the last one `model`.
-        data: the images of `image`.
-    """
-
-    model: FCN
-    info: DatasetInfo
-    image: Tensor
-    target: Tensor
-    stages: list[FCN]
-    data: SegmentationDataset
+    model: FCN  # in evaluation mode
+    info: DatasetInfo  # of its data: classes, colours
+    image: Tensor  # uint8 (1, C, H, W)
+    target: Tensor  # uint8 (H, W), 255 = ignored
+    stages: list[FCN]  # networks to compare, coarse to fine, the last one `model`
+    data: SegmentationDataset  # that the image is of
 
     @property
     def classes(self) -> list[str]:
@@ -123,11 +114,9 @@ def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) 
         "recipe.crop=192",
         "logger=none",
     ]
-    for stride, upsampling, steps in (
-        (32, "fixed", cfg.steps),
-        (16, "learned", cfg.steps // 5),
-        (8, "learned", cfg.steps // 5),
-    ):
+    short = cfg.steps // 5
+    stages = ((32, "fixed", cfg.steps), (16, "learned", short), (8, "learned", short))
+    for stride, upsampling, steps in stages:
         own = folder / f"fcn{stride}s"
         console.print(f"Training FCN-{stride}s for {steps} steps in {own}:")
         stage = [
@@ -167,8 +156,7 @@ def subject(cfg: ExplainConfig, console: Console | None = None) -> Subject:
                     f"{trained[0].path} with {own}; choose networks that take the same, or set "
                     f"data.{key} for both"
                 )
-    models = [network.model(dataset.classes).requires_grad_(False) for network in trained]
-    model, *others = models
+    model, *others = (net.model(dataset.classes).requires_grad_(False) for net in trained)
     image, target = choose(dataset, cfg.image)
     stages = sorted(others, key=lambda net: -net.stride)
     return Subject(model, dataset.info, image[None], target, [*stages, model], dataset)

@@ -58,7 +58,10 @@ def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     pages = folder / "pages"
     pages.mkdir(exist_ok=True)
     if cfg.notebooks:
-        write_notebooks(notebooks, pages)
+        import nbformat
+
+        for key, notebook in notebooks.items():
+            nbformat.write(notebook, pages / f"{key}.ipynb")
     page = write_pages(sections, pages, subject)
     console.print(f"{sum(map(claims, notebooks.values()))} claims checked: {page}")
 
@@ -108,11 +111,8 @@ def execute(notebooks: Mapping[str, Notebook], settings: Mapping[str, str] | Non
 
 def _claim_error(notebook: Notebook, error: Any) -> ClaimError:
     """Return one line that names the topic and the line of code that failed."""
-    failed = next(
-        cell
-        for cell in notebook.cells
-        if any(output.output_type == "error" for output in cell.get("outputs", []))
-    )
+    outputs = ((cell, output) for cell in notebook.cells for output in cell.get("outputs", []))
+    failed = next(cell for cell, output in outputs if output.output_type == "error")
     traceback = re.sub(r"\x1b\[[\d;]*m", "", str(error))
     lines = re.findall(r"^-+> +\d+ (.*)$", traceback, re.MULTILINE)
     where = f"explain={failed.metadata['topic']}: "
@@ -125,11 +125,3 @@ def claims(notebook: Notebook) -> int:
     """Return the number of asserts in a topic."""
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(code)))
-
-
-def write_notebooks(notebooks: Mapping[str, Notebook], folder: Path) -> None:
-    """Write each topic with its outputs as folder/KEY.ipynb."""
-    import nbformat
-
-    for key, notebook in notebooks.items():
-        nbformat.write(notebook, folder / f"{key}.ipynb")

@@ -42,16 +42,7 @@ class Section:
 
 
 def write_pages(sections: Sequence[Section], folder: Path, subject: Subject | None = None) -> Path:
-    """Write a folder that any static host can serve.
-
-    Args:
-        sections: the topics.
-        folder: exists.
-        subject: its learned kernels can be chosen in the explorer.
-
-    Returns:
-        The path of explain.html.
-    """
+    """Write the pages, with the subject's learned kernels in the explorer; return explain.html."""
     for name in ("explain.html", "index.html"):
         body = templates().get_template(f"explain/{name}").render(sections=sections)
         _write(folder / name, page(TITLE, body, description=DESCRIPTION))
@@ -115,15 +106,11 @@ def explorer(kernels: dict[str, list[list[float]]]) -> str:
 
 def learned_kernels(subject: Subject) -> dict[str, list[list[float]]]:
     """Return the kernels of doubling layers from each class to itself, by layer and class."""
-    layers = {
-        name: layer.diagonal()
-        for name, layer in subject.model.named_modules()
-        if isinstance(layer, TransposedConvolution) and layer.factor == 2
-    }
     return {
         f"{name}: {label}": [[round(weight, 4) for weight in row] for row in kernel.tolist()]
-        for name, kernels in layers.items()
-        for label, kernel in zip(subject.classes, kernels, strict=True)
+        for name, layer in subject.model.named_modules()
+        if isinstance(layer, TransposedConvolution) and layer.factor == 2
+        for label, kernel in zip(subject.classes, layer.diagonal(), strict=True)
     }
 
 

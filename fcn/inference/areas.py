@@ -4,8 +4,8 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, repeat
 from operator import itemgetter
 from pathlib import Path
 
@@ -40,11 +40,7 @@ class Areas:
         self.folder, self.classes = folder, classes
         self.numbers = {mask: number for number, mask in enumerate(masks)}
         self.pixels = torch.zeros((len(masks), len(classes)), dtype=torch.int64)
-        self.rows = _read(folder / NAME, since)
-
-    def has(self, mask: Path) -> bool:
-        """Return True if the table had the rows of this mask before."""
-        return self._name(mask) in self.rows
+        self.rows = _read(folder / NAME, since)  # by mask
 
     def add(self, mask: Path, pixels: Sequence[int]) -> None:
         """Add a mask with the pixels of each label, of which only the classes count."""
@@ -55,22 +51,21 @@ class Areas:
     ) -> list[str]:
         """Write what all processes have added, and what the table had; all must call this.
 
-        Args:
-            processes: those of the command; the first writes.
-            georeferences: where the image of each mask lies, if that is known.
-
         Returns:
-            Why square metres are not known, a line for each reason.
+            Why the square metres of GeoTIFFs are not known, a line for each reason.
         """
         counts, reasons = processes.sum(self.pixels).tolist(), Counter[str]()
         for mask, pixels in zip(self.numbers, counts, strict=True):
-            if any(pixels):
-                place, name = georeferences[mask], self._name(mask)
+            if total := sum(pixels):
+                place, name = georeferences[mask], mask.relative_to(self.folder).as_posix()
                 metres, reason = place.pixel_area() if place else (None, "")
                 reasons[reason] += 1
-                self.rows[name] = _text(self._lines(name, pixels, metres))
+                areas = ["" if metres is None else f"{n * metres:.12g}" for n in pixels]
+                shares = [f"{n / total:.6f}" for n in pixels]
+                columns = repeat(name), self.classes, pixels, shares, areas
+                self.rows[mask] = _text(zip(*columns, strict=False))
         if reasons and processes.rank == 0:
-            rows = (self.rows[name] for name in sorted(self.rows))
+            rows = (self.rows[mask] for mask in sorted(self.rows, key=Path.as_posix))
             with atomic_write(self.folder / NAME) as temporary:
                 temporary.write_text("".join((_text([HEADER]), *rows)), "utf-8", newline="")
         return [
@@ -80,18 +75,6 @@ class Areas:
             if reason
         ]
 
-    def _name(self, mask: Path) -> str:
-        return mask.relative_to(self.folder).as_posix()
-
-    def _lines(
-        self, name: str, pixels: Sequence[int], metres: float | None
-    ) -> Iterator[list[object]]:
-        """Yield the rows of a mask; `metres` are the square metres of a pixel."""
-        total = sum(pixels)
-        for label, number in zip(self.classes, pixels, strict=True):
-            area = "" if metres is None else f"{number * metres:.12g}"
-            yield [name, label, number, f"{number / total:.6f}", area]
-
 
 def count(mask: Path) -> list[int]:
     """Return the pixels of each label 0..255 in the file of a mask."""
@@ -99,7 +82,7 @@ def count(mask: Path) -> list[int]:
         return picture.histogram()
 
 
-def _read(path: Path, since: float) -> dict[str, str]:
+def _read(path: Path, since: float) -> dict[Path, str]:
     """Return the rows of each mask that is there and no newer than the table, as their text."""
     time = path.stat().st_mtime if path.is_file() else -math.inf
     if time < since:
@@ -110,12 +93,8 @@ def _read(path: Path, since: float) -> dict[str, str]:
             raise ConfigError(
                 f"{path}: other columns than {','.join(HEADER)}; rename the file, or overwrite=true"
             )
-        rows = {name: _text(found) for name, found in groupby(lines, key=itemgetter(0))}
-    for name in list(rows):
-        mask = path.parent / name
-        if not mask.exists() or mask.stat().st_mtime > time:
-            del rows[name]
-    return rows
+        rows = {path.parent / name: _text(own) for name, own in groupby(lines, key=itemgetter(0))}
+    return {mask: rows[mask] for mask in rows if mask.exists() and mask.stat().st_mtime <= time}
 
 
 def _text(rows: Iterable[Iterable[object]]) -> str:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
@@ -22,8 +21,8 @@ SPACE = ("app.py", "requirements.txt", "README.md")
 
 def check_files(cfg: ExportConfig) -> None:
     """Raise a ConfigError if a file that the page is to have is not there."""
-    for name in RUNTIME_FILES if cfg.assets is not None else ():
-        if not Path(cfg.assets or "", name).is_file():
+    for name in RUNTIME_FILES:
+        if cfg.assets is not None and not Path(cfg.assets, name).is_file():
             raise ConfigError(
                 f"assets={cfg.assets}: no {name} in it; give the folder dist of the npm package "
                 f"onnxruntime-web (npm pack {RUNTIME}), or leave it out"
@@ -33,14 +32,7 @@ def check_files(cfg: ExportConfig) -> None:
 
 
 def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Console) -> None:
-    """Write the page around model.onnx in a folder, and what it knows about the network.
-
-    Args:
-        folder: of the page.
-        trained: the checkpoint, for its classes and colours.
-        cfg: assets, example.
-        console: for where it is, and how to open it.
-    """
+    """Write the page around model.onnx in a folder, with the checkpoint's classes and colours."""
     _copy("web", PAGE, folder)
     runtime, example = CDN, None
     if cfg.assets is not None:
@@ -51,10 +43,9 @@ def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Co
     if cfg.example is not None:
         example = f"example{Path(cfg.example).suffix}"
         shutil.copyfile(cfg.example, folder / example)
-    about = describe(trained.model(), trained.about)
     settings = {
         "classes": trained.classes,
-        "colours": about["palette"],
+        "colours": describe(trained.model(), trained.about)["palette"],
         "background": trained.info.background,
         "runtime": runtime,
         "example": example,
@@ -70,14 +61,13 @@ def write_space(folder: Path, trained: Checkpoint, licence: str | None, console:
     """Write a Gradio Space around model.onnx in a folder; `licence` is the Hub's word for it."""
     _copy("space", SPACE, folder)
     if licence is not None:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        card = card.replace("sdk: gradio\n", f"sdk: gradio\nlicense: {licence}\n")
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        card = folder / "README.md"
+        text = card.read_text("utf-8").replace("sdk: gradio", f"sdk: gradio\nlicense: {licence}")
+        card.write_text(text, "utf-8")
     console.print(f"Gradio Space in {folder}: {', '.join(SPACE)} and model.onnx")
 
 
 def _copy(kind: str, names: Iterable[str], folder: Path) -> None:
     """Copy files of this package, from the folder fcn/inference/`kind`."""
     for name in names:
-        text = resources.files("fcn").joinpath(f"inference/{kind}/{name}").read_bytes()
-        (folder / name).write_bytes(text)
+        shutil.copyfile(Path(__file__).parent / kind / name, folder / name)

@@ -21,6 +21,7 @@ from fcn.device import InferenceModel
 from fcn.errors import UserError
 from fcn.inference.ceiling import Ceiling
 from fcn.inference.metrics import (
+    METRICS,
     OTHERS,
     Scores,
     Trimap,
@@ -40,12 +41,6 @@ ONE_CLASS_CAUSES = (
     "imbalance, where loss.class_weights=balanced helps, or wrong labels (scripts/prepare_data.py "
     "shows them)"
 )
-METRICS = {  # the paper's
-    "mean_iou": "mean IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "mean_accuracy": "mean accuracy",
-    "frequency_weighted_iou": "frequency-weighted IoU",
-}
 
 
 @dataclass(frozen=True)
@@ -86,8 +81,8 @@ def evaluate(
     workers = loading_processes(num_workers, model.device, processes.world)
     loader = evaluation_loader(dataset, batch_size, workers, processes.rank, processes.world)
     labels = None if model.labels is None else model.labels.tolist()
-    known = Ceiling(model.model, labels)
-    perfect = InferenceModel(known, model.device, labels=labels)  # type: ignore[arg-type]
+    ideal = Ceiling(model.model, labels)
+    perfect = InferenceModel(ideal, model.device, labels=labels)  # type: ignore[arg-type]
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     ceiling = torch.zeros_like(confusion)
     trimap, tallies = Trimap(num_classes), []
@@ -96,8 +91,8 @@ def evaluate(
             prediction, truth = model.predict(image), target.to(model.device)
             confusions = image_confusions(prediction, truth, num_classes).cpu()
             confusion += confusions.sum(0)
-            ideal = perfect.predict(truth[:, None])
-            ceiling += image_confusions(ideal, truth, num_classes).sum(0).cpu()
+            best = perfect.predict(truth[:, None])
+            ceiling += image_confusions(best, truth, num_classes).sum(0).cpu()
             tallies.append(tally(confusions))
             trimap.update(prediction, target)
     assert loader.batch_sampler is not None
@@ -127,9 +122,9 @@ def evaluate_and_write(
 
     Args:
         folder: where to write.
-        data: name of the data set, as metrics.json records it.
-        split: its split, likewise.
-        others: see `evaluate`.
+        data: name of the data set, for metrics.json.
+        split: of the data set, likewise.
+        batch_size, num_workers, processes: see `evaluate`.
 
     Returns:
         The contents of metrics.json; None in processes other than the first.
@@ -144,10 +139,10 @@ def evaluate_and_write(
     write_json(folder / "metrics.json", metrics)
     _write_pictures(folder, model, dataset, found)
     _print_scores(console, metrics)
-    if remark := counted_classes(found.scores.confusion, dataset.classes):
-        console.print(remark)
-    if remark := one_class(found.scores.confusion, dataset.classes):
-        console.print(f"warning: {remark}", style="yellow")
+    if note := counted_classes_note(found.scores.confusion, dataset.classes):
+        console.print(note)
+    if warning := one_class_warning(found.scores.confusion, dataset.classes):
+        console.print(f"warning: {warning}", style="yellow")
     return metrics
 
 
@@ -212,8 +207,8 @@ def read_per_image(path: Path) -> tuple[list[str], Tensor]:
 
 def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
     """Print the rates of every class, the paper's four metrics, and those of other tools."""
-    keys = ("iou", "accuracy", "precision", "f1")
-    table = Table("class", *(f"{_words(key)} (%)" for key in keys), "pixels", box=None)
+    keys = {"iou": "IoU", "accuracy": "accuracy", "precision": "precision", "f1": "F1"}
+    table = Table("class", *(f"{name} (%)" for name in keys.values()), "pixels", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for entry in metrics["classes"]:
@@ -229,11 +224,7 @@ def _print_scores(console: Console, metrics: dict[str, Any]) -> None:
         console.print("  ".join(shown))
 
 
-def _words(key: str) -> str:
-    return {"iou": "IoU", "f1": "F1"}.get(key, key)
-
-
-def counted_classes(confusion: Tensor, classes: Sequence[str]) -> str | None:
+def counted_classes_note(confusion: Tensor, classes: Sequence[str]) -> str | None:
     """Return which classes the mean IoU counts, where some occur on one side or not at all."""
     true, predicted = confusion.sum(1) > 0, confusion.sum(0) > 0
     only = [classes[k] for k in (predicted & ~true).nonzero().flatten()]
@@ -249,7 +240,7 @@ def counted_classes(confusion: Tensor, classes: Sequence[str]) -> str | None:
     return "; ".join(parts)
 
 
-def one_class(confusion: Tensor, classes: Sequence[str]) -> str | None:
+def one_class_warning(confusion: Tensor, classes: Sequence[str]) -> str | None:
     """Return a warning if the numbers rest on one class, for either side of a confusion matrix."""
     true, predicted = (confusion.sum(axis).nonzero().flatten().tolist() for axis in (1, 0))
     if len(true) == 1:

@@ -1,7 +1,7 @@
 """Export a model to ONNX, torch.export or safetensors, checked in the file's own runtime."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,7 @@ class _Labels(nn.Module):
 
 
 def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
-    """Write `cfg.output`, once it agrees with the model; only then an older file is replaced.
+    """Write `cfg.output`, if it agrees with the model; only then an older file is replaced.
 
     Raises:
         ConfigError: settings that do not fit together, or a missing package.
@@ -59,11 +59,10 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         ExportError: the exported file computes something else; an older file stays as it was.
     """
     check(cfg)
-    output = Path(cfg.output)
     if cfg.format not in ("hub", "web"):
         write_file(cfg, console)
         return
-    trained = checkpoint.read(cfg.checkpoint)
+    output, trained = Path(cfg.output), checkpoint.read(cfg.checkpoint)
     channels = trained.about["model"].get("in_channels", 3)
     if channels != 3 and (cfg.format == "web" or cfg.space is not None):
         raise ConfigError(
@@ -141,20 +140,19 @@ def _write_hub_folder(
 def check(cfg: ExportConfig) -> None:
     """Raise a ConfigError for settings that do not fit together, or a missing package."""
     graph, converts = ("onnx", "torch_export"), ("onnx", "hub", "web")
-    for key, changed, formats in (
-        ("size", cfg.size is not None, graph),
-        ("input", cfg.input != "float", graph),
-        ("argmax", cfg.argmax, graph),
-        ("precision", cfg.precision != "float32", converts),
-        ("push", cfg.push is not None, ("hub",)),
-        ("space", cfg.space is not None, ("hub",)),
-        ("licence", cfg.licence is not None, ("hub",)),
-        ("assets", cfg.assets is not None, ("web",)),
-        ("example", cfg.example is not None, ("web",)),
-    ):
-        if changed and cfg.format not in formats:
+    formats = {
+        "size": graph,
+        "input": graph,
+        "argmax": graph,
+        "precision": converts,
+        **dict.fromkeys(("push", "space", "licence"), ("hub",)),
+        **dict.fromkeys(("assets", "example"), ("web",)),
+    }
+    for field in fields(cfg):
+        value, takes = getattr(cfg, field.name), formats.get(field.name)
+        if takes and value != field.default and cfg.format not in takes:
             raise ConfigError(
-                f"{key}={getattr(cfg, key)} is for format={' and '.join(formats)}, not for "
+                f"{field.name}={value} is for format={' and '.join(takes)}, not for "
                 f"format={cfg.format}; leave it out"
             )
     if cfg.keep and cfg.precision == "float32":
@@ -216,9 +214,9 @@ def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
     batch, height, width = (1, *cfg.size) if cfg.size else (2, 97, 131)
     example = _blobs(batch, model.in_channels, height, width, uint8=cfg.input == "uint8")
     _relu_before_pool(model.backbone)
-    _hold_kernels(model)
+    _store_kernels(model)
     if cfg.size:
-        _hold_matrices(model, example)
+        _store_matrices(model, example)
     whole = _Labels(model) if cfg.argmax else model
     program = torch.export.export(whole, (example,), dynamic_shapes=shapes)
     for part in program.graph_module.modules():
@@ -228,7 +226,7 @@ def _trace(model: FCN, cfg: ExportConfig) -> ExportedProgram:
 
 
 def _relu_before_pool(backbone: VGG) -> None:
-    """Let each stage's last ReLU come before its pool: the same values.
+    """Move each stage's last ReLU before its pool, which changes no value.
 
     Runtimes compute a convolution and the ReLU behind it as one, and its 8-bit results need no room
     for negative numbers.
@@ -241,13 +239,13 @@ def _relu_before_pool(backbone: VGG) -> None:
         backbone.add_module(name, layers[name])
 
 
-def _hold_kernels(model: FCN) -> None:
-    """Let layers hold the kernels that they compute otherwise, which OpenCV cannot."""
+def _store_kernels(model: FCN) -> None:
+    """Store the kernels that layers compute in each call, which OpenCV cannot do."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, NearestConvUpsampling):
-            held = LearnedUpsampling(layer.factor, len(layer.weight))
-            held.weight = nn.Parameter(layer.kernels(), requires_grad=False)
-            model.set_submodule(name, held)
+            stored = LearnedUpsampling(layer.factor, len(layer.weight))
+            stored.weight = nn.Parameter(layer.kernels(), requires_grad=False)
+            model.set_submodule(name, stored)
 
 
 class _Matrices(nn.Module):
@@ -270,22 +268,19 @@ class _Matrices(nn.Module):
 
 
 @torch.no_grad()
-def _hold_matrices(model: FCN, image: Tensor) -> None:
-    """Let fixed upsampling hold its matrices for an image's size: OpenCV cannot compute them."""
-    held: dict[str, _Matrices] = {}
+def _store_matrices(model: FCN, image: Tensor) -> None:
+    """Store the matrices of fixed upsampling for an image's size: OpenCV cannot compute them."""
 
-    def hold(name: str, layer: FixedUpsampling, given: Any, result: Tensor) -> None:
+    def replace_layer(name: str, layer: FixedUpsampling, given: Any, result: Tensor) -> None:
         score, offset = given[0], given[1] if len(given) > 1 else 0
         sides = zip(score.shape[-2:], result.shape[-2:], strict=True)
-        held[name] = _Matrices(*(layer.matrix(n, offset, out, score) for n, out in sides))
+        matrices = [layer.matrix(n, offset, out, score) for n, out in sides]
+        model.set_submodule(name, _Matrices(*matrices))
 
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, FixedUpsampling)}
-    handles = [layer.register_forward_hook(partial(hold, name)) for name, layer in layers.items()]
+    for name, layer in model.named_modules():
+        if isinstance(layer, FixedUpsampling):
+            layer.register_forward_hook(partial(replace_layer, name))
     model(image)
-    for handle in handles:
-        handle.remove()
-    for name, matrices in held.items():
-        model.set_submodule(name, matrices)
 
 
 def open_exported(path: Path, kind: str, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:

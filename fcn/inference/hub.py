@@ -4,9 +4,33 @@ from pathlib import Path
 from typing import Any
 
 from fcn.errors import ConfigError, UserError
+from fcn.inference.metrics import METRICS
 from fcn.output import percent
 
-METRICS = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+CARD = """\
+---
+library_name: fcn-segmentation
+pipeline_tag: image-segmentation
+{licence}---
+# FCN-{stride}s on {data}
+
+Backbone {backbone}, upsampling {upsampling}, padding {padding}. \
+Long, Shelhamer & Darrell, CVPR 2015.
+
+```python
+import fcn
+model = fcn.load("hf://USER/NAME")  # image (B, {channels}, H, W), uint8 or in [0, 1]
+predict = fcn.Predictor("hf://USER/NAME")  # a file, or its pixels -> mask (H, W)
+```
+
+Classes: {classes}.
+"""
+MEASURED = """
+Measured on {data} {split} ({images} images) at {size} size, {precision}:
+
+| metric | % |
+|---|---|
+"""
 
 
 def model_card(about: dict[str, Any], licence: str | None = None) -> str:
@@ -16,39 +40,17 @@ def model_card(about: dict[str, Any], licence: str | None = None) -> str:
         about: of the checkpoint.
         licence: the Hub's word for the licence of the weights; None: the card names none.
     """
-    model, metrics = about["model"], about.get("metrics")
-    channels = model.get("in_channels", 3)
-    lines = [
-        "---",
-        "library_name: fcn-segmentation",
-        "pipeline_tag: image-segmentation",
-        *([f"license: {licence}"] if licence else []),
-        "---",
-        f"# FCN-{model['stride']}s on {about.get('data', {}).get('name', 'unknown data')}",
-        "",
-        f"Backbone {model['backbone']}, upsampling {model['upsampling']}, padding "
-        f"{model['padding']}. Long, Shelhamer & Darrell, CVPR 2015.",
-        "",
-        "```python",
-        "import fcn",
-        f'model = fcn.load("hf://USER/NAME")  # image (B, {channels}, H, W), uint8 or in [0, 1]',
-        'predict = fcn.Predictor("hf://USER/NAME")  # a file, or its pixels -> mask (H, W)',
-        "```",
-        "",
-        f"Classes: {', '.join(about['classes'])}.",
-    ]
-    if metrics:
-        protocol = metrics["protocol"]
-        lines += [
-            "",
-            f"Measured on {protocol['data']} {protocol['split']} ({protocol['images']} images) at "
-            f"{protocol['size']} size, {protocol['precision']}:",
-            "",
-            "| metric | % |",
-            "|---|---|",
-            *(f"| {name.replace('_', ' ')} | {percent(metrics[name])} |" for name in METRICS),
-        ]
-    return "\n".join([*lines, ""])
+    card = CARD.format(
+        **{"channels": about["model"].get("in_channels", 3)} | about["model"],
+        licence=f"license: {licence}\n" if licence else "",
+        data=about.get("data", {}).get("name", "unknown data"),
+        classes=", ".join(about["classes"]),
+    )
+    if metrics := about.get("metrics"):
+        card += MEASURED.format(**metrics["protocol"])
+        rows = ((name.replace("_", " "), percent(metrics[name])) for name in METRICS)
+        card += "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return card
 
 
 def push(folder: Path, repository: str, kind: str = "model") -> str:

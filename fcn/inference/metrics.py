@@ -5,6 +5,7 @@ Long et al. 2015, sec. 5. A class that occurs neither in the ground truth nor in
 no IoU (NaN) and stays out of the mean.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +127,13 @@ def rates(tally: Tensor) -> dict[str, Tensor]:
     }
 
 
-# What other tools print for the same masks, which the paper does not: see `other_rates`.
+METRICS = {  # the paper's
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+}
+# What other tools print for the same masks: see `other_rates`.
 OTHERS = {
     "mean_f1": "mean F1 (Dice)",
     "mean_precision": "mean precision",
@@ -259,41 +266,30 @@ def resample(per_image: Tensor, seed: int = SEED) -> Resampled:
     return Resampled(rates(per_image.sum(0)), rates(drawn.unflatten(1, per_image.shape[1:])))
 
 
-def _difference(metric: str, run: dict[str, Tensor], minus: dict[str, Tensor]) -> Tensor:
-    """Return a difference of metrics; that of means is over the classes that both have."""
-    if metric in MEANS:
-        each = MEANS[metric]
-        return (run[each] - minus[each]).nanmean(-1)
-    return run[metric] - minus[metric]
-
-
 def difference(run: Resampled, minus: Resampled) -> Resampled:
-    """Return how far the metrics of a run are above those of another on the same images."""
-    whole, drawn = (
-        {metric: _difference(metric, own, others) for metric in own}
-        for own, others in ((run.whole, minus.whole), (run.drawn, minus.drawn))
-    )
-    return Resampled(whole, drawn)
+    """Return how far the metrics of a run are above those of another on the same images.
+
+    The difference of two means is over the classes that both have.
+    """
+
+    def subtract(own: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, Tensor]:
+        above = {metric: value - others[metric] for metric, value in own.items()}
+        return above | {mean: above[each].nanmean(-1) for mean, each in MEANS.items()}
+
+    return Resampled(subtract(run.whole, minus.whole), subtract(run.drawn, minus.drawn))
 
 
-def estimate(run: Resampled, metric: str, minus: Resampled | None = None) -> list[Estimate]:
-    """Return a metric of a run with its `LEVEL` interval.
-
-    Args:
-        run: of `resample`.
-        metric: a name in `rates`.
-        minus: another run on the same images, to estimate the difference from it.
+def estimate(run: Resampled, metric: str) -> list[Estimate]:
+    """Return a metric, by its name in `rates`, with its `LEVEL` interval.
 
     Returns:
         One estimate per class for "iou" and "accuracy", otherwise one alone.
     """
-    if minus is not None:
-        run = difference(run, minus)
-    whole, drawn = run.whole[metric], run.drawn[metric]
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.nanquantile(drawn.reshape(RESAMPLES, -1), tails, dim=0).tolist()
-    values = whole.reshape(-1).tolist()
+    drawn = run.drawn[metric].reshape(RESAMPLES, -1)
+    low, high = torch.nanquantile(drawn, tails, dim=0).tolist()
+    values = run.whole[metric].reshape(-1).tolist()
     return [
-        Estimate(*(None if value != value else number for number in (value, a, b)))
+        Estimate(*(None if math.isnan(value) else number for number in (value, a, b)))
         for value, a, b in zip(values, low, high, strict=True)
     ]

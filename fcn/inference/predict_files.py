@@ -4,11 +4,12 @@ import glob
 import json
 import sys
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from functools import partial
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
 from fcn.processes import Processes, launch, usable_cores
 
+SETTINGS = "predict.json"  # in the output folder
 SPARE_MEMORY = 500_000_000  # bytes that may stay occupied between images, for speed
 MAX_QUEUED_PIXELS = 2**24  # pixels of images read ahead, and of those waiting to be written
+Call = tuple[int, "Job", Callable[[], Any]]  # pixels in memory meanwhile, job, function
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -63,50 +66,46 @@ def _predict_images(
     console: Console,
     processes: Processes,
 ) -> None:
-    """Predict images, by their names, see `main`; `note` is on files that are left out."""
-    output = Path(cfg.output)
-    jobs, unclear = plan(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
+    """Predict images (path -> name), see `main`; `note` says which files are left out."""
+    output, first = Path(cfg.output), processes.rank == 0
+    jobs, unclear = plan_jobs(
+        images, output, overlays=cfg.overlays, probabilities=cfg.probabilities
+    )
     predictor, settings = _load(cfg, processes)
-    record = output / "predict.json"
-    if processes.rank == 0:
-        written = [path for job in jobs for path in job.outputs.values()]
-        written.append(output / areas.NAME)
-        if cfg.annotations:
-            written.append(output / annotations.PLACES[cfg.annotations])
-        _claim_folder(record, settings, written, cfg.overwrite)
+    if first:
+        _claim_folder(cfg, output, settings, jobs)
     processes.wait()
-    since = record.stat().st_mtime  # older outputs were made with other settings
+    since = (output / SETTINGS).stat().st_mtime  # older outputs were made with other settings
     table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
     done, todo = list[Job](), list[Job]()
     for job in jobs:
         (done if job.is_done(since) else todo).append(job)
-    uncounted = [job.mask for job in done if not table.has(job.mask)]
+    uncounted = [job.mask for job in done if job.mask not in table.rows]
     processes.wait()  # all have seen what there is to do
     share, failed = slice(processes.rank, None, processes.world), 0
     for mask in uncounted[share]:
         table.add(mask, areas.count(mask))
-    todo = todo[share]
     with progress(console) as bar:
-        predicted = _predict(predictor, todo, cfg.raw)
-        for job, found in bar.track(predicted, len(todo), description="images"):
-            if isinstance(found, DataError):
+        predicted = _predict(predictor, todo[share], cfg.raw)
+        for job, pixels in bar.track(predicted, len(todo[share]), description="images"):
+            try:
+                table.add(job.mask, pixels.result())
+            except DataError as error:
                 failed += 1
-                print(found, flush=True)  # of whichever process
-            else:
-                table.add(job.mask, found)
+                print(error, flush=True)  # of whichever process
     failed = int(processes.sum(torch.tensor(failed)))
     notes = table.write(processes, {job.mask: job.georeference for job in jobs})
-    for line in unclear if processes.rank == 0 else ():
+    if not first:
+        return
+    for line in unclear:
         print(line, flush=True)
-    made = len(jobs) - len(done) - failed
     before = f", {len(done)} were done before" if done else ""
-    console.print(f"{made} images predicted{before}; masks in {output}")
-    if cfg.annotations and processes.rank == 0:
+    console.print(f"{len(todo) - failed} images predicted{before}; masks in {output}")
+    if cfg.annotations:
         _annotate(cfg, [job for job in jobs if job.is_done(since)], predictor.info, console)
-    for line in (note, *notes):
-        if line:
-            console.print(f"note: {line}")
-    if (failed or unclear) and processes.rank == 0:
+    for line in filter(None, (note, *notes)):
+        console.print(f"note: {line}")
+    if failed or unclear:
         left = failed + len(images) - len(jobs)
         raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
 
@@ -131,14 +130,14 @@ def _load(cfg: PredictConfig, processes: Processes) -> tuple[Predictor, dict[str
     takes: dict[str, Any] = {"value_range": cfg.value_range, "bands": cfg.bands}
     takes = {key: value for key, value in takes.items() if value}  # in place of the checkpoint's
     predictor.info = replace(predictor.info, **takes)
-    return predictor, {
+    settings = {
         "checkpoint_sha256": checkpoint.sha256(checkpoint.find(cfg.checkpoint)),
         "precision": predictor.model.precision,
         "flip": cfg.flip,
         "scales": cfg.scales,
         **takes,
-        **({"raw": True} if cfg.raw else {}),
     }
+    return predictor, settings | ({"raw": True} if cfg.raw else {})
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[P
     return names, note
 
 
-def plan(
+def plan_jobs(
     images: dict[Path, Path], output: Path, *, overlays: bool, probabilities: bool
 ) -> tuple[list[Job], list[str]]:
     """Return what to write for each image, and a line for each name that several images share.
@@ -232,15 +231,13 @@ def plan(
                 )
             owners[path].append(image)
         jobs.append(Job(image, name, outputs, georeference))
-    shared = {
-        tuple(sharing): path for path, sharing in reversed(owners.items()) if len(sharing) > 1
-    }
-    left_out = {image for sharing in shared for image in sharing}
+    shared = {tuple(owning): path for path, owning in reversed(owners.items()) if owning[1:]}
     lines = [
-        f"{', '.join(map(str, sharing))}: all belong to {path}, so none is predicted; rename all "
+        f"{', '.join(map(str, owning))}: all belong to {path}, so none is predicted; rename all "
         "but one, or predict each into an output of its own"
-        for sharing, path in shared.items()
+        for owning, path in shared.items()
     ]
+    left_out = set(chain(*shared))
     return [job for job in jobs if job.image not in left_out], lines
 
 
@@ -257,76 +254,77 @@ def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: C
 
 
 def _claim_folder(
-    record: Path, settings: dict[str, Any], written: list[Path], overwrite: bool
+    cfg: PredictConfig, output: Path, settings: dict[str, Any], jobs: list[Job]
 ) -> None:
-    """Record the settings, unless they are there; masks of others are an error, and other files."""
-    if not overwrite and record.is_file():
+    """Write the settings on which masks depend to output/predict.json, unless they stand there.
+
+    Raises:
+        ConfigError: masks there were made with others, or a file was not written by this command.
+    """
+    record, advice = output / SETTINGS, "choose another output, or overwrite=true"
+    if record.is_file() and not cfg.overwrite:
         try:
             recorded = dict(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise ConfigError(
-                f"{record}: damaged; choose another output, or overwrite=true"
-            ) from None
+            raise ConfigError(f"{record}: damaged; {advice}") from None
         different = [k for k in recorded | settings if recorded.get(k) != settings.get(k)]
         if not different:
             return
         raise ConfigError(
-            f"{record}: the masks there were made with another {', '.join(different)}; choose "
-            "another output, or overwrite=true"
+            f"{record}: the masks there were made with another {', '.join(different)}; {advice}"
         )
+    written = [path for job in jobs for path in job.outputs.values()]
+    written.append(output / areas.NAME)
+    if cfg.annotations:
+        written.append(output / annotations.PLACES[cfg.annotations])
     existing = (path for path in written if path.exists())
-    if not overwrite and (file := next(existing, None)):
-        raise ConfigError(
-            f"{file} exists and was not written by this command; choose another output, or "
-            "overwrite=true"
-        )
-    record.parent.mkdir(parents=True, exist_ok=True)
+    if not cfg.overwrite and (file := next(existing, None)):
+        raise ConfigError(f"{file} exists and was not written by this command; {advice}")
     write_json(record, settings)
 
 
 def _predict(
-    predictor: Predictor, jobs: list[Job], raw: bool
-) -> Iterator[tuple[Job, list[int] | DataError]]:
-    """Predict and write images; yield each with its pixels, see `write`, or why it has none."""
-    writing, info = deque[tuple[int, Job, Future[list[int]]]](), predictor.info
-    above = resident_memory() + SPARE_MEMORY
-    with ThreadPoolExecutor() as pool:
-        for job, reading in _read_ahead(pool, jobs, info):
-            try:
-                image = reading.result()
-            except DataError as error:
-                yield job, error
+    predictor: Predictor, jobs: Iterable[Job], raw: bool
+) -> Iterator[tuple[Job, Future[list[int]]]]:
+    """Predict images one by one, read ahead and written in the background.
+
+    Yields:
+        Each job and what `write` returns, or the DataError of an image that cannot be read.
+    """
+    info, above = predictor.info, resident_memory() + SPARE_MEMORY
+
+    def writing(images: Iterator[tuple[Job, Future[Tensor]]]) -> Iterator[Call]:
+        for job, reading in images:
+            if reading.exception():
+                yield 0, job, reading.result  # raises it again
                 continue
-            del reading  # or it would keep the image while the next one is read
+            image = reading.result()
             mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            done = pool.submit(write, job, image, mask, kept, info, raw)
-            writing.append((mask.size, job, done))
-            del image, mask, kept, done
-            while _is_full([size for size, *_ in writing]):
-                _, written, future = writing.popleft()
-                yield written, future.result()
-                del future
+            yield mask.size, job, partial(write, job, image, mask, kept, info, raw)
+            del reading, image, mask, kept  # or they would stay while the next image is read
             return_memory(above)
-        for _, written, future in writing:
-            yield written, future.result()
+
+    with ThreadPoolExecutor() as pool:
+        reading = ((_pixels(job.image), job, partial(read_image, job.image, info)) for job in jobs)
+        yield from _in_background(pool, writing(_in_background(pool, reading)))
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
-) -> Iterator[tuple[Job, Future[Tensor]]]:
-    """Yield each job with its image, while the next ones are read: one per core, if small."""
-    waiting = deque[tuple[int, Job, Future[Tensor]]]()
-    for job in jobs:
-        pixels = _pixels(job.image)
-        while waiting and _is_full([pixels, *(size for size, *_ in waiting)]):
+def _in_background(
+    pool: ThreadPoolExecutor, calls: Iterable[Call]
+) -> Iterator[tuple[Job, Future[Any]]]:
+    """Start calls and yield them in order; start no more while too many pixels are in memory."""
+    waiting = deque[tuple[int, Job, Future[Any]]]()
+    for pixels, job, call in calls:
+        waiting.append((pixels, job, pool.submit(call)))
+        del call  # and the image in it
+        while _is_full([pixels for pixels, *_ in waiting]):
             yield waiting.popleft()[1:]
-        waiting.append((pixels, job, pool.submit(read_image, job.image, info)))
     while waiting:
         yield waiting.popleft()[1:]
 
 
 def _pixels(image: Path) -> int:
-    """Return the number of pixels of an image; if its header does not tell, very many."""
+    """Return the number of pixels of an image; very many if its header cannot be read."""
     try:
         width, height = image_size(image)
     except DataError:
@@ -335,7 +333,7 @@ def _pixels(image: Path) -> int:
 
 
 def _is_full(sizes: Sequence[int]) -> bool:
-    """Return True if images of these numbers of pixels are more than shall be in memory."""
+    """Return True if images of these numbers of pixels are too many to keep in memory."""
     return len(sizes) > usable_cores() + 1 or sum(sizes) > MAX_QUEUED_PIXELS
 
 
@@ -366,12 +364,11 @@ def write(
                     picture.save(file, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
             elif kind == "overlay":
                 picture = Image.new("RGB", mask.shape[::-1])
-                strips = visualize.overlay_strips(visualize.as_rgb(image), mask, info=info)
-                for top, strip in strips:
+                rgb = visualize.as_rgb(image)
+                for top, strip in visualize.overlay_strips(rgb, mask, info=info):
                     picture.paste(Image.fromarray(strip), (0, top))
                 picture.save(file, "PNG", compress_level=1)  # three times as fast
             elif probabilities is not None:
-                np.savez_compressed(
-                    file, probabilities=probabilities, classes=np.array(info.classes)
-                )
+                classes = np.array(info.classes)
+                np.savez_compressed(file, probabilities=probabilities, classes=classes)
     return pixels

@@ -61,15 +61,12 @@ class Predictor:
         trained = checkpoint.read(path)
         self.info, self.classes = trained.info, trained.classes
         chosen = pick_device(device)
-        computed = resolve_precision(
-            precision, chosen, trained=trained.about.get("precision"), key="precision"
-        )
+        as_trained = trained.about.get("precision")
+        computed = resolve_precision(precision, chosen, trained=as_trained, key="precision")
         side = TILE if isinstance(tile, str) else tile
         self.model = InferenceModel(trained.model(), chosen, computed, tile=side)
         self.flip, self.scales = flip, list(scales)
-        self.model.tiles(
-            (2**20, 1), max(self.scales)
-        )  # raises an error at once if the tile is too small for this network
+        self.model.tiles((2**20, 1), max(self.scales))  # an error now if the tile is too small
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Return the label of every pixel of one image.
@@ -126,7 +123,7 @@ class Predictor:
         return mask.numpy(), kept.numpy() if probabilities else None
 
     def _as_tensor(self, image: ImageLike) -> Tensor:
-        """Return any image that `__call__` takes as (C, H, W) on the CPU, uint8 or float32."""
+        """Return what `read_any` does, if it has the model's channels."""
         channels, tensor = self.model.model.in_channels, read_any(image, self.info)
         if tensor.ndim != 3 or len(tensor) != channels:
             raise ValueError(

@@ -6,8 +6,7 @@ would move labels.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,10 +40,10 @@ def shrink(path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console)
         path: the file, whose `Conv` nodes have the names of the layers.
         cfg: precision, keep, calibration, data; size, input.
         trained: the checkpoint, for its classes.
-        console: for the comparison, and a warning about layers that were left out.
+        console: for the comparison, and for layers that were left out.
 
     Returns:
-        The comparison: size, mean IoU and time before and after, and the IoU of each class.
+        What `compare` returns, and what was asked for.
 
     Raises:
         ConfigError: the data set is another one than the checkpoint's, or otherwise divided; an
@@ -152,7 +151,8 @@ def convert(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 
-    with _without_advice():
+    logging.disable(logging.WARNING)  # advice to prepare the file, which torch's exporter has done
+    try:
         quantize_static(
             source,
             output,
@@ -163,6 +163,8 @@ def convert(
             reduce_range=True,  # or processors with AVX2 alone would add up products wrongly
             nodes_to_quantize=inside,
         )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _convolutions(graph: Any, keep: Sequence[str]) -> list[str]:
@@ -174,16 +176,6 @@ def _convolutions(graph: Any, keep: Sequence[str]) -> list[str]:
             nodes.append(node.name)
             results |= set(node.output)
     return nodes
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Silence the quantizer's advice to prepare the file, which torch's exporter has done."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _to_float16(graph: Any, inside: Sequence[str]) -> None:
@@ -243,7 +235,7 @@ def compare(
         val: the images, at their own size; cut or padded to `cfg.size` if the files need it.
         labels: the data set's label of each of the files' classes; None: the same.
         cfg: size, input, data.
-        console: for progress.
+        console: shows a progress bar.
     """
     import onnxruntime
 
@@ -291,12 +283,12 @@ def compare(
 def worst_layer(
     before: Path, precision: str, images: Sequence[Tensor], keep: Sequence[str], layers: list[str]
 ) -> str:
-    """Return the layer whose staying float32 brings the results closest to those of float32.
+    """Return the layer that brings the results closest to those of float32 if it stays float32.
 
     Args:
         before: the float32 file.
         precision: of the others.
-        images: uint8 (C, H, W); `PROBES` of them are looked at.
+        images: uint8 (C, H, W), of which `PROBES` are looked at.
         keep: layers that stay float32 anyway.
         layers: all layers.
     """
@@ -314,11 +306,12 @@ def worst_layer(
         return float((np.abs(result - expected) if scores else result != expected).mean())
 
     expected, trial = predict(before), before.with_name("trial.onnx")
-    wrong = {}
-    for layer in [layer for layer in layers if layer not in keep]:
+
+    def error_without(layer: str) -> float:
         convert(before, trial, precision, probes, [*keep, layer])
-        wrong[layer] = sum(map(off, predict(trial), expected))
-    return min(wrong, key=lambda layer: wrong[layer])
+        return sum(map(off, predict(trial), expected))
+
+    return min((layer for layer in layers if layer not in keep), key=error_without)
 
 
 def _summary(found: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ def page(title: str, body: str, description: str = "") -> str:
     Args:
         title: plain text.
         body: HTML.
-        description: plain text, which sites show that link to the page.
+        description: plain text that other sites show next to a link.
     """
     template = templates().get_template("pictures/page.html")
     return template.render(title=title, body=Markup(body), description=description)

@@ -96,21 +96,7 @@ def colorize(mask: Labels, info: DatasetInfo = PLAIN) -> UInt8:
 
 
 def overlay(image: UInt8, mask: Labels, alpha: float = 0.55, info: DatasetInfo = PLAIN) -> UInt8:
-    """Blend the colours of a mask over its image, with a white line along the inside of objects.
-
-    Args:
-        image: uint8 (H, W, 3).
-        mask: integers (H, W) in 0..255, or bool, which is labels 0 and 1.
-        alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
-        info: colours of the labels, and whether 0 is background; `Predictor` has them.
-
-    Returns:
-        uint8 (H, W, 3).
-
-    Raises:
-        ValueError: image and mask differ in size, image is not uint8 (H, W, 3), or mask or alpha
-            is outside the above.
-    """
+    """Blend the colours of a mask over an image, uint8 (H, W, 3) both; see `fcn.overlay`."""
     mask = as_labels(mask)
     result: UInt8 = np.empty((*mask.shape, 3), np.uint8)
     for top, strip in overlay_strips(image, mask, alpha, info):
@@ -189,11 +175,8 @@ def panel(
 ) -> Image.Image:
     """Draw rows of image | ground truth | prediction | errors, with legends of their colours.
 
-    Args:
-        rows: (image, ground truth, prediction); each row may have its own size. Only one of them
-            is kept at its full size.
-        info: names and colours of the labels.
-        captions: a line of text below each row.
+    Each row may have its own size, and only one of them is kept at its full size. `captions` are
+    lines of text below them.
     """
     cells: list[tuple[Image.Image, str]] = []
     seen: list[Labels] = []  # the labels of each mask
@@ -212,13 +195,7 @@ def panel(
 def contact_sheet(
     samples: Sequence[tuple[UInt8, Labels]], info: DatasetInfo, captions: Sequence[str]
 ) -> Image.Image:
-    """Draw images with their masks, two a row, each with its caption, and a legend of classes.
-
-    Args:
-        samples: (image, mask).
-        info: names and colours of the labels.
-        captions: a line of text for each sample.
-    """
+    """Draw images with their masks, two a row, each with its caption, and a legend of classes."""
     cells: list[tuple[Image.Image, str]] = []
     for (image, mask), caption in zip(samples, captions, strict=True):
         cells += [(_fit(image), caption), (_fit(outlined(mask, info)), "")]

@@ -200,16 +200,17 @@ def upsampling(factor: int, size: list[int], classes: int, device: torch.device,
 
 def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Measure, print tables, write benchmark.json and benchmark.png, and return the former."""
+    device = torch.device("cpu") if cfg.checkpoint else devices.pick_device(cfg.device)
+    report: dict[str, Any] = {"machine": devices.describe_machine(device), "settings": asdict(cfg)}
     if cfg.checkpoint is not None:
-        return measure_runtimes(cfg, folder, console)
+        report["runtimes"] = rows = deployment(cfg, folder, console)
+        console.print(table(f"{cfg.checkpoint} on {cfg.data.name} {cfg.data.val_split}", rows))
+        write_json(folder / "benchmark.json", report)
+        console.print(f"benchmark.json and the ONNX files in {folder}")
+        return report
     torch.manual_seed(0)
-    device = devices.pick_device(cfg.device)
     rounds = 3 if cfg.quick else cfg.rounds
     ours = devices.resolve_precision(cfg.precision, device, training=True, key="precision").name
-    report: dict[str, Any] = {
-        "machine": devices.describe_machine(device),
-        "settings": asdict(cfg),
-    }
     image = torch.randint(256, (1, 3, *cfg.size), dtype=torch.uint8).to(device)
     models = networks(cfg.num_classes, device)
     for mode, make in {"inference": inference, "training step": training}.items():
@@ -234,17 +235,6 @@ def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]
     with atomic_write(folder / "benchmark.png") as path:
         picture(report).savefig(path, format="png", dpi=150)
     console.print(f"benchmark.json and benchmark.png in {folder}")
-    return report
-
-
-def measure_runtimes(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]:
-    """Measure one network in each runtime, print the table, write benchmark.json, return it."""
-    rows = deployment(cfg, folder, console)
-    console.print(table(f"{cfg.checkpoint} on {cfg.data.name} {cfg.data.val_split}", rows))
-    machine = devices.describe_machine(torch.device("cpu"))
-    report = {"machine": machine, "settings": asdict(cfg), "runtimes": rows}
-    write_json(folder / "benchmark.json", report)
-    console.print(f"benchmark.json and the ONNX files in {folder}")
     return report
 
 

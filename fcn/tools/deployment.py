@@ -1,4 +1,4 @@
-"""One network in every runtime and precision at hand: size, mean IoU, time and memory."""
+"""Measure one network in every installed runtime: size, mean IoU, time and memory."""
 
 import multiprocessing
 import re
@@ -114,7 +114,7 @@ def _open(runtime: str, precision: str, path: Path, trained: checkpoint.Checkpoi
 
 
 def _peak_memory() -> int:
-    """Return the most bytes that this process has occupied; 0 where only Linux could tell."""
+    """Return the most bytes that this process has occupied; 0 on systems other than Linux."""
     status = Path("/proc/self/status")
     text = status.read_text(encoding="utf-8") if status.exists() else ""
     peak = re.search(r"VmHWM:\s*(\d+) kB", text)

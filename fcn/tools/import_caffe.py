@@ -15,10 +15,9 @@ from fcn.output import refuse_overwriting
 
 def main(cfg: ImportCaffeConfig, folder: Path, console: Console) -> None:
     """Convert `cfg.caffemodel` to `cfg.output` and print what became of every blob."""
-    net, output = cfg.network, Path(cfg.output)
+    net, caffemodel, output = cfg.network, Path(cfg.caffemodel), Path(cfg.output)
     refuse_overwriting([output], cfg.overwrite)
     blobs = read_caffemodel(cfg.caffemodel)
-    caffemodel = Path(cfg.caffemodel)
     source = {"caffemodel": caffemodel.name, "sha256": checkpoint.sha256(caffemodel), "net": net}
     output.parent.mkdir(parents=True, exist_ok=True)
     if net == "vgg16":
