@@ -3,9 +3,8 @@
 CamVid's own masks are called NAME_L.png. SegNet's copy of it has labels and no list.
 """
 
-from dataclasses import replace
-
-from fcn.convert.export import IGNORE, Export, Reading
+from fcn.config import PrepareDataConfig
+from fcn.convert.export import IGNORE, Export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import colour_list, colour_rows, listed_export, paired
 
@@ -16,15 +15,11 @@ SEGNET = [  # the classes of SegNet's copy; 11 is ignored
 ]  # fmt: skip
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
-    paths = folder.named("label_colors.txt", "class_dict.csv")
-    if not paths and any(
-        path.name.startswith(FILMS) and "trainannot" in path.parts for path in folder.masks
-    ):
-        return Export("CamVid of SegNet", paired(folder, reading), dict(enumerate(SEGNET)))
-    if not paths:
-        return None
-    lists = [colour_list(path, colour_rows(path)) for path in paths]
-    folder.select_masks("_L")
-    reading = replace(reading, colours=any(entry.colours for entry in lists))
-    return listed_export(f"masks with {paths[0].name}", folder, lists, reading)
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    if lists := folder.named("label_colors.txt", "class_dict.csv"):
+        folder.select_masks("_L")
+        tables = [colour_list(path, colour_rows(path)) for path in lists]
+        return listed_export(f"masks with {lists[0].name}", folder, tables, cfg)
+    if any(p.name.startswith(FILMS) and "trainannot" in p.parts for p in folder.masks):
+        return Export("CamVid of SegNet", paired(folder, cfg), dict(enumerate(SEGNET)))
+    return None

@@ -6,9 +6,9 @@ write a team's own classes in Cityscapes' layout, numbered by the rows of label_
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 
-from fcn.convert.export import IGNORE, Export, Reading
+from fcn.config import PrepareDataConfig
+from fcn.convert.export import IGNORE, Export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import ClassList, colour_rows, listed_export, paired
 from fcn.dataset_info import VOID
@@ -27,27 +27,22 @@ CLASSES = {
 NAME = re.compile(r"[a-z-]+_\d{6}_\d{6}_gt(Fine|Coarse)_labelIds|\d{6}_\d\d")  # also KITTI's
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    title = "Cityscapes"
     masks = [path for path in folder.pictures if path.stem.endswith("_labelIds")]
-    kitti = [path for path in folder.masks if path.parent.name == "semantic"]
-    if not masks and kitti and all(NAME.fullmatch(path.stem) for path in kitti):
-        masks = kitti
     if not masks:
-        return None
+        title = "KITTI"
+        masks = [path for path in folder.masks if path.parent.name == "semantic"]
+        if not masks or not all(NAME.fullmatch(path.stem) for path in masks):
+            return None
     folder.masks = masks
-    reading = replace(reading, colours=False)
     if paths := folder.named("label_colors.txt"):
-        rows = {path: colour_rows(path) for path in paths}
-        lists = [
-            ClassList(
-                path,
-                {number: name for number, (name, _) in enumerate(found)},
-                {name: rgb for name, rgb in found if rgb},
-            )
-            for path, found in rows.items()
-        ]
-        return listed_export("Cityscapes' layout", folder, lists, reading)
-    items = paired(folder, reading)
+        lists = []
+        for path, rows in ((path, colour_rows(path)) for path in paths):
+            numbers = dict(enumerate(name for name, _ in rows))
+            lists.append(ClassList(path, numbers, {name: rgb for name, rgb in rows if rgb}))
+        return listed_export("Cityscapes' layout", folder, lists, cfg)
+    items = paired(folder, cfg)
     if not all(NAME.fullmatch(mask.stem) for mask in masks):
         return Export("Cityscapes' layout", items)  # of a team's own classes
     names = dict.fromkeys(range(-1, 34), IGNORE) | {k: name for k, (name, _) in CLASSES.items()}
@@ -60,12 +55,11 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
             or (ids[0] <= 1 and ids[-1] < 33 and len(ids) > ids[-1] - ids[0])
             or (ids[-1] < 21 and 2 * len(ids) > ids[-1])
         )
-        if own and not reading.mapped:
+        if own and not (cfg.labels or cfg.data.colours):
             given = ", ".join(f"{value}: NAME" for value in ids)
             raise DataError(
                 f"{masks[0]}: the ids {ids[0]} to {ids[-1]} look like classes of your own, not "
                 f'like those of Cityscapes; name them: "labels={{{given}}}"'
             )
 
-    title = "KITTI" if masks == kitti else "Cityscapes"
     return Export(title, items, names, dict(CLASSES.values()), check=check)

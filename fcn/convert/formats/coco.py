@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape, as_points
-from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
+from fcn.convert.export import Drawing, Export, drawn_export, with_background
 from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.foreign import BOXES
 from fcn.errors import DataError
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     files = coco_files(folder)
     # Other files annotate the same images: with sentences, with the parts of persons.
     files = {path: c for path, c in files.items() if "instances" in path.name} or files
@@ -32,18 +33,18 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
         shapes, lost = defaultdict[str, list[Shape]](list), list[str]()
         for entry in content["annotations"]:
             title = f"annotation {entry.get('id', '')} of image_id {entry['image_id']}"
-            image, outline = str(entry["image_id"]), _outline(entry)
-            if not outline:
+            image, category = str(entry["image_id"]), str(entry["category_id"])
+            if not (outline := _outline(entry)):
                 boxes += 1
-            elif str(entry["category_id"]) not in names:
+            elif category not in names:
                 raise DataError(
-                    f"{path}: {title} has category_id {entry['category_id']}, which no category of "
-                    "the file has; add the category there or export it again"
+                    f"{path}: {title} has category_id {category}, which no category of the file "
+                    "has; add the category there or export it again"
                 )
             elif image not in sizes:
                 lost.append(title)
             else:
-                name, layer = names[str(entry["category_id"])], -1 if entry.get("iscrowd") else 0
+                name, layer = names[category], -1 if entry.get("iscrowd") else 0
                 mask = partial(coco_mask, outline, sizes[image])
                 shape = Shape(name, "mask", [(0, 0)], mask=mask, layer=layer, title=title)
                 shapes[image].append(shape)

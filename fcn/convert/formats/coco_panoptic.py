@@ -5,20 +5,20 @@ A segment is a thing or stuff; its category is its class. Pixels of no segment a
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fcn.convert.export import IGNORE, Export, Reading
+from fcn.config import PrepareDataConfig
+from fcn.convert.export import IGNORE, Export
 from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.formats.coco import coco_files, split_of_file
 from fcn.convert.masks import COLOUR, read_values
 from fcn.errors import DataError
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     files = {
         path: content
         for path, content in coco_files(folder).items()
@@ -45,8 +45,8 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
                 missing.append(entry["file_name"] if image else images[entry["image_id"]])
                 continue
             segments = {part["id"]: labels[part["category_id"]] for part in entry["segments_info"]}
-            item = folder.item(image, found[0], partial(_read, found[0], segments, len(classes)))
-            items.append(replace(item, split=split or item.split))
+            read_mask = partial(_read, found[0], segments, len(classes))
+            items.append(folder.item(image, found[0], read_mask, split))
     note = f"{len(missing)} images or PNGs are not there and are left out, such as "
     notes = [note + missing[0]] if missing else []
     folder.masks = [item.mask for item in items]

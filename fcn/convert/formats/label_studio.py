@@ -14,8 +14,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape, corners, ellipse, turned
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.foreign import LABEL_STUDIO_PNG, describe_foreign
 from fcn.data.files import is_image
@@ -25,7 +26,7 @@ GEOMETRY = {"points", "rle", "radiusX", "height", "vertices"}  # keys of regions
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded file
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     newest, several, bare = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), 0, 0
     for path, tasks in folder.json_files('"original_width"'):
         for task in tasks if isinstance(tasks, list) else []:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from yaml import BaseLoader, YAMLError, load
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.foreign import BOXES
 from fcn.data.dataset import read_list
@@ -27,7 +28,7 @@ ADVICE = (
 )
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     settings = _settings(folder)
     if pose := next((path for path, content in settings if "kpt_shape" in content), None):
         raise DataError(f"{pose}: keypoints (kpt_shape), not outlines; {ADVICE}")
@@ -38,7 +39,7 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
         return None
     if boxes == len(rows):
         raise DataError(f"{next(path for path in files if files[path])}: {BOXES}; {ADVICE}")
-    names, splits, drawings = _names(folder, settings, reading), _splits(settings), list[Drawing]()
+    names, splits, drawings = _names(folder, settings, cfg), _splits(settings), list[Drawing]()
     for path, found in files.items():
         image = folder.find_image(path.stem, path)
         if image is None:
@@ -109,7 +110,7 @@ def _settings(folder: ExportFolder) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _names(
-    folder: ExportFolder, settings: list[tuple[Path, dict[str, Any]]], reading: Reading
+    folder: ExportFolder, settings: list[tuple[Path, dict[str, Any]]], cfg: PrepareDataConfig
 ) -> dict[int, str]:
     """Return the class of each number: by data.yaml, a list, or data.classes but for background."""
     lists = [(path, content["names"]) for path, content in settings]
@@ -122,7 +123,7 @@ def _names(
         raise DataError(
             f"{tables[0][0]} and {other} name classes differently; convert their folders one by one"
         )
-    given = (name for name in reading.classes if name.lower() not in BACKGROUND)
+    given = (name for name in cfg.data.classes if name.lower() not in BACKGROUND)
     return tables[0][1] if tables else dict(enumerate(given))
 
 
