@@ -8,11 +8,11 @@ import csv
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -226,13 +226,15 @@ def _write(
     cfg: PrepareDataConfig,
     console: Console,
 ) -> None:
-    """Write images, masks, dataset.yaml, and a table of new names if there are any."""
-    values = np.array(sorted(labels))
+    """Write the new folder next to its place, and move it there once it is complete."""
+    target, values = Path(str(cfg.to)).resolve(), np.array(sorted(labels))
     table = np.array([labels[value] for value in values.tolist()], np.uint8)
     content = {key: value for key, value in asdict(info).items() if value not in (None, [])}
     text = safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
     pairs = list(zip(items, names, strict=True))
-    with _new_folder(Path(str(cfg.to)).resolve()) as folder:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        folder = Path(scratch, "new")
 
         def write(pair: tuple[Item, str]) -> None:
             item, name = pair
@@ -242,29 +244,17 @@ def _write(
             image = folder / "images" / item.split / f"{name}{item.image.suffix}"
             (_link if cfg.link else _copy)(item.image.resolve(), image)
 
-        for split in {item.split for item in items}:
-            for part in ("images", "annotations"):
-                (folder / part / split).mkdir(parents=True)
+        for split, part in product({item.split for item in items}, ("images", "annotations")):
+            (folder / part / split).mkdir(parents=True)
         _each(write, pairs, "writing", cfg, console)
         (folder / DESCRIPTION).write_text(f"# Converted from {cfg.convert}\n{text}", "utf-8")
         if any(name != item.image.stem for item, name in pairs):
             with open(folder / RENAMED, "x", encoding="utf-8", newline="") as stream:
                 rows = [[item.split, name, item.image, item.mask] for item, name in pairs]
                 csv.writer(stream).writerows([["split", "name", "image", "mask"], *rows])
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder next to its place, which is moved there once it is complete."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        yield part
         if target.exists():
             target.rmdir()  # it is empty
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        folder.rename(target)
 
 
 def _copy(source: Path, target: Path) -> None:
