@@ -18,16 +18,10 @@ from typing import Any
 from yaml import YAMLError, safe_load
 
 from fcn.config import PrepareDataConfig
+from fcn.convert import masks
 from fcn.convert.export import IGNORE, Export
 from fcn.convert.formats.class_lists import colour_names
-from fcn.convert.masks import (
-    COLOUR,
-    SMOOTHED,
-    TRANSPARENT,
-    check_palettes,
-    nearest,
-    smoothed_pixels,
-)
+from fcn.convert.masks import COLOUR, SMOOTHED, TRANSPARENT
 from fcn.dataset_info import (
     BACKGROUND,
     IGNORED,
@@ -144,7 +138,7 @@ def _named_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[in
         return colour_names([*zip(classes, colours, strict=True)], "data.colours")
     if export.names:
         return dict(export.names)
-    check_palettes(item.mask for item in export.items)
+    masks.check_palettes(item.mask for item in export.items)
     return _numbered(export.classes or classes, cfg.data.ignore_index, scan)
 
 
@@ -211,11 +205,11 @@ def _nearest_classes(
     smoothed = (
         len(known) > 1
         and pixels <= SMOOTHED * scan.pixels.total()
-        and sum(smoothed_pixels(item.read(), known) for item in export.items) >= 0.8 * pixels
+        and sum(masks.smoothed_pixels(item.read(), known) for item in export.items) >= 0.8 * pixels
     )
     if smoothed and cfg.nearest:
         levels = [value for value in known if value >= 0]
-        return {value: names[near] for value, near in nearest(unknown, levels).items()}
+        return {value: names[near] for value, near in masks.nearest(unknown, levels).items()}
     if smoothed:
         hint = "they smooth the boundaries between others: nearest=true takes the nearest class"
     elif value >= COLOUR:

@@ -35,6 +35,7 @@ from fcn.convert.classes import (
 from fcn.convert.export import Export
 from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.formats import recognise
+from fcn.convert.formats.plain import describe
 from fcn.convert.unpack import is_table, unpack_table, unpack_zip
 from fcn.data.files import nfc
 from fcn.data.groups import check_pattern
@@ -92,9 +93,11 @@ def _check_target(cfg: PrepareDataConfig) -> Path:
 def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> None:
     """Convert the export in a folder: read masks, name and check what they hold, write."""
     pattern = check_pattern(cfg.group)
-    export = recognise(folder, cfg)
-    own = {k: v for k, v in export.description.items() if getattr(cfg.data, k) in (None, [])}
-    cfg = replace(cfg, data=replace(cfg.data, **own))
+    export, own = recognise(folder, cfg), describe(folder, cfg)
+    export.classes = own.pop("classes", [])
+    export.colours |= dict(zip(export.classes, own.pop("colours", []), strict=False))
+    missing = {key: value for key, value in own.items() if getattr(cfg.data, key) in (None, [])}
+    cfg = replace(cfg, data=replace(cfg.data, **missing))
     folder.check_images_once(export.items)
     console.print(f"{export.format} in {cfg.convert}: {len(export.items)} images with masks")
     left_out = folder.left_out(export.items)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,8 +28,7 @@ class Export:
     notes: list[str] = field(default_factory=list)
     overlaps: dict[str, int] = field(default_factory=dict)  # pixels of several classes, by image
     check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
-    classes: list[str] = field(default_factory=list)  # in an order that may say their values
-    description: dict[str, Any] = field(default_factory=dict)  # the rest of dataset.yaml
+    classes: list[str] = field(default_factory=list)  # of classes.txt or dataset.yaml
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from fcn.data.images import (
-    ALPHA,
-    INVERTED,
-    PREMULTIPLIED,
-    Pixels,
-    file_errors,
-    opened,
-    stored_pixels,
-)
+from fcn.data import images
+from fcn.data.images import ALPHA, file_errors
 from fcn.dataset_info import VOID
 from fcn.errors import DataError
 
@@ -87,7 +80,7 @@ def read_values(
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open the file of one mask."""
-    with opened(path, "mask") as file:
+    with images.opened(path, "mask") as file:
         pages = getattr(file, "n_frames", 1) if isinstance(file, Image.Image) else len(file.pages)
         if pages > 1:
             raise DataError(f"{path}: {pages} pages; save each as a mask of its own")
@@ -100,13 +93,13 @@ def _values_and_opacity(
     """Return labels or colours, int64 (H, W, 1 or 3), and alpha of 0..255, if there is one."""
     mode = getattr(file, "mode", "")
     if mode == "PA" or (mode == "P" and colours):
-        pixels = Pixels(np.asarray(file.convert("RGBA")), ["red", "green", "blue", ALPHA])
+        pixels = images.Pixels(np.asarray(file.convert("RGBA")), ["red", "green", "blue", ALPHA])
     else:
-        pixels = stored_pixels(file)
+        pixels = images.stored_pixels(file)
     if pixels.span and pixels.span[0] > pixels.span[1]:
-        raise DataError(f"{path}: a TIFF that stores {INVERTED}; save it as PNG")
+        raise DataError(f"{path}: a TIFF that stores {images.INVERTED}; save it as PNG")
     values, bands = _whole(path, pixels.values), pixels.bands
-    has_alpha = len(bands) in (2, 4) and bands[-1] in (ALPHA, PREMULTIPLIED)
+    has_alpha = len(bands) in (2, 4) and bands[-1] in (ALPHA, images.PREMULTIPLIED)
     if mode in ("CMYK", "YCbCr", "HSV", "LAB") or len(bands) - has_alpha not in (1, 3):
         raise DataError(f"{path}: a mask must be grey or RGB; its bands are {', '.join(bands)}")
     if not has_alpha:

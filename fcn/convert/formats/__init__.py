@@ -13,10 +13,8 @@ from fcn.config import PrepareDataConfig
 from fcn.convert.export import Export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats import (
-    camvid,
-    cityscapes,
+    cityscapes_camvid,
     coco,
-    coco_panoptic,
     cvat,
     label_studio,
     labelme,
@@ -28,11 +26,11 @@ from fcn.convert.formats import (
 from fcn.errors import DataError
 
 READ_MASKS = (
-    roboflow.read, cvat.read_masks, labelme.read_masks, supervisely.read_masks, cityscapes.read,
-    camvid.read,
+    roboflow.read, cvat.read_masks, labelme.read_masks, supervisely.read_masks,
+    cityscapes_camvid.read_cityscapes, cityscapes_camvid.read_camvid,
 )  # fmt: skip
 READ_SHAPES = (
-    labelme.read_shapes, supervisely.read_shapes, coco_panoptic.read, coco.read, label_studio.read,
+    labelme.read_shapes, supervisely.read_shapes, coco.read_panoptic, coco.read, label_studio.read,
     cvat.read_shapes, yolo.read,
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from functools import partial
 from xml.etree import ElementTree
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.drawing import Shape, corners, ellipse, run_mask, turned
+from fcn.convert.drawing import Shape, ellipse, run_mask, turned_box
 from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.class_lists import colour_list, listed_export
@@ -69,7 +69,7 @@ def _shape(element: ElementTree.Element, size: tuple[int, int], line_width: floa
     if kind == "box":
         low, high = numbers("xtl", "ytl"), numbers("xbr", "ybr")
         middle = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
-        kind, points = "rectangle", turned(corners(low, high), angle, middle).ravel().tolist()
+        kind, points = "rectangle", turned_box(low, high, angle, middle).ravel().tolist()
     if kind in ("rectangle", "polygon"):
         mask = partial(coco_mask, [points], size)
         return Shape(name, kind, [(0, 0)], mask=mask, layer=layer)

@@ -41,11 +41,10 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
     if named := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
         tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in named]
         return listed_export("masks with id2label.json", folder, tables, cfg)
-    own = _description(folder, cfg)
-    classes, colours = own.pop("classes", []), own.pop("colours", [])
+    known = cfg.labels or cfg.data.colours or cfg.data.classes or describe(folder, cfg)
     lists = [path for path in folder.files if path.stem.lower() in LISTS]
     lists = [p for p in lists if p not in folder.pictures and p != folder.root / "classes.txt"]
-    if lists and not (cfg.labels or cfg.data.colours or cfg.data.classes or classes):
+    if lists and not known:
         folder.notes.append(
             f"{', '.join(map(str, lists))}: if this names the classes, it is in no form that is "
             'read here; give them with data.classes=[...] or "labels={0: NAME, 1: NAME}"'
@@ -55,15 +54,12 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
     if not class_of and not any(matches.values()):
         matches, class_of = _classes_by_name(folder, matches)
     if len(set(class_of.values())) > 1:
-        export = _one_mask_for_each_class(folder, cfg, matches, class_of)
-    else:  # if there is a class, all names end alike, so that the end means mask
-        export = Export("images and masks", paired(folder, cfg, matches=matches))
-    export.classes, export.description = classes, own
-    export.colours = dict(zip(classes, colours, strict=False))
-    return export
+        return _one_mask_for_each_class(folder, cfg, matches, class_of)
+    # If there is a class, all names end alike, so that the end means mask.
+    return Export("images and masks", paired(folder, cfg, matches=matches))
 
 
-def _description(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
+def describe(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
     """Return what dataset.yaml or classes.txt says of masks; YOLO's dataset.yaml is another one.
 
     Raises:

@@ -1,8 +1,4 @@
-"""Cityscapes: gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_....png.
-
-KITTI has the same ids: training/image_2/NAME.png and training/semantic/NAME.png. CVAT and datumaro
-write a team's own classes in Cityscapes' layout, numbered by the rows of label_colors.txt.
-"""
+"""Cityscapes, KITTI and CamVid, as they are published, and sets of the same layouts."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +6,13 @@ from collections.abc import Iterable
 from fcn.config import PrepareDataConfig
 from fcn.convert.export import IGNORE, Export
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import ClassList, colour_rows, listed_export, paired
+from fcn.convert.formats.class_lists import (
+    ClassList,
+    colour_list,
+    colour_rows,
+    listed_export,
+    paired,
+)
 from fcn.dataset_info import VOID
 from fcn.errors import DataError
 
@@ -26,8 +28,19 @@ CLASSES = {
 }  # fmt: skip
 NAME = re.compile(r"[a-z-]+_\d{6}_\d{6}_gt(Fine|Coarse)_labelIds|\d{6}_\d\d")  # also KITTI's
 
+FILMS = ("0001TP", "0006R0", "0016E5", "Seq05VD")
+SEGNET = [  # the classes of SegNet's copy; 11 is ignored
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
+    "cyclist", IGNORE,
+]  # fmt: skip
 
-def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+
+def read_cityscapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    """Read gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_....png.
+
+    KITTI has the same ids: training/image_2/NAME.png and training/semantic/NAME.png. CVAT and
+    datumaro write a team's own classes in this layout, numbered by the rows of label_colors.txt.
+    """
     title = "Cityscapes"
     masks = [path for path in folder.pictures if path.stem.endswith("_labelIds")]
     if not masks:
@@ -63,3 +76,17 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
             )
 
     return Export(title, items, names, dict(CLASSES.values()), check=check)
+
+
+def read_camvid(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    """Read masks with a list of colours: label_colors.txt of "r g b name", or class_dict.csv.
+
+    CamVid's own masks are called NAME_L.png. SegNet's copy of it has labels and no list.
+    """
+    if lists := folder.named("label_colors.txt", "class_dict.csv"):
+        folder.select_masks("_L")
+        tables = [colour_list(path, colour_rows(path)) for path in lists]
+        return listed_export(f"masks with {lists[0].name}", folder, tables, cfg)
+    if any(p.name.startswith(FILMS) and "trainannot" in p.parts for p in folder.masks):
+        return Export("CamVid of SegNet", paired(folder, cfg), dict(enumerate(SEGNET)))
+    return None
