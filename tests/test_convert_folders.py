@@ -150,13 +150,6 @@ def test_images_of_one_name_stay_apart(tmp_path: Path, names: list[str], link: b
         assert new.read_bytes() == Path(row["image"]).read_bytes()
 
 
-def test_a_folder_beside_the_new_one_is_left_alone(tmp_path: Path, samples: list[Sample]) -> None:
-    root = pictures(tmp_path / "new.part", samples, lambda labels: labels)
-    before = hashes(root)
-    assert len(converted(root, tmp_path / "new", **THREE)[0]) == 6
-    assert hashes(root) == before
-
-
 # Which file is a mask, and of which image.
 
 PAIRS = {
