@@ -334,6 +334,20 @@ def converted(
     return masks, console.file.getvalue()
 
 
+def check(
+    masks: dict[str, np.ndarray],
+    samples: list[Sample],
+    form: Callable[..., Any] | list[int] = np.asarray,
+) -> None:
+    """Assert that each sample has one mask: its labels in some form, or by a table of 0, 1, 2."""
+    assert len(masks) == len(samples)
+    for s in samples:
+        (mask,) = (mask for name, mask in masks.items() if s.name in name)
+        table = np.array([*form, *[255] * (256 - len(form))]) if isinstance(form, list) else None
+        expected = form(s.labels) if table is None else table[s.labels]  # type: ignore[operator]
+        np.testing.assert_array_equal(mask, expected)
+
+
 def info(to: Path) -> dict[str, Any]:
     return safe_load((to / "dataset.yaml").read_text())
 

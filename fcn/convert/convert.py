@@ -6,13 +6,13 @@ anything is written.
 
 import csv
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,21 +26,18 @@ from fcn.config import DataConfig, PrepareDataConfig
 from fcn.convert import splits
 from fcn.convert.classes import (
     SHOWN,
-    Found,
     Scan,
-    choose_classes,
+    check_mappings,
     class_of_values,
     dataset_info,
-    mapping,
     shown,
-    with_description,
 )
-from fcn.convert.export import Export, Reading
+from fcn.convert.export import Export
 from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.formats import recognise
+from fcn.convert.formats.plain import describe
 from fcn.convert.unpack import is_table, unpack_table, unpack_zip
-from fcn.data.dataset import read_list
-from fcn.data.description import DESCRIPTION, read_description
+from fcn.data.description import DESCRIPTION
 from fcn.data.files import nfc
 from fcn.data.groups import check_pattern
 from fcn.data.images import image_size, orientation
@@ -67,67 +64,20 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         ConfigError: settings that do not fit the export.
         DataError: the export lacks something; says which setting supplies it.
     """
-    target = _checked_target(cfg)
-    with TemporaryDirectory(prefix="fcn_") as scratch:
-        root, images, masks = Path(str(cfg.convert)), cfg.images, cfg.masks
+    target = _check_target(cfg)
+    with TemporaryDirectory(prefix="fcn_") as name:
+        scratch, root, images, masks = Path(name), Path(str(cfg.convert)), cfg.images, cfg.masks
         if root.suffix.lower() == ".zip" and root.is_file():
-            root = unpack_zip(root, Path(scratch))
+            root = unpack_zip(root, scratch)
         elif is_table(str(cfg.convert)):
-            root = unpack_table(str(cfg.convert), Path(scratch), images, masks)
+            root = unpack_table(str(cfg.convert), scratch, images, masks)
             images = masks = None
-        folder = ExportFolder(root, images, masks)
-        _convert(folder, cfg, Path(scratch), console)
+        _convert(ExportFolder(root, scratch, images, masks), check_mappings(cfg), console)
     console.print(f"converted to {target}: use data=folder data.root={target}")
     return DataConfig(name="folder", layout="folder", root=str(target))
 
 
-def _convert(folder: ExportFolder, cfg: PrepareDataConfig, scratch: Path, console: Console) -> None:
-    """Convert the export in a folder: read masks, name and check what they hold, write."""
-    pattern, description = check_pattern(cfg.group), _description(folder, cfg)
-    data, listed = with_description(cfg.data, description), description.get("classes", [])
-    reading = Reading(
-        scratch,
-        colours=bool(cfg.data.colours),
-        nearest=cfg.nearest,
-        mapped=bool(cfg.labels or cfg.data.colours),
-        lossless=not {*mapping(cfg.labels, "labels", int)} <= {0, 255},
-        line_width=cfg.line_width,
-        classes=data.classes,
-    )
-    export = recognise(folder, reading)
-    folder.check_images_once(export.items)
-    console.print(f"{export.format} in {cfg.convert}: {len(export.items)} images with masks")
-    notes = [*export.notes, *folder.left_out(export.items)]
-    export.items, list_notes = splits.listed_splits(export.items, folder.files)
-    for note in (*notes, *list_notes):
-        console.print(note)
-
-    scan = _scan(export.items, cfg, console)
-    names = class_of_values(export, cfg, data, listed, scan)
-    classes = choose_classes(cfg, names, by_name=bool(export.names or cfg.labels or listed))
-    info = dataset_info(export, cfg, data, classes)
-    labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
-
-    items, draw_notes = splits.split_items(export.items, pattern, folder.root, cfg)
-    items = _fitted(items, scan.sizes, cfg)
-    if cfg.link and (inside := [i.image for i in items if i.image.is_relative_to(scratch)]):
-        raise ConfigError(f"link=true: {inside[0].name} is in no folder of yours; use link=false")
-    new_names = names_of_files(items)
-    _write(items, new_names, labels, info, cfg, console)
-
-    counts = Counter(item.split for item in items)
-    for note in (*draw_notes, *_overlap_note(export, scan)):
-        console.print(note)
-    console.print(", ".join(f"{split} {counts[split]} images" for split in sorted(counts)))
-    _print_values(scan, labels, info, console)
-    if renamed := sum(a != item.image.stem for a, item in zip(new_names, items, strict=True)):
-        console.print(f"{renamed} images have new names, listed in {Path(str(cfg.to), RENAMED)}")
-
-
-# Read
-
-
-def _checked_target(cfg: PrepareDataConfig) -> Path:
+def _check_target(cfg: PrepareDataConfig) -> Path:
     """Return the folder to write, which is new and lies outside the export."""
     if not cfg.convert or not cfg.to:
         raise ConfigError("conversion needs both convert=EXPORT and to=FOLDER, a new folder")
@@ -140,22 +90,43 @@ def _checked_target(cfg: PrepareDataConfig) -> Path:
     return target
 
 
-def _description(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
-    """Return what dataset.yaml or classes.txt says of masks; YOLO's dataset.yaml is another one.
+def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> None:
+    """Convert the export in a folder: read masks, name and check what they hold, write."""
+    pattern = check_pattern(cfg.group)
+    export, own = recognise(folder, cfg), describe(folder, cfg)
+    export.classes = own.pop("classes", [])
+    export.colours |= dict(zip(export.classes, own.pop("colours", []), strict=False))
+    missing = {key: value for key, value in own.items() if getattr(cfg.data, key) in (None, [])}
+    cfg = replace(cfg, data=replace(cfg.data, **missing))
+    folder.check_images_once(export.items)
+    console.print(f"{export.format} in {cfg.convert}: {len(export.items)} images with masks")
+    left_out = folder.left_out(export.items)
+    items, list_notes = splits.listed_splits(export.items, folder.files)
+    for note in (*export.notes, *left_out, *list_notes):
+        console.print(note)
 
-    Raises:
-        DataError: several classes.txt differ, and no setting names the classes.
-    """
-    lists = folder.named("classes.txt")
-    other = next((path for path in lists if read_list(path) != read_list(lists[0])), None)
-    if other and not cfg.labels and not cfg.data.classes:
-        raise DataError(
-            f"{other} and {lists[0]} name classes differently; convert their folders one by one, "
-            "or give data.classes=[...]"
-        )
-    path = folder.root / DESCRIPTION
-    is_yolo = path.is_file() and re.search("^names:", path.read_text("utf-8", "replace"), re.M)
-    return {} if is_yolo else read_description(folder.root)
+    export.items = items
+    scan = _scan(items, cfg, console)
+    names = class_of_values(export, cfg, scan)
+    info = dataset_info(export, cfg, names)
+    classes = info.classes
+    labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
+
+    items, draw_notes = splits.split_items(items, pattern, folder.root, cfg)
+    items = _fitted(items, scan.sizes, cfg)
+    unpacked = (item.image for item in items if item.image.is_relative_to(folder.scratch))
+    if cfg.link and (image := next(unpacked, None)):
+        raise ConfigError(f"link=true: {image.name} is in no folder of yours; use link=false")
+    new_names = names_of_files(items)
+    _write(items, new_names, labels, info, cfg, console)
+
+    for note in (*draw_notes, *_overlap_note(export, scan)):
+        console.print(note)
+    counts = Counter(item.split for item in items)
+    console.print(", ".join(f"{split} {counts[split]} images" for split in sorted(counts)))
+    _print_values(scan, labels, info, console)
+    if renamed := sum(a != item.image.stem for a, item in zip(new_names, items, strict=True)):
+        console.print(f"{renamed} images have new names, listed in {Path(str(cfg.to), RENAMED)}")
 
 
 def _each(
@@ -177,17 +148,14 @@ def _scan(items: Sequence[Item], cfg: PrepareDataConfig, console: Console) -> Sc
         values = item.read()
         return values.shape, np.unique(values, return_counts=True)
 
-    scan = Scan()
+    first, pixels, sizes = dict[int, Path](), Counter[int](), []
     counted = _each(count, items, "reading masks", cfg, console)
-    for item, (shape, (values, pixels)) in zip(items, counted, strict=True):
-        scan.sizes.append((shape[1], shape[0]))
-        for value, number in zip(values.tolist(), pixels.tolist(), strict=True):
-            scan.values.setdefault(value, Found(item.mask)).pixels += number
-    scan.values = dict(sorted(scan.values.items()))
-    return scan
-
-
-# Check
+    for item, (shape, (values, counts)) in zip(items, counted, strict=True):
+        sizes.append((shape[1], shape[0]))
+        for value, number in zip(values.tolist(), counts.tolist(), strict=True):
+            first.setdefault(value, item.mask)
+            pixels[value] += number
+    return Scan(Counter(dict(sorted(pixels.items()))), first, sizes)
 
 
 def _fitted(
@@ -242,18 +210,15 @@ def names_of_files(items: Sequence[Item]) -> list[str]:
     counts, names = Counter(keys), list[str]()
     taken = {key for key in keys if counts[key] == 1}
     for item, key in zip(items, keys, strict=True):
-        name = nfc(item.image.stem)
+        name, number = nfc(item.image.stem), 1
         if counts[key] > 1:
-            name, number = item.name, 1
+            name = item.name
             while (item.split, name.casefold()) in taken:
                 number += 1
                 name = f"{item.name}_{number}"
             taken.add((item.split, name.casefold()))
         names.append(name)
     return names
-
-
-# Write
 
 
 def _write(
@@ -265,46 +230,34 @@ def _write(
     console: Console,
 ) -> None:
     """Write the new folder next to its place, and move it there once it is complete."""
-    target = Path(str(cfg.to)).resolve()
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    values = np.array(sorted(labels))
+    target, values = Path(str(cfg.to)).resolve(), np.array(sorted(labels))
     table = np.array([labels[value] for value in values.tolist()], np.uint8)
+    content = {key: value for key, value in asdict(info).items() if value not in (None, [])}
+    text = safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    pairs = list(zip(items, names, strict=True))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        folder = Path(scratch, "new")
 
-    def write(pair: tuple[Item, str]) -> None:
-        item, name = pair
-        mask = table[np.searchsorted(values, item.read())]
-        with open(part / "annotations" / item.split / f"{name}.png", "xb") as stream:
-            palette_image(mask, info).save(stream, "PNG")
-        image = part / "images" / item.split / f"{name}{item.image.suffix}"
-        (_link if cfg.link else _copy)(item.image.resolve(), image)
+        def write(pair: tuple[Item, str]) -> None:
+            item, name = pair
+            mask = table[np.searchsorted(values, item.read())]
+            with open(folder / "annotations" / item.split / f"{name}.png", "xb") as stream:
+                palette_image(mask, info).save(stream, "PNG")
+            image = folder / "images" / item.split / f"{name}{item.image.suffix}"
+            (_link if cfg.link else _copy)(item.image.resolve(), image)
 
-    part.mkdir(parents=True)
-    try:
-        for split in {item.split for item in items}:
-            (part / "images" / split).mkdir(parents=True)
-            (part / "annotations" / split).mkdir(parents=True)
-        _each(write, list(zip(items, names, strict=True)), "writing", cfg, console)
-        _write_names(items, names, part / RENAMED)
-        content = {key: value for key, value in asdict(info).items() if value not in (None, [])}
-        text = safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
-        head = f"# Converted from {cfg.convert}\n"
-        (part / DESCRIPTION).write_text(head + text, encoding="utf-8")
+        for split, part in product({item.split for item in items}, ("images", "annotations")):
+            (folder / part / split).mkdir(parents=True)
+        _each(write, pairs, "writing", cfg, console)
+        (folder / DESCRIPTION).write_text(f"# Converted from {cfg.convert}\n{text}", "utf-8")
+        if any(name != item.image.stem for item, name in pairs):
+            with open(folder / RENAMED, "x", encoding="utf-8", newline="") as stream:
+                rows = [[item.split, name, item.image, item.mask] for item, name in pairs]
+                csv.writer(stream).writerows([["split", "name", "image", "mask"], *rows])
         if target.exists():
             target.rmdir()  # it is empty
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _write_names(items: Sequence[Item], names: Sequence[str], path: Path) -> None:
-    """Write a table of new names and old files, if there are new names."""
-    if all(name == item.image.stem for name, item in zip(names, items, strict=True)):
-        return
-    with open(path, "x", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["split", "name", "image", "mask"])
-        for item, name in zip(items, names, strict=True):
-            table.writerow([item.split, name, item.image, item.mask])
+        folder.rename(target)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -323,33 +276,28 @@ def _link(source: Path, target: Path) -> None:
             raise DataError(f"{source}: cannot be linked ({error}); use link=false") from None
 
 
-# Report
-
-
 def _overlap_note(export: Export, scan: Scan) -> list[str]:
     """Return a note on pixels that several classes cover, if there are any."""
     if not (pixels := sum(export.overlaps.values())):
         return []
     images = sum(map(bool, export.overlaps.values()))
     return [
-        f"{pixels} pixels ({percent(pixels / scan.pixels)} %) of {images} images have several "
-        "classes; the one drawn last counts"
+        f"{pixels} pixels ({percent(pixels / scan.pixels.total())} %) of {images} images have "
+        "several classes; the one drawn last counts"
     ]
 
 
 def _print_values(scan: Scan, labels: dict[int, int], info: DatasetInfo, console: Console) -> None:
     """Print what each value of the masks has become; of many, those that have most pixels."""
     table = Table("in the masks", "label", "class", Column("pixels (%)", justify="right"), box=None)
-    most = sorted(scan.values, key=lambda value: -scan.values[value].pixels)[:SHOWN]
-    for value, entry in scan.values.items():
+    for value, pixels in sorted(scan.pixels.most_common(SHOWN)):
         label = labels[value]
-        if value not in most:
-            continue
         name = "(ignored)" if label == VOID else info.classes[label]
-        table.add_row(shown(value), str(label), name, percent(entry.pixels / scan.pixels))
+        share = percent(pixels / scan.pixels.total())
+        table.add_row(shown(value), str(label), name, share)
     console.print(table)
-    if more := len(scan.values) - len(most):
+    if (more := len(scan.pixels) - SHOWN) > 0:
         console.print(f"and {more} values of fewer pixels")
-    absent = [n for k, n in enumerate(info.classes) if k not in {labels[v] for v in scan.values}]
-    if absent:
+    seen = {labels[value] for value in scan.pixels}
+    if absent := [name for label, name in enumerate(info.classes) if label not in seen]:
         console.print(f"in no mask: {', '.join(absent)}")

@@ -114,15 +114,16 @@ def as_points(points: Any) -> np.ndarray:
     return pairs
 
 
-def corners(low: Any, high: Any) -> np.ndarray:
-    """Return the four corners of a box, float (4, 2), from two opposite ones."""
-    return np.array([low, (high[0], low[1]), high, (low[0], high[1])], np.float64)
-
-
 def turned(points: Any, degrees: float, centre: Any) -> np.ndarray:
     """Turn points clockwise (y points down) about a centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return (np.asarray(points) - centre) @ np.array([[cos, sin], [-sin, cos]]) + centre
+
+
+def turned_box(low: Any, high: Any, degrees: float, centre: Any) -> np.ndarray:
+    """Return the corners, float (4, 2), of a box of two opposite ones that is turned clockwise."""
+    box = np.array([low, (high[0], low[1]), high, (low[0], high[1])], np.float64)
+    return turned(box, degrees, centre)
 
 
 def ellipse(name: str, centre: Any, radii: Any, degrees: float = 0, layer: float = 0) -> Shape:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +17,6 @@ from fcn.errors import DataError
 IGNORE = "ignore"  # class name of pixels without a class
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How the settings want an export to be read."""
-
-    scratch: Path  # a folder for images that are no files yet
-    colours: bool = False  # the colours of masks are classes, even in palettes and in grey
-    nearest: bool = False  # smoothed boundaries go to the nearest class
-    mapped: bool = False  # settings say what the values mean, whatever the export says
-    lossless: bool = False  # values other than black and white count
-    line_width: float | None = None  # pixels; None: as the tool draws lines, if it does
-    classes: Sequence[str] = ()  # of the settings, or of a list beside the data
-
-
 @dataclass
 class Export:
     """What a tool has written."""
@@ -41,6 +28,7 @@ class Export:
     notes: list[str] = field(default_factory=list)
     overlaps: dict[str, int] = field(default_factory=dict)  # pixels of several classes, by image
     check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
+    classes: list[str] = field(default_factory=list)  # of classes.txt or dataset.yaml
 
 
 @dataclass(frozen=True)
@@ -91,9 +79,8 @@ def drawn_export(
     items, notes, source = list[Item](), list(notes), drawings[0].source
     for drawing in drawings:
         if drawing.image:
-            read = partial(_read, drawing, labels, small_on_top, overlaps)
-            item = folder.item(drawing.image, drawing.source, read)
-            items.append(replace(item, split=drawing.split or item.split))
+            read = partial(_read, drawing, drawing.image, labels, small_on_top, overlaps)
+            items.append(folder.item(drawing.image, drawing.source, read, drawing.split))
     if missing := [drawing for drawing in drawings if not drawing.image]:
         source = missing[0].source
         text = f"{source}: {len(missing)} of {len(drawings)} images are not there"
@@ -119,10 +106,13 @@ def drawn_export(
 
 
 def _read(
-    drawing: Drawing, labels: dict[str, int], small_on_top: bool, overlaps: dict[str, int]
+    drawing: Drawing,
+    image: Path,
+    labels: dict[str, int],
+    small_on_top: bool,
+    overlaps: dict[str, int],
 ) -> np.ndarray:
     """Draw the mask of an image, int64 (H, W), and note how many pixels several classes cover."""
-    assert drawing.image
-    size, place = drawing.size or image_size(drawing.image), f"{drawing.source}: {drawing.name}"
+    size, place = drawing.size or image_size(image), f"{drawing.source}: {drawing.name}"
     mask, overlaps[place] = draw(drawing.shapes, labels, size, small_on_top, place)
     return mask

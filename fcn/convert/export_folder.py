@@ -1,4 +1,12 @@
-"""The files of an annotation tool's export: which are masks, and which image each belongs to."""
+"""The files of an export: which are masks, and which image each mask belongs to.
+
+1. Words for masks and for images at the start or end of a name, such as NAME_mask, tell which is
+   which: those of the file's own name, or else those of its nearest folder that has any.
+2. A mask and its image have the same name once suffix and these words are removed.
+3. Of several such images the one of the same split and the same folders counts.
+4. A folder called train, valid, test or the like is a split.
+5. `images=` and `masks=` say where the files are, if their names do not.
+"""
 
 import json
 import re
@@ -6,6 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +27,6 @@ from fcn.errors import DataError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "dev": "val"}
 SPLITS |= {"validation": "val", "test": "test", "testing": "test"}
-# First or last words of folders and files that tell a mask from its image.
 MASK_WORDS = {
     "ann", "annotation", "annotations", "annot", "label", "labels", "labelids", "mask", "masks",
     "machine", "gt", "gtfine", "gtcoarse", "ground", "truth", "groundtruth", "seg", "segmentation",
@@ -28,7 +37,6 @@ IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "leftimg8bit", "p
 IMAGE_WORDS |= {"rgb", "sat"}
 OTHER_WORDS = {"", "dir", "l"}  # mmsegmentation's img_dir, CamVid's _L
 GAP = "[-_. ]"  # between words
-STEMS = 4  # ways to take the name of an image
 # Folders of pictures of masks, and of masks of single objects.
 PREVIEWS = re.compile(
     "SegmentationObject.*|.*Visualization|masks_human|masks_instances|instance|semantic_rgb"
@@ -50,14 +58,13 @@ class Item:
 
 @dataclass(frozen=True)
 class PathInfo:
-    """What a path says, without the words for masks and images."""
+    """What the path of a file says."""
 
-    mask_stem: str  # of the file, without words for masks
-    image_stems: tuple[str, ...]  # as it is, without words for images at its end, ...
+    stems: tuple[str, str]  # the name without words for masks, and also without those for images
     split: str
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # without splits and such words
     is_mask: bool
-    name: str  # of the file, as it is, with its folders
+    name: str  # of the file, with its folders
 
 
 class ExportFolder:
@@ -65,29 +72,34 @@ class ExportFolder:
 
     Args:
         root: its folder.
-        images: folder of the images below root or here, or a pattern such as *.jpg, if they lie
-            elsewhere or look like masks.
-        masks: likewise of the masks, if they look like images.
+        scratch: a folder for images that are no files yet.
+        images: folder of the images below root or here, or a pattern such as *.jpg.
+        masks: likewise of the masks.
 
     Raises:
         DataError: no such folder or file.
     """
 
-    def __init__(self, root: Path, images: str | None = None, masks: str | None = None) -> None:
+    def __init__(
+        self, root: Path, scratch: Path, images: str | None = None, masks: str | None = None
+    ) -> None:
         if not root.is_dir():
             raise DataError(f"{root}: no such folder, nor an archive that ends in .zip")
-        self.root, self.bases, self.notes = root, [root], list[str]()
-        self._by_name = defaultdict[str, list[Path]](list)
+        self.root, self.scratch, self.bases, self.notes = root, scratch, [root], list[str]()
         self.files = list(walk(root))
-        chosen_images = self._choose("images", images)
-        chosen_masks = self._choose("masks", masks)
-        self.pictures = chosen_masks if masks else self._pictures(self.files)
-        mine = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
-        found = [path for path in self.pictures if path not in mine and self.info(path).is_mask]
-        self.masks, self.masks_are_given = chosen_masks if masks else found, bool(masks)
-        others = (p for p in self._pictures(self.files) if not self.info(p).is_mask)
-        photos = set(chosen_images if images else others) - set(self.masks)
-        self.photos = sorted(path for path in photos if path.suffix != ".npy")
+        chosen_images, chosen_masks = self._choose("images", images), self._choose("masks", masks)
+        self.info = cache(self._info)
+        pictures = self._pictures(self.files)
+        self.pictures, self.masks_are_given = chosen_masks if masks else pictures, bool(masks)
+        here = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
+        named = [path for path in self.pictures if path not in here and self.info(path).is_mask]
+        self.masks = chosen_masks if masks else named
+        photos = chosen_images if images else [p for p in pictures if not self.info(p).is_mask]
+        self.photos = sorted(p for p in set(photos) - set(self.masks) if p.suffix != ".npy")
+        self._by_name = defaultdict[str, list[Path]](list)
+        for path in dict.fromkeys((*self.photos, *self.pictures)):
+            for key in {nfc(path.name), nfc(path.stem)}:
+                self._by_name[key].append(path)
 
     def _choose(self, setting: str, given: str | None) -> list[Path]:
         """Return the pictures that a setting names, by a folder or by a pattern."""
@@ -111,8 +123,9 @@ class ExportFolder:
             )
         return self._pictures(found)
 
-    def _base(self, path: Path) -> Path:
-        return next((base for base in self.bases if path.is_relative_to(base)), path.parent)
+    def _parts(self, path: Path) -> tuple[str, ...]:
+        base = next((base for base in self.bases if path.is_relative_to(base)), path.parent)
+        return path.relative_to(base).parts
 
     def _pictures(self, files: Iterable[Path]) -> list[Path]:
         """Return the files that can be read as images or masks, without previews of masks."""
@@ -120,7 +133,7 @@ class ExportFolder:
             path
             for path in files
             if (is_image(path) or path.suffix == ".npy")
-            and not any(map(PREVIEWS.fullmatch, path.relative_to(self._base(path)).parts[:-1]))
+            and not any(map(PREVIEWS.fullmatch, self._parts(path)[:-1]))
         ]
 
     def named(self, *names: str) -> list[Path]:
@@ -143,32 +156,25 @@ class ExportFolder:
             self.photos = sorted({*self.photos, *self.masks} - set(masks))
             self.masks = masks
 
-    def info(self, path: Path) -> PathInfo:
-        """Take a path apart; the nearest name that says so tells whether it is a mask."""
-        *parents, name = nfc(path.relative_to(self._base(path)).as_posix()).split("/")
+    def _info(self, path: Path) -> PathInfo:
+        """Take a path apart."""
+        *parents, name = map(nfc, self._parts(path))
         name = without_suffixes(name)
-        mask_stem, is_mask = strip_words(name, MASK_WORDS)
-        image_stem, is_image = strip_words(name, IMAGE_WORDS)
-        says = True if is_mask else False if is_image and not image_stem else None  # or IMG_1234
+        mask_stem, has_word = strip_words(name, MASK_WORDS)
+        stem, _ = strip_words(name, MASK_WORDS | IMAGE_WORDS)
+        is_mask = has_word or (None if stem else False)  # IMG_1234 says nothing
         split, folders = "", list[str]()
         for parent in reversed(parents):
             rest, mask_word = strip_words(parent, MASK_WORDS)
             rest, image_word = strip_words(rest, IMAGE_WORDS)
-            if says is None and (mask_word or image_word):
-                says = mask_word
+            if is_mask is None and (mask_word or image_word):
+                is_mask = mask_word
             if known := SPLITS.get(rest.lower().rstrip("0123456789")):
                 split = split or known
             elif rest:
                 folders.insert(0, rest)
-        full = "_".join([*folders, name] if image_stem or not folders else folders)
-        at_end = strip_words(name, IMAGE_WORDS, ends=(-1,))[0]
-        stems = (
-            strip_words(name, set(), ends=())[0],
-            at_end,
-            image_stem,
-            strip_words(image_stem, MASK_WORDS)[0],
-        )
-        return PathInfo(mask_stem, stems, split, tuple(folders), bool(says), full)
+        full = "_".join([*folders, name] if stem or not folders else folders)
+        return PathInfo((mask_stem, stem), split, tuple(folders), bool(is_mask), full)
 
     def find_image(self, name: str, source: Path, split: str = "") -> Path | None:
         """Return the image of a name in an annotation file, None if there is none.
@@ -183,10 +189,6 @@ class ExportFolder:
         Raises:
             DataError: several remain.
         """
-        if not self._by_name:
-            for path in dict.fromkeys((*self.photos, *self.pictures)):
-                for key in {nfc(path.name), nfc(path.stem)}:
-                    self._by_name[key].append(path)
         parts = [part for part in re.split(r"[\\/]", nfc(name)) if part not in ("", ".", "..")]
         found = self._by_name.get(parts[-1], []) if parts else []
         here = self.info(source)
@@ -204,36 +206,37 @@ class ExportFolder:
             )
         return found[0] if found else None
 
-    def match(self, masks: Sequence[Path]) -> dict[Path, list[Path]]:
+    def match(self) -> dict[Path, list[Path]]:
         """Find the images of each mask by name, split and folders; by fewer, if they suffice."""
-        infos = {path: self.info(path) for path in (*masks, *self.photos)}
         matches = []
-        for parts in (3, 2, 1):
-            for kind in range(STEMS):
-                by_key = defaultdict[Any, list[Path]](list)
-                for path in self.photos:
-                    info = infos[path]
-                    by_key[(info.image_stems[kind], info.split, info.folders)[:parts]].append(path)
-                found = {}
-                for mask in masks:
-                    info = infos[mask]
-                    images = by_key[(info.mask_stem, info.split, info.folders)[:parts]]
-                    if info.split:
-                        images = [i for i in images if infos[i].split in ("", info.split)]
-                    found[mask] = _same_file_name(mask, images)
-                matches.append(found)
+        for parts, kind in product((3, 2, 1), (0, 1)):
+            by_key, found = defaultdict[Any, list[Path]](list), dict[Path, list[Path]]()
+            for path in self.photos:
+                info = self.info(path)
+                by_key[(info.stems[kind], info.split, info.folders)[:parts]].append(path)
+            for mask in self.masks:
+                info = self.info(mask)
+                images = by_key[(info.stems[kind], info.split, info.folders)[:parts]]
+                if info.split:
+                    images = [i for i in images if self.info(i).split in ("", info.split)]
+                found[mask] = _same_file_name(mask, images)
+            matches.append(found)
         return min(matches, key=_unclear)
 
-    def pair(self, read: Callable[[Path], Callable[[], np.ndarray]]) -> list[Item]:
+    def pair(
+        self,
+        matches: Mapping[Path, list[Path]],
+        read: Callable[[Path], Callable[[], np.ndarray]],
+    ) -> list[Item]:
         """Return the masks with their images; masks without one are noted.
 
         Args:
+            matches: the images of each mask.
             read: returns the function that reads a mask.
 
         Raises:
             DataError: no mask has an image; a mask has several.
         """
-        matches = self.match(self.masks)
         self.note_bare(matches)
         items = list[Item]()
         for mask, images in matches.items():
@@ -259,10 +262,8 @@ class ExportFolder:
                     "choose with masks=FOLDER, or a pattern such as masks=*_mask.png, and images= "
                     "likewise; if each is the mask of one class, put those of a class in a folder"
                 )
-            raise DataError(
-                f"{item.image}: two masks belong to it, {masks[item.image]} and {item.mask}; "
-                + advice
-            )
+            both = f"{masks[item.image]} and {item.mask}"
+            raise DataError(f"{item.image}: two masks belong to it, {both}; {advice}")
 
     def note_bare(self, matches: Mapping[Path, list[Path]]) -> None:
         """Note the masks without an image; if none has one, raise a DataError."""
@@ -282,10 +283,12 @@ class ExportFolder:
     def _unread(self) -> str:
         return unread_note(path for path in self.files if path.suffix != ".npy")
 
-    def item(self, image: Path, mask: Path, read: Callable[[], np.ndarray]) -> Item:
-        """Return an item with what the paths say."""
+    def item(
+        self, image: Path, mask: Path, read: Callable[[], np.ndarray], split: str = ""
+    ) -> Item:
+        """Return an item, with what the paths say unless its split is given."""
         here, there = self.info(mask), self.info(image)
-        return Item(image, here.split or there.split, there.name, mask, read)
+        return Item(image, split or here.split or there.split, there.name, mask, read)
 
     def left_out(self, items: Sequence[Item]) -> list[str]:
         """Return notes on the files that are not used."""
@@ -293,15 +296,12 @@ class ExportFolder:
         names = {nfc(item.image.stem) for item in items}
         lacking = "a mask" if items[0].mask in self.pictures else "annotations"
         left = [path for path in self.photos if path not in used]
-        bare = [path for path in left if nfc(path.stem) not in names]
-        others = [path for path in left if nfc(path.stem) in names]
-        masks = [path for path in self.masks if path not in used]
-        groups = (
-            (bare, f"images without {lacking} are left out, such as"),
-            (others, "pictures are called like images in use and left out, such as"),
-            (masks, "pictures that look like masks are left out, such as"),
-        )
-        notes = [f"{len(paths)} {text} {paths[0]}" for paths, text in groups if paths]
+        groups = {
+            f"images without {lacking} are": [p for p in left if nfc(p.stem) not in names],
+            "pictures are called like images in use and": [p for p in left if nfc(p.stem) in names],
+            "pictures that look like masks are": [path for path in self.masks if path not in used],
+        }
+        notes = [f"{len(p)} {text} left out, such as {p[0]}" for text, p in groups.items() if p]
         return [note for note in (*self.notes, *notes, self._unread()) if note]
 
 
@@ -327,14 +327,13 @@ def _unclear(matches: dict[Path, list[Path]]) -> int:
     return len(matches) - len(own)
 
 
-def strip_words(name: str, known: Set[str], ends: Sequence[int] = (-1, 0)) -> tuple[str, bool]:
+def strip_words(name: str, known: Set[str]) -> tuple[str, bool]:
     """Return a name without some words at its start and end, and whether it had any of them."""
-    words = re.split(GAP, re.sub("annot$", "_annot", name))  # trainannot
-    numbered = re.fullmatch(r"([a-z]+)(\d+)", words[0], re.IGNORECASE)
-    if numbered and numbered[1].lower() in known and 0 in ends:  # image7 and mask7
-        words[:1] = numbered.groups()
-    removed = False
-    for end in ends:
+    words, removed = re.split(GAP, re.sub("annot$", "_annot", name)), False  # trainannot
+    for end in (-1, 0):
         while words and words[end].lower() in known | OTHER_WORDS:
             removed |= words.pop(end).lower() in known
+    numbered = re.fullmatch(r"([a-z]+)(\d+)", words[0], re.IGNORECASE) if words else None
+    if numbered and numbered[1].lower() in known:  # image7 and mask7
+        words[0], removed = numbered[2], True
     return "_".join(words), removed

@@ -35,11 +35,8 @@ class Alpha:
     largest: int = 255  # in all masks
 
 
-OPAQUE = Alpha()
-
-
 def read_values(
-    path: Path, colours: bool = False, alpha: Alpha = OPAQUE, lossless: bool = False
+    path: Path, colours: bool = False, alpha: Alpha | None = None, lossless: bool = False
 ) -> np.ndarray:
     """Read a mask in any format.
 
@@ -57,6 +54,7 @@ def read_values(
         DataError: unreadable; several pages; fractions; white as 0; a JPEG or another file of
             lossy compression that is not black and white.
     """
+    alpha = alpha or Alpha()
     if path.suffix == ".npy":
         with file_errors(path, "mask"):
             pixels = np.load(path)
@@ -93,7 +91,8 @@ def _values_and_opacity(
     path: Path, file: Any, colours: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return labels or colours, int64 (H, W, 1 or 3), and alpha of 0..255, if there is one."""
-    if getattr(file, "mode", "") == "PA" or (getattr(file, "mode", "") == "P" and colours):
+    mode = getattr(file, "mode", "")
+    if mode == "PA" or (mode == "P" and colours):
         pixels = Pixels(np.asarray(file.convert("RGBA")), ["red", "green", "blue", ALPHA])
     else:
         pixels = stored_pixels(file)
@@ -101,8 +100,7 @@ def _values_and_opacity(
         raise DataError(f"{path}: a TIFF that stores {INVERTED}; save it as PNG")
     values, bands = _whole(path, pixels.values), pixels.bands
     has_alpha = len(bands) in (2, 4) and bands[-1] in (ALPHA, PREMULTIPLIED)
-    other = isinstance(file, Image.Image) and file.mode in ("CMYK", "YCbCr", "HSV", "LAB")
-    if other or len(bands) - has_alpha not in (1, 3):
+    if mode in ("CMYK", "YCbCr", "HSV", "LAB") or len(bands) - has_alpha not in (1, 3):
         raise DataError(f"{path}: a mask must be grey or RGB; its bands are {', '.join(bands)}")
     if not has_alpha:
         return values, None
@@ -129,16 +127,13 @@ def _eight_bits(path: Path, rgb: np.ndarray) -> np.ndarray:
 
 def _lossy_format(path: Path, file: Any) -> str:
     """Return the format of a file whose compression changes values, "" of others."""
-    kind = getattr(file, "format", "")
-    if kind in ("JPEG", "MPO", "AVIF", "HEIF"):
-        return str(kind)
-    if kind in ("WEBP", "JPEG2000"):
-        content = path.read_bytes()
-        if kind == "WEBP":
-            return "" if b"VP8L" in content[:1024] else "lossy WebP"
-        start = content.find(b"\xff\x52")  # the segment COD; its wavelet 0 is irreversible
-        return "lossy JPEG 2000" if start > 0 and content[start + 13] == 0 else ""
-    return ""
+    kind = str(getattr(file, "format", ""))
+    if kind == "WEBP" and b"VP8L" not in path.read_bytes()[:1024]:
+        return "lossy WebP"
+    if kind == "JPEG2000":
+        _, found, segment = path.read_bytes().partition(b"\xff\x52")  # the segment COD
+        return "lossy JPEG 2000" if found and segment[11] == 0 else ""  # an irreversible wavelet
+    return kind if kind in ("JPEG", "MPO", "AVIF", "HEIF") else ""
 
 
 def _black_and_white(path: Path, grey: np.ndarray, exact: bool, kind: str) -> np.ndarray:
@@ -156,17 +151,16 @@ def find_alpha(masks: Iterable[Path]) -> Alpha:
     for path in masks:
         if path.suffix == ".npy":
             return Alpha()
+        opacity = None
         with _opened(path) as file:
-            if getattr(file, "mode", "LA") not in ("LA", "RGBA") or _lossy_format(path, file):
-                others = True
-                continue
-            values, opacity = _values_and_opacity(path, file, False)
+            if getattr(file, "mode", "LA") in ("LA", "RGBA") and not _lossy_format(path, file):
+                values, opacity = _values_and_opacity(path, file, False)
         if opacity is None:
             others = True
-            continue
-        colours = np.unique(values.reshape(-1, values.shape[2]), axis=0)
-        seen |= {colour.tobytes() for colour in colours[:2]}
-        levels |= {int(opacity.min()), int(opacity.max())}
+        else:
+            colours = np.unique(values.reshape(-1, values.shape[2]), axis=0)
+            seen |= {colour.tobytes() for colour in colours[:2]}
+            levels |= {int(opacity.min()), int(opacity.max())}
     is_mask = len(seen) == 1 and len(levels) > 1 and not others
     return Alpha(is_mask, not any(map(any, seen)), max(levels) if seen else 255)
 
@@ -177,10 +171,9 @@ def check_palettes(masks: Iterable[Path]) -> None:
     for path in (path for path in masks if path.suffix != ".npy"):
         with _opened(path) as file:
             palette = file.getpalette() if isinstance(file, Image.Image) else None  # none in grey
-            if palette is None:
-                continue
-            for number in np.unique(np.asarray(file)).tolist():
-                colour = palette[3 * number : 3 * number + 3]
+            numbers = np.unique(np.asarray(file)).tolist() if palette else []
+            for number in numbers:
+                colour = (palette or [])[3 * number : 3 * number + 3]
                 other, first = seen.setdefault(number, (colour, path))
                 if colour != other:
                     raise DataError(
@@ -232,26 +225,26 @@ def covered_pixels(
         DataError: it is not the mask of one class, or of another size.
     """
     values = read_values(path, alpha=alpha)
-    if values.shape != size[::-1]:
-        raise DataError(f"{path}: has another size than the image's other masks; export them alike")
     covered = ~np.isin(values, (0, COLOUR, TRANSPARENT))
     levels, counts = np.unique(values[covered], return_counts=True)
-    if len(levels) < 2:
+    several = f"{len(levels) + 1} values"
+    if values.shape != size[::-1]:
+        problem = "has another size than the image's other masks; export them alike"
+    elif len(levels) < 2:
         return covered
-    if len(levels) == 2 and levels[1] == VOID and levels[0] < FEW:
-        raise DataError(
-            f"{path}: the values 0, {levels[0]} and 255, of which 255 looks like an ignore label; "
-            "put its pixels in a mask of their own, as those of a class called ignore, and 0 here"
+    elif len(levels) == 2 and levels[1] == VOID and levels[0] < FEW:
+        problem = (
+            f"the values 0, {levels[0]} and 255, of which 255 looks like an ignore label; put its "
+            "pixels in a mask of their own, as those of a class called ignore, and 0 here"
         )
-    rest = 1 - (counts.max() + (~covered).sum()) / values.size
-    if levels[-1] >= COLOUR or rest > SMOOTHED:
-        raise DataError(
-            f"{path}: {len(levels) + 1} values, but the mask of one class of several has two; "
-            "choose the masks with masks=FOLDER or a pattern, such as masks=*_labels.png"
+    elif levels[-1] >= COLOUR or counts.sum() - counts.max() > SMOOTHED * values.size:
+        problem = (
+            f"{several}, but the mask of one class of several has two; choose the masks with "
+            "masks=FOLDER or a pattern, such as masks=*_labels.png"
         )
-    if not take_nearest:
-        raise DataError(
-            f"{path}: the boundaries are smoothed ({len(levels) + 1} values); nearest=true cuts "
-            "them at half of the largest"
-        )
-    return values * 2 >= levels[-1]
+    elif not take_nearest:
+        problem = f"the boundaries are smoothed ({several}); nearest=true cuts them at half of the "
+        problem += "largest"
+    else:
+        return values * 2 >= levels[-1]
+    raise DataError(f"{path}: {problem}")

@@ -112,7 +112,8 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     }
     train = [split for split in splits if split.name == data.train_split and split.usable()]
     if cfg.recipe and train:
-        _check_recipe(cfg.recipe, train[0])
+        info, (width, height) = train[0].dataset.info, train[0].readings[train[0].usable()[0]].size
+        check_transforms(cfg.recipe, info.channels, len(info.classes), (height, width))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     if shown := [split for split in splits if split.usable()]:
@@ -303,12 +304,6 @@ def _print_tables(splits: dict[str, dict[str, Any]], console: Console) -> None:
         classes.add_row(rows[0]["name"], *cells)
     console.print(numbers)
     console.print(classes)
-
-
-def _check_recipe(recipe: RecipeConfig, split: Split) -> None:
-    """Raise a ConfigError if the transforms of a recipe do not fit the images of a split."""
-    info, (width, height) = split.dataset.info, split.readings[split.usable()[0]].size
-    check_transforms(recipe, info.channels, len(info.classes), (height, width))
 
 
 def _contact_sheet(splits: Sequence[Split], path: Path) -> None:

@@ -1,6 +1,6 @@
 """What annotation tools export: a file for each tool, whose readers find images, masks, classes.
 
-A reader is a function (folder, reading) -> Export | None, None if the folder holds another format.
+A reader is a function (folder, settings) -> Export | None, None if the folder holds another format.
 If the tool stores shapes, return `drawn_export`; if it stores mask files and a list of classes,
 return `listed_export`.
 
@@ -9,13 +9,12 @@ READ_MASKS or READ_SHAPES (those before it are asked first), take it out of fore
 writer to tests/export_files.py and a row to data/README.md.
 """
 
-from fcn.convert.export import Export, Reading
+from fcn.config import PrepareDataConfig
+from fcn.convert.export import Export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats import (
-    camvid,
-    cityscapes,
+    cityscapes_camvid,
     coco,
-    coco_panoptic,
     cvat,
     label_studio,
     labelme,
@@ -27,16 +26,16 @@ from fcn.convert.formats import (
 from fcn.errors import DataError
 
 READ_MASKS = (
-    roboflow.read, cvat.read_masks, labelme.read_masks, supervisely.read_masks, cityscapes.read,
-    camvid.read,
+    roboflow.read, cvat.read_masks, labelme.read_masks, supervisely.read_masks,
+    cityscapes_camvid.read_cityscapes, cityscapes_camvid.read_camvid,
 )  # fmt: skip
 READ_SHAPES = (
-    labelme.read_shapes, supervisely.read_shapes, coco_panoptic.read, coco.read, label_studio.read,
+    labelme.read_shapes, supervisely.read_shapes, coco.read_panoptic, coco.read, label_studio.read,
     cvat.read_shapes, yolo.read,
 )  # fmt: skip
 
 
-def recognise(folder: ExportFolder, reading: Reading) -> Export:
+def recognise(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
     """Return what an export holds, by the first reader that knows it.
 
     Shapes are not looked for if a setting says where the masks are.
@@ -47,7 +46,7 @@ def recognise(folder: ExportFolder, reading: Reading) -> Export:
     shapes = () if folder.masks_are_given else READ_SHAPES
     for read in (*READ_MASKS, *shapes, plain.read):
         try:
-            export = read(folder, reading)
+            export = read(folder, cfg)
         except DataError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

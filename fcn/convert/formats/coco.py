@@ -1,25 +1,28 @@
-"""COCO: JSON files with polygons or RLE; what is not annotated is background.
-
-Small objects are drawn over large ones, and both over crowd regions.
-"""
+"""COCO: JSON files with polygons or RLE, and COCO panoptic."""
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape, as_points
-from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
-from fcn.convert.export_folder import SPLITS, ExportFolder
+from fcn.convert.export import IGNORE, Drawing, Export, drawn_export, with_background
+from fcn.convert.export_folder import SPLITS, ExportFolder, Item
 from fcn.convert.formats.foreign import BOXES
+from fcn.convert.masks import COLOUR, read_values
 from fcn.errors import DataError
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    """Read outlines; what is not annotated is background.
+
+    Small objects are drawn over large ones, and both over crowd regions.
+    """
     files = coco_files(folder)
     # Other files annotate the same images: with sentences, with the parts of persons.
     files = {path: c for path, c in files.items() if "instances" in path.name} or files
@@ -32,18 +35,18 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
         shapes, lost = defaultdict[str, list[Shape]](list), list[str]()
         for entry in content["annotations"]:
             title = f"annotation {entry.get('id', '')} of image_id {entry['image_id']}"
-            image, outline = str(entry["image_id"]), _outline(entry)
-            if not outline:
+            image, category = str(entry["image_id"]), str(entry["category_id"])
+            if not (outline := _outline(entry)):
                 boxes += 1
-            elif str(entry["category_id"]) not in names:
+            elif category not in names:
                 raise DataError(
-                    f"{path}: {title} has category_id {entry['category_id']}, which no category of "
-                    "the file has; add the category there or export it again"
+                    f"{path}: {title} has category_id {category}, which no category of the file "
+                    "has; add the category there or export it again"
                 )
             elif image not in sizes:
                 lost.append(title)
             else:
-                name, layer = names[str(entry["category_id"])], -1 if entry.get("iscrowd") else 0
+                name, layer = names[category], -1 if entry.get("iscrowd") else 0
                 mask = partial(coco_mask, outline, sizes[image])
                 shape = Shape(name, "mask", [(0, 0)], mask=mask, layer=layer, title=title)
                 shapes[image].append(shape)
@@ -133,3 +136,55 @@ def _classes(contents: Iterable[dict[str, Any]]) -> list[str]:
         rows = sorted(content["categories"], key=lambda row: row["id"])
         names += [row["name"] for row in rows if str(row["id"]) in used or row["name"] not in above]
     return with_background(names)
+
+
+def read_panoptic(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    """Read COCO panoptic: a JSON file and a PNG for each image, whose colours number its segments.
+
+    A segment is a thing or stuff; its category is its class. Pixels of no segment are ignored.
+    """
+    files = {
+        path: content
+        for path, content in coco_files(folder).items()
+        if any("segments_info" in entry for entry in content["annotations"])
+    }
+    if not files:
+        return None
+    rows = [row for content in files.values() for row in content["categories"]]
+    classes = list(dict.fromkeys(row["name"] for row in sorted(rows, key=lambda row: row["id"])))
+    colours = {row["name"]: row["color"] for row in rows if "color" in row}
+    by_name = defaultdict[str, list[Path]](list)
+    for picture in folder.pictures:
+        by_name[picture.name].append(picture)
+    items, missing = list[Item](), list[str]()
+    for path, content in files.items():
+        labels = {row["id"]: classes.index(row["name"]) for row in content["categories"]}
+        images = {image["id"]: image["file_name"] for image in content["images"]}
+        split = split_of_file(path)
+        for entry in content["annotations"]:
+            image = folder.find_image(images[entry["image_id"]], path, split)
+            found = [mask for mask in by_name[Path(entry["file_name"]).name] if mask != image]
+            found = [mask for mask in found if mask.parent.name == path.stem] or found
+            if image is None or not found:
+                missing.append(entry["file_name"] if image else images[entry["image_id"]])
+                continue
+            segments = {part["id"]: labels[part["category_id"]] for part in entry["segments_info"]}
+            read_mask = partial(_panoptic_mask, found[0], segments, len(classes))
+            items.append(folder.item(image, found[0], read_mask, split))
+    note = f"{len(missing)} images or PNGs are not there and are left out, such as "
+    notes = [note + missing[0]] if missing else []
+    folder.masks = [item.mask for item in items]
+    folder.photos = [path for path in folder.photos if path not in set(folder.masks)]
+    names = dict(enumerate([*classes, IGNORE]))
+    return Export("COCO panoptic", items, names, colours, notes)
+
+
+def _panoptic_mask(path: Path, segments: Mapping[int, int], ignored: int) -> np.ndarray:
+    """Return the classes of the segments in a PNG, int64 (H, W)."""
+    colours = read_values(path, colours=True) - COLOUR
+    red, green, blue = (colours >> shift & 255 for shift in (16, 8, 0))
+    found, places = np.unique(red + 256 * green + 65536 * blue, return_inverse=True)
+    if unknown := [number for number in found.tolist() if number and number not in segments]:
+        raise DataError(f"{path}: the file of COCO has no segment {unknown[0]}; export it again")
+    table = np.array([segments.get(number, ignored) for number in found.tolist()])
+    return table[places].reshape(colours.shape)

@@ -1,12 +1,12 @@
 """CVAT: Segmentation mask 1.1, and CVAT for images 1.1."""
 
 import re
-from dataclasses import replace
 from functools import partial
 from xml.etree import ElementTree
 
-from fcn.convert.drawing import Shape, corners, ellipse, run_mask, turned
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.config import PrepareDataConfig
+from fcn.convert.drawing import Shape, ellipse, run_mask, turned_box
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.class_lists import colour_list, listed_export
 from fcn.convert.formats.coco import coco_mask
@@ -14,7 +14,7 @@ from fcn.data.dataset import read_list
 from fcn.data.images import file_errors
 
 
-def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
+def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
     lists = []
     for path in folder.named("labelmap.txt"):
@@ -28,11 +28,10 @@ def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
         lists.append(colour_list(path, rows))
     if not lists:
         return None
-    reading = replace(reading, colours=any(entry.colours for entry in lists))
-    return listed_export("CVAT segmentation masks", folder, lists, reading)
+    return listed_export("CVAT segmentation masks", folder, lists, cfg)
 
 
-def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
+def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read CVAT for images 1.1: annotations.xml with polygons, masks, ellipses, boxes, lines.
 
     Polygons and boxes are drawn by COCO's tool, as in CVAT's own export of masks. Shapes of a
@@ -48,7 +47,7 @@ def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
             name, split = about.attrib["name"], SPLITS.get(about.get("subset", "").lower(), "")
             size = int(about.attrib["width"]), int(about.attrib["height"])
             elements = (element for element in about if "label" in element.attrib)
-            shapes = [_shape(element, size, reading.line_width or 0) for element in elements]
+            shapes = [_shape(element, size, cfg.line_width or 0) for element in elements]
             image = folder.find_image(name, path, split)
             drawings.append(Drawing(path, name, image, shapes, size, split))
     return drawn_export("CVAT for images", folder, drawings, classes) if drawings else None
@@ -70,7 +69,7 @@ def _shape(element: ElementTree.Element, size: tuple[int, int], line_width: floa
     if kind == "box":
         low, high = numbers("xtl", "ytl"), numbers("xbr", "ybr")
         middle = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
-        kind, points = "rectangle", turned(corners(low, high), angle, middle).ravel().tolist()
+        kind, points = "rectangle", turned_box(low, high, angle, middle).ravel().tolist()
     if kind in ("rectangle", "polygon"):
         mask = partial(coco_mask, [points], size)
         return Shape(name, kind, [(0, 0)], mask=mask, layer=layer)

@@ -14,8 +14,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from fcn.convert.drawing import Shape, corners, ellipse, turned
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.config import PrepareDataConfig
+from fcn.convert.drawing import Shape, ellipse, turned_box
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.foreign import LABEL_STUDIO_PNG, describe_foreign
 from fcn.data.files import is_image
@@ -25,7 +26,7 @@ GEOMETRY = {"points", "rle", "radiusX", "height", "vertices"}  # keys of regions
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded file
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     newest, several, bare = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), 0, 0
     for path, tasks in folder.json_files('"original_width"'):
         for task in tasks if isinstance(tasks, list) else []:
@@ -47,9 +48,9 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
     drawings = []
     for path, data, _, regions in newest.values():
         name = _image_name(path, data)
-        upload = UPLOAD.fullmatch(Path(name).name)
         image = folder.find_image(name, path)
-        image = image or (folder.find_image(upload[1], path) if upload else None)
+        if image is None and (upload := UPLOAD.fullmatch(Path(name).name)):
+            image = folder.find_image(upload[1], path)
         labelled = {region.get("id") for region in regions if _names(region)}
         shapes = [shape for region in regions for shape in _shapes(region, labelled)]
         drawings.append(Drawing(path, name, image, shapes))
@@ -112,7 +113,7 @@ def _shapes(region: dict[str, Any], labelled: set[Any]) -> Iterator[Shape]:
             yield Shape(name, "polygon", np.rint(np.array(region["points"], float) * share))
         elif "height" in region:  # turned about its upper left corner
             end = place + np.array([region["width"], region["height"]]) * share
-            box = turned(corners(place, end), region.get("rotation", 0), place)
+            box = turned_box(place, end, region.get("rotation", 0), place)
             yield Shape(name, "polygon", np.rint(box))
         else:
             yield Shape(name, "keypoint", ())

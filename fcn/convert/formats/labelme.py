@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape, png_mask
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import ClassList, listed_export
 from fcn.data.dataset import read_list
@@ -21,7 +22,7 @@ KINDS = {"oriented_rectangle": "polygon", "linestrip": "line"}
 KINDS |= {"rotation": "polygon", "quadrilateral": "polygon"}  # of X-AnyLabeling
 
 
-def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
+def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read what labelme2voc writes: class_names.txt, JPEGImages, masks in PNG or .npy."""
     lists = []
     for path in folder.named("class_names.txt"):
@@ -30,10 +31,10 @@ def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
     if not lists:
         return None
     folder.masks = [path for path in folder.masks if path.suffix != ".npy"] or folder.masks
-    return listed_export("labelme's VOC export", folder, lists, reading)
+    return listed_export("labelme's VOC export", folder, lists, cfg)
 
 
-def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
+def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read JSON files, one for each image; an image without one is not annotated.
 
     Later shapes are drawn over earlier ones, as labelme2voc does. Groups make no difference, since
@@ -41,11 +42,11 @@ def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
     """
     drawings = list[Drawing]()
     for path, content in folder.json_files('"shapes"', '"imagePath"'):
-        shapes = [_shape(entry, reading.line_width or LINE_WIDTH) for entry in content["shapes"]]
+        shapes = [_shape(entry, cfg.line_width or LINE_WIDTH) for entry in content["shapes"]]
         name = content["imagePath"] or path.stem
         image = folder.find_image(name, path) or folder.find_image(path.stem, path)
         if image is None and content.get("imageData"):
-            image = _unpacked(path, content["imageData"], reading.scratch / str(len(drawings)))
+            image = _unpacked(path, content["imageData"], folder.scratch / str(len(drawings)))
         width, height = content.get("imageWidth"), content.get("imageHeight")
         size = (width, height) if width and height else None
         drawings.append(Drawing(path, name, image, shapes, size))

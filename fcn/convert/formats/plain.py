@@ -4,17 +4,22 @@ They lie in folders of their own or side by side. If there is one mask for each 
 the end of its name is the class.
 """
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape
-from fcn.convert.export import Drawing, Export, Reading, drawn_export, with_background
+from fcn.convert.export import Drawing, Export, drawn_export, with_background
 from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import ClassList, listed_export, mask_reader, paired
+from fcn.convert.formats.class_lists import ClassList, listed_export, paired
 from fcn.convert.formats.foreign import describe_foreign
 from fcn.convert.masks import covered_pixels, find_alpha, read_values
+from fcn.data.dataset import read_list
+from fcn.data.description import DESCRIPTION, read_description
 from fcn.data.images import image_size
 from fcn.dataset_info import IGNORED
 from fcn.errors import DataError
@@ -22,9 +27,10 @@ from fcn.errors import DataError
 # Names, without suffix, of files that may list classes in a form that is not read.
 LISTS = {"classes", "class", "labels", "label", "obj", "names", "categories", "class_names"}
 LISTS |= {"label2id", "label_map", "labelmap", "class_dict", "colormap", "palette"}
+Matches = dict[Path, list[Path]]  # the images of each mask
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
     if not folder.masks:
         raise DataError(
             describe_foreign(folder)
@@ -34,30 +40,46 @@ def read(folder: ExportFolder, reading: Reading) -> Export:
         )
     if named := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
         tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in named]
-        return listed_export("masks with id2label.json", folder, tables, reading)
+        return listed_export("masks with id2label.json", folder, tables, cfg)
+    known = cfg.labels or cfg.data.colours or cfg.data.classes or describe(folder, cfg)
     lists = [path for path in folder.files if path.stem.lower() in LISTS]
     lists = [p for p in lists if p not in folder.pictures and p != folder.root / "classes.txt"]
-    if lists and not reading.mapped and not reading.classes:
+    if lists and not known:
         folder.notes.append(
             f"{', '.join(map(str, lists))}: if this names the classes, it is in no form that is "
             'read here; give them with data.classes=[...] or "labels={0: NAME, 1: NAME}"'
         )
-    matches = folder.match(folder.masks)
-    classes = classes_by_folder(folder, matches)
-    if not classes and not any(matches.values()):
-        matches, classes = classes_by_name(folder)
-    if len(set(classes.values())) > 1:
-        return _one_mask_for_each_class(folder, reading, matches, classes)
-    if classes:  # all names end alike, so that the end means mask
-        reader = mask_reader(folder, reading)
-        items = [folder.item(images[0], mask, reader(mask)) for mask, images in matches.items()]
-        return Export("images and masks", items)
-    return Export("images and masks", paired(folder, reading))
+    matches = folder.match()
+    class_of = _classes_by_folder(folder, matches)
+    if not class_of and not any(matches.values()):
+        matches, class_of = _classes_by_name(folder, matches)
+    if len(set(class_of.values())) > 1:
+        return _one_mask_for_each_class(folder, cfg, matches, class_of)
+    # If there is a class, all names end alike, so that the end means mask.
+    return Export("images and masks", paired(folder, cfg, matches=matches))
 
 
-def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) -> dict[Path, str]:
+def describe(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
+    """Return what dataset.yaml or classes.txt says of masks; YOLO's dataset.yaml is another one.
+
+    Raises:
+        DataError: several classes.txt differ, and no setting names the classes.
+    """
+    lists = folder.named("classes.txt")
+    other = next((path for path in lists if read_list(path) != read_list(lists[0])), None)
+    if other and not cfg.labels and not cfg.data.classes:
+        raise DataError(
+            f"{other} and {lists[0]} name classes differently; convert their folders one by one, "
+            "or give data.classes=[...]"
+        )
+    path = folder.root / DESCRIPTION
+    is_yolo = path.is_file() and re.search("^names:", path.read_text("utf-8", "replace"), re.M)
+    return {} if is_yolo else read_description(folder.root)
+
+
+def _classes_by_folder(folder: ExportFolder, matches: Matches) -> dict[Path, str]:
     """Return the class of each mask by its folder, if an image has masks in several."""
-    by_image, classes = defaultdict[Path, list[str]](list), dict[Path, str]()
+    classes, pairs = dict[Path, str](), list[tuple[Path, str]]()
     for mask, images in matches.items():
         for image in images:
             outer = folder.info(image).folders
@@ -65,37 +87,36 @@ def classes_by_folder(folder: ExportFolder, matches: Mapping[Path, list[Path]]) 
             if len(images) > 1 or not inner:
                 return {}
             classes[mask] = inner[-1]
-            by_image[image].append(inner[-1])
-    several = any(len(names) > 1 for names in by_image.values())
-    alone = all(len(set(names)) == len(names) for names in by_image.values())
-    return classes if several and alone else {}
+            pairs.append((image, inner[-1]))
+    several = len({image for image, _ in pairs}) < len(pairs)
+    return classes if several and len(set(pairs)) == len(pairs) else {}
 
 
-def classes_by_name(folder: ExportFolder) -> tuple[dict[Path, list[Path]], dict[Path, str]]:
-    """Return the image and the class of each mask called IMAGE_CLASS or CLASS_IMAGE, or nothing."""
+def _classes_by_name(folder: ExportFolder, matches: Matches) -> tuple[Matches, dict[Path, str]]:
+    """Return image and class of each mask called IMAGE_CLASS or CLASS_IMAGE, if all are."""
     photos = defaultdict[str, list[Path]](list)
     for photo in folder.photos:
-        photos[folder.info(photo).image_stems[0]].append(photo)
-    matches, classes = dict[Path, list[Path]](), dict[Path, str]()
+        photos[folder.info(photo).stems[0]].append(photo)
+    found, classes = Matches(), dict[Path, str]()
     for mask in folder.masks:
         info = folder.info(mask)
-        words = info.mask_stem.split("_")
+        words = info.stems[0].split("_")
         ends = [(words[:k], words[k:]) for k in range(len(words) - 1, 0, -1)]
         ends += [(words[k:], words[:k]) for k in range(1, len(words))]
         for image, name in ends:  # the longest name of an image that fits counts
-            found = photos.get("_".join(image), [])
-            found = [photo for photo in found if info.split in ("", folder.info(photo).split)]
-            if len(found) == 1:
-                matches[mask], classes[mask] = found, "_".join(name)
+            images = photos["_".join(image)]
+            images = [p for p in images if info.split in ("", folder.info(p).split)]
+            if len(images) == 1:
+                found[mask], classes[mask] = images, "_".join(name)
                 break
-    pairs = {(matches[mask][0], classes[mask]) for mask in matches}
+    pairs = Counter((*found[mask], classes[mask]) for mask in found)
     objects = any(name.isdecimal() for name in classes.values())  # masks of single objects
-    return (matches, classes) if len(pairs) == len(folder.masks) and not objects else ({}, {})
+    return (found, classes) if len(pairs) == len(folder.masks) and not objects else (matches, {})
 
 
 def _one_mask_for_each_class(
     folder: ExportFolder,
-    reading: Reading,
+    cfg: PrepareDataConfig,
     matches: Mapping[Path, list[Path]],
     classes: Mapping[Path, str],
 ) -> Export:
@@ -110,7 +131,7 @@ def _one_mask_for_each_class(
     for image, masks in sorted(by_image.items()):
         is_array = masks[0].suffix == ".npy"
         size = read_values(masks[0]).shape[::-1] if is_array else image_size(masks[0])
-        areas = [partial(covered_pixels, mask, alpha, reading.nearest, size) for mask in masks]
+        areas = [partial(covered_pixels, mask, alpha, cfg.nearest, size) for mask in masks]
         shapes = [
             Shape(classes[mask], "mask", [(0, 0)], mask=area)
             for mask, area in zip(masks, areas, strict=True)

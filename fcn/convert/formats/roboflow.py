@@ -1,13 +1,14 @@
 """Roboflow's semantic masks: SPLIT/_classes.csv, NAME.jpg, NAME_mask.png."""
 
-from fcn.convert.export import Export, Reading
+from fcn.config import PrepareDataConfig
+from fcn.convert.export import Export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import ClassList, cells, listed_export
 from fcn.data.dataset import read_list
 from fcn.errors import DataError
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     lists = []
     for path in folder.named("_classes.csv"):
         head, *lines = read_list(path) or [""]
@@ -22,4 +23,4 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
     if not lists:
         return None
     folder.select_masks("_mask")
-    return listed_export("Roboflow semantic masks", folder, lists, reading)
+    return listed_export("Roboflow semantic masks", folder, lists, cfg)

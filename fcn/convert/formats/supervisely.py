@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape, png_mask
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import ExportFolder
 from fcn.convert.formats.class_lists import colour_list, listed_export
 
 
-def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
+def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read masks: obj_class_to_machine_color.json, DATASET/img/NAME, DATASET/masks_machine."""
     black = {"background": [0, 0, 0]}
     lists = [
@@ -24,7 +25,7 @@ def read_masks(folder: ExportFolder, reading: Reading) -> Export | None:
     ]
     if not lists:
         return None
-    export = listed_export("Supervisely masks", folder, lists, replace(reading, colours=True))
+    export = listed_export("Supervisely masks", folder, lists, cfg)
     return replace(export, colours=black | _colours(folder))
 
 
@@ -38,7 +39,7 @@ def _colours(folder: ExportFolder) -> dict[str, list[int]]:
     return {entry["title"]: list(bytes.fromhex(entry["color"].lstrip("#"))) for entry in entries}
 
 
-def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
+def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read a project: meta.json, DATASET/img/NAME and DATASET/ann/NAME.json.
 
     Later objects are drawn over earlier ones. An image without a file is not annotated.
@@ -46,7 +47,7 @@ def read_shapes(folder: ExportFolder, reading: Reading) -> Export | None:
     drawings = list[Drawing]()
     for path, content in folder.json_files('"objects"', '"size"'):
         if path.parent.name == "ann":
-            shapes = [_shape(entry, reading.line_width or 0) for entry in content["objects"]]
+            shapes = [_shape(entry, cfg.line_width or 0) for entry in content["objects"]]
             size = content["size"]["width"], content["size"]["height"]
             name = f"{path.parent.parent.name}/img/{path.stem}"
             drawings.append(Drawing(path, name, folder.find_image(name, path), shapes, size))

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from yaml import BaseLoader, YAMLError, load
 
+from fcn.config import PrepareDataConfig
 from fcn.convert.drawing import Shape
-from fcn.convert.export import Drawing, Export, Reading, drawn_export
+from fcn.convert.export import Drawing, Export, drawn_export
 from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.foreign import BOXES
 from fcn.data.dataset import read_list
@@ -27,32 +28,34 @@ ADVICE = (
 )
 
 
-def read(folder: ExportFolder, reading: Reading) -> Export | None:
-    settings = _settings(folder)
-    if pose := next((path for path, content in settings if "kpt_shape" in content), None):
+def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+    settings = {path: content for path in folder.files if (content := _settings(path))}
+    if pose := next((path for path, content in settings.items() if "kpt_shape" in content), None):
         raise DataError(f"{pose}: keypoints (kpt_shape), not outlines; {ADVICE}")
-    files = {path: rows for path in folder.files if (rows := _rows(path)) is not None}
-    rows = [row for found in files.values() for row in found]
-    boxes = sum(len(row) == 5 for row in rows)
-    if not rows or (boxes == len(rows) and folder.masks):
+    texts = [path for path in folder.files if path.suffix == ".txt"]
+    files = {path: rows for path in texts if (rows := _rows(path)) is not None}
+    sides = [len(row) for rows in files.values() for row in rows]
+    boxes = sides.count(5)
+    if not sides or (boxes == len(sides) and folder.masks):
         return None
-    if boxes == len(rows):
+    if boxes == len(sides):
         raise DataError(f"{next(path for path in files if files[path])}: {BOXES}; {ADVICE}")
-    names, splits, drawings = _names(folder, settings, reading), _splits(settings), list[Drawing]()
-    for path, found in files.items():
-        image = folder.find_image(path.stem, path)
-        if image is None:
-            drawings += [Drawing(path, path.stem, None, [])] if found else []
+    names, splits, drawings = _names(folder, settings, cfg), _splits(settings), list[Drawing]()
+    for path in texts:
+        image, rows = folder.find_image(path.stem, path), files.get(path)
+        if rows is None or image is None:
+            drawings += [Drawing(path, path.stem, None, [])] if rows else []
             continue
         size = image_size(image)
-        shapes = [_shape(path, row, names, size) for row in found if len(row) > 5]
+        shapes = [_shape(path, row, names, size) for row in rows if len(row) > 5]
         inside = [place for place in splits if image.resolve().is_relative_to(place)]
         split = splits[max(inside, key=lambda place: len(place.parts))] if inside else ""
         drawings.append(Drawing(path, path.stem, image, shapes, size, split))
     drawn = {drawing.image for drawing in drawings}
-    for path in (path for path in folder.files if path.suffix == ".txt" and path not in files):
-        if (image := folder.find_image(path.stem, path)) and image not in drawn:
-            raise _no_rows(path, 1)
+    for path in texts:
+        image = folder.find_image(path.stem, path)
+        if path not in files and image and image not in drawn:
+            raise _wrong_line(path, 1)
     notes = [f"{boxes} boxes without an outline are left out"] if boxes else []
     classes = [names[number] for number in sorted(names)]
     return drawn_export("YOLO", folder, drawings, classes, small_on_top=True, notes=notes)
@@ -60,8 +63,6 @@ def read(folder: ExportFolder, reading: Reading) -> Export | None:
 
 def _rows(path: Path) -> list[np.ndarray] | None:
     """Return the numbers in each line of an annotation file, None of another text."""
-    if path.suffix != ".txt":
-        return None
     rows = list[np.ndarray]()
     for line in read_list(path):
         try:
@@ -71,12 +72,12 @@ def _rows(path: Path) -> list[np.ndarray] | None:
         if len(row) < 5 or len(row) % 2 == 0 or row[0] % 1 or not abs(row[1:]).max() <= 2:
             if not rows:
                 return None
-            raise _no_rows(path, len(rows) + 1)
+            raise _wrong_line(path, len(rows) + 1)
         rows.append(row)
     return rows
 
 
-def _no_rows(path: Path, line: int) -> DataError:
+def _wrong_line(path: Path, line: int) -> DataError:
     return DataError(
         f"{path}: line {line} is not a class and its corners as shares of width and height; "
         "export it again"
@@ -93,50 +94,47 @@ def _shape(path: Path, row: np.ndarray, names: dict[int, str], size: tuple[int, 
     return Shape(names[number], "polygon", np.rint(row[1:].reshape(-1, 2) * size))
 
 
-def _settings(folder: ExportFolder) -> list[tuple[Path, dict[str, Any]]]:
-    """Return data.yaml, by whatever name, and its content."""
-    found = []
-    for path in (path for path in folder.files if path.suffix in (".yaml", ".yml")):
-        text = path.read_text("utf-8-sig", "replace")
-        try:
-            # All scalars as text: "yes" and "no" are names, too.
-            content = load(text, BaseLoader) if re.search("^names:", text, re.M) else None
-        except YAMLError as error:
-            raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-        if isinstance(content, dict):
-            found.append((path, content))
-    return found
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the content of data.yaml, by whatever name; nothing of another file."""
+    if path.suffix not in (".yaml", ".yml"):
+        return {}
+    text = path.read_text("utf-8-sig", "replace")
+    try:
+        # All scalars as text: "yes" and "no" are names, too.
+        content = load(text, BaseLoader) if re.search("^names:", text, re.M) else None
+    except YAMLError as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+    return content if isinstance(content, dict) else {}
 
 
 def _names(
-    folder: ExportFolder, settings: list[tuple[Path, dict[str, Any]]], reading: Reading
+    folder: ExportFolder, settings: dict[Path, dict[str, Any]], cfg: PrepareDataConfig
 ) -> dict[int, str]:
     """Return the class of each number: by data.yaml, a list, or data.classes but for background."""
-    lists = [(path, content["names"]) for path, content in settings]
-    lists = lists or [(path, read_list(path)) for path in folder.named(*LISTS)]
-    tables = []
-    for path, names in lists:
+    lists = {path: content["names"] for path, content in settings.items()}
+    lists = lists or {path: read_list(path) for path in folder.named(*LISTS)}
+    given = [name for name in cfg.data.classes if name.lower() not in BACKGROUND]
+    tables = dict[Path, dict[int, str]]()
+    for path, names in lists.items():
         rows = names.items() if isinstance(names, dict) else enumerate(names)
-        tables.append((path, {int(number): str(name) for number, name in rows}))
-    if other := next((path for path, names in tables if names != tables[0][1]), None):
-        raise DataError(
-            f"{tables[0][0]} and {other} name classes differently; convert their folders one by one"
-        )
-    given = (name for name in reading.classes if name.lower() not in BACKGROUND)
-    return tables[0][1] if tables else dict(enumerate(given))
+        tables[path] = {int(number): str(name) for number, name in rows}
+        if tables[path] != tables[first := next(iter(tables))]:
+            raise DataError(
+                f"{first} and {path} name classes differently; convert their folders one by one"
+            )
+    return next(iter(tables.values()), dict(enumerate(given)))
 
 
-def _splits(settings: list[tuple[Path, dict[str, Any]]]) -> dict[Path, str]:
+def _splits(settings: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     """Return the folders that data.yaml names, and their splits."""
     found = dict[Path, str]()
-    for path, content in settings:
+    for path, content in settings.items():
         for key in SPLITS.keys() & content.keys():
             entries = content[key] if isinstance(content[key], list) else [content[key]]
-            for entry in map(str, entries):
-                # Roboflow's ../train/images lies beside data.yaml.
+            # Roboflow's ../train/images lies beside data.yaml.
+            for entry in (end for e in map(str, entries) for end in (e, e.lstrip("./"))):
                 for start in (content.get("path") or "", ""):
-                    for end in (entry, entry.lstrip("./")):
-                        place = (path.parent / start / end).resolve()
-                        if place.is_dir():
-                            found.setdefault(place, SPLITS[key])
+                    place = (path.parent / start / entry).resolve()
+                    if place.is_dir():
+                        found.setdefault(place, SPLITS[key])
     return found
