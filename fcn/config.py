@@ -47,6 +47,8 @@ def setting(default: Any, meaning: str, *, choices: Sequence[str] = (), **rules:
 CHECKPOINT = "a .ckpt or .safetensors file of this project, or a run's folder"
 DEVICE = "where to compute: auto (a GPU if there is one), cpu, cuda, mps"
 OVERWRITE = "replace files that are there already"
+FLIP = "average over the image and its mirror image"
+SCALES = "average over the image at these sizes"
 PROCESSES = "accelerator, devices, num_nodes, strategy, precision, as in training"
 TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
 # Words that a setting takes.
@@ -203,6 +205,8 @@ class EvaluateConfig(Schema):
     overwrite: bool = setting(False, OVERWRITE)
     trainer: dict[str, Any] = setting({}, PROCESSES)
     submission: bool = setting(False, "also write VOC's results.tar.gz")
+    flip: bool = setting(False, FLIP)
+    scales: list[Above0] = setting([1.0], SCALES, min_length=1)
 
 
 @dataclass
@@ -216,8 +220,8 @@ class PredictConfig(Schema):
     annotations: str | None = setting(None, "also write annotations for a tool", choices=TOOLS)
     overwrite: bool = setting(False, "predict again what is there already")
     tile: int | str | None = setting("auto", "longest side at once: auto (1280), pixels, or null")
-    flip: bool = setting(False, "average over the image and its mirror image")
-    scales: list[Above0] = setting([1.0], "average over the image at these sizes", min_length=1)
+    flip: bool = setting(False, FLIP)
+    scales: list[Above0] = setting([1.0], SCALES, min_length=1)
     value_range: Range | None = setting(None, "values of black and white; null: the checkpoint's")
     bands: list[int | str] = setting([], "channels, by number from 0 or name; []: the checkpoint's")
     trainer: dict[str, Any] = setting({}, PROCESSES)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fcn.errors import ConfigError
 from fcn.models.fast_forms import weight_layout
 from fcn.models.fcn import FCN
-from fcn.models.tiles import TILE, score_tile, tiles
+from fcn.models.tiles import TILE, resize, score_tile, tiles
 from fcn.models.upsampling import Upsampling
 from fcn.processes import usable_cores
 
@@ -205,9 +205,11 @@ class InferenceModel:
         labels: what `predict` gives in place of each of the model's labels: those of a data set
             that has the same classes in another order. None: the model's own.
         tile: longest side, in pixels, that goes through the network at once; None: any.
+        flip: average the probabilities over the image and its mirror image.
+        scales: average them over the image resized by each of these factors.
 
     Raises:
-        ConfigError: the device does not compute at this precision.
+        ConfigError: the device does not compute at this precision, or a scale is not positive.
     """
 
     def __init__(
@@ -218,9 +220,14 @@ class InferenceModel:
         *,
         labels: Sequence[int] | None = None,
         tile: int | None = TILE,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
+        if not scales or min(scales) <= 0:
+            raise ConfigError(f"scales must be positive factors, got {list(scales)}")
         if not isinstance(precision, Precision):
             precision = resolve_precision(precision, device, key="precision")
+        self.flip, self.scales = flip, list(scales)
         self.device, self.precision, self.tile = device, precision.name, tile
         self.labels = None if labels is None else torch.tensor(labels, device=device).byte()
         self.autocast, weights = precision.autocast, precision.weights
@@ -239,6 +246,12 @@ class InferenceModel:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.model(image.to(self.device))
 
+    @property
+    def averages(self) -> bool:
+        """Whether several views of an image are averaged, so that scores are probabilities."""
+        return self.flip or len(self.scales) > 1
+
+    @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
         """Return the labels, uint8 (B, H, W), of images on any device, see `FCN.forward`.
 
@@ -252,33 +265,49 @@ class InferenceModel:
         most = max(1, (self.tile or TILE) ** 2 // (height * width))
         together = 1 if self.device.type == "cpu" else most
         for part, labels in zip(image.split(together), result.split(together), strict=True):
-            for rows, columns in self.each_tile((height, width)):
-                # In one expression: no scores are kept while the next ones are computed.
-                labels[:, rows, columns] = (
-                    self.score_tile(part, rows, columns, (height, width)).max(1).indices.byte()
-                )
+            for rows, columns, score in self.each_tile(part):
+                labels[:, rows, columns] = score.max(1).indices.byte()
+                del score  # not to be kept while the next ones are computed
         return result if self.labels is None else self.labels[result.int()]
 
-    def tiles(self, size: tuple[int, int], scale: float = 1) -> list[tuple[slice, slice]]:
+    def tiles(self, size: tuple[int, int]) -> list[tuple[slice, slice]]:
         """Return rows and columns of each tile of an image of `size`, see `fcn.models.tiles`."""
+        scale = max(self.scales)
         rows, columns = (tiles(length, self.tile, self.model, scale) for length in size)
         return [(row, column) for row in rows for column in columns]
 
-    def each_tile(self, size: tuple[int, int], scale: float = 1) -> Iterator[tuple[slice, slice]]:
-        """Yield what `tiles` returns; meanwhile a large image's memory is not kept."""
-        tiles = self.tiles(size, scale)
-        with large_tensors_freed() if len(tiles) > 1 else nullcontext():
-            yield from tiles
+    def each_tile(self, image: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield rows, columns and scores (B, K, h, w) of each tile of images (B, C, H, W).
 
-    def score_tile(
-        self, view: Tensor, rows: slice, columns: slice, size: tuple[int, int]
-    ) -> Tensor:
-        """Return the scores (B, K, h, w) of a tile of images of `size` (H, W).
-
-        `view` holds the images (B, C, H', W'), resized or not; `rows` and `columns` are those of
-        the tile in images of `size`.
+        Meanwhile a large image's memory is not kept.
         """
-        return score_tile(self.score, self.model, view, rows, columns, size)
+        size = image.shape[-2], image.shape[-1]
+        resized = [resize(image, scale) for scale in self.scales]
+        views = [(view, view.flip(-1) if self.flip else None) for view in resized]
+        tiles = self.tiles(size)
+        with large_tensors_freed() if len(tiles) > 1 else nullcontext():
+            for rows, columns in tiles:
+                yield rows, columns, self._score_tile(views, rows, columns, size)
+
+    def _score_tile(
+        self,
+        views: Sequence[tuple[Tensor, Tensor | None]],
+        rows: slice,
+        columns: slice,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """Return the scores of a tile, or the mean of its probabilities over all views."""
+        if not self.averages:
+            return score_tile(self.score, self.model, views[0][0], rows, columns, size)
+        mirrored = slice(size[1] - columns.stop, size[1] - columns.start)
+        total = torch.zeros((), device=self.device)
+        for view, mirror in views:
+            one = score_tile(self.score, self.model, view, rows, columns, size).softmax(1)
+            if mirror is not None:
+                other = score_tile(self.score, self.model, mirror, rows, mirrored, size)
+                one += other.softmax(1).flip(-1)
+            total = total + one
+        return total / (len(views) * (1 + self.flip))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""Predicted masks as annotations: converted back from each tool's format, they are the same."""
+"""Predicted masks as annotations: what each tool's format says of them is the mask to the pixel."""
 
+import base64
+import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from fcn.checkpoint import write_safetensors
@@ -16,7 +20,6 @@ from fcn.dataset_info import DatasetInfo
 from fcn.inference import annotations
 from fcn.inference.annotations import PLACES, Prediction
 from tests.conftest import random_model
-from tests.export_files import converted, info, put
 
 CLASSES = ["background", "cat", "dog", "cow", 'a <b> & "ä"']
 Masks = dict[str, np.ndarray]  # by the image's name
@@ -29,36 +32,105 @@ def masks(tmp_path: Path) -> Masks:
     found["noise.jpg"] = rng.integers(0, 5, (37, 53))
     found["sub/two words.jpg"] = np.full((40, 30), 2)
     found["empty.jpg"] = np.zeros((20, 20))
-    found["spots.png"] = rng.choice([0, 1, 255], (16, 24))
+    found["ignored.png"] = rng.choice([0, 1, 255], (16, 24))
     found["dot.jpg"] = np.zeros((300, 301))
     found["dot.jpg"][299, 300] = 4
     found["wide.jpg"] = np.zeros((90, 1000))  # runs of more than 2^16 values of a brush
     found["wide.jpg"][10:60] = 3
     for name, mask in found.items():
-        found[name] = mask.astype(np.uint8)
-        put((tmp_path / "masks" / name).with_suffix(".png"), found[name])
-        put(tmp_path / "export/photos" / name, rng.integers(0, 255, (*mask.shape, 3), np.uint8))
+        path = (tmp_path / "out" / name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8)).save(path)
     return found
 
 
 def write(masks: Masks, folder: Path, tool: str, info: DatasetInfo) -> Path:
-    """Annotate the masks of `folder`/masks, of images in `folder`/export/photos."""
+    """Annotate the masks of `folder`/out, of images in `folder`/photos."""
     predictions = [
         Prediction(
-            folder / "export/photos" / name,
-            Path(name),
-            (folder / "masks" / name).with_suffix(".png"),
+            folder / "photos" / name, Path(name), (folder / "out" / name).with_suffix(".png")
         )
         for name in masks
     ]
-    path = folder / "export/out" / PLACES[tool]
+    path = folder / "out" / PLACES[tool]
     annotations.write(tool, predictions, info, path, overwrite=False)
     return path
 
 
-def submit(file: Path) -> None:
-    """Make the predictions of Label Studio's tasks its annotations, as somebody does there."""
-    file.write_text(file.read_text().replace('"predictions":', '"annotations":'))
+Named = Iterator[tuple[str, str, np.ndarray]]  # image, class, bool (H, W)
+
+
+def read_coco(path: Path) -> Named:
+    coco = pytest.importorskip("pycocotools.coco").COCO(path)
+    for entry in coco.anns.values():
+        mask = coco.annToMask(entry)
+        rows, columns = np.nonzero(mask)
+        corner, size = (columns.min(), rows.min()), (np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert entry["bbox"] == [*corner, *size]
+        assert entry["area"] == mask.sum()
+        image = coco.imgs[entry["image_id"]]
+        assert mask.shape == (image["height"], image["width"])
+        yield image["file_name"], coco.cats[entry["category_id"]]["name"], mask > 0
+
+
+def read_cvat(path: Path) -> Named:
+    for image in ElementTree.parse(path).iterfind("image"):
+        for found in image.iterfind("mask"):
+            left, top, width, height = (
+                int(found.attrib[key]) for key in ("left", "top", "width", "height")
+            )
+            counts = [int(count) for count in found.attrib["rle"].split(",")]
+            inside = np.repeat(np.arange(len(counts)) % 2, counts).reshape(height, width)
+            mask = np.zeros((int(image.attrib["height"]), int(image.attrib["width"])), bool)
+            mask[top : top + height, left : left + width] = inside
+            yield image.attrib["name"], found.attrib["label"], mask
+
+
+def read_labelme(path: Path) -> Named:
+    for file in path.rglob("*.json"):
+        content = json.loads(file.read_text())
+        image = (file.parent / content["imagePath"]).resolve()
+        for shape in content["shapes"]:
+            (left, top), (right, bottom) = shape["points"]
+            inside = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+            mask = np.zeros((content["imageHeight"], content["imageWidth"]), bool)
+            mask[top : bottom + 1, left : right + 1] = inside
+            name = image.relative_to(path.parents[2].resolve() / "photos").as_posix()
+            yield name, shape["label"], mask
+
+
+def read_labelstudio(path: Path) -> Named:
+    for task in json.loads(path.read_text()):
+        image = Path("/", unquote(task["data"]["image"].removeprefix("/data/local-files/?d=")))
+        name = image.relative_to(path.parents[2] / "photos").as_posix()
+        for found in task["predictions"][0]["result"]:
+            shape = found["original_height"], found["original_width"], 4
+            values = unpack(bytes(found["value"]["rle"])).reshape(shape)
+            assert (values == values[..., :1]).all()
+            yield name, *found["value"]["brushlabels"], values[..., 3] == 255
+
+
+def unpack(code: bytes) -> np.ndarray:
+    """Decode thi.ng's rle-pack, see `fcn.inference.annotations.brush_rle`."""
+    bits, place, values = "".join(f"{byte:08b}" for byte in code), 0, list[int]()
+
+    def take(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, size = take(32), take(5) + 1
+    counters = [take(4) + 1 for _ in range(4)]
+    while len(values) < total:
+        same = take(1)
+        count = take(counters[take(2)]) + 1
+        values += [take(size)] * count if same else [take(size) for _ in range(count)]
+    assert len(values) == total
+    return np.array(values)
+
+
+READERS = {"coco": read_coco, "cvat": read_cvat, "labelme": read_labelme}
+READERS["labelstudio"] = read_labelstudio
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -66,33 +138,15 @@ def submit(file: Path) -> None:
 def test_every_pixel_of_a_mask_is_in_its_annotations(
     masks: Masks, tmp_path: Path, tool: str, background: bool
 ) -> None:
-    path = write(masks, tmp_path, tool, DatasetInfo(classes=CLASSES, background=background))
-    if tool == "labelstudio":
-        submit(path)
-    found, printed = converted(tmp_path / "export", tmp_path / "back")
-    classes = info(tmp_path / "back")["classes"]
-    assert "several classes" not in printed
-    assert len(found) == len(masks)
-    for name, mask in masks.items():
-        (back,) = (m for key, m in found.items() if key.endswith(Path(name).stem))
-        expected = np.array(CLASSES)[np.where(mask == 255, 0, mask)]
-        np.testing.assert_array_equal(np.array(classes)[back], expected)
-
-
-def test_coco_reads_its_own_boxes_and_areas(masks: Masks, tmp_path: Path) -> None:
-    path = write(masks, tmp_path, "coco", DatasetInfo(classes=CLASSES))
-    coco = pytest.importorskip("pycocotools.coco").COCO(path)
-    drawn = {name: np.zeros_like(mask) for name, mask in masks.items()}
-    for entry in coco.anns.values():
-        mask = coco.annToMask(entry)
-        rows, columns = np.nonzero(mask)
-        corner, size = (columns.min(), rows.min()), (np.ptp(columns) + 1, np.ptp(rows) + 1)
-        assert entry["bbox"] == [*corner, *size]
-        assert entry["area"] == mask.sum()
-        image, name = coco.imgs[entry["image_id"]], coco.cats[entry["category_id"]]["name"]
-        drawn[image["file_name"]] += mask * np.uint8(CLASSES.index(name))
-    for name, mask in masks.items():
-        np.testing.assert_array_equal(drawn[name], np.where(mask == 255, 0, mask))
+    info = DatasetInfo(classes=CLASSES, background=background)
+    drawn = {name: np.full(mask.shape, 255) for name, mask in masks.items()}
+    for image, name, mask in READERS[tool](write(masks, tmp_path, tool, info)):
+        assert (drawn[image][mask] == 255).all(), "two classes at one pixel"
+        drawn[image][mask] = CLASSES.index(name)
+    for image, mask in masks.items():
+        np.testing.assert_array_equal(
+            drawn[image], np.where(mask == 0, 255, mask) if background else mask
+        )
 
 
 def test_the_tools_get_classes_and_colours_without_background(masks: Masks, tmp_path: Path) -> None:
@@ -100,16 +154,20 @@ def test_the_tools_get_classes_and_colours_without_background(masks: Masks, tmp_
     cvat = ElementTree.parse(write(masks, tmp_path, "cvat", info))
     assert [name.text for name in cvat.iterfind("meta//label/name")] == CLASSES[1:]
     interface = write(masks, tmp_path, "labelstudio", info).with_suffix(".xml")
-    labels = [e.attrib for e in ElementTree.parse(interface).iter("Label")]
-    assert [label["value"] for label in labels] == CLASSES[1:]
-    assert labels[0]["background"] == "#800000"
+    labels = {
+        e.attrib["value"]: e.attrib["background"]
+        for e in ElementTree.parse(interface).iter("Label")
+    }
+    assert list(labels) == CLASSES[1:]
+    assert labels["cat"] == "#800000"
 
 
 def test_nothing_that_labelme_has_corrected_is_replaced(masks: Masks, tmp_path: Path) -> None:
-    path = write(masks, tmp_path, "labelme", DatasetInfo(classes=CLASSES))
+    info = DatasetInfo(classes=CLASSES)
+    path = write(masks, tmp_path, "labelme", info)
     (path / "noise.json").write_text("corrected")
     (path / "dot.json").unlink()
-    write(masks, tmp_path, "labelme", DatasetInfo(classes=CLASSES))
+    write(masks, tmp_path, "labelme", info)
     assert (path / "noise.json").read_text() == "corrected"
     assert (path / "dot.json").exists()
 
@@ -141,22 +199,28 @@ def test_masks_that_are_there_are_annotated_without_predicting_again(
     assert [image["file_name"] for image in content["images"]] == [f"{n}.png" for n in range(5)]
 
 
-@pytest.mark.parametrize("tool", ["cvat", "labelme", "labelstudio"])
+@pytest.mark.parametrize("tool", PLACES)
 def test_round_trip(photos: Path, command: Callable[..., Any], tool: str) -> None:
     """Predict, annotate, and convert the annotations back: the same masks."""
+    if tool == "coco":
+        pytest.importorskip("pycocotools")
     place = f"annotations={tool}"
     command("predict", "checkpoint=m.safetensors", "input=photos", "output=out", place)
     shutil.copytree("photos", "export/photos")
     shutil.copytree("out/annotations", "export/out/annotations")
-    if tool == "labelstudio":
-        submit(Path("export/out/annotations/labelstudio.json"))
+    if tool == "labelstudio":  # which exports what was predicted once somebody submits it
+        file = Path("export/out/annotations/labelstudio.json")
+        file.write_text(file.read_text().replace('"predictions":', '"annotations":'))
     command("prepare_data", "convert=export", "to=back")
-    back = {
-        path.stem: np.array(Image.open(path)) for path in Path("back/annotations").rglob("*.png")
+    classes = yaml.safe_load(Path("back/dataset.yaml").read_text())["classes"]
+    converted = {
+        mask.stem: np.array(Image.open(mask))
+        for mask in Path("back").rglob("*.png")
+        if "annotations" in mask.parts
     }
-    classes = info(Path("back"))["classes"]
-    assert len(back) == 5
-    assert len(set(np.concatenate([np.unique(mask) for mask in back.values()]))) > 2
-    for name, mask in back.items():
+    assert len(converted) == 5
+    assert len(set(np.concatenate([np.unique(mask) for mask in converted.values()]))) > 2
+    for name, mask in converted.items():
+        names = np.array(classes)[mask]
         predicted = np.array(Image.open(f"out/{name}.png"))
-        np.testing.assert_array_equal(np.array(classes)[mask], np.array(CLASSES)[predicted])
+        np.testing.assert_array_equal(names, np.array(CLASSES)[predicted])

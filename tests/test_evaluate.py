@@ -74,10 +74,10 @@ def counted(tiny_voc: TinyVOC, predict: Callable[[str], np.ndarray]) -> list[lis
     return confusion.tolist()
 
 
-def evaluated(config: DataConfig, run: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
+def evaluated(config: DataConfig, run: Path, folder: Path, **settings: Any) -> dict[str, Any]:
     """The metrics of a checkpoint, by the command."""
     folder.mkdir()
-    cfg = EvaluateConfig(str(run), config, trainer={"accelerator": "cpu"} | trainer)
+    cfg = EvaluateConfig(str(run), config, **{"trainer": {"accelerator": "cpu"}} | settings)
     metrics = evaluate_checkpoint.main(cfg, folder, make_console())
     assert metrics is not None
     return metrics
@@ -99,6 +99,7 @@ def test_the_metrics_are_those_computed_by_hand(
     assert metrics["frequency_weighted_iou"] == pytest.approx((4272 * IOU[0] + 380 * IOU[1]) / 5032)
     protocol = {"data": "tiny", "split": "val", "images": 2, "ids_sha256": dataset.fingerprint()}
     protocol |= {"size": "original", "precision": "32-true", "ignore_index": 255}
+    protocol |= {"flip": False, "scales": [1.0]}
     assert metrics["protocol"] == protocol | {"model": LeftIsCat.arguments, "upsampling": "none"}
     assert len(metrics["trimap"]) == 20
     assert read_metrics(tmp_path / "metrics.json") == metrics
@@ -144,17 +145,27 @@ def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainer": {"precision": "32-true"}},
+        {"trainer": {"precision": "bf16-mixed"}},
+        {"trainer": {"precision": "32-true"}, "scales": [0.75]},
+        {"trainer": {"precision": "32-true"}, "scales": [0.5, 1.5], "flip": True},
+    ],
+)
 def test_predicted_masks_score_as_evaluation_says(
-    tiny_voc: TinyVOC, tmp_path: Path, precision: str
+    tiny_voc: TinyVOC, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "out"
     run.mkdir()
     trained(run / "model.safetensors")
-    metrics = evaluated(tiny_voc.config(), run, tmp_path / "found", precision=precision)
-    assert metrics["protocol"]["precision"] == precision
-    source, trainer = str(tiny_voc.folder / "JPEGImages"), {"precision": precision}
-    cfg = PredictConfig(str(run), source, str(output), trainer=trainer)
+    metrics = evaluated(tiny_voc.config(), run, tmp_path / "found", **settings)
+    expected = {"flip": False, "scales": [1.0], **settings["trainer"], **settings}
+    del expected["trainer"]
+    assert expected == {key: metrics["protocol"][key] for key in expected}
+    source = str(tiny_voc.folder / "JPEGImages")
+    cfg = PredictConfig(str(run), source, str(output), **settings)
     predict_files.main(cfg, tmp_path, QUIET)
     masks = counted(tiny_voc, lambda name: np.array(Image.open(output / f"{name}.png")))
     assert masks == metrics["confusion"]

@@ -173,6 +173,8 @@ def metrics_json(
             "ids_sha256": dataset.fingerprint(),
             "size": "original",
             "precision": model.precision,
+            "flip": model.flip,
+            "scales": model.scales,
             "ignore_index": dataset.info.ignore_index,
             "model": arguments,
             "upsampling": arguments["upsampling"],

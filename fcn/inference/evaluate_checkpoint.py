@@ -92,7 +92,14 @@ def _evaluate_checkpoint(
     precision = resolve_precision(
         cfg.trainer.get("precision"), processes.device, trained=trained.about.get("precision")
     )
-    model = InferenceModel(trained.model(), processes.device, precision, labels=labels)
+    model = InferenceModel(
+        trained.model(),
+        processes.device,
+        precision,
+        labels=labels,
+        flip=cfg.flip,
+        scales=cfg.scales,
+    )
     del trained  # its weights, which the model has copied
     if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)

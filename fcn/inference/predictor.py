@@ -14,7 +14,7 @@ from fcn.data.pixels import upright_pixels
 from fcn.dataset_info import DatasetInfo
 from fcn.device import InferenceModel, pick_device, resolve_precision
 from fcn.errors import ConfigError
-from fcn.models.tiles import TILE, resize
+from fcn.models.tiles import TILE
 from fcn.pictures import visualize
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -54,8 +54,6 @@ class Predictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
     ) -> None:
-        if not scales or min(scales) <= 0:
-            raise ConfigError(f"scales must be positive factors, got {list(scales)}")
         if isinstance(tile, str) and tile != "auto":
             raise ConfigError(f"tile must be auto, null or a number of pixels, got {tile}")
         trained = checkpoint.read(path)
@@ -64,9 +62,10 @@ class Predictor:
         as_trained = trained.about.get("precision")
         computed = resolve_precision(precision, chosen, trained=as_trained, key="precision")
         side = TILE if isinstance(tile, str) else tile
-        self.model = InferenceModel(trained.model(), chosen, computed, tile=side)
-        self.flip, self.scales = flip, list(scales)
-        self.model.tiles((2**20, 1), max(self.scales))  # an error now if the tile is too small
+        self.model = InferenceModel(
+            trained.model(), chosen, computed, tile=side, flip=flip, scales=scales
+        )
+        self.model.tiles((2**20, 1))  # an error now if the tile is too small
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Return the label of every pixel of one image.
@@ -107,17 +106,10 @@ class Predictor:
         mask = torch.empty((height, width), dtype=torch.uint8)
         shape = (len(self.classes) if probabilities else 0, height, width)
         kept = torch.empty(shape, dtype=torch.float16)
-        resized = [resize(image[None], scale) for scale in self.scales]
-        views = [[view, view.flip(-1)] if self.flip else [view] for view in resized]
-        averaged = self.flip or len(views) > 1
-        for rows, columns in self.model.each_tile((height, width), max(self.scales)):
-            if averaged:
-                score = self._mean_probabilities(views, rows, columns, (height, width))
-            else:
-                score = self.model.score_tile(views[0][0], rows, columns, (height, width))
+        for rows, columns, score in self.model.each_tile(image[None]):
             mask[rows, columns] = score[0].max(0).indices.to("cpu", torch.uint8)
             if probabilities:
-                score = score if averaged else score.softmax(1)
+                score = score if self.model.averages else score.softmax(1)
                 kept[:, rows, columns] = score[0].to("cpu", torch.float16)
             del score  # not to be kept while the next ones are computed
         return mask.numpy(), kept.numpy() if probabilities else None
@@ -131,19 +123,6 @@ class Predictor:
                 f"channels first, this is {tuple(tensor.shape)}"
             )
         return tensor
-
-    def _mean_probabilities(
-        self, views: list[list[Tensor]], rows: slice, columns: slice, size: tuple[int, int]
-    ) -> Tensor:
-        """Return the probabilities (1, K, h, w) of a tile, averaged over scales and flips."""
-        mirrored = slice(size[1] - columns.stop, size[1] - columns.start)
-        total = torch.zeros((), device=self.model.device)
-        for view, *flipped in views:
-            one = self.model.score_tile(view, rows, columns, size).softmax(1)
-            for mirror in flipped:
-                one += self.model.score_tile(mirror, rows, mirrored, size).softmax(1).flip(-1)
-            total = total + one
-        return total / (len(views) * (1 + self.flip))
 
 
 def read_any(image: ImageLike, info: DatasetInfo) -> Tensor:
