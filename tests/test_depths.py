@@ -74,7 +74,8 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(stored: np.ndarray, bits: int, colour: int, before: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", W, H, bits, colour, 0, 0, 0)
+    height, width = stored.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in packed(stored, bits)))
     chunks = chunk(b"IHDR", header) + before + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
