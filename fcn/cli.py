@@ -360,6 +360,7 @@ def _console_command(name: str) -> Callable[[], None]:
 train, evaluate, predict, export = map(_console_command, ("train", "evaluate", "predict", "export"))
 import_caffe, prepare_data = map(_console_command, ("import_caffe", "prepare_data"))
 compare, explain = map(_console_command, ("compare", "explain"))
+benchmark = _console_command("benchmark")
 
 if __name__ == "__main__":
     run(sys.argv.pop(1))

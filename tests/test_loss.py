@@ -119,7 +119,8 @@ def test_gradients_are_finite_however_sure_the_network_is(
     score = torch.zeros(1, 3, 1, 2)
     score[0, 0] = margin
     score.requires_grad_()
-    loss = make_loss(LossConfig(name, gamma=gamma), "mean", torch.tensor([1e-3, 1e6, 0]))
+    settings = {"gamma": gamma} if name == "focal" else {}
+    loss = make_loss(LossConfig(name, **settings), "mean", torch.tensor([1e-3, 1e6, 0]))
     value = loss(score, torch.tensor([[[0, 1]]]))
     (gradient,) = torch.autograd.grad(value, score)
     assert value.isfinite()
@@ -240,6 +241,9 @@ class Own(torch.nn.Module):
         ({"_target_": f"{__name__}.Own", "class_weights": [1, 2, 3]}, "no argument weight"),
         ({"_target_": f"{__name__}.Own", "gamma": 3.0}, "loss.gamma=3.0"),
         ({"arguments": {"returns": "mean"}}, "they belong to loss._target_"),
+        ({"name": "focal", "label_smoothing": 0.1}, "only cross_entropy and dice"),
+        ({"name": "ohem", "gamma": 3.0}, "only focal"),
+        ({"hardest": 0.5}, "only ohem"),
     ],
 )
 def test_what_is_no_loss_is_refused(settings: dict[str, Any], words: str) -> None:

@@ -4,11 +4,10 @@ import glob
 import json
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from fcn.processes import Processes, launch, usable_cores
 SETTINGS = "predict.json"  # in the output folder
 SPARE_MEMORY = 500_000_000  # bytes that may stay occupied between images, for speed
 MAX_QUEUED_PIXELS = 2**24  # pixels of images read ahead, and of those waiting to be written
-Call = tuple[int, "Job", Callable[[], Any]]  # pixels in memory meanwhile, job, function
 
 
 def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
@@ -87,12 +85,12 @@ def _predict_images(
         table.add(mask, areas.count(mask))
     with progress(console) as bar:
         predicted = _predict(predictor, todo[share], cfg.raw)
-        for job, pixels in bar.track(predicted, len(todo[share]), description="images"):
-            try:
-                table.add(job.mask, pixels.result())
-            except DataError as error:
+        for job, found in bar.track(predicted, len(todo[share]), description="images"):
+            if isinstance(found, DataError):
                 failed += 1
-                print(error, flush=True)  # of whichever process
+                print(found, flush=True)  # of whichever process
+            else:
+                table.add(job.mask, found)
     failed = int(processes.sum(torch.tensor(failed)))
     notes = table.write(processes, {job.mask: job.georeference for job in jobs})
     if not first:
@@ -284,41 +282,42 @@ def _claim_folder(
 
 
 def _predict(
-    predictor: Predictor, jobs: Iterable[Job], raw: bool
-) -> Iterator[tuple[Job, Future[list[int]]]]:
-    """Predict images one by one, read ahead and written in the background.
-
-    Yields:
-        Each job and what `write` returns, or the DataError of an image that cannot be read.
-    """
-    info, above = predictor.info, resident_memory() + SPARE_MEMORY
-
-    def writing(images: Iterator[tuple[Job, Future[Tensor]]]) -> Iterator[Call]:
-        for job, reading in images:
-            if reading.exception():
-                yield 0, job, reading.result  # raises it again
-                continue
-            image = reading.result()
-            mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
-            yield mask.size, job, partial(write, job, image, mask, kept, info, raw)
-            del reading, image, mask, kept  # or they would stay while the next image is read
-            return_memory(above)
-
+    predictor: Predictor, jobs: list[Job], raw: bool
+) -> Iterator[tuple[Job, list[int] | DataError]]:
+    """Predict and write images; yield each with its pixels, see `write`, or why it has none."""
+    writing, info = deque[tuple[int, Job, Future[list[int]]]](), predictor.info
+    above = resident_memory() + SPARE_MEMORY
     with ThreadPoolExecutor() as pool:
-        reading = ((_pixels(job.image), job, partial(read_image, job.image, info)) for job in jobs)
-        yield from _in_background(pool, writing(_in_background(pool, reading)))
+        for job, reading in _read_ahead(pool, jobs, info):
+            try:
+                image = reading.result()
+            except DataError as error:
+                yield job, error
+                continue
+            del reading  # or it would keep the image while the next one is read
+            mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
+            done = pool.submit(write, job, image, mask, kept, info, raw)
+            writing.append((mask.size, job, done))
+            del image, mask, kept, done
+            while _is_full([size for size, *_ in writing]):
+                _, written, future = writing.popleft()
+                yield written, future.result()
+                del future
+            return_memory(above)
+        for _, written, future in writing:
+            yield written, future.result()
 
 
-def _in_background(
-    pool: ThreadPoolExecutor, calls: Iterable[Call]
-) -> Iterator[tuple[Job, Future[Any]]]:
-    """Start calls and yield them in order; start no more while too many pixels are in memory."""
-    waiting = deque[tuple[int, Job, Future[Any]]]()
-    for pixels, job, call in calls:
-        waiting.append((pixels, job, pool.submit(call)))
-        del call  # and the image in it
-        while _is_full([pixels for pixels, *_ in waiting]):
+def _read_ahead(
+    pool: ThreadPoolExecutor, jobs: Iterable[Job], info: DatasetInfo
+) -> Iterator[tuple[Job, Future[Tensor]]]:
+    """Yield each job with its image, while the next ones are read: one per core, if small."""
+    waiting = deque[tuple[int, Job, Future[Tensor]]]()
+    for job in jobs:
+        pixels = _pixels(job.image)
+        while waiting and _is_full([pixels, *(size for size, *_ in waiting)]):
             yield waiting.popleft()[1:]
+        waiting.append((pixels, job, pool.submit(read_image, job.image, info)))
     while waiting:
         yield waiting.popleft()[1:]
 

@@ -21,7 +21,13 @@ RARE = 100  # times as much weight as the average pixel has: worth a note
 
 
 LOSSES = ("cross_entropy", "dice", "focal", "ohem")
-OF_CHOICES = ("label_smoothing", "dice_weight", "gamma", "hardest")  # settings of the above alone
+# Which of the above use a setting; with another loss it is an error.
+USERS = {
+    "label_smoothing": ("cross_entropy", "dice"),
+    "dice_weight": ("dice",),
+    "gamma": ("focal",),
+    "hardest": ("ohem",),
+}
 
 
 class Loss(nn.Module):
@@ -68,18 +74,25 @@ def make_loss(
         ConfigError: an unknown choice; a class that cannot be imported, or does not take its
             arguments.
     """
-    if cfg._target_ is None:
-        if cfg.name not in LOSSES:
-            raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
-        if cfg.arguments:
-            raise ConfigError(f"loss.arguments={cfg.arguments}: they belong to loss._target_")
-        return Loss(cfg, reduction, weight)
-    for key in OF_CHOICES:
-        if (value := getattr(cfg, key)) != getattr(LossConfig, key):
+    if cfg._target_ is None and cfg.name not in LOSSES:
+        raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
+    for key, users in USERS.items():
+        value = getattr(cfg, key)
+        if value == getattr(LossConfig, key):
+            continue
+        if cfg._target_ is not None:
             raise ConfigError(
                 f"loss.{key}={value}: loss._target_={cfg._target_} does not know it; give what it "
                 "takes as loss.arguments.NAME=VALUE"
             )
+        if cfg.name not in users:
+            raise ConfigError(
+                f"loss.{key}={value}: loss={cfg.name} does not use it, only {' and '.join(users)}"
+            )
+    if cfg._target_ is None:
+        if cfg.arguments:
+            raise ConfigError(f"loss.arguments={cfg.arguments}: they belong to loss._target_")
+        return Loss(cfg, reduction, weight)
 
     def complete(parameters: set[str], given: dict[str, Any]) -> dict[str, Any]:
         known = {"ignore_index": VOID, "weight": weight}
