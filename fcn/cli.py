@@ -245,7 +245,7 @@ def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def _replaced(arguments: list[str], full_error: str | None) -> Iterator[None]:
-    """Let the command line and HYDRA_FULL_ERROR be others for a while; None: leave it unset."""
+    """Replace the command line and HYDRA_FULL_ERROR for a while; None leaves the latter unset."""
     argv, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [argv[0], *arguments]
     _set_full_error(full_error)
