@@ -68,15 +68,17 @@ class Precision:
 
 
 # "true" computes in the weights' own type; "mixed" keeps float32 weights and computes in another.
-ALL = (
-    Precision("32-true", None, torch.float32),
-    Precision("bf16-mixed", torch.bfloat16, torch.float32),
-    Precision("16-mixed", torch.float16, torch.float32),
-    Precision("bf16-true", None, torch.bfloat16),
-    Precision("16-true", None, torch.float16),
-    Precision("64-true", None, torch.float64),
-)
-PRECISIONS = {precision.name: precision for precision in ALL}
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("32-true", None, torch.float32),
+        Precision("bf16-mixed", torch.bfloat16, torch.float32),
+        Precision("16-mixed", torch.float16, torch.float32),
+        Precision("bf16-true", None, torch.bfloat16),
+        Precision("16-true", None, torch.float16),
+        Precision("64-true", None, torch.float64),
+    )
+}
 SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning's
 
 
@@ -248,7 +250,7 @@ class InferenceModel:
 
     @property
     def averages(self) -> bool:
-        """Whether several views of an image are averaged, so that scores are probabilities."""
+        """True if several views of an image are averaged; scores are then probabilities."""
         return self.flip or len(self.scales) > 1
 
     @torch.inference_mode()
@@ -279,7 +281,7 @@ class InferenceModel:
     def each_tile(self, image: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, columns and scores (B, K, h, w) of each tile of images (B, C, H, W).
 
-        Meanwhile a large image's memory is not kept.
+        If there are several tiles, memory that is freed goes back to the system at once.
         """
         size = image.shape[-2], image.shape[-1]
         resized = [resize(image, scale) for scale in self.scales]

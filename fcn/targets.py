@@ -29,7 +29,7 @@ def class_named(name: str) -> type:
     return found
 
 
-def build(entry: Any, complete: Complete) -> Any:
+def build(entry: Any, complete: Complete, load: Callable[[str], Any] = class_named) -> Any:
     """Return what settings describe: mappings with a `_target_` become objects, at any depth.
 
     As in Hydra, `_args_` are positional arguments, and `_partial_: true` gives a function that
@@ -38,19 +38,20 @@ def build(entry: Any, complete: Complete) -> Any:
     Args:
         entry: settings: a mapping, a list or a plain value.
         complete: adds what a target should get beside the settings' arguments.
+        load: returns what the outermost target names.
 
     Raises:
         ConfigError: a target is no class that can be imported, or does not take its arguments.
     """
     if isinstance(entry, list):
-        return [build(part, complete) for part in entry]
+        return [build(part, complete, load) for part in entry]
     if not isinstance(entry, Mapping):
         return entry
-    given = {key: build(value, complete) for key, value in entry.items() if key != "_target_"}
+    given = {k: build(value, complete, named) for k, value in entry.items() if k != "_target_"}
     if "_target_" not in entry:
         return given
     try:
-        target = named(entry["_target_"])
+        target = load(entry["_target_"])
         args, waits = given.pop("_args_", []), given.pop("_partial_", False)
         filled = complete(set(inspect.signature(target).parameters), given)
         return partial(target, *args, **filled) if waits else target(*args, **filled)

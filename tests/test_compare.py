@@ -247,9 +247,14 @@ def test_runs_on_different_images_or_classes_are_an_error(what: str) -> None:
 
 
 def leave_run(
-    data: TinyVOC, name: str, upsampling: str = "fixed", seed: int = 0, **takes: Any
+    data: TinyVOC,
+    name: str,
+    upsampling: str = "fixed",
+    seed: int = 0,
+    views: dict[str, Any] | None = None,
+    **takes: Any,
 ) -> Path:
-    """Leave a run's folder, as train.py does, of an untrained network."""
+    """Leave a run's folder, as train.py does, of an untrained network evaluated by some views."""
     folder = data.root / name
     (folder / "checkpoints").mkdir(parents=True)
     torch.manual_seed(seed)
@@ -263,7 +268,7 @@ def leave_run(
     record = {"config": config, "overrides": [f"upsampling={upsampling}"]}
     (folder / "run.json").write_text(json.dumps(record))
     dataset = open_split(data.config(), "train")
-    prepared = InferenceModel(model, torch.device("cpu"))
+    prepared = InferenceModel(model, torch.device("cpu"), **views or {})
     found = evaluate.evaluate(prepared, dataset, QUIET, num_workers=0)
     metrics = evaluate.metrics_json(found, prepared, dataset, "tiny", "train")
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -510,8 +515,15 @@ def test_a_comparison_overwrites_nothing_unasked(
     command("compare", *settings, "overwrite=true")
 
 
-@pytest.mark.parametrize("takes", [{"value_range": [100, 140]}, {"bands": [2, 0, 1]}])
-def test_examples_are_predicted_from_what_each_network_takes(
+@pytest.mark.parametrize(
+    "takes",
+    [
+        {"value_range": [100, 140]},
+        {"bands": [2, 0, 1]},
+        {"views": {"scales": [0.5, 1.5], "flip": True}},
+    ],
+)
+def test_examples_are_predicted_as_each_network_was_evaluated(
     data: TinyVOC, tmp_path: Path, takes: dict[str, Any]
 ) -> None:
     """In either order, with pictures like those of masks that the predictor gives."""
@@ -522,5 +534,8 @@ def test_examples_are_predicted_from_what_each_network_takes(
         info = open_split(data.config(), "train").info
         for name, cards in found["cards"].items():
             shown = [uri for caption, uri in cards if ": mean IoU" in caption]
-            masks = [Predictor(g.runs[0].checkpoint, "cpu")(data.image(name)) for g in groups]
+            masks = []
+            for run in (group.runs[0] for group in groups):
+                views = {key: run.metrics["protocol"][key] for key in ("flip", "scales")}
+                masks.append(Predictor(run.checkpoint, "cpu", **views)(data.image(name)))
             assert shown == [gallery._uri(visualize.outlined(mask, info)) for mask in masks]

@@ -1,13 +1,15 @@
 """Transform, loss and upsampling of a user's own package, named by the settings alone."""
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
 from fcn import checkpoint
-from fcn.errors import CheckpointError
+from fcn.errors import CheckpointError, ConfigError
+from fcn.targets import build
 from tests.conftest import QUICK, Patch, Run, TinyVOC
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -86,6 +88,17 @@ def test_an_own_upsampling_is_trained_and_loaded_while_its_package_is_there(
         CheckpointError, match=r"own_parts\.PixelShuffle: No module named 'own_parts"
     ):
         checkpoint.load("run")
+
+
+def test_targets_take_the_words_of_hydra() -> None:
+    """Positional arguments, functions within, and functions that wait for the rest."""
+    gcd = {"_target_": "math.gcd", "_args_": [12, 18]}
+    third = {"_target_": "fractions.Fraction", "_args_": [2, gcd]}
+    assert build(third, lambda parameters, given: given) == Fraction(1, 3)
+    half = build(third | {"_partial_": True, "_args_": [1]}, lambda parameters, given: given)
+    assert half(denominator=2) == Fraction(1, 2)
+    with pytest.raises(ConfigError, match=r"math\.gcd is no class"):
+        build(gcd, lambda parameters, given: given)
 
 
 @pytest.mark.parametrize(

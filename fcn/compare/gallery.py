@@ -77,10 +77,11 @@ def _open_recorded(run: Run, network: Run, data_root: str | None) -> Segmentatio
 def _load(run: Run, device: torch.device, classes: Sequence[str]) -> InferenceModel:
     """Load the model of a run as it was evaluated, with the labels of the classes."""
     trained = checkpoint.read(run.checkpoint)
-    labels = trained.labels_in(classes, run.metrics["protocol"]["data"])
-    evaluated = run.metrics["protocol"]["precision"]
-    precision = resolve_precision("auto", device, trained=evaluated)
-    return InferenceModel(trained.model(), device, precision, labels=labels)
+    protocol = run.metrics["protocol"]
+    labels = trained.labels_in(classes, protocol["data"])
+    precision = resolve_precision("auto", device, trained=protocol["precision"])
+    views = {key: protocol[key] for key in ("flip", "scales") if key in protocol}
+    return InferenceModel(trained.model(), device, precision, labels=labels, **views)
 
 
 def _spread(mean_iou: Tensor, images: int) -> list[int]:
