@@ -26,7 +26,15 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fcn.config import CONFIGS, SCHEMAS, check, flat_keys, quoted, unknown_key
+from fcn.config import (
+    CONFIGS,
+    SCHEMAS,
+    check,
+    check_used_data,
+    flat_keys,
+    quoted,
+    unknown_key,
+)
 from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, message_of
 from fcn.hydra_versions import VERSION_BASE, any_help_text
 from fcn.output import LOCK, add_line, make_console, size_of
@@ -212,6 +220,7 @@ class Command:
                 own = [o for o in given if o.lstrip("+").startswith("data.")]
                 values["data"] = settings_to_resume(run, values, own)["data"]
         settings: Any = check(values, SCHEMAS[self.name])
+        check_used_data(settings, given, self.name)
         if hasattr(settings, "data") and "://" not in settings.data.root:  # for run.json
             settings.data.root = str(Path(settings.data.root).absolute())
         return settings

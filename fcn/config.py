@@ -4,10 +4,12 @@ The dataclasses are the schema of the commands (`SCHEMAS`). Hydra fills them fro
 command line; pydantic checks the ranges; `--help` prints the descriptions.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,22 +27,39 @@ CONFIGS = next(p for p in (PACKAGE / "configs", REPOSITORY / "configs") if p.is_
 DATA_ROOT = str(REPOSITORY / "data") if (REPOSITORY / "pyproject.toml").is_file() else "data"
 
 
-def setting(default: Any, meaning: str, *, choices: Sequence[str] = (), **rules: Any) -> Any:
+def setting(
+    default: Any, meaning: str, *, only: str = "", choices: Sequence[str] = (), **rules: Any
+) -> Any:
     """Return the field of a setting.
 
     Args:
         default: its value unless configs/ or the command line say otherwise.
         meaning: for `--help`.
+        only: other settings of its group without which it does nothing, where giving it is an
+            error: "convert" must be given, "name=dice,focal" be one of these values.
         choices: the words that it takes, if it takes only some.
         rules: for its value, in pydantic's words: ge, lt, max_length, pattern, ...
     """
     if choices:
         meaning = f"{meaning}: {', '.join(choices)}"
         rules["pattern"] = f"^({'|'.join(choices)})$"
-    metadata = {"description": meaning, **rules}
+    shown = [part.split("=")[-1] for part in only.split()]
+    for part in reversed([part for part in shown if part not in ("null", "false")]):
+        meaning = f"{part}: {meaning}"
+    metadata = {"description": meaning, "only": only, **rules}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def data_set(unused: str = "", only: str = "") -> Any:
+    """Return the field of a command's data set.
+
+    Args:
+        unused: settings of `DataConfig` that the command does nothing with; giving one is an error.
+        only: other settings of the command without which it reads no data set; see `setting`.
+    """
+    return field(default_factory=DataConfig, metadata={"only": only, "unused": unused.split()})
 
 
 # Meanings that several commands share.
@@ -61,6 +80,19 @@ STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
 TOPICS = ["all", "matrix", "arithmetic", "channels", "operators", "bilinear", "repeat",
           "checkerboards", "network", "learning", "deconvnet"]  # fmt: skip
+# Settings of a part of a command, see `only`.
+NETWORK_TOPICS = "explain=all,network,learning,deconvnet"
+OWN_NETWORK = f"checkpoint=null {NETWORK_TOPICS}"
+ONNX = "format=onnx,hub,web"
+topic_setting = partial(setting, only=NETWORK_TOPICS)
+graph_setting = partial(setting, only="format=onnx,torch_export")
+hub_setting = partial(setting, only="format=hub")
+web_setting = partial(setting, only="format=web")
+small_setting = partial(setting, only="precision=float16,int8")
+conversion = partial(setting, only="convert")
+speed_setting = partial(setting, only="checkpoint=null")
+# What a command does not use of a data set that it compares files on.
+NOT_MEASURED = "limit split download url checksum"
 # Types with bounds.
 Positive = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -134,8 +166,8 @@ class DataConfig(Schema):
     scan: bool = setting(True, "read all masks before training or evaluation, for errors")
     num_workers: int | None = setting(None, "processes that load images; null: by cores", ge=0)
     download: bool = setting(False, "fetch what is missing: VOC, SBD")
-    url: str | None = setting(None, "fetch from here: an archive, or a folder ending in /")
-    checksum: str | None = setting(None, "of url: md5:..., sha1:..., sha256:...", pattern=CHECKSUM)
+    url: str | None = setting(None, "an archive, or a folder ending in /", only="download")
+    checksum: str | None = setting(None, "md5:..., sha256:...", only="url", pattern=CHECKSUM)
 
     @property
     def title(self) -> str:
@@ -172,12 +204,14 @@ class RecipeConfig(Schema):
 class LossConfig(Schema):
     name: str = setting("cross_entropy", "set by loss=CHOICE")
     _target_: str | None = setting(None, "instead: a class of yours: (score, target) -> loss")
-    arguments: dict[str, Any] = setting({}, "of _target_, which also gets ignore_index=255")
+    arguments: dict[str, Any] = setting(
+        {}, "its own; it also gets ignore_index=255", only="_target_"
+    )
     class_weights: Any = setting(None, "one number per class, balanced (by pixels), or null")
-    label_smoothing: float = setting(0.0, "of cross entropy", ge=0, lt=1)
-    dice_weight: float = setting(1.0, "dice: its weight next to cross entropy", gt=0)
-    gamma: float = setting(2.0, "focal: exponent, larger favours hard pixels", ge=0)
-    hardest: float = setting(0.25, "ohem: share of the pixels that count", gt=0, le=1)
+    label_smoothing: float = setting(0.0, "a share", only="name=cross_entropy,dice", ge=0, lt=1)
+    dice_weight: float = setting(1.0, "its weight next to cross entropy", only="name=dice", gt=0)
+    gamma: float = setting(2.0, "exponent, larger favours hard pixels", only="name=focal", ge=0)
+    hardest: float = setting(0.25, "share of the pixels that count", only="name=ohem", gt=0, le=1)
 
 
 @dataclass
@@ -185,7 +219,7 @@ class TrainConfig(Schema):
     model: ModelConfig = field(default_factory=ModelConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     upsampling: UpsamplingConfig = field(default_factory=UpsamplingConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = data_set(unused="split")
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: dict[str, Any] = setting({}, TRAINER)
@@ -200,7 +234,7 @@ class TrainConfig(Schema):
 @dataclass
 class EvaluateConfig(Schema):
     checkpoint: str = setting(MISSING, CHECKPOINT)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = data_set(unused="limit")
     batch_size: int = setting(8, "images at once; changes no number, up to rounding on a GPU", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     trainer: dict[str, Any] = setting({}, PROCESSES)
@@ -232,18 +266,18 @@ class ExportConfig(Schema):
     checkpoint: str = setting(MISSING, CHECKPOINT)
     output: str = setting(MISSING, "the file: .onnx, .pt2, .safetensors; hub, web: a folder")
     format: str = setting("onnx", "of the file", choices=FORMATS)
-    size: Size | None = setting(None, "[height, width] of its images, for OpenCV; null: any")
-    input: str = setting("float", "of images; float: in [0, 1]", choices=["float", "uint8"])
-    argmax: bool = setting(False, "labels instead of scores")
-    precision: str = setting("float32", "of convolutions in ONNX", choices=SMALLER)
-    calibration: int = setting(64, "int8: training images that give the ranges", ge=1)
-    keep: list[str] = setting([], "layers to leave in float32: [conv1_1,fc6]")
-    data: DataConfig = field(default_factory=DataConfig)
-    push: str | None = setting(None, "hub: also upload to this repository, USER/NAME")
-    space: str | None = setting(None, "hub: also upload the demo to this Space, USER/NAME")
-    licence: str | None = setting(None, "hub: of the weights, for the card: mit, cc-by-4.0, ...")
-    assets: str | None = setting(None, "web: folder dist of npm's onnxruntime-web; null: a CDN")
-    example: str | None = setting(None, "web: a picture that the page starts with")
+    size: Size | None = graph_setting(None, "[height, width] of images, for OpenCV; null: any")
+    input: str = graph_setting("float", "of images; float: in [0, 1]", choices=["float", "uint8"])
+    argmax: bool = graph_setting(False, "labels instead of scores")
+    precision: str = setting("float32", "of convolutions", only=ONNX, choices=SMALLER)
+    calibration: int = setting(64, "images to find ranges on", only="precision=int8", ge=1)
+    keep: list[str] = small_setting([], "layers to leave in float32: [conv1_1,fc6]")
+    data: DataConfig = data_set(NOT_MEASURED, only="precision=float16,int8")
+    push: str | None = hub_setting(None, "also upload to this repository, USER/NAME")
+    space: str | None = hub_setting(None, "also upload the demo to this Space, USER/NAME")
+    licence: str | None = hub_setting(None, "of the weights, for the card: mit, cc-by-4.0, ...")
+    assets: str | None = web_setting(None, "folder dist of npm's onnxruntime-web; null: a CDN")
+    example: str | None = web_setting(None, "a picture that the page starts with")
     overwrite: bool = setting(False, OVERWRITE)
 
 
@@ -259,24 +293,24 @@ class ImportCaffeConfig(Schema):
 
 @dataclass
 class PrepareDataConfig(Schema):
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = data_set(unused="limit")
     processes: int | None = setting(None, "readers; null: one per core", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     shards: str | None = setting(None, "also write WebDataset tars to this folder")
     recipe: RecipeConfig | None = setting(None, "recipe= and augmentation= draw what they show")
     convert: str | None = setting(None, "first convert an export: folder, .zip, hf://datasets/NAME")
-    to: str | None = setting(None, "convert: the new folder to write, for data=folder")
-    images: str | None = setting(None, "convert: a folder, a pattern such as *.jpg, or a column")
-    masks: str | None = setting(None, "convert: likewise")
-    labels: Any = setting(None, "convert: {7: road, 11: building}, the rest ignored; or a file")
-    merge: Any = setting(None, "convert: {truck: car, sky: null} merges and drops classes")
-    val_share: float = setting(0.2, "convert: drawn for val if there is no such split", gt=0, lt=1)
+    to: str | None = conversion(None, "the new folder to write, for data=folder")
+    images: str | None = conversion(None, "a folder, a pattern such as *.jpg, or a column")
+    masks: str | None = conversion(None, "likewise")
+    labels: Any = conversion(None, "{7: road, 11: building}, the rest ignored; or a file")
+    merge: Any = conversion(None, "{truck: car, sky: null} merges and drops classes")
+    val_share: float = conversion(0.2, "drawn for val if there is no such split", gt=0, lt=1)
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
-    group: str | None = setting(None, "convert: names with the same match stay in one split")
-    nearest: bool = setting(False, "convert: smoothed mask values become the nearest class")
-    line_width: float | None = setting(None, "convert: of lines, pixels; null: the tool's", gt=0)
-    resize: bool = setting(False, "convert: enlarge or shrink masks to their images")
-    link: bool = setting(False, "convert: link images: editing one then edits the original")
+    group: str | None = conversion(None, "names with the same match stay in one split")
+    nearest: bool = conversion(False, "smoothed mask values become the nearest class")
+    line_width: float | None = conversion(None, "of lines, pixels; null: the tool's", gt=0)
+    resize: bool = conversion(False, "enlarge or shrink masks to their images")
+    link: bool = conversion(False, "link images: editing one then edits the original")
 
 
 @dataclass
@@ -293,27 +327,27 @@ class CompareConfig(Schema):
 @dataclass
 class ExplainConfig(Schema):
     explain: str = setting("all", "what to show", choices=TOPICS)
-    checkpoint: str | None = setting(None, "a trained model; null: train a small one")
-    fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it")
-    fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it")
-    image: str | None = setting(None, "an image id; null: one with many classes")
-    steps: int = setting(280, "training steps of the small FCN-32s", ge=5)
+    checkpoint: str | None = topic_setting(None, "a trained model; null: train a small one")
+    fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it", only="checkpoint")
+    fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it", only="checkpoint")
+    image: str | None = topic_setting(None, "an image id; null: one with many classes")
+    steps: int = setting(280, "training steps of the small FCN-32s", only=OWN_NETWORK, ge=5)
     notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
-    seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
-    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = setting(0, "of that training", only=OWN_NETWORK, ge=0, lt=2**32)
+    data: DataConfig = data_set("limit", only=NETWORK_TOPICS)
 
 
 @dataclass
 class BenchmarkConfig(Schema):
-    quick: bool = setting(False, "fewer rounds: about two minutes")
-    size: Size = setting([375, 500], "of the image: [height, width]")
-    num_classes: int = setting(21, "K", ge=2)
-    rounds: int = setting(15, "of each measurement", ge=3)
-    device: str = setting("auto", DEVICE)
-    precision: str = setting("auto", "of numbers", choices=PRECISIONS)
+    quick: bool = speed_setting(False, "fewer rounds: about two minutes")
+    size: Size = speed_setting([375, 500], "of the image: [height, width]")
+    num_classes: int = speed_setting(21, "K", ge=2)
+    rounds: int = setting(15, "of each measurement", only="checkpoint=null quick=false", ge=3)
+    device: str = speed_setting("auto", DEVICE)
+    precision: str = speed_setting("auto", "of numbers", choices=PRECISIONS)
     checkpoint: str | None = setting(None, "measure this network in each runtime here, on a CPU")
-    data: DataConfig = field(default_factory=DataConfig)
-    images: int | None = setting(None, "checkpoint: validation images; null: all", ge=1)
+    data: DataConfig = data_set(NOT_MEASURED, only="checkpoint")
+    images: int | None = setting(None, "validation images; null: all", only="checkpoint", ge=1)
 
 
 SCHEMAS = {
@@ -344,9 +378,78 @@ def check(values: Any, schema: type[T]) -> T:
     if missing := [key for key, value in flat_keys(values).items() if value == MISSING]:
         raise ConfigError(f"{missing[0]} is missing: give {missing[0]}=VALUE")
     try:
-        return TypeAdapter(schema).validate_python(values)
+        settings = TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_message(e, schema) for e in error.errors())) from None
+    check_used(settings)
+    return settings
+
+
+def check_used(settings: Any, group: str = "") -> None:
+    """Check that no setting was changed that does nothing beside the others.
+
+    Those of a data set are left to `check_used_data`: many come with its choice, or its run.
+
+    Args:
+        settings: an instance of a schema, or a group of it.
+        group: the key of the group; "" for a schema.
+
+    Raises:
+        ConfigError: names what the setting needs.
+    """
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if isinstance(value, DataConfig):
+            continue
+        if isinstance(value, Schema):
+            check_used(value, entry.name)
+        elif value != default_of(entry) and (need := _unmet(settings, group, entry)):
+            key = f"{group}.{entry.name}" if group else entry.name
+            raise ConfigError(f"{key}={value} needs {need}; leave it out")
+
+
+def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
+    """Check that a command uses what was typed of its data set.
+
+    Args:
+        settings: of the command, checked.
+        typed: the command line, such as data=voc_aug data.limit=50.
+        command: its name.
+
+    Raises:
+        ConfigError: names the key, and what it needs.
+    """
+    known = {entry.name: entry for entry in fields(DataConfig)}
+    whole = next((entry for entry in fields(settings) if entry.name == "data"), None)
+    for text in (override.lstrip("+") for override in typed):
+        group, _, name = text.partition("=")[0].partition(".")
+        if group != "data" or whole is None:
+            continue
+        if name in whole.metadata["unused"]:
+            raise ConfigError(f"{text}: {command} does not use it; leave it out")
+        own = name in known and _unmet(settings.data, "data", known[name])
+        if need := _unmet(settings, "", whole) or own:
+            raise ConfigError(f"{text} needs {need}; leave it out")
+
+
+def default_of(entry: dataclasses.Field[Any]) -> Any:
+    """Return the value of a setting that nobody has set."""
+    factory = entry.default_factory
+    return entry.default if factory is dataclasses.MISSING else factory()
+
+
+def _unmet(settings: Any, group: str, entry: dataclasses.Field[Any]) -> str:
+    """Return the first of what a setting needs that is not so, as one types it, or ""."""
+    for condition in entry.metadata.get("only", "").split():
+        key, _, values = condition.partition("=")
+        if key == "name" and settings._target_:  # a class of the user's in its place
+            return f"{group}._target_=null"
+        value = getattr(settings, key)
+        given = "null" if value in (None, [], {}) else str(value).lower()
+        if given not in values.split(",") if values else given in ("null", "false"):
+            key = group if key == "name" else f"{group}.{key}" if group else key
+            return f"{key}={values.replace(',', ' or ') or '...'}"
+    return ""
 
 
 def _message(error: ErrorDetails, schema: type) -> str:

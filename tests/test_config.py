@@ -1,6 +1,8 @@
 """The choices in configs/ against what they stand for, and the ranges of single settings."""
 
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from fcn.config import CONFIGS, SCHEMAS, TrainConfig, check, flat_keys, unknown_key
+from fcn.config import CONFIGS, SCHEMAS, TrainConfig, check, check_used_data, flat_keys, unknown_key
 from fcn.errors import ConfigError
 from fcn.hydra_versions import VERSION_BASE
 from fcn.models.upsampling import UPSAMPLINGS
@@ -172,6 +174,97 @@ def test_a_value_out_of_range_is_named_with_its_key() -> None:
             OmegaConf.update(changed, key, value)
             with pytest.raises(ConfigError, match=key):
                 checked(changed)
+
+
+# For each setting that needs others, a value of its own.
+VALUES = {
+    "loss.arguments": "{power: 2}", "loss.label_smoothing": 0.1, "loss.dice_weight": 2,
+    "loss.gamma": 3, "loss.hardest": 0.5, "size": "[8,8]", "input": "uint8", "argmax": "true",
+    "precision": "float16", "benchmark precision": "32-true", "calibration": 3, "keep": "[fc6]",
+    "push": "me/it", "space": "me/it",
+    "licence": "mit", "assets": "dist", "example": "a.png", "to": "new", "images": 5,
+    "masks": "*.png", "labels": "{7: road}", "merge": "{a: b}", "val_share": 0.5, "group": "a",
+    "nearest": "true", "line_width": 3, "resize": "true", "link": "true", "checkpoint": "run",
+    "fcn32s": "run", "fcn16s": "run", "image": "a", "steps": 9, "seed": 1, "quick": "true",
+    "num_classes": 3, "rounds": 5, "device": "cpu", "data.url": "a.zip",
+    "data.checksum": f"md5:{32 * '0'}", "data.download": "true", "data.limit": 2,
+    "data.split": "val",
+}  # fmt: skip
+# What meets a condition in all commands, and what does not.
+MET = {"convert": "a.zip", "checkpoint": "run", "download": "true", "url": "a.zip", "_target_": "a"}
+UNMET = {"format": "safetensors", "explain": "matrix", "precision": "float32", "quick": "true"}
+
+
+def settings_of(command: str, *overrides: str) -> Any:
+    """Return a command's settings, checked as the command checks them."""
+    ConfigStore.instance().store(name=f"{command}_schema", node=SCHEMAS[command])
+    needed = {"export": ["output=a", "checkpoint=run"], "evaluate": ["checkpoint=run"]}
+    given = [*needed.get(command, []), *overrides]
+    with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
+        values: Any = OmegaConf.to_container(compose(command, given), resolve=True)
+    settings = check(values, SCHEMAS[command])
+    check_used_data(settings, given, command)
+    return settings
+
+
+def overrides_of(only: str, group: str, *, broken: int | None = None) -> list[str]:
+    """Return a command line that meets the conditions of a setting, but for one of them."""
+    given = []
+    for index, condition in enumerate(only.split()):
+        key, _, values = condition.partition("=")
+        value = values.split(",")[0] or MET[key]
+        if index == broken:
+            value = "" if not values else UNMET.get(key, "ohem" if "ohem" not in values else "dice")
+            value = "run" if values == "null" else value
+        name = group if key == "name" else f"{group}.{key}" if group else key
+        given += [f"{name}={value}"] if value not in ("", "null", "false") else []
+    return given
+
+
+def conditional_settings() -> Iterator[tuple[str, str, str, str]]:
+    """Yield (command, group, key, conditions) of every setting that does nothing without others."""
+    for command, schema in SCHEMAS.items():
+        for entry in fields(schema):
+            if only := entry.metadata.get("only"):
+                key = "data.masks" if entry.name == "data" else entry.name
+                yield command, "", key, only
+            if entry.name in ("data", "loss") and command in ("train", "evaluate"):
+                for part in fields(entry.type):
+                    if only := part.metadata.get("only"):
+                        yield command, entry.name, f"{entry.name}.{part.name}", only
+
+
+@pytest.mark.parametrize(("command", "group", "key", "only"), list(conditional_settings()))
+def test_a_setting_that_would_do_nothing_is_refused(
+    command: str, group: str, key: str, only: str
+) -> None:
+    value = VALUES.get(f"{command} {key}", VALUES.get(key, "mine"))
+    wish = f"++{key}={value}"
+    also = ["data.download=true"] if key == "data.checksum" else []
+    settings_of(command, wish, *also, *overrides_of(only, group))
+    for index in range(len(only.split())):
+        given = overrides_of(only, group, broken=index)
+        with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=.* needs .*; leave it out$"):
+            settings_of(command, *also, *given, wish)
+
+
+@pytest.mark.parametrize(
+    "command", [name for name in SCHEMAS if "data" in SCHEMAS[name].__dataclass_fields__]
+)
+def test_what_a_command_does_not_use_of_a_data_set_is_refused(command: str) -> None:
+    entry = next(entry for entry in fields(SCHEMAS[command]) if entry.name == "data")
+    need = overrides_of(entry.metadata["only"], "")
+    for name in entry.metadata["unused"]:
+        wish = f"data.{name}={VALUES[f'data.{name}']}"
+        with pytest.raises(ConfigError, match=rf"{wish}: {command} does not use it"):
+            settings_of(command, *need, wish)
+    settings_of(command, *need, "data.masks=mine")
+
+
+def test_a_loss_of_ones_own_takes_nothing_of_the_others() -> None:
+    for wish in ("loss.gamma=3", "loss.label_smoothing=0.1"):
+        with pytest.raises(ConfigError, match=r"needs loss\._target_=null"):
+            settings_of("train", wish, "loss._target_=own.Loss")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_p
 @pytest.mark.parametrize("given", ["fcn32s=RUN", "data=folder"])
 def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> None:
     line = error_line("explain", "explain=network", given, f"hydra.run.dir={tmp_path}/run")
-    assert "needs checkpoint=RUN" in line
+    assert "needs checkpoint=" in line
 
 
 @pytest.mark.slow

@@ -267,20 +267,3 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, kind: str) -> None:
     if kind in ("safetensors", "hub"):  # the fast ones
         export.main(cfg, tmp_path, QUIET)
         assert b"mine" not in mine.read_bytes()[:4]
-
-
-@pytest.mark.parametrize("kind", [*SUFFIX, "hub"])
-def test_settings_that_a_format_ignores_are_refused(kind: str) -> None:
-    values = {"size": [48, 64], "input": "uint8", "argmax": True, "precision": "int8"}
-    values |= {"push": "me/name", "space": "me/name", "licence": "mit", "assets": "a"}
-    takes = {"hub": ["precision", "push", "space", "licence"]}.get(
-        kind, ["size", "input", "argmax"]
-    )
-    takes = [] if kind == "safetensors" else [*takes, *["precision"] * (kind == "onnx")]
-    for key, value in values.items():
-        cfg = ExportConfig("a", f"b{SUFFIX.get(kind, '')}", kind, **{key: value})
-        if key in takes:
-            export.check(cfg)
-        else:
-            with pytest.raises(ConfigError, match=f"{key}=.* not for format={kind}"):
-                export.check(cfg)

@@ -239,11 +239,6 @@ class Own(torch.nn.Module):
         ({"_target_": f"{__name__}.Own", "arguments": {"returns": "constant"}}, "grad"),
         ({"_target_": f"{__name__}.Own", "arguments": {"return": "mean"}}, "'return'"),
         ({"_target_": f"{__name__}.Own", "class_weights": [1, 2, 3]}, "no argument weight"),
-        ({"_target_": f"{__name__}.Own", "gamma": 3.0}, "loss.gamma=3.0"),
-        ({"arguments": {"returns": "mean"}}, "they belong to loss._target_"),
-        ({"name": "focal", "label_smoothing": 0.1}, "only cross_entropy and dice"),
-        ({"name": "ohem", "gamma": 3.0}, "only focal"),
-        ({"hardest": 0.5}, "only ohem"),
     ],
 )
 def test_what_is_no_loss_is_refused(settings: dict[str, Any], words: str) -> None:

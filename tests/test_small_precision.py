@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from fcn.checkpoint import write_safetensors
 from fcn.config import ExportConfig
-from fcn.errors import ConfigError
 from fcn.inference import export, small_precision
 from fcn.inference.small_precision import open_session
 from fcn.models.fcn import FCN
@@ -182,12 +181,6 @@ def test_what_cannot_be_is_said_in_one_line(
     write.data.listing("train").unlink()
     assert "train.txt" in error_line("export", *given, "precision=int8", *data)
     assert not (tmp_path / "other.onnx").exists()
-
-
-def test_formats_without_onnx_have_no_precision() -> None:
-    cfg = ExportConfig("m.safetensors", "m.pt2", format="torch_export", precision="int8")
-    with pytest.raises(ConfigError, match="precision=int8 is for format=onnx and hub and web"):
-        export.check(cfg)
 
 
 @pytest.mark.parametrize("precision", OFF)

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -74,15 +74,22 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
         fetch(cfg.data, console)
     if cfg.checkpoint:
         return cfg
-    if cfg.data.layout != "shapes" or cfg.fcn32s or cfg.fcn16s:
-        key = "fcn32s" if cfg.fcn32s else "fcn16s" if cfg.fcn16s else f"data={cfg.data.name}"
-        raise ConfigError(f"{key} needs checkpoint=RUN, the network to explain, beside it")
+    if cfg.data.layout != "shapes":
+        raise ConfigError(f"data={cfg.data.name} needs checkpoint=RUN, the network to explain")
     data = DataConfig(name="demo", layout="folder", root=str((folder / "data").resolve()))
     fcn32s, fcn16s, fcn8s = (folder / "train" / f"fcn{stride}s" for stride in (32, 16, 8))
     if not (fcn8s / "model.safetensors").is_file():
         draw(folder / "data")
         train(cfg, data, folder / "train", console)
-    return replace(cfg, checkpoint=str(fcn8s), fcn32s=str(fcn32s), fcn16s=str(fcn16s), data=data)
+    return ExplainConfig(
+        explain=cfg.explain,
+        checkpoint=str(fcn8s),
+        fcn32s=str(fcn32s),
+        fcn16s=str(fcn16s),
+        image=cfg.image,
+        notebooks=cfg.notebooks,
+        data=data,
+    )
 
 
 def draw(root: Path) -> None:

@@ -1,7 +1,7 @@
 """Export a model to ONNX, torch.export or safetensors, checked in the file's own runtime."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,24 +139,6 @@ def _write_hub_folder(
 
 def check(cfg: ExportConfig) -> None:
     """Raise a ConfigError for settings that do not fit together, or a missing package."""
-    graph, converts = ("onnx", "torch_export"), ("onnx", "hub", "web")
-    formats = {
-        "size": graph,
-        "input": graph,
-        "argmax": graph,
-        "precision": converts,
-        **dict.fromkeys(("push", "space", "licence"), ("hub",)),
-        **dict.fromkeys(("assets", "example"), ("web",)),
-    }
-    for field in fields(cfg):
-        value, takes = getattr(cfg, field.name), formats.get(field.name)
-        if takes and value != field.default and cfg.format not in takes:
-            raise ConfigError(
-                f"{field.name}={value} is for format={' and '.join(takes)}, not for "
-                f"format={cfg.format}; leave it out"
-            )
-    if cfg.keep and cfg.precision == "float32":
-        raise ConfigError(f"keep={cfg.keep} is for precision=float16 and int8; leave it out")
     output, suffix = Path(cfg.output), SUFFIX.get(cfg.format, "")
     if not suffix and output.suffix in SUFFIX.values():
         raise ConfigError(f"output={output}: format={cfg.format} writes a folder; name one")

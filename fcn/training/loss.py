@@ -21,13 +21,6 @@ RARE = 100  # times as much weight as the average pixel has: worth a note
 
 
 LOSSES = ("cross_entropy", "dice", "focal", "ohem")
-# Which of the above use a setting; with another loss it is an error.
-USERS = {
-    "label_smoothing": ("cross_entropy", "dice"),
-    "dice_weight": ("dice",),
-    "gamma": ("focal",),
-    "hardest": ("ohem",),
-}
 
 
 class Loss(nn.Module):
@@ -76,22 +69,7 @@ def make_loss(
     """
     if cfg._target_ is None and cfg.name not in LOSSES:
         raise ConfigError(f"loss.name={cfg.name}: must be one of {', '.join(LOSSES)}")
-    for key, users in USERS.items():
-        value = getattr(cfg, key)
-        if value == getattr(LossConfig, key):
-            continue
-        if cfg._target_ is not None:
-            raise ConfigError(
-                f"loss.{key}={value}: loss._target_={cfg._target_} does not know it; give what it "
-                "takes as loss.arguments.NAME=VALUE"
-            )
-        if cfg.name not in users:
-            raise ConfigError(
-                f"loss.{key}={value}: loss={cfg.name} does not use it, only {' and '.join(users)}"
-            )
     if cfg._target_ is None:
-        if cfg.arguments:
-            raise ConfigError(f"loss.arguments={cfg.arguments}: they belong to loss._target_")
         return Loss(cfg, reduction, weight)
 
     def complete(parameters: set[str], given: dict[str, Any]) -> dict[str, Any]:
