@@ -39,28 +39,30 @@ WEIGHTS_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 class Checkpoint:
     """A model's state dict, and what is known about it.
 
-    `about` holds "model" (FCN's arguments), "classes" (names), and what else its writer knew, such
-    as "data", "training" (the recipe), "validation" (of a .ckpt) and "metrics".
+    `metadata` holds "model" (FCN's arguments), "classes" (names), and what else its writer knew,
+    such as "data", "training" (the recipe), "validation" (of a .ckpt) and "metrics".
     """
 
     path: Path
     weights: dict[str, Tensor]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def classes(self) -> list[str]:
         """The names of the labels 0..K-1."""
-        return list(self.about["classes"])
+        return list(self.metadata["classes"])
 
     @property
     def info(self) -> DatasetInfo:
         """What is known about the data it was trained on; of another writer, the classes alone."""
-        about = {"background": starts_with_background(self.classes)} | self.about
-        about["colours"] = about.get("palette", [])
-        channels = about["model"].get("in_channels", 3)
-        if channels != 3 and not about.get("bands"):
-            about["bands"] = list(range(channels))  # as in training: without any they would be RGB
-        return DatasetInfo(**{key: about[key] for key in INFO_KEYS if key in about})
+        metadata = {"background": starts_with_background(self.classes)} | self.metadata
+        metadata["colours"] = metadata.get("palette", [])
+        channels = metadata["model"].get("in_channels", 3)
+        if channels != 3 and not metadata.get("bands"):
+            metadata["bands"] = list(
+                range(channels)
+            )  # as in training: without any they would be RGB
+        return DatasetInfo(**{key: metadata[key] for key in INFO_KEYS if key in metadata})
 
     def labels_in(self, classes: Sequence[str], data: str) -> list[int] | None:
         """Match the model's classes with those of a data set, by name.
@@ -81,7 +83,7 @@ class Checkpoint:
         unknown = [name for name in theirs if name not in own]
         missing = [name for name in own if name not in theirs]
         if unknown:
-            model = self.about["model"]
+            model = self.metadata["model"]
             settings = [f"backbone={model.get('backbone', 'vgg16')}"]
             settings += [
                 f"backbone.{k}={model[k]}" for k in ("width", "head_width") if model.get(k)
@@ -111,7 +113,7 @@ class Checkpoint:
         """
         try:
             with torch.device("meta"):
-                model = FCN(**self.about["model"])
+                model = FCN(**self.metadata["model"])
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path}: cannot build its model: {error}") from error
         try:
@@ -168,15 +170,15 @@ def read(path: str | Path) -> Checkpoint:
         CheckpointError: no such file, damaged, or not of this project.
     """
     path = find(path)
-    weights, about = _read_file(path)
-    if not isinstance(about, dict) or not {"model", "classes"} <= about.keys():
+    weights, metadata = _read_file(path)
+    if not isinstance(metadata, dict) or not {"model", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path}: not a checkpoint of this project (it describes no model)")
-    classes = about["classes"]
+    classes = metadata["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise CheckpointError(f"{path}: its class names are not a list of texts")
     if problem := class_problem(classes):
         raise CheckpointError(f"{path}: {problem}; write the model again with other names")
-    return Checkpoint(path, weights, about)
+    return Checkpoint(path, weights, metadata)
 
 
 def load(path: str | Path) -> FCN:
@@ -207,11 +209,11 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [tuple(point) for point in kept.get(name, [])] for name in ("loss", "mean_iou")}
 
 
-def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
-    """Return `about` with the model's architecture, colours and normalisation."""
+def describe(model: FCN, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return `metadata` with the model's architecture, colours and normalisation."""
     # Pascal VOC's colours, unless the model has its own.
     colours = palette(DatasetInfo())[: model.arguments["num_classes"]].tolist()
-    return {"palette": colours, **about} | {
+    return {"palette": colours, **metadata} | {
         "model": model.arguments,
         "normalisation": {  # happens inside the model; images are in [0, 1]
             "mean": model.mean.flatten().tolist(),
@@ -221,27 +223,27 @@ def describe(model: FCN, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def info_metadata(info: DatasetInfo) -> dict[str, Any]:
-    """Return the info of a data set as `about` holds them, see `Checkpoint.info`."""
-    about = asdict(info)
-    about["palette"] = about.pop("colours")
-    return about
+    """Return the info of a data set as `metadata` holds them, see `Checkpoint.info`."""
+    metadata = asdict(info)
+    metadata["palette"] = metadata.pop("colours")
+    return metadata
 
 
-def metadata(about: dict[str, Any]) -> dict[str, str]:
-    """Return `about` as the text that every kind of file can hold."""
-    return {"format": "fcn-segmentation", "about": json.dumps(about)}
+def as_text(metadata: dict[str, Any]) -> dict[str, str]:
+    """Return `metadata` as the text that every kind of file can hold."""
+    return {"format": "fcn-segmentation", "about": json.dumps(metadata)}
 
 
-def write_safetensors(path: Path, model: FCN, about: dict[str, Any]) -> None:
+def write_safetensors(path: Path, model: FCN, metadata: dict[str, Any]) -> None:
     """Write a model that `load` reads: its weights, and what is known about it."""
-    write_weights(path, model.state_dict(), describe(model, about))
+    write_weights(path, model.state_dict(), describe(model, metadata))
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
-    """Write weights and `about`, atomically, to a file that any safetensors reader opens."""
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write weights and `metadata`, atomically, to a file that any safetensors reader opens."""
     with atomic_write(path) as temporary:
         contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-        save_file(contiguous, temporary, metadata(about))
+        save_file(contiguous, temporary, as_text(metadata))
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
@@ -315,7 +317,7 @@ def surgery_table(report: Report) -> "Table":
 def _transplant_all(model: FCN, source: Checkpoint, classes: Sequence[str]) -> Report:
     """Copy a checkpoint's weights, scores too, into a model of the same backbone."""
     path, backbone = str(source.path), model.arguments["backbone"]
-    theirs = source.about["model"]["backbone"]
+    theirs = source.metadata["model"]["backbone"]
     if theirs != backbone:
         raise CheckpointError(
             f"model.init_from={path}: its backbone is {theirs}, but this model's is {backbone}; "
@@ -379,11 +381,11 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
         for name, tensor in state.items()
         if isinstance(tensor, Tensor) and (not ours or name.startswith(PREFIX))
     }
-    about = _nested(content, "hyper_parameters", "about")
+    metadata = _nested(content, "hyper_parameters", "about")
     curve = _nested(content, "callbacks", "History", "mean_iou")
-    if isinstance(about, dict) and curve:  # a checkpoint is written after its validation
-        about |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
-    return weights, about
+    if isinstance(metadata, dict) and curve:  # a checkpoint is written after its validation
+        metadata |= {"validation": {"step": curve[-1][0], "mean_iou": curve[-1][1]}}
+    return weights, metadata
 
 
 def _nested(content: Any, *keys: str) -> Any:

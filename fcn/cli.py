@@ -62,7 +62,7 @@ NOISE = ("See ", "Set the env", "reference_", "object_", "full_key", "Error merg
 INFORMING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--help", "-h")
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
-OF_TRAINING = ("recipe", "augmentation")  # groups of train's settings that prepare_data takes too
+BORROWED_GROUPS = ("recipe", "augmentation")  # of train, which prepare_data takes too
 
 
 def run(name: str) -> Any:
@@ -119,7 +119,7 @@ class Command:
         self.traceback = os.environ.get("HYDRA_FULL_ERROR")  # asked for by the user
         self.flags: list[str] = []  # of Hydra's, such as --config-path
         self.training: list[str] = []  # overrides of prepare_data that are settings of train
-        self.run: Path | None = None  # the folder of the run that is resumed
+        self.resumed: Path | None = None  # the folder of the run to continue
         self.made: Path | None = None  # the folder that was made for this command
         self.result: Any = None
         self.failures: list[Exception] = []
@@ -129,7 +129,9 @@ class Command:
     def arguments(self, given: list[str]) -> list[str]:
         """Return the command line as Hydra is to see it: with the folder to work in."""
         if self.name == "prepare_data":
-            self.training = [a for a in given if re.split("[.=]", a.lstrip("+"))[0] in OF_TRAINING]
+            self.training = [
+                a for a in given if re.split("[.=]", a.lstrip("+"))[0] in BORROWED_GROUPS
+            ]
             given = [a for a in given if a not in self.training]
         if self.name == "import_caffe":  # model=, as in train.py, would be a group to Hydra
             given = [re.sub(r"^\+*model=", "network=", a) for a in given]
@@ -145,15 +147,15 @@ class Command:
         if resume is not None and several and is_first():
             raise ConfigError("resume continues one run: leave out --multirun")
         if resume is not None and (is_first() or resume != "auto"):
-            self.run = find_run(str(resume), overrides, folder, self.flags)
+            self.resumed = find_run(str(resume), overrides, folder, self.flags)
         if not is_first():  # only the first process makes a folder, and tells the others
             kept = [a for a in given if not a.startswith("hydra.") and a not in several]
             return self.flags_first([*kept, "hydra.output_subdir=null", "hydra.run.dir=."])
         if resume is not None:
             given = [a for a in given if not a.startswith(("resume=", "hydra.run.dir="))]
-            if self.run is not None:
-                path = resume if str(resume).endswith(".ckpt") else self.run
-                given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.run)}"]
+            if self.resumed is not None:
+                path = resume if str(resume).endswith(".ckpt") else self.resumed
+                given += [f"resume={quoted(path)}", f"hydra.run.dir={quoted(self.resumed)}"]
                 return self.flags_first([*given, "hydra.output_subdir=null"])
             given += [f"hydra.run.dir={quoted(folder)}"] if folder else []  # of auto: a new run
         if "hparams_search" in values and not several:
@@ -180,7 +182,7 @@ class Command:
         try:
             os.chdir(job.runtime.cwd)  # paths start there, for hydra.job.chdir too
             settings = self.settings(cfg, list(job.overrides.task))
-            folder = self.run or Path(job.runtime.output_dir)
+            folder = self.resumed or Path(job.runtime.output_dir)
             main = import_module(COMMANDS[self.name]).main
             import_module("fcn.device").keep_memory()  # imported late: --help needs no torch
             own = [*self.flags, *job.overrides.task]  # with which Lightning starts others
@@ -204,9 +206,9 @@ class Command:
             if key == "backbone.name":
                 raise ConfigError(f"{key}: use backbone={value}, which also sets its weights")
         values: Any = OmegaConf.to_container(cfg, resolve=True)
-        if self.run is not None:
+        if self.resumed is not None:
             resume = values["resume"]
-            values = settings_to_resume(self.run, values, given) | {"resume": resume}
+            values = settings_to_resume(self.resumed, values, given) | {"resume": resume}
         if self.training:
             ConfigStore.instance().store(name="train_schema", node=SCHEMAS["train"])
             recipe = hydra.compose("train", self.training)["recipe"]
@@ -327,6 +329,8 @@ def _one_line(error: Exception, name: str) -> str:
     text = "\n".join(map(str, causes))
     key = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Could not override '([^']+)'", text) or key
+    if unknown and "No match in the defaults list" in text:  # + would not help: no key reads it
+        return f"{unknown[1]}= is no choice of {name}; --help lists those there are"
     if unknown and re.search(r"Key '[^']+' (?:is )?not in", text):
         return unknown_key(unknown[1], list(flat_keys(OmegaConf.structured(SCHEMAS[name]))))
     stripped = (line.strip() for line in text.splitlines())

@@ -278,6 +278,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("resume=nowhere/checkpoints/last.ckpt", "no such checkpoint"),
         ("stages=[fcn32s,fcn9s]", "no model fcn9s"),
         ("model.in_channels=5 data.bands=[0,1]", "model.in_channels=5"),
+        ("loss.gamma=3", "loss.gamma=3.0 needs loss=focal"),
+        ("data.split=val", "train does not use it"),
     ],
     "evaluate": [
         ("trainer.precision=foo", "trainer.precision=foo: must be auto"),
@@ -290,6 +292,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("data.classes=[a,b,c]", "does not know a, b, c of data=tiny (it knows background, cat"),
         ("trainer.accelerator=quantum", "trainer: "),
         ("trainer.max_steps=3", "is for training"),
+        ("recipe=sample", "recipe= is no choice of evaluate"),
+        ("data.limit=2", "data.limit=2: evaluate does not use it"),
     ],
     "predict": [
         ("trainer.precision=half", "trainer.precision=half: must be auto"),
@@ -297,8 +301,13 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("input=nowhere", "nowhere"),
         ("tile=100", "tile=100"),
         ("scales=[0]", "scales.0=0.0: must be greater than 0"),
+        ("experiment=voc_vgg16", "experiment= is no choice of predict"),
     ],
-    "export": [("format=tflite", "must be one of onnx, torch_export, safetensors")],
+    "export": [
+        ("format=tflite", "must be one of onnx, torch_export, safetensors"),
+        ("data.root=mine", "data.root=mine needs precision=float16 or int8"),
+    ],
+    "benchmark": [("images=5", "images=5 needs checkpoint=...")],
     "import_caffe": [("caffemodel=notes.ckpt", "notes.ckpt"), ("model=alexnet", "alexnet")],
     "prepare_data": [
         ("data.download=true", "data=tiny"),

@@ -102,10 +102,10 @@ def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> Non
     best, safe = (fcn.load(folder / n) for n in ("checkpoints/best.ckpt", "model.safetensors"))
     image = torch.rand(1, 3, 40, 40)
     assert torch.equal(best(image), safe(image))
-    about = checkpoint.read(folder / "checkpoints" / "best.ckpt").about
-    assert about["training"]["batch_size"] == 2
-    assert about["validation"]["mean_iou"] == pytest.approx(mean_iou, abs=1e-6)
-    assert checkpoint.read(folder / "model.safetensors").about["metrics"] == metrics
+    metadata = checkpoint.read(folder / "checkpoints" / "best.ckpt").metadata
+    assert metadata["training"]["batch_size"] == 2
+    assert metadata["validation"]["mean_iou"] == pytest.approx(mean_iou, abs=1e-6)
+    assert checkpoint.read(folder / "model.safetensors").metadata["metrics"] == metrics
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["recipe"]["lr"] == 1e-3
     assert [d["images"] for d in record["data"].values()] == [4, 2]

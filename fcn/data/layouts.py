@@ -81,19 +81,21 @@ def division(data: DataConfig) -> dict[str, Any]:
     return {key: getattr(data, key) for key in DIVISION}
 
 
-def seen_problem(data: DataConfig, dataset: SegmentationDataset, about: Mapping[str, Any]) -> str:
+def seen_problem(
+    data: DataConfig, dataset: SegmentationDataset, metadata: Mapping[str, Any]
+) -> str:
     """Return a problem if a checkpoint was trained on images of a split, which is of other folds.
 
     Args:
         data: the settings with which the split was opened.
         dataset: the split.
-        about: metadata of the checkpoint; its "data" holds `division` of its run, and the
+        metadata: metadata of the checkpoint; its "data" holds `division` of its run, and the
             fingerprint of its validation images, by which the data set is recognised.
 
     Returns:
         The problem and what to do; "" if there is none, or it is not known.
     """
-    kept = about.get("data") or {}
+    kept = metadata.get("data") or {}
     own = kept.get("division", division(data))
     if own == division(data) or (own["fold"] is None and data.fold is None):
         return ""

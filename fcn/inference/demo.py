@@ -45,7 +45,7 @@ def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Co
         shutil.copyfile(cfg.example, folder / example)
     settings = {
         "classes": trained.classes,
-        "colours": describe(trained.model(), trained.about)["palette"],
+        "colours": describe(trained.model(), trained.metadata)["palette"],
         "background": trained.info.background,
         "runtime": runtime,
         "example": example,

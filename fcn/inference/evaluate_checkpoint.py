@@ -79,7 +79,7 @@ def _evaluate_checkpoint(
         )
     labels = trained.labels_in(dataset.classes, cfg.data.name)
     if processes.rank == 0:
-        if problem := seen_problem(cfg.data, dataset, trained.about):
+        if problem := seen_problem(cfg.data, dataset, trained.metadata):
             console.print(f"warning: {problem}", style="yellow")
         if labels is not None:
             console.print(
@@ -90,7 +90,7 @@ def _evaluate_checkpoint(
         else:
             print_notes([dataset], console)
     precision = resolve_precision(
-        cfg.trainer.get("precision"), processes.device, trained=trained.about.get("precision")
+        cfg.trainer.get("precision"), processes.device, trained=trained.metadata.get("precision")
     )
     model = InferenceModel(
         trained.model(),

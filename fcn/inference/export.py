@@ -63,7 +63,7 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         write_file(cfg, console)
         return
     output, trained = Path(cfg.output), checkpoint.read(cfg.checkpoint)
-    channels = trained.about["model"].get("in_channels", 3)
+    channels = trained.metadata["model"].get("in_channels", 3)
     if channels != 3 and (cfg.format == "web" or cfg.space is not None):
         raise ConfigError(
             f"checkpoint={cfg.checkpoint} takes images of {channels} channels, and a demo takes "
@@ -102,7 +102,7 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
     model = trained.model().requires_grad_(False)
     origin = {"file": source.name, "sha256": checkpoint.sha256(source)}
     known = {"checkpoint": origin, "background": trained.info.background}
-    about = checkpoint.describe(model, trained.about | known)
+    metadata = checkpoint.describe(model, trained.metadata | known)
     uint8 = cfg.input == "uint8"
     sizes = SIZES if cfg.format == "torch_export" else [(1, 1), *SIZES]
     batches: tuple[int, ...] = (1, 2)
@@ -110,8 +110,8 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
         sizes, batches = [(cfg.size[0], cfg.size[1])], (1,)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as temporary:
-        _write(temporary, cfg, trained.model().requires_grad_(False), about)
-        run = open_exported(temporary, cfg.format, about)
+        _write(temporary, cfg, trained.model().requires_grad_(False), metadata)
+        run = open_exported(temporary, cfg.format, metadata)
         shapes = [(batch, model.in_channels, *size) for size in sizes for batch in batches]
         images = [_blobs(*shape, uint8=uint8) for shape in shapes]
         difference = max(_difference(model, run, image, output) for image in images)
@@ -131,9 +131,11 @@ def _write_hub_folder(
 ) -> None:
     """Write config.json, model.safetensors and a model card."""
     model = trained.model()
-    write_json(output / "config.json", checkpoint.describe(model, trained.about))
-    checkpoint.write_safetensors(output / "model.safetensors", model, trained.about)
-    (output / "README.md").write_text(hub.model_card(trained.about, cfg.licence), encoding="utf-8")
+    write_json(output / "config.json", checkpoint.describe(model, trained.metadata))
+    checkpoint.write_safetensors(output / "model.safetensors", model, trained.metadata)
+    (output / "README.md").write_text(
+        hub.model_card(trained.metadata, cfg.licence), encoding="utf-8"
+    )
     console.print(f"config.json, model.safetensors and README.md in {output}")
 
 
@@ -160,15 +162,15 @@ def _missing() -> list[str]:
     return [name for name in ("onnx", "onnxruntime", "onnxscript") if not find_spec(name)]
 
 
-def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> None:
-    """Write the model in one of the formats, with `about` inside, see `checkpoint.describe`."""
+def _write(path: Path, cfg: ExportConfig, model: FCN, metadata: dict[str, Any]) -> None:
+    """Write the model in one of the formats, with `metadata` inside, see `checkpoint.describe`."""
     if cfg.format == "safetensors":
-        checkpoint.write_safetensors(path, model, about)
+        checkpoint.write_safetensors(path, model, metadata)
         return
     program = _trace(model, cfg)
     if cfg.format == "torch_export":
         with path.open("wb") as file:
-            torch.export.save(program, file, extra_files=checkpoint.metadata(about))
+            torch.export.save(program, file, extra_files=checkpoint.as_text(metadata))
         return
     exported = torch.onnx.export(
         program,
@@ -180,7 +182,7 @@ def _write(path: Path, cfg: ExportConfig, model: FCN, about: dict[str, Any]) -> 
     )
     assert exported is not None
     exported.model.ir_version = IR_VERSION
-    exported.model.metadata_props.update(checkpoint.metadata(about))
+    exported.model.metadata_props.update(checkpoint.as_text(metadata))
     for node in exported.model.graph:
         if node.op_type == "Conv":  # backbone.conv1_1.weight -> conv1_1
             weight = node.inputs[1]
@@ -265,10 +267,10 @@ def _store_matrices(model: FCN, image: Tensor) -> None:
     model(image)
 
 
-def open_exported(path: Path, kind: str, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+def open_exported(path: Path, kind: str, metadata: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     """Open an exported file in its own runtime."""
     if kind == "safetensors":
-        return checkpoint.Checkpoint(path, load_file(path), about).model()
+        return checkpoint.Checkpoint(path, load_file(path), metadata).model()
     if kind == "torch_export":
         with path.open("rb") as file:
             return torch.export.load(file).module()

@@ -33,20 +33,20 @@ Measured on {data} {split} ({images} images) at {size} size, {precision}:
 """
 
 
-def model_card(about: dict[str, Any], licence: str | None = None) -> str:
+def model_card(metadata: dict[str, Any], licence: str | None = None) -> str:
     """Return a model card: what the model is, its numbers with their protocol, how to load it.
 
     Args:
-        about: of the checkpoint.
+        metadata: of the checkpoint.
         licence: the Hub's word for the licence of the weights; None: the card names none.
     """
     card = CARD.format(
-        **{"channels": about["model"].get("in_channels", 3)} | about["model"],
+        **{"channels": metadata["model"].get("in_channels", 3)} | metadata["model"],
         licence=f"license: {licence}\n" if licence else "",
-        data=about.get("data", {}).get("name", "unknown data"),
-        classes=", ".join(about["classes"]),
+        data=metadata.get("data", {}).get("name", "unknown data"),
+        classes=", ".join(metadata["classes"]),
     )
-    if metrics := about.get("metrics"):
+    if metrics := metadata.get("metrics"):
         card += MEASURED.format(**metrics["protocol"])
         rows = ((name.replace("_", " "), percent(metrics[name])) for name in METRICS)
         card += "".join(f"| {name} | {value} |\n" for name, value in rows)

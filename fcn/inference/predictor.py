@@ -59,7 +59,7 @@ class Predictor:
         trained = checkpoint.read(path)
         self.info, self.classes = trained.info, trained.classes
         chosen = pick_device(device)
-        as_trained = trained.about.get("precision")
+        as_trained = trained.metadata.get("precision")
         computed = resolve_precision(precision, chosen, trained=as_trained, key="precision")
         side = TILE if isinstance(tile, str) else tile
         self.model = InferenceModel(

@@ -93,7 +93,7 @@ def open_data(
             f"precision={cfg.precision} is compared on the data that the checkpoint was trained "
             f"on, and data={cfg.data.name} has other classes; give data=NAME data.root=FOLDER"
         )
-    if problem := seen_problem(cfg.data, val, trained.about):
+    if problem := seen_problem(cfg.data, val, trained.metadata):
         raise ConfigError(f"precision={cfg.precision}: {problem}")
     if cfg.precision != "int8":
         return val, [train[0][0]]

@@ -27,8 +27,8 @@ def main(cfg: ImportCaffeConfig, folder: Path, console: Console) -> None:
     else:
         model, report = import_fcn(blobs, net, mean_bgr=cfg.mean_bgr, name=cfg.caffemodel)
         classes = _class_names(cfg, model.arguments["num_classes"])
-        about = {"classes": classes, "ignore_index": VOID, "source": source}
-        checkpoint.write_safetensors(output, model, about)
+        metadata = {"classes": classes, "ignore_index": VOID, "source": source}
+        checkpoint.write_safetensors(output, model, metadata)
         use = f"{len(classes)} classes, upsampling {model.arguments['upsampling']}"
         if len(classes) == 40 and cfg.mean_bgr == list(MEAN_BGR):
             use += "; NYUD's color network needs mean_bgr=[116.190,97.203,92.318]"

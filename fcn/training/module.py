@@ -31,7 +31,7 @@ class SegmentationModule(pl.LightningModule):
         recipe: how it learns; its learning rate is set.
         loss: of (score, target); if it is a module, its tensors follow the device.
         seed: of dropout.
-        about: plain values kept in every checkpoint, from which `fcn.load` builds the model:
+        metadata: plain values kept in every checkpoint, from which `fcn.load` builds the model:
             "model" (FCN's arguments), "classes", and what else describes the run.
         compile: run training steps through torch.compile.
     """
@@ -42,15 +42,15 @@ class SegmentationModule(pl.LightningModule):
         recipe: RecipeConfig,
         loss: Callable[[Tensor, Tensor], Tensor],
         seed: int,
-        about: dict[str, Any],
+        metadata: dict[str, Any],
         *,
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters({"about": about})
-        self.about = about
+        self.save_hyperparameters({"about": metadata})
+        self.metadata = metadata
         self.model = model
-        self.classes = about.get("classes", range(model.arguments["num_classes"]))
+        self.classes = metadata.get("classes", range(model.arguments["num_classes"]))
         # Compiled for training alone, as images of validation differ in size; a function, not a
         # module, so that its weights are not stored twice.
         self.training_forward = torch.compile(model.forward) if compile else model.forward

@@ -345,7 +345,7 @@ def _network(
             "channels; leave it out"
         )
     # Scores were learned with their own scales.
-    theirs = record.model if record else source.about["model"] if source else {"skip_scales": {}}
+    theirs = record.model if record else source.metadata["model"] if source else {"skip_scales": {}}
     scales = {k: v for k, v in theirs["skip_scales"].items() if k in SKIPS.get(stride, ())}
     arguments: dict[str, Any] = {
         "stride": stride,

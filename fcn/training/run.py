@@ -98,8 +98,8 @@ def train_one(
         best = run.checkpoint_to_keep()
         if best is None or processes.rank > 0:
             return None
-        model = save_best_model(plan, best, module.about)
-        metrics = evaluate_best(plan, model, module.about, run.history, console)
+        model = save_best_model(plan, best, module.metadata)
+        metrics = evaluate_best(plan, model, module.metadata, run.history, console)
         for logger in run.trainer.loggers:
             log_settings(logger, plan, metrics["mean_iou"])
         record.finish(folder)
@@ -126,7 +126,7 @@ def check_data(plan: Plan, console: Console) -> None:
     if plan.processes.rank == 0:
         warn(console, range_note([pair.image for pair in plan.train.pairs], plan.train.info))
         if plan.source:
-            problem = seen_problem(plan.settings.data, plan.val, plan.source.about)
+            problem = seen_problem(plan.settings.data, plan.val, plan.source.metadata)
             warn(console, problem and f"model.init_from: {problem}")
         check_shared_memory(plan.recipe, image, plan.num_workers, plan.device, plan.processes.world)
         if plan.scan:
@@ -171,8 +171,8 @@ def make_module(plan: Plan, model: FCN, console: Console) -> SegmentationModule:
         warn(console, rare_note(weights, counts, classes))
     weight = torch.tensor(weights, dtype=torch.float32) if weights else None
     loss = make_loss(plan.loss, plan.recipe.loss_reduction, weight)
-    about = describe(plan, model)
-    return SegmentationModule(model, plan.recipe, loss, plan.seed, about, compile=plan.compile)
+    metadata = describe(plan, model)
+    return SegmentationModule(model, plan.recipe, loss, plan.seed, metadata, compile=plan.compile)
 
 
 def describe(plan: Plan, model: FCN) -> dict[str, Any]:
@@ -392,15 +392,15 @@ def _mean_iou(plan: Plan, run: TrainerParts, path: Path) -> float:
     return evaluate(model, run.data.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
 
 
-def save_best_model(plan: Plan, best: Path, about: dict[str, Any]) -> FCN:
+def save_best_model(plan: Plan, best: Path, metadata: dict[str, Any]) -> FCN:
     """Write model.safetensors, before anything that may still fail; return the model."""
     model = checkpoint.load(best)
-    checkpoint.write_safetensors(plan.folder / "model.safetensors", model, about)
+    checkpoint.write_safetensors(plan.folder / "model.safetensors", model, metadata)
     return model
 
 
 def evaluate_best(
-    plan: Plan, model: FCN, about: dict[str, Any], history: History, console: Console
+    plan: Plan, model: FCN, metadata: dict[str, Any], history: History, console: Console
 ) -> dict[str, Any]:
     """Evaluate the best model, write the numbers and pictures; return the metrics.
 
@@ -431,7 +431,7 @@ def evaluate_best(
         ) from error
     assert metrics is not None
     path = folder / "model.safetensors"
-    checkpoint.write_safetensors(path, model.cpu(), about | {"metrics": metrics})
+    checkpoint.write_safetensors(path, model.cpu(), metadata | {"metrics": metrics})
     return metrics
 
 
