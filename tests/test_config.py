@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from fcn.config import CONFIGS, SCHEMAS, TrainConfig, check, check_used_data, flat_keys, unknown_key
+from fcn.config import (
+    CONFIGS,
+    SCHEMAS,
+    DataConfig,
+    LossConfig,
+    TrainConfig,
+    check,
+    check_used_data,
+    flat_keys,
+    unknown_key,
+)
 from fcn.errors import ConfigError
 from fcn.hydra_versions import VERSION_BASE
 from fcn.models.upsampling import UPSAMPLINGS
@@ -183,7 +194,7 @@ VALUES = {
     "precision": "float16", "benchmark precision": "32-true", "calibration": 3, "keep": "[fc6]",
     "push": "me/it", "space": "me/it",
     "licence": "mit", "assets": "dist", "example": "a.png", "to": "new", "images": 5,
-    "masks": "*.png", "labels": "{7: road}", "merge": "{a: b}", "val_share": 0.5, "group": "a",
+    "masks": "labels", "labels": "{7: road}", "merge": "{a: b}", "val_share": 0.5, "group": "a",
     "nearest": "true", "line_width": 3, "resize": "true", "link": "true", "checkpoint": "run",
     "fcn32s": "run", "fcn16s": "run", "image": "a", "steps": 9, "seed": 1, "quick": "true",
     "num_classes": 3, "rounds": 5, "device": "cpu", "data.url": "a.zip",
@@ -195,14 +206,21 @@ MET = {"convert": "a.zip", "checkpoint": "run", "download": "true", "url": "a.zi
 UNMET = {"format": "safetensors", "explain": "matrix", "precision": "float32", "quick": "true"}
 
 
-def settings_of(command: str, *overrides: str) -> Any:
-    """Return a command's settings, checked as the command checks them."""
+@cache
+def defaults_of(command: str) -> Any:
+    """Return what a command's files say, with what is mandatory."""
     ConfigStore.instance().store(name=f"{command}_schema", node=SCHEMAS[command])
     needed = {"export": ["output=a", "checkpoint=run"], "evaluate": ["checkpoint=run"]}
-    given = [*needed.get(command, []), *overrides]
     with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
-        values: Any = OmegaConf.to_container(compose(command, given), resolve=True)
-    settings = check(values, SCHEMAS[command])
+        cfg = compose(command, needed.get(command, []))
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def settings_of(command: str, *given: str) -> Any:
+    """Return a command's settings, checked as the command checks them."""
+    cfg = OmegaConf.merge(defaults_of(command), OmegaConf.from_dotlist(list(given)))
+    settings: Any = check(OmegaConf.to_container(cfg, resolve=True), SCHEMAS[command])
     check_used_data(settings, given, command)
     return settings
 
@@ -215,8 +233,8 @@ def overrides_of(only: str, group: str, *, broken: int | None = None) -> list[st
         value = values.split(",")[0] or MET[key]
         if index == broken:
             value = "" if not values else UNMET.get(key, "ohem" if "ohem" not in values else "dice")
-            value = "run" if values == "null" else value
-        name = group if key == "name" else f"{group}.{key}" if group else key
+            value = "run" if values == "null" else "folder" if key == "layout" else value
+        name = f"{group}.{key}" if group else key
         given += [f"{name}={value}"] if value not in ("", "null", "false") else []
     return given
 
@@ -226,10 +244,10 @@ def conditional_settings() -> Iterator[tuple[str, str, str, str]]:
     for command, schema in SCHEMAS.items():
         for entry in fields(schema):
             if only := entry.metadata.get("only"):
-                key = "data.masks" if entry.name == "data" else entry.name
+                key = "data.name" if entry.name == "data" else entry.name
                 yield command, "", key, only
             if entry.name in ("data", "loss") and command in ("train", "evaluate"):
-                for part in fields(entry.type):
+                for part in fields({"data": DataConfig, "loss": LossConfig}[entry.name]):
                     if only := part.metadata.get("only"):
                         yield command, entry.name, f"{entry.name}.{part.name}", only
 
@@ -239,7 +257,7 @@ def test_a_setting_that_would_do_nothing_is_refused(
     command: str, group: str, key: str, only: str
 ) -> None:
     value = VALUES.get(f"{command} {key}", VALUES.get(key, "mine"))
-    wish = f"++{key}={value}"
+    wish = f"{key}={value}"
     also = ["data.download=true"] if key == "data.checksum" else []
     settings_of(command, wish, *also, *overrides_of(only, group))
     for index in range(len(only.split())):
@@ -249,7 +267,8 @@ def test_a_setting_that_would_do_nothing_is_refused(
 
 
 @pytest.mark.parametrize(
-    "command", [name for name in SCHEMAS if "data" in SCHEMAS[name].__dataclass_fields__]
+    "command",
+    [name for name in SCHEMAS if any(entry.name == "data" for entry in fields(SCHEMAS[name]))],
 )
 def test_what_a_command_does_not_use_of_a_data_set_is_refused(command: str) -> None:
     entry = next(entry for entry in fields(SCHEMAS[command]) if entry.name == "data")
@@ -258,7 +277,7 @@ def test_what_a_command_does_not_use_of_a_data_set_is_refused(command: str) -> N
         wish = f"data.{name}={VALUES[f'data.{name}']}"
         with pytest.raises(ConfigError, match=rf"{wish}: {command} does not use it"):
             settings_of(command, *need, wish)
-    settings_of(command, *need, "data.masks=mine")
+    settings_of(command, *need, "data.name=mine")
 
 
 def test_a_loss_of_ones_own_takes_nothing_of_the_others() -> None:
