@@ -159,6 +159,20 @@ def test_a_run_stopped_in_any_step_ends_as_one_left_alone(
     assert_same_end(run, tmp_path / "whole")
 
 
+def test_an_average_of_weights_follows_a_run_of_few_steps(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    """A constant decay of 0.999 would leave it where it started: 8 steps move it by 0.8 %."""
+    cfg = tiny_voc.training(ema_decay=0.999)
+    train(cfg, tmp_path, QUIET)
+    name, kept = "head.fc7.weight", last(tmp_path)
+    average, now = (kept[key][f"model.{name}"] for key in ("state_dict", "current_model_state"))
+    torch.manual_seed(cfg.seed)
+    start = FCN(**checkpoint.read(tmp_path / "model.safetensors").metadata["model"])
+    moved, whole = (tensor - start.get_parameter(name) for tensor in (average, now))
+    assert 0.5 < moved.norm() / whole.norm() < 0.99
+
+
 def test_a_validation_that_is_due_is_finished_first(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     cfg = tiny_voc.training(ema_decay=0.9)
     train(cfg, tmp_path / "whole", QUIET)

@@ -11,12 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    EMAWeightAveraging,
-    LambdaCallback,
-    LearningRateMonitor,
-)
+from pytorch_lightning.callbacks import Callback, LambdaCallback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -40,6 +35,7 @@ from fcn.processes import Processes, launch
 from fcn.targets import build
 from fcn.training import record
 from fcn.training.callbacks import (
+    AveragedWeights,
     BestCheckpoint,
     DivergenceCheck,
     History,
@@ -238,7 +234,7 @@ def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> Tr
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
     if recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+        callbacks.append(AveragedWeights(recipe.ema_decay))
     given = {"num_sanity_val_steps": 0, "enable_model_summary": False, **plan.trainer}
     shows_bar = given.get("enable_progress_bar") is not False and console.is_terminal
     given["enable_progress_bar"] = shows_bar
