@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from fcn.cli import OF_TRAINING, checked
+from fcn.cli import BORROWED_GROUPS, checked
 from fcn.config import CONFIGS, REPOSITORY, SCHEMAS
 from fcn.hydra_versions import VERSION_BASE
 
@@ -55,7 +55,7 @@ def test_every_command_has_settings_that_exist(readme: Path) -> None:
         given = [word for word in given if not word.startswith(("hydra.", "hydra/"))]
         given = [word for word in given if not word.endswith(("NAME", "..."))]  # any
         if name == "prepare_data":  # which takes these of train's
-            given = [word for word in given if not word.startswith(OF_TRAINING)]
+            given = [word for word in given if not word.startswith(BORROWED_GROUPS)]
         sweep = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in given]  # its first value
         ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
         with initialize_config_dir(str(CONFIGS), **VERSION_BASE):

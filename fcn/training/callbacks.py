@@ -54,7 +54,8 @@ class AveragedWeights(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         def updated(average: Tensor, now: Tensor, updates: Tensor | int) -> Tensor:
-            keep = min(decay, (1 + int(updates)) / (10 + int(updates)))
+            # Not as a number of Python's: a GPU would have to be waited for.
+            keep = torch.as_tensor((1 + updates) / (10 + updates)).clamp(max=decay)
             return keep * average + (1 - keep) * now
 
         super().__init__(avg_fn=updated)
