@@ -425,6 +425,8 @@ def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
         group, _, name = text.partition("=")[0].partition(".")
         if group != "data" or whole is None:
             continue
+        if name in known and getattr(settings.data, name) == default_of(known[name]):
+            continue
         if name in whole.metadata["unused"]:
             raise ConfigError(f"{text}: {command} does not use it; leave it out")
         own = name in known and _unmet(settings.data, "data", known[name])
