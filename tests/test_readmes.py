@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from fcn.cli import BORROWED_GROUPS, checked
-from fcn.config import CONFIGS, REPOSITORY, SCHEMAS
+from fcn.config import CONFIGS, REPOSITORY, SCHEMAS, check, check_used_data
 from fcn.hydra_versions import VERSION_BASE
 
 READMES = [
@@ -46,7 +46,7 @@ def test_every_link_leads_somewhere(readme: Path) -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=names)
-def test_every_command_has_settings_that_exist(readme: Path) -> None:
+def test_every_command_has_settings_that_exist_and_fit(readme: Path) -> None:
     for name, rest in COMMAND.findall(readme.read_text(encoding="utf-8")):
         if "--config" in rest or "hparams_search" in rest:  # files of the reader's, of an extra
             continue
@@ -59,4 +59,8 @@ def test_every_command_has_settings_that_exist(readme: Path) -> None:
         sweep = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in given]  # its first value
         ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
         with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
-            assert OmegaConf.to_container(compose(name, checked(sweep)))
+            values = OmegaConf.to_container(compose(name, checked(sweep)), resolve=True)
+        assert isinstance(values, dict)
+        values |= {key: "FILE" for key, value in values.items() if value == "???"}  # "..."
+        settings = check(values, SCHEMAS[name])
+        check_used_data(settings, sweep, name)

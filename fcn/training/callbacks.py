@@ -45,7 +45,7 @@ KEEP_ONE: dict[str, Any] = {
 class AveragedWeights(WeightAveraging):
     """An exponential moving average of the weights, which is validated and becomes the model.
 
-    After n updates its decay is at most (1 + n) / (10 + n), as in TensorFlow's: a constant 0.998
+    After n updates its decay is at most (1 + n) / (10 + n), as in TensorFlow: a constant 0.998
     would still give 67 % of the weight to the first step after 200 of them.
 
     Args:
