@@ -3,6 +3,7 @@
 `python -m fcn.cli NAME key=value ...` runs any of them.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fcn.config import (
     CONFIGS,
     SCHEMAS,
+    as_typed,
     check,
     check_used_data,
     flat_keys,
@@ -63,6 +66,7 @@ INFORMING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--help", "-h"
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
 BORROWED_GROUPS = ("recipe", "augmentation")  # of train, which prepare_data takes too
+SEVERAL_CHOICES = ("logger", "callbacks", "experiment")  # groups that merge a list of choices
 
 
 def run(name: str) -> Any:
@@ -82,7 +86,7 @@ def run(name: str) -> Any:
         return command.run_job(cfg)
 
     try:
-        given = checked(sys.argv[1:])
+        given = prepare_arguments(sys.argv[1:], name)
         overrides = [argument for argument in given if argument not in ("-h", "--help")]
         if len(overrides) < len(given) and not any(a.startswith("-") for a in overrides):
             show_help(name, overrides)
@@ -144,6 +148,8 @@ class Command:
         self.flags = [a for a in given if a not in overrides and a not in several]
         folder = str(values["hydra.run.dir"]) if "hydra.run.dir" in values else None
         resume = values.get("resume") if self.name == "train" else None
+        for override in parsed:
+            check_one_value(override, several=bool(several))
         if resume is not None and several and is_first():
             raise ConfigError("resume continues one run: leave out --multirun")
         if resume is not None and (is_first() or resume != "auto"):
@@ -291,9 +297,24 @@ def show_help(name: str, overrides: list[str]) -> None:
         print(text.substitute(APP_CONFIG_GROUPS=groups or "  none\n", CONFIG=settings))
 
 
-def checked(given: list[str]) -> list[str]:
-    """Return the command line with a + where Hydra wants one; bad quotes are a ConfigError."""
+def prepare_arguments(given: list[str], name: str) -> list[str]:
+    """Return a command's arguments with a + where Hydra wants one.
+
+    Raises:
+        ConfigError: an argument that is no setting, or has quotes that do not match.
+    """
     given = [re.sub(OPEN_KEYS, r"++\1", argument) for argument in given]
+    keys = {entry.name for entry in dataclasses.fields(SCHEMAS[name])}
+    for before, argument in pairwise(["", *given]):
+        word = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and word.partition(".")[0] in keys:
+            raise ConfigError(f"{argument}: a setting has no dashes: {word}=VALUE")
+        if (
+            not before.startswith("-")
+            and not argument.startswith(("-", "~"))
+            and "=" not in argument
+        ):
+            raise ConfigError(f"{argument}: give a setting as KEY=VALUE; --help lists them")
     for argument in _overrides(given):
         try:
             OverridesParser.create().parse_override(argument)
@@ -303,6 +324,23 @@ def checked(given: list[str]) -> list[str]:
                 "\"KEY=[a,'NAME']\""
             ) from None
     return given
+
+
+def check_one_value(override: Override, *, several: bool) -> None:
+    """Check that a setting has one value, and a choice is one, unless it makes several runs.
+
+    Raises:
+        ConfigError: what Hydra would not understand, or would use the last part of.
+    """
+    key, text = override.key_or_group, override.input_line
+    is_choice = (CONFIGS / key).is_dir()
+    if override.is_sweep_override() and not several:
+        raise ConfigError(
+            f"{text}: several values make several runs, with -m"
+            + ("" if is_choice else f"; a list has brackets: {key}=[...]")
+        )
+    if is_choice and isinstance(override.value(), list) and key not in SEVERAL_CHOICES:
+        raise ConfigError(f"{text}: takes one choice; -m {key}=A,B makes a run of each")
 
 
 def _overrides(given: list[str]) -> list[str]:
@@ -321,8 +359,12 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: no such choice; choices: {', '.join(error.options)}"
+        parts = re.fullmatch("((?:hydra/)?[^/]+)/(.*)", error.missing_cfg_file)
+        group, choice = parts.groups() if parts else ("", error.missing_cfg_file)
+        known = f"choices: {', '.join(error.options)}"
+        if group == "data" and "/" in choice:
+            known = f"for a folder of yours use data=folder data.root={choice}; {known}"
+        return f"{group}={choice}: no such choice; {known}"
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
@@ -333,6 +375,8 @@ def _one_line(error: Exception, name: str) -> str:
         return f"{unknown[1]}= is no choice of {name}; --help lists those there are"
     if unknown and re.search(r"Key '[^']+' (?:is )?not in", text):
         return unknown_key(unknown[1], list(flat_keys(OmegaConf.structured(SCHEMAS[name]))))
+    if key and "is not a ListConfig, list or tuple" in text:
+        return f"{key[1]}: takes a list, in brackets: {key[1]}=[...]"
     stripped = (line.strip() for line in text.splitlines())
     lines = [line for line in stripped if line and not line.startswith(NOISE)]
     return (f"{key[1]}: " if key else "") + " ".join(lines[: 1 if key else 4])
@@ -341,24 +385,27 @@ def _one_line(error: Exception, name: str) -> str:
 def describe_settings(cfg: Any, schema: type) -> str:
     """Return a line for every setting: key, value and meaning."""
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    lines, above = [], ""
+    lines, above = [], None
     for key, value in flat_keys(cfg).items():
-        meaning = _meaning(schema, key.split("."))
-        shown = "null" if value is None else str(value)
-        shown = shown.lower() if isinstance(value, bool) else shown
+        entry = _schema_entry(schema, key.split("."))
+        meaning = entry.metadata.get("description", "") if entry is not above else ""
+        shown = as_typed(value)
+        if value == MISSING:
+            shown, meaning = "VALUE", f"must be given: {meaning}"
         head = f"{key}={shown}" if len(key) + len(shown) < 44 else f"{key}=..."
-        text = f"{head:<46}{meaning if meaning != above else ''}".rstrip()
-        lines += textwrap.wrap(text, 118, subsequent_indent=" " * 46, drop_whitespace=False)
-        above = meaning
+        lines += textwrap.wrap(
+            f"{head:<46}{meaning}".rstrip(), 118, subsequent_indent=" " * 46, drop_whitespace=False
+        )
+        above = entry
     return "\n".join(f"  {line.rstrip()}" for line in lines)
 
 
-def _meaning(schema: Any, parts: list[str]) -> str:
-    """Return the meaning of a key, given by the names on the way to it."""
+def _schema_entry(schema: Any, parts: list[str]) -> dataclasses.Field[Any]:
+    """Return the field of a key, given by the names on the way to it; of trainer.*, that of all."""
     entry = schema.__dataclass_fields__[parts[0]]
     if hasattr(entry.type, "__dataclass_fields__") and len(parts) > 1:
-        return _meaning(entry.type, parts[1:])
-    return entry.metadata.get("description", "")
+        return _schema_entry(entry.type, parts[1:])
+    return entry
 
 
 def _console_command(name: str) -> Callable[[], None]:

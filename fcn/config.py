@@ -43,9 +43,9 @@ def setting(
     if choices:
         meaning = f"{meaning}: {', '.join(choices)}"
         rules["pattern"] = f"^({'|'.join(choices)})$"
-    shown = [part.split("=")[-1] for part in only.split()]
-    for part in reversed([part for part in shown if part not in ("null", "false")]):
-        meaning = f"{part}: {meaning}"
+    for part in reversed(only.split()):
+        if not part.endswith(("=null", "=false")):
+            meaning = f"{part.removeprefix('name=')}: {meaning}"
     metadata = {"description": meaning, "only": only, **rules}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
@@ -75,7 +75,7 @@ CAFFE = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16"]
 CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
 FORMATS = ["onnx", "torch_export", "safetensors", "hub", "web"]
 SMALLER = ["float32", "float16", "int8"]
-PRECISIONS = ["auto", "32-true", "bf16-mixed"]
+SPEED_PRECISIONS = ["auto", "32-true", "bf16-mixed"]
 STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
 TOPICS = ["all", "matrix", "arithmetic", "channels", "operators", "bilinear", "repeat",
@@ -138,7 +138,9 @@ class BackboneConfig(Schema):
 @dataclass
 class UpsamplingConfig(Schema):
     name: str = setting("fixed", "set by upsampling=CHOICE")
-    _target_: str | None = setting(None, "instead: a subclass of yours of models.upsampling's")
+    _target_: str | None = setting(
+        None, "instead: your own subclass of fcn.models.upsampling.Upsampling"
+    )
 
 
 @dataclass
@@ -153,7 +155,7 @@ class DataConfig(Schema):
     split: str | None = setting(None, "split to evaluate; null: val_split")
     fold: int | None = setting(None, "validate on this fold, train on the others; from 0", ge=0)
     folds: int = setting(5, "folds of train_split and val_split together", ge=2)
-    fold_seed: int = setting(0, "seed of their draw, apart from a run's", ge=0, lt=2**32)
+    fold_seed: int = setting(0, "seed of the draw of folds, independent of seed", ge=0, lt=2**32)
     group: str | None = setting(None, "names with the same match are in one fold: a pattern")
     # These six may also stand in dataset.yaml beside the data; the command line wins over the file.
     classes: list[str] = setting([], "names of the labels 0, 1, ...", max_length=255)
@@ -333,7 +335,7 @@ class ExplainConfig(Schema):
     image: str | None = topic_setting(None, "an image id; null: one with many classes")
     steps: int = setting(280, "training steps of the small FCN-32s", only=OWN_NETWORK, ge=5)
     notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
-    seed: int = setting(0, "of that training", only=OWN_NETWORK, ge=0, lt=2**32)
+    seed: int = setting(0, "seed of the small FCN-32s", only=OWN_NETWORK, ge=0, lt=2**32)
     data: DataConfig = data_set("limit", only=NETWORK_TOPICS)
 
 
@@ -344,7 +346,7 @@ class BenchmarkConfig(Schema):
     num_classes: int = speed_setting(21, "K", ge=2)
     rounds: int = setting(15, "of each measurement", only="checkpoint=null quick=false", ge=3)
     device: str = speed_setting("auto", DEVICE)
-    precision: str = speed_setting("auto", "of numbers", choices=PRECISIONS)
+    precision: str = speed_setting("auto", "of numbers", choices=SPEED_PRECISIONS)
     checkpoint: str | None = setting(None, "measure this network in each runtime here, on a CPU")
     data: DataConfig = data_set(NOT_MEASURED, only="checkpoint")
     images: int | None = setting(None, "validation images; null: all", only="checkpoint", ge=1)
@@ -405,7 +407,30 @@ def check_used(settings: Any, group: str = "") -> None:
             check_used(value, entry.name)
         elif value != default_of(entry) and (need := _unmet(settings, group, entry)):
             key = f"{group}.{entry.name}" if group else entry.name
-            raise ConfigError(f"{key}={value} needs {need}; leave it out")
+            raise ConfigError(f"{key}={as_typed(value)} needs {need}; leave it out")
+
+
+def without_unused(values: dict[str, Any], group: str) -> dict[str, Any]:
+    """Return the settings of a group of training, without those that do nothing beside the others.
+
+    Args:
+        values: by name; a new choice of the group has changed some of them.
+        group: loss, model, ...
+    """
+    schema = TrainConfig.__dataclass_fields__[group].type
+    if not (isinstance(schema, type) and issubclass(schema, Schema)):
+        return values
+    known = {entry.name for entry in fields(schema)}
+    settings = schema(**{name: value for name, value in values.items() if name in known})
+    unused = {entry.name for entry in fields(schema) if _unmet(settings, group, entry)}
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def as_typed(value: object) -> str:
+    """Return a value as one types it: null, true."""
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
@@ -447,7 +472,7 @@ def _unmet(settings: Any, group: str, entry: dataclasses.Field[Any]) -> str:
         if key == "name" and settings._target_:  # a class of the user's in its place
             return f"{group}._target_=null"
         value = getattr(settings, key)
-        given = "null" if value in (None, [], {}) else str(value).lower()
+        given = "null" if value in ([], {}) else as_typed(value)
         if given not in values.split(",") if values else given in ("null", "false"):
             key = group if key == "name" else f"{group}.{key}" if group else key
             return f"{key}={values.replace(',', ' or ') or '...'}"
@@ -463,6 +488,11 @@ def _message(error: ErrorDetails, schema: type) -> str:
     pattern = str(error.get("ctx", {}).get("pattern", ""))
     if choices := re.fullmatch(r"\^\(([\w|-]+)\)\$", pattern):
         rule = f"must be one of {choices[1].replace('|', ', ')}"
+    elif pattern:
+        shown = {CHECKSUM: "md5:, sha1: or sha256: and hexadecimal digits"}
+        rule = f"must be {shown.get(pattern, pattern.strip('^$'))}"
+        if ending := re.fullmatch(r"\\(\.\w+)\$", pattern):
+            rule = f"must end in {ending[1]}"
     return f"{key}=" + str(error["input"]) + f": {rule}"
 
 
@@ -492,7 +522,12 @@ def unknown_key(key: str, known: list[str]) -> str:
     groups = {k.split(".")[0] for k in known} | {"hydra", "HYDRA_FULL_ERROR"}
     synonyms = (SYNONYMS.get(word, "") for word in (key, last))
     meant = next((s for s in [*synonyms, *near] if re.split("[.=]", s)[0] in groups), None)
-    return f"unknown key {key}: " + (f"did you mean {meant}?" if meant else "--help lists all keys")
+    if meant:
+        return f"unknown key {key}: did you mean {meant}?"
+    own = [k.partition(".")[2] for k in known if k.startswith(f"{group}.")]
+    return f"unknown key {key}: " + (
+        f"{group} has {', '.join(own)}" if 0 < len(own) < 10 else "--help lists all keys"
+    )
 
 
 def flat_keys(cfg: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ def named(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
     if not callable(found):
-        raise TypeError(f"{name} is no class")
+        raise TypeError("neither a class nor a function")
     return found
 
 
@@ -25,7 +25,7 @@ def class_named(name: str) -> type:
     """Return a class by its module and name."""
     found = named(name)
     if not inspect.isclass(found):
-        raise TypeError(f"{name} is no class")
+        raise TypeError("a function, where a class is needed that is built from its arguments")
     return found
 
 

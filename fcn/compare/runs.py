@@ -34,12 +34,12 @@ from fcn.inference.metrics import (
 )
 from fcn.training import record
 
-# Prefixes of settings in which the runs of a group may differ: seed, fold, where a run works.
-IRRELEVANT = (
+# Settings, or groups of them, in which the runs of a row may differ: seed, fold, where a run works.
+IRRELEVANT = {
     "seed", "resume", "overwrite", "batch_size", "logger", "data.root", "data.num_workers",
     "data.download", "data.scan", "data.fold", "trainer.accelerator", "trainer.devices",
     "trainer.num_nodes", "trainer.strategy", "trainer.enable_progress_bar",
-)  # fmt: skip
+}  # fmt: skip
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Run:
         return {
             key: value if isinstance(value, str) else json.dumps(value, default=str)
             for key, value in flat_keys(self.config).items()
-            if not key.startswith(IRRELEVANT)
+            if _is_relevant(key)
         }
 
     @property
@@ -334,6 +334,10 @@ def _find_group(groups: Sequence[Group], against: str | None) -> Group:
     raise ConfigError(f"against={against}: no such row; choose a letter of {rows}")
 
 
+def _is_relevant(key: str) -> bool:
+    return not {key, key.partition(".")[0]} & IRRELEVANT
+
+
 def _differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return for each run the settings by which it differs from the others, or its folder.
 
@@ -341,7 +345,7 @@ def _differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     in the model.
     """
     keys = dict.fromkeys(key for run in runs for key in (*run.given, "model"))
-    relevant = [key for key in keys if key != "trainer" and not key.startswith(IRRELEVANT)]
+    relevant = [key for key in keys if key != "trainer" and _is_relevant(key)]
     differing = [key for key in relevant if len({run.chosen(key) for run in runs}) > 1]
     names = [{key: run.chosen(key) for key in differing} for run in runs]
     seen: dict[str, tuple[dict[str, str], set[Any]]] = {}  # name -> settings, seeds and folds

@@ -71,9 +71,9 @@ def merge_info(
 ) -> tuple[DatasetInfo, list[str]]:
     """Merge what is known about a data set: the settings win over the set, it over a checkpoint.
 
-    A checkpoint has a say in the classes, where nothing else names them, and in what its network
-    takes: its value_range and bands win over the set's. Without them it was trained on all of 8 or
-    16 bits, or RGB, as `Predictor` gives them to it, and the set's do not apply.
+    A checkpoint supplies the classes if neither the settings nor the set name them. Its value_range
+    and bands replace those of the set. If it has none, it was trained on all of 8 or 16 bits, or on
+    RGB, and the set's do not apply either.
 
     Args:
         data: the settings.

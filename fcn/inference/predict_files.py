@@ -269,7 +269,8 @@ def _claim_folder(
         if not different:
             return
         raise ConfigError(
-            f"{record}: the masks there were made with another {', '.join(different)}; {advice}"
+            f"{record}: the masks there were made with another "
+            f"{', '.join(different).replace('checkpoint_sha256', 'checkpoint')}; {advice}"
         )
     written = [path for job in jobs for path in job.outputs.values()]
     written.append(output / areas.NAME)

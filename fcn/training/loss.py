@@ -17,10 +17,7 @@ from fcn.dataset_info import VOID
 from fcn.errors import ConfigError
 from fcn.targets import build, reason_of
 
-RARE = 100  # times as much weight as the average pixel has: worth a note
-
-
-LOSSES = ("cross_entropy", "dice", "focal", "ohem")
+RARE = 100  # a class whose pixels have more than this many times the average weight is noted
 
 
 class Loss(nn.Module):
@@ -41,16 +38,7 @@ class Loss(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        cfg, weight = self.cfg, self.weight
-        if cfg.name == "focal":
-            return focal_loss(score, target, cfg.gamma, weight)
-        if cfg.name == "ohem":
-            return hard_example_loss(score, target, cfg.hardest, weight)
-        smoothing = cfg.label_smoothing
-        loss = pixel_loss(score, target, self.reduction, weight=weight, smoothing=smoothing)
-        if cfg.name == "dice":  # with cross entropy, as in nnU-Net (Isensee et al. 2021)
-            loss = loss + cfg.dice_weight * dice_loss(score, target)
-        return loss
+        return LOSSES[self.cfg.name](score, target, self.cfg, self.reduction, self.weight)
 
 
 def make_loss(
@@ -248,6 +236,36 @@ def hard_example_loss(
     loss = (loss * mass)[target != VOID]
     count = max(1, math.ceil(hardest * len(loss)))
     return loss.topk(min(count, len(loss))).values.sum() / count
+
+
+def _cross_entropy(
+    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
+) -> Tensor:
+    return pixel_loss(score, target, reduction, weight=weight, smoothing=cfg.label_smoothing)
+
+
+def _dice(
+    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
+) -> Tensor:
+    """Return cross entropy and soft Dice together, as in nnU-Net (Isensee et al. 2021)."""
+    pixels = _cross_entropy(score, target, cfg, reduction, weight)
+    return pixels + cfg.dice_weight * dice_loss(score, target)
+
+
+def _focal(
+    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
+) -> Tensor:
+    return focal_loss(score, target, cfg.gamma, weight)
+
+
+def _ohem(
+    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
+) -> Tensor:
+    return hard_example_loss(score, target, cfg.hardest, weight)
+
+
+# loss.name -> the loss of scores, targets, settings, reduction and class weights.
+LOSSES = {"cross_entropy": _cross_entropy, "dice": _dice, "focal": _focal, "ohem": _ohem}
 
 
 def _pixel_losses(

@@ -19,7 +19,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from fcn.config import CONFIGS, REPOSITORY, TrainConfig, check, flat_keys
+from fcn.config import CONFIGS, REPOSITORY, TrainConfig, check, flat_keys, without_unused
 from fcn.errors import ConfigError
 from fcn.output import is_live, write_json
 from fcn.processes import is_first
@@ -29,7 +29,8 @@ CHECKPOINTS = ("last.ckpt", "best.ckpt")
 OUTPUTS = Path("outputs")
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
             "torchmetrics", "torchvision")  # fmt: skip
-# Settings that a resumed run cannot change: its weights and its optimiser's state would not fit.
+# Settings that a resumed run cannot change: its weights or its optimiser's state would not fit, or
+# its numbers would be those of two networks, losses or divisions of the images.
 FIXED = (
     "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
     "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
@@ -58,7 +59,7 @@ class Record:
         return {
             key: (before.get(key), now.get(key))
             for key in sorted(before | now)
-            if _differ(before.get(key), now.get(key)) and not key.startswith(NOT_COMPARED)
+            if _differ(before.get(key), now.get(key)) and key not in NOT_COMPARED
         }
 
     def check_unchanged(self, settings: Mapping[str, Any]) -> None:
@@ -214,7 +215,7 @@ def settings_to_resume(
     """
     content = read(folder)
     settings, known = content["config"], {o.lstrip("+") for o in content["overrides"]}
-    for override in given:
+    for override in sorted(given, key=lambda o: "." in o.partition("=")[0]):  # choices first
         key, _, value = override.lstrip("+~").partition("=")
         choice = CONFIGS / key / f"{value}.yaml"
         repeated = override.lstrip("+") in known and (choice.is_file() or key in FIXED_CHOICES)
@@ -237,6 +238,7 @@ def settings_to_resume(
         elif choice.is_file():
             settings[key] |= {"_target_": None} if "_target_" in settings[key] else {}
             settings[key] |= OmegaConf.to_container(OmegaConf.load(choice)) or {}
+            settings[key] = without_unused(settings[key], key)
         else:
             _set(settings, composed, key.split("."))
     return settings

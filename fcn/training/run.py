@@ -289,9 +289,9 @@ def print_start(plan: Plan, model: FCN, report: Report | None, console: Console)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
     source = f"resumed from {plan.resume}" if plan.resume else report and report.source
     changes = [f", {str(entry['_target_']).rpartition('.')[2]}" for entry in recipe.transforms]
-    loss = f"{chosen.loss.name.replace('_', ' ')}, {recipe.loss_reduction} over pixels"
-    if chosen.loss._target_:
-        loss = f"loss {chosen.loss._target_}"
+    loss = f"loss {chosen.loss._target_ or chosen.loss.name}"
+    if loss == "loss cross_entropy":
+        loss = f"cross entropy, {recipe.loss_reduction} over pixels"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in {
         "model": f"{chosen.model.name}, backbone {chosen.backbone.name}, "
@@ -301,8 +301,8 @@ def print_start(plan: Plan, model: FCN, report: Report | None, console: Console)
         "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{chosen.data.title} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
-        "recipe": f"{plan.max_steps} steps of {images} images, {recipe.optimizer}, {loss}"
-        + "".join(changes),
+        "recipe": f"{plan.max_steps} steps of {images} image{'s' * (images > 1)}, "
+        f"{recipe.optimizer}, {loss}" + "".join(changes),
         "device": f"{plan.device}, precision {plan.precision}",
         "weights": source or "random",
     }.items():

@@ -69,6 +69,11 @@ def _is_done(stage: Path) -> bool:
 
 def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
     """Return the settings of each stage, all of them checked before the first one trains."""
+    if cfg.model.skip_scales:
+        raise ConfigError(
+            f"model.skip_scales={cfg.model.skip_scales} is for a network that is trained at once; "
+            "leave it out, or leave out stages"
+        )
     models = [_stage_model(cfg.model, name) for name in cfg.stages]
     strides = [model.stride for model in models]
     if strides != sorted(set(strides), reverse=True):
@@ -96,7 +101,7 @@ def _stage_model(base: ModelConfig, name: str) -> ModelConfig:
     if name not in paths:
         raise ConfigError(f"stages: no model {name}; choices: {', '.join(paths)}")
     choice: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.load(paths[name])))
-    return replace(choice, padding=base.padding, dropout=base.dropout, init_from=base.init_from)
+    return replace(base, stride=choice.stride, skip_scales=choice.skip_scales)
 
 
 def _print_stages(cfg: TrainConfig, results: dict[str, dict[str, Any]], console: Console) -> None:
