@@ -68,6 +68,12 @@ def photo(sample: Sample, path: Path) -> None:
     put(path.with_suffix(sample.image.suffix), sample.image.read_bytes())
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 # Each writes an export of samples with classes and the colours of the labels 0..255.
 
 
@@ -173,7 +179,8 @@ Shapes = list[tuple[str, str, Any]]
 
 
 def noise(path: Path) -> Path:
-    return put(path, np.random.default_rng(len(str(path))).integers(0, 255, (24, 32, 3), np.uint8))
+    rng = np.random.default_rng([*str(path).encode()])  # others in every file
+    return put(path, rng.integers(0, 255, (24, 32, 3), np.uint8))
 
 
 def box_of(mask: np.ndarray) -> tuple[slice, slice]:

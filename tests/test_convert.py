@@ -5,9 +5,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcn.config import DataConfig
 from fcn.data.dataset import read_labels
@@ -24,6 +26,7 @@ from tests.export_files import (
     check,
     class_dict,
     coco,
+    contents,
     converted,
     cvat,
     info,
@@ -37,6 +40,8 @@ from tests.export_files import (
     supervisely,
 )
 
+ROAD = {"data": {"classes": ["background", "road"]}}
+RED = {"data": {"classes": ["background", "road"], "colours": [[0, 0, 0], [255, 0, 0]]}}
 THREE = {"data": {"classes": CLASSES}}
 Write = Callable[..., None]
 IDS: Any = lambda value: getattr(value, "__name__", None)  # noqa: E731
@@ -73,33 +78,72 @@ def test_real_masks_survive_a_round_trip(tmp_path: Path, voc_root: Path, write: 
     assert info(tmp_path / "new")["classes"] == val.classes
 
 
-@pytest.mark.parametrize(
-    ("case", "like", "settings"),
-    [
-        ("binary255", "good", {}),
-        ("suffix", "good", {}),
-        ("tifmask", "good", {}),
-        ("rgbmask", "good3", {"data": {"colours": COLOURS}}),
-        ("adelike", "good3", {}),
-    ],
-)
-def test_a_case_becomes_what_it_should(
-    tmp_path: Path, cases: Path, case: str, like: str, settings: dict[str, Any]
-) -> None:
+def stored(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file))
+
+
+def pond_and_road(road: Path) -> np.ndarray:
+    pond = stored(road.parents[1] / "pond" / road.name)
+    return np.select([stored(road) > 0, pond > 0], [2, 1])
+
+
+# A folder of a case, the files that tell its labels and how, and settings.
+CASES: dict[str, tuple[str, Callable[[Path], np.ndarray], dict[str, Any]]] = {
+    "good3": ("good3", stored, {}),
+    "binary255": ("good", stored, {}),
+    "suffix": ("good", stored, {}),
+    "tifmask": ("good", stored, {}),
+    "rgbmask": ("good3", stored, {"data": {"colours": COLOURS}}),
+    "adelike": ("good3", stored, {}),
+    "roboflow": ("roboflow", stored, {}),
+    "field3/nfd": ("field3/nfd", stored, {}),
+    "field3/lists-root": ("field3/lists-root", stored, {}),
+    "field3/alpha-brush": ("field3/alpha-brush", lambda file: stored(file)[..., 3] > 0, RED),
+    "field3/antialias": (
+        "field3/antialias", lambda file: stored(file) >= 128, ROAD | {"nearest": True}
+    ),
+    "field3/per-class": ("field3/per-class/masks/road", pond_and_road, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_case_becomes_what_it_should(tmp_path: Path, cases: Path, case: str) -> None:
+    folder, labels, settings = CASES[case]
     masks, _ = converted(cases / case, tmp_path / "new", **settings)
-    assert len(masks) == 9
+    files = list((cases / folder).rglob("*.png"))
+    assert len(masks) == len(files)
     for name, mask in masks.items():
-        expected = read_labels(cases / like / "annotations" / f"{name}.png")
-        np.testing.assert_array_equal(mask, expected)
+        split, stem = normalize("NFC", name).split("/")
+        (file,) = (
+            file
+            for file in files
+            if normalize("NFC", file.stem).removesuffix("_mask") == stem
+            and file.parent.name.startswith((split, "masks", "road"))  # a split, or it has none
+        )
+        np.testing.assert_array_equal(mask, labels(file))
+    if case == "roboflow":
+        assert info(tmp_path / "new")["classes"] == CLASSES
+    if case == "field3/lists-root":
+        assert {name for name in masks if "val/" in name} == {f"val/clip3_{k}" for k in range(4)}
 
 
-def test_cases_of_tools_are_converted_in_one_command(tmp_path: Path, cases: Path) -> None:
-    masks, _ = converted(cases / "roboflow", tmp_path / "roboflow")
-    assert info(tmp_path / "roboflow")["classes"] == CLASSES
-    assert sorted(name.split("/")[0] for name in masks) == ["train"] * 6 + ["val"] * 3
+def test_folders_that_are_links_are_converted(tmp_path: Path, cases: Path) -> None:
+    store = cases / "field3/symlink/store"  # whose links became text when they were stored
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/images").symlink_to(store / "a")
+    (tmp_path / "set/masks").symlink_to(store / "b")
+    masks, _ = converted(tmp_path / "set", tmp_path / "new", **THREE)
+    assert sorted(name.split("/")[1] for name in masks) == [f"im{k}" for k in range(6)]
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, stored(store / f"b/{Path(name).name}.png"))
+
+
+def test_cityscapes_is_converted_with_its_own_classes_or_those_of_a_map(
+    tmp_path: Path, cases: Path
+) -> None:
     labels = {7: "road", 21: "building", 23: "sky"}
-    masks, printed = converted(cases / "cityscapes", tmp_path / "cityscapes", labels=labels)
-    assert info(tmp_path / "cityscapes")["classes"] == ["road", "building", "sky"]
+    masks, printed = converted(cases / "cityscapes", tmp_path / "new", labels=labels)
+    assert info(tmp_path / "new")["classes"] == ["road", "building", "sky"]
     for name, mask in masks.items():
         city = Path(name).name.split("_")[0]
         file = cases / "cityscapes/gtFine" / Path(name).parent / city / Path(name).name
@@ -579,14 +623,9 @@ def test_official_names_with_ids_of_cityscapes_are_read(
 @pytest.mark.parametrize("link", [True, False])
 def test_the_export_stays_as_it_is(tmp_path: Path, samples: list[Sample], link: bool) -> None:
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
-
-    def state() -> dict[Path, tuple[int, bytes]]:
-        files = (path for path in root.rglob("*") if path.is_file())
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-    before = state()
+    before = contents(root)
     converted(root, tmp_path / "new", **THREE, link=link)
-    assert state() == before
+    assert contents(root) == before
     image = tmp_path / "new" / "images" / "train" / "photo0.png"
     assert image.samefile(root / "images" / "train" / "photo0.png") == link
     with pytest.raises(DataError, match="not empty"):

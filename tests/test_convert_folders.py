@@ -1,11 +1,9 @@
 """Folders of images and masks as people have them: what is read, what is refused, what advised."""
 
 import csv
-import hashlib
 import io
 import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Callable
 from functools import partial
@@ -27,28 +25,17 @@ from tests.export_files import (
     COLOURS,
     Sample,
     check,
+    contents,
     converted,
     info,
+    noise,
     photo,
     pictures,
     put,
     roboflow,
 )
-from tests.test_convert import OFFICIAL, cityscapes
+from tests.test_convert import OFFICIAL, RED, ROAD, THREE, cityscapes
 from tests.test_depths import png
-
-ROAD = {"data": {"classes": ["background", "road"]}}
-THREE = {"data": {"classes": CLASSES}}
-RED = {"data": {"classes": ["background", "road"], "colours": [[0, 0, 0], [255, 0, 0]]}}
-
-
-def noise(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (24, 32, 3), np.uint8)
-
-
-def hashes(root: Path) -> dict[str, str]:
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def put_all(
@@ -61,56 +48,6 @@ def put_all(
     return root
 
 
-@pytest.fixture
-def copied_cases(tmp_path: Path, cases: Path) -> Path:
-    """A copy of all cases; links that were stored as text files are links again."""
-    root = tmp_path / "cases"
-    shutil.copytree(cases, root, symlinks=True)
-    for folder in [root, *root.rglob("*")]:
-        if folder.is_dir():
-            folder.chmod(0o755)
-    for path in root.rglob("*"):
-        if path.is_file() and not path.suffix and path.stat().st_size < 40:
-            target = path.read_text()
-            path.unlink()
-            path.symlink_to(target)
-    return root
-
-
-# What the settings of a case need; None: the case is no export.
-SETTINGS: dict[str, dict[str, Any] | None] = {
-    "rgbmask": {"data": {"colours": COLOURS}},
-    "tiffs": None,
-    "field3/alpha-brush": RED,
-    "field3/antialias": ROAD | {"nearest": True},
-    "field3/half-size": {"resize": True},
-    "field3/symlink": None,
-    "field3/truncated": {"read": False},
-    "field3/symlink/set": THREE,  # of linked folders
-    "field3/changing2": None,
-    "field3/changing2/before": {},
-    "field3/changing2/after": {},
-}
-
-
-def test_no_file_of_any_case_changes(tmp_path: Path, copied_cases: Path) -> None:
-    names = [
-        *os.listdir(copied_cases),
-        *(f"field3/{n}" for n in os.listdir(copied_cases / "field3")),
-    ]
-    todo = {name: {} for name in names if (copied_cases / name).is_dir() and name != "field3"}
-    before, counts = hashes(copied_cases), {}
-    for number, (name, given) in enumerate((todo | SETTINGS).items()):
-        if given is not None:
-            settings = {key: dict(v) if key == "data" else v for key, v in given.items()}
-            to = tmp_path / f"new{number}"
-            counts[name] = len(converted(copied_cases / name, to, link=True, **settings)[0])
-    assert hashes(copied_cases) == before
-    assert len(counts) == len(todo | SETTINGS) - 3
-    assert counts["field3/symlink/set"] == counts["field3/nfd"] == 6
-
-
-@pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize(
     "names",
     [
@@ -123,19 +60,19 @@ def test_no_file_of_any_case_changes(tmp_path: Path, copied_cases: Path) -> None
     ],
     ids=lambda names: "+".join(names).encode("ascii", "ignore").decode(),
 )
-def test_images_of_one_name_stay_apart(tmp_path: Path, names: list[str], link: bool) -> None:
+def test_images_of_one_name_stay_apart(tmp_path: Path, names: list[str]) -> None:
     masks = {}
     for number, name in enumerate(names):
         masks[name] = mask = np.zeros((24, 32), np.uint8)
         mask[:8] = 1
         mask[10, : 3 + number] = 2
-        put(tmp_path / "a/images/train" / f"{name}.png", noise(number))
+        noise(tmp_path / "a/images/train" / f"{name}.png")
         put(tmp_path / "a/masks/train" / f"{name}.png", mask)
-    put(tmp_path / "a/images/val/v.png", noise(99))
+    noise(tmp_path / "a/images/val/v.png")
     put(tmp_path / "a/masks/val/v.png", mask)
-    before = hashes(tmp_path / "a")
-    found, printed = converted(tmp_path / "a", tmp_path / "new", **THREE, link=link)
-    assert hashes(tmp_path / "a") == before
+    before = contents(tmp_path / "a")
+    found, printed = converted(tmp_path / "a", tmp_path / "new", **THREE)
+    assert contents(tmp_path / "a") == before
     assert len(found) == len(names) + 1
     written = [path.stem.casefold() for path in (tmp_path / "new/images/train").iterdir()]
     assert len(set(written)) == len(names)
@@ -194,7 +131,7 @@ def test_images_and_masks_side_by_side_are_chosen_by_patterns(
     tmp_path: Path, samples: list[Sample]
 ) -> None:
     for s in samples:
-        put(tmp_path / "a" / f"{s.name}.bmp", noise(int(s.name[-1])))
+        noise(tmp_path / "a" / f"{s.name}.bmp")
         put(tmp_path / "a" / f"{s.name}.png", s.labels)
     with pytest.raises(DataError, match=r"or patterns such as images=\*\.jpg masks=\*\.png"):
         converted(tmp_path / "a", tmp_path / "new", **THREE)
@@ -223,7 +160,7 @@ def test_a_jpeg_and_a_tiff_of_one_name_are_told_apart(
     tmp_path: Path, samples: list[Sample]
 ) -> None:
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
-    put(root / "images/train/photo0.tif", noise(5))
+    noise(root / "images/train/photo0.tif")
     with pytest.raises(DataError, match=r"2 images belong to this mask.*images=\*\.png"):
         converted(root, tmp_path / "x", **THREE)
     assert len(converted(root, tmp_path / "1", **THREE, images="*.png")[0]) == 6
@@ -259,7 +196,7 @@ def versions(root: Path, name: str, photos: int, count: int) -> Path:
     for number in range(photos):
         for version in range(count):
             stem = root / "train" / name.format(photo=number, version=version)
-            put(stem.with_name(stem.name + ".png"), noise(100 * number + version))
+            noise(stem.with_name(stem.name + ".png"))
             put(stem.with_name(stem.name + "_mask.png"), mask)
     return root
 
@@ -689,7 +626,7 @@ def test_an_ignore_label_in_masks_of_a_class_is_no_smoothing(
 
 def test_overlaps_of_masks_are_counted(tmp_path: Path) -> None:
     for number in range(3):
-        put(tmp_path / f"a/images/{number}.png", noise(number))
+        noise(tmp_path / f"a/images/{number}.png")
         for name, rows in (("pond", slice(4, 10)), ("road", slice(8, 14))):
             mask = np.zeros((24, 32), np.uint8)
             mask[rows] = 255
@@ -721,9 +658,9 @@ def test_what_is_left_out_is_named(tmp_path: Path, samples: list[Sample]) -> Non
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
     put(root / "images/train/IMG_2.dng", b"x")
     put(root / "labels/train/IMG_2.png", samples[0].labels)
-    put(root / "images/train/bare.png", noise(1))
+    noise(root / "images/train/bare.png")
     for preview in ("Visualization", "SegmentationObjectNpy", "SegmentationClassVisualization"):
-        put(root / preview / "photo0.jpg", noise(2))
+        noise(root / preview / "photo0.jpg")
     masks, printed = converted(root, tmp_path / "new", **THREE)
     assert len(masks) == 6
     assert "1 of 7 masks have no image and are left out, such as" in printed
