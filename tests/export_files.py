@@ -87,8 +87,8 @@ def roboflow(root: Path, samples: list[Sample], classes: list[str], colours: np.
 
 
 def cvat(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    rows = dict(zip([*classes, "ignored"], [*colours[: len(classes)], colours[255]], strict=True))
-    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in rows.items()]
+    rows = [*zip(classes, colours[: len(classes)], strict=True), ("ignored", colours[255])]
+    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in rows]
     put(root / "labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines]))
     for split in ("train", "val"):
         names = [s.name for s in samples if s.split == split]

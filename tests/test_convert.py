@@ -14,7 +14,6 @@ from PIL import Image
 from fcn.config import DataConfig
 from fcn.data.dataset import read_labels
 from fcn.data.layouts import open_split
-from fcn.dataset_info import BACKGROUND, IGNORED
 from fcn.errors import ConfigError, DataError
 from fcn.pictures.visualize import voc_palette
 from tests.export_files import (
@@ -47,21 +46,71 @@ Write = Callable[..., None]
 IDS: Any = lambda value: getattr(value, "__name__", None)  # noqa: E731
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=IDS)
-def test_every_label_of_an_export_survives(
-    tmp_path: Path, samples: list[Sample], write: Write
+def quoted(write: Write) -> Write:
+    """The writer, then quotes around each cell of its table."""
+
+    def write_quoted(root: Path, *rest: Any) -> None:
+        write(root, *rest)
+        for path in root.rglob("*.csv"):
+            limit = 1 if write is roboflow else -1  # whose names may hold commas
+            lines = [line.split(",", limit) for line in path.read_text().splitlines()]
+            rows = [",".join(f'"{cell.strip()}"' for cell in cells) for cells in lines]
+            path.write_text("\n".join(rows))
+
+    write_quoted.__name__ = f"{write.__name__} in quotes"
+    return write_quoted
+
+
+def other_columns(root: Path, *rest: Any) -> None:
+    """Write class_dict.csv with its columns in another order, and one more."""
+    class_dict(root, *rest)
+    path = root / "class_dict.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    lines = [[*(row[k] for k in (1, 2, 3, 0)), str(k)] for k, row in enumerate(rows)]
+    lines[0][-1] = "label"
+    path.write_text("\n".join(",".join(row) for row in lines))
+
+
+DIGITS, SEPARATORS = ["0", "1", "2"], ["class0", "#lane 1: wet", "2 ponds"]
+TABLES = [cvat, camvid, class_dict, quoted(class_dict)]
+TWICE = ["background", "road", "road"]
+IGNORED = {"ignore", "ignored", "__ignore__", "void", "Void"}
+BACKGROUND = {"background", "bg", "_background_", "unlabelled", "unlabeled"}
+WRITTEN: list[tuple[Write, list[str]]] = [
+    *((write, CLASSES) for write in WRITERS),
+    *((write, names) for write in TABLES for names in (DIGITS, SEPARATORS)),
+    *((w, n) for w in (roboflow, quoted(roboflow)) for n in (DIGITS, ["class0", "1, wet", "2 c"])),
+    (other_columns, DIGITS),
+    *((write, TWICE) for write in (roboflow, cvat, labelme, class_dict)),
+    (roboflow, ["ignore", "road", "bg"]),
+    (cvat, ["ignored", "road", "_background_"]),
+    (labelme, ["void", "road", "unlabelled"]),
+    (labelme_npy, ["Void", "road", "unlabeled"]),
+    (camvid, ["__ignore__", "road", "background"]),
+    (class_dict, ["ignored", "road", "bg"]),
+    (supervisely, ["background", "road", "void"]),
+    (coco, ["background", "road", "ignore"]),
+]
+
+
+@pytest.mark.parametrize(("write", "names"), WRITTEN, ids=IDS)
+def test_every_label_keeps_its_name_and_background_comes_first(
+    tmp_path: Path, samples: list[Sample], write: Write, names: list[str]
 ) -> None:
     colours = voc_palette()
     colours[:3] = COLOURS
-    write(tmp_path / "export", samples, CLASSES, colours)
-    masks, _ = converted(tmp_path / "export", tmp_path / "new")
-    check(masks, samples)
-    assert info(tmp_path / "new")["classes"] == CLASSES
+    write(tmp_path / "export", samples, names, colours)
+    masks, printed = converted(tmp_path / "export", tmp_path / "new")
+    kept, new = [name for name in names if name not in IGNORED], info(tmp_path / "new")
+    assert new["classes"] == sorted(dict.fromkeys(kept), key=lambda name: name not in BACKGROUND)
+    assert new["background"] == any(name in BACKGROUND for name in names)
+    check(masks, samples, [new["classes"].index(n) if n in kept else 255 for n in names])
+    assert ("road is in several rows, which become one class" in printed) == (names is TWICE)
     if write not in (labelme, labelme_npy):  # which have no splits
         found = sorted((name.split("/")[0], name.split("/")[1][:6]) for name in masks)
         assert found == sorted((s.split, s.name) for s in samples)
-    if write in (cvat, supervisely, camvid, class_dict):
-        assert info(tmp_path / "new")["colours"] == COLOURS
+    if write in (cvat, supervisely, camvid, class_dict) and names is not TWICE:
+        assert new["colours"] == [COLOURS[names.index(name)] for name in new["classes"]]
 
 
 @pytest.mark.slow
@@ -407,57 +456,6 @@ def test_two_classes_of_one_colour_are_an_error(
         converted(tmp_path / "a", tmp_path / "new", data=data)
 
 
-NAMES = {"numbers": ["class0", "lane 1", "2 ponds"], "digits": ["0", "1", "2"]}
-NAMES |= {"separators": ["background", "#road: wet", "pond"]}
-
-
-@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-@pytest.mark.parametrize("write", [roboflow, cvat, camvid, class_dict], ids=IDS)
-@pytest.mark.parametrize("quoted", [True, False])
-def test_names_in_lists_may_hold_numbers_separators_and_quotes(
-    tmp_path: Path, samples: list[Sample], write: Write, quoted: bool, names: list[str]
-) -> None:
-    if quoted and write in (cvat, camvid):
-        return
-    names = [name.replace("#road:", "road,") if write is roboflow else name for name in names]
-    write(tmp_path / "a", samples, names, voc_palette())
-    for path in (tmp_path / "a").rglob("*.csv") if quoted else ():
-        limit = 1 if write is roboflow else -1
-        lines = [line.split(",", limit) for line in path.read_text().splitlines()]
-        rows = [",".join(f'"{cell.strip()}"' for cell in cells) for cells in lines]
-        path.write_text("\n".join(rows))
-    masks, _ = converted(tmp_path / "a", tmp_path / "new")
-    assert info(tmp_path / "new")["classes"] == names
-    check(masks, samples)
-
-
-def test_columns_of_class_dict_are_found_by_their_head(
-    tmp_path: Path, samples: list[Sample]
-) -> None:
-    class_dict(tmp_path / "a", samples, ["0", "1", "2"], voc_palette())
-    path = tmp_path / "a/class_dict.csv"
-    rows = [line.split(",") for line in path.read_text().splitlines()]
-    lines = [[*(row[k] for k in (1, 2, 3, 0)), str(k)] for k, row in enumerate(rows)]
-    lines[0][-1] = "label"
-    path.write_text("\n".join(",".join(row) for row in lines))
-    check(converted(tmp_path / "a", tmp_path / "new")[0], samples)
-    assert info(tmp_path / "new")["classes"] == ["0", "1", "2"]
-
-
-@pytest.mark.parametrize("write", [roboflow, cvat, labelme, class_dict], ids=IDS)
-def test_a_name_in_two_rows_of_a_list_is_noted(
-    tmp_path: Path, samples: list[Sample], write: Write
-) -> None:
-    write(tmp_path / "a", samples, CLASSES, voc_palette())
-    for path in (tmp_path / "a").rglob("*"):
-        if path.suffix in (".csv", ".txt") and "ImageSets" not in path.parts:
-            path.write_text(path.read_text().replace("pond", "road"))
-    masks, printed = converted(tmp_path / "a", tmp_path / "new")
-    assert "road is in several rows, which become one class" in printed
-    assert info(tmp_path / "new")["classes"] == ["background", "road"]
-    check(masks, samples, [0, 1, 1])
-
-
 def test_a_value_of_two_names_is_an_error(tmp_path: Path, samples: list[Sample]) -> None:
     roboflow(tmp_path / "a", samples, CLASSES, voc_palette())
     put(tmp_path / "a/train/_classes.csv", "Pixel Value, Class\n0, background\n1, road\n1, pond\n")
@@ -472,40 +470,6 @@ def test_a_single_class_beside_ignored_pixels_is_an_error(
     with pytest.raises(DataError, match=r"1 classes; .*the names ignore, .*void are of ignored"):
         converted(root, tmp_path / "x", data={"classes": ["void", "road"]})
     assert converted(root, tmp_path / "new", data={"classes": ["unlabelled", "road"]})[0]
-
-
-TAKEN = [(cvat, "ignored"), (supervisely, "ignored")]  # these writers have a row of this name
-TAKEN += [(labelme, "__ignore__"), (labelme_npy, "__ignore__")]  # the first line, of -1
-IGNORED_NAMES = [*IGNORED, "Void"]
-
-
-@pytest.mark.parametrize("number", range(len(WRITERS)), ids=lambda n: WRITERS[n].__name__)
-def test_names_of_ignored_pixels_are_known_in_every_format(
-    tmp_path: Path, samples: list[Sample], number: int
-) -> None:
-    write, names = WRITERS[number], [n for n in IGNORED_NAMES if (WRITERS[number], n) not in TAKEN]
-    ignored = names[number % len(names)]
-    write(tmp_path / "a", samples, ["background", "road", ignored], voc_palette())
-    check(converted(tmp_path / "a", tmp_path / "new")[0], samples, [0, 1])
-    assert info(tmp_path / "new")["classes"] == ["background", "road"]
-
-
-LISTED = [roboflow, cvat, labelme, labelme_npy, camvid, class_dict]
-
-
-@pytest.mark.parametrize("number", range(len(LISTED)), ids=lambda n: LISTED[n].__name__)
-def test_names_of_background_are_label_0_in_every_format(
-    tmp_path: Path, samples: list[Sample], number: int
-) -> None:
-    name, order = BACKGROUND[number % len(BACKGROUND)], np.array([2, 0, 1] + [255] * 253, "u1")
-    for s in samples:
-        s.labels = order[s.labels]
-    LISTED[number](tmp_path / "a", samples, ["road", "other", name], voc_palette())
-    masks, _ = converted(tmp_path / "a", tmp_path / "new")
-    new = info(tmp_path / "new")
-    assert (new["classes"][0], new["background"]) == (name, True)
-    assert sorted(new["classes"][1:]) == ["other", "road"]
-    check(masks, samples, [new["classes"].index(n) for n in ("road", "other", name)])
 
 
 @pytest.mark.parametrize("classes", [["road", "pond"], ["unlabelled", "road", "pond"]])
