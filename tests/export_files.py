@@ -68,6 +68,12 @@ def photo(sample: Sample, path: Path) -> None:
     put(path.with_suffix(sample.image.suffix), sample.image.read_bytes())
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 # Each writes an export of samples with classes and the colours of the labels 0..255.
 
 
@@ -81,8 +87,8 @@ def roboflow(root: Path, samples: list[Sample], classes: list[str], colours: np.
 
 
 def cvat(root: Path, samples: list[Sample], classes: list[str], colours: np.ndarray) -> None:
-    rows = dict(zip([*classes, "ignored"], [*colours[: len(classes)], colours[255]], strict=True))
-    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in rows.items()]
+    rows = [*zip(classes, colours[: len(classes)], strict=True), ("ignored", colours[255])]
+    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in rows]
     put(root / "labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines]))
     for split in ("train", "val"):
         names = [s.name for s in samples if s.split == split]
@@ -173,7 +179,8 @@ Shapes = list[tuple[str, str, Any]]
 
 
 def noise(path: Path) -> Path:
-    return put(path, np.random.default_rng(len(str(path))).integers(0, 255, (24, 32, 3), np.uint8))
+    rng = np.random.default_rng([*str(path).encode()])  # others in every file
+    return put(path, rng.integers(0, 255, (24, 32, 3), np.uint8))
 
 
 def box_of(mask: np.ndarray) -> tuple[slice, slice]:

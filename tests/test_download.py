@@ -21,6 +21,7 @@ from fcn.data.download import Archive, fetch
 from fcn.data.layouts import open_split
 from fcn.errors import ConfigError, DataError
 from tests.conftest import TinyVOC
+from tests.export_files import contents
 from tests.file_server import FileServer, serving
 
 GONE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -57,11 +58,6 @@ def tar(tiny_voc: TinyVOC, server: FileServer, monkeypatch: pytest.MonkeyPatch) 
 
 def config(root: Path, **more: str) -> DataConfig:
     return DataConfig("voc2012", root=str(root), folder="VOCdevkit/VOC2012", download=True, **more)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def visible(root: Path) -> list[str]:

@@ -246,9 +246,6 @@ def test_class_0_is_background_if_its_name_says_so(name: str, background: bool) 
         ("classes: [a, b]\ncolours: [[0, 0, 0]]", "1 colours for 2 classes"),
         ("classes: [a, b]\nvalue_range: [5, 5]", "from < to"),
         ("classes: [a, b]\nclasses: [c, d]\n", r"yaml: classes is given twice \(line 1\)"),
-        ("value_range: [0, 9]\nbands: [1]\nvalue_range: null\n", "value_range is given twice"),
-        ('bands: [1]\n"bands": [1]\n', "bands is given twice"),
-        ("{ignore_index: 1, ignore_index: 1}", "ignore_index is given twice"),
         ("classes: {a: 1, b: 2, a: 3}", "a is given twice"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_every_link_leads_somewhere(readme: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
+@cache
+def check_command(name: str, *given: str) -> None:
+    """Check the settings of a command, which several READMEs may show."""
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
+        values = OmegaConf.to_container(compose(name, checked([*given])), resolve=True)
+    assert isinstance(values, dict)
+    values |= {key: "FILE" for key, value in values.items() if value == "???"}  # "..."
+    check_used_data(check(values, SCHEMAS[name]), [*given], name)
+
+
 @pytest.mark.parametrize("readme", READMES, ids=names)
 def test_every_command_has_settings_that_exist_and_fit(readme: Path) -> None:
     for name, rest in COMMAND.findall(readme.read_text(encoding="utf-8")):
@@ -56,11 +68,4 @@ def test_every_command_has_settings_that_exist_and_fit(readme: Path) -> None:
         given = [word for word in given if not word.endswith(("NAME", "..."))]  # any
         if name == "prepare_data":  # which takes these of train's
             given = [word for word in given if not word.startswith(BORROWED_GROUPS)]
-        sweep = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in given]  # its first value
-        ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
-        with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
-            values = OmegaConf.to_container(compose(name, checked(sweep)), resolve=True)
-        assert isinstance(values, dict)
-        values |= {key: "FILE" for key, value in values.items() if value == "???"}  # "..."
-        settings = check(values, SCHEMAS[name])
-        check_used_data(settings, sweep, name)
+        check_command(name, *(re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in given))  # first
