@@ -34,7 +34,8 @@ QUICK += ["trainer.accelerator=cpu", "logger=none"]
 def _seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
-    torch.use_deterministic_algorithms(False)  # a run or Lightning's Trainer may have set it
+    if torch.are_deterministic_algorithms_enabled():  # a run or Lightning's Trainer has set it
+        torch.use_deterministic_algorithms(False)  # imports much, so only if need be
 
 
 @pytest.fixture(scope="session")
