@@ -29,22 +29,21 @@ from tests.caffe_files import (
 )
 
 MODELS = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"]
-SIZES = [(1, 1), (33, 47), (64, 64), (97, 131), (200, 150), (375, 500)]
+SIZES = [(1, 1), (33, 47), (64, 64), (97, 131)]
+LARGE = [(200, 150), (375, 500)]
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(
-    ("bilinear", "upsampling", "sizes"), [(True, "fixed", SIZES), (False, "learned", SIZES[:4])]
-)
+@pytest.mark.parametrize(("bilinear", "upsampling"), [(True, "fixed"), (False, "learned")])
 def test_scores_are_those_of_another_engine(
-    tmp_path: Path, model: str, bilinear: bool, upsampling: str, sizes: list[tuple[int, int]]
+    tmp_path: Path, model: str, bilinear: bool, upsampling: str
 ) -> None:
     network = authors_network(model, bilinear)
     path = save(tmp_path, caffemodel(network.layers))
     ours, _ = import_fcn(read_caffemodel(path), model)
     assert ours.arguments["upsampling"] == upsampling
     assert ours.arguments["padding"] == 100
-    assert_same(network, path, ours, sizes)
+    assert_same(network, path, ours, SIZES + LARGE * (model == "fcn8s" and bilinear))
 
 
 @pytest.mark.slow
@@ -110,11 +109,8 @@ MISFITS: list[tuple[Damage, str]] = [
     (lambda layers: layers.pop("conv4_2"), "missing: conv4_2; unknown: none"),
     (lambda layers: layers.update(score_fr_geo=layers["score_fr"]), "unknown: score_fr_geo"),
     (lambda layers: layers["fc7"][1].pop(), "layer fc7: .*1 blobs"),
-    (lambda layers: layers["upscore8"][1].append(np.ones(5)), "layer upscore8: .*2 blobs"),
-    (first("conv3_1", 0, 7), r"layer conv3_1: .*weight is \(7, 4, 3, 3\)"),
-    (first("conv2_2", 1, 3), "layer conv2_2: .*bias"),
-    (first("score_pool4", 0, 4), "layer score_pool4: .*weight"),
-    (first("upscore8", 0, 1), "layer upscore8: .*weight"),
+    (first("conv2_2", 1, 3), r"layer conv2_2: .*bias is \(3,\), but should be \(4,\)"),
+    (first("upscore8", 0, 1), r"layer upscore8: .*weight is \(1, 5, 16, 16\)"),
 ]
 
 
@@ -170,10 +166,8 @@ def test_a_file_reads_as_it_was_written(tmp_path: Path) -> None:
     [
         b"",
         b'name: "FCN"\nlayer { name: "data" }\n',
-        b"\x89HDF\r\n\x1a\n" + bytes(100),
         caffemodel({"empty": ("ReLU", [])}),
         caffemodel(SMALL)[:-3],
-        caffemodel(SMALL)[:60],
         message(100, message(1, "one") + message(7, message(5, floats(np.ones(3))))),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
 
     runs = [of(0, [0, 0, 1], "x"), of(0, [0, 0, 0], "y"), of(1, [5, 5, 5], "x")]
     found = compare_runs([*runs, of(1, [4, 5, 4], "y")])
-    assert found.note == "Folds whose masks lack c are counted without"
+    assert "lack c" in found.note
     assert found.shared == {0: ["background", "thing"], 1: ["background", "thing", "c"]}
     assert found.mean_iou(found.groups[0]) == pytest.approx([0.2, (0.4 + 0 + 1) / 3])
     assert compare.table(found)[1][1] == percent(fmean([0.2, 1.4 / 3]))
@@ -220,16 +220,6 @@ def test_settings_are_shown_as_yaml_has_them() -> None:
     shown = {"crop": "null", "flip": "true", "lr": "1e-05", "scale": "[1.0, 2]"}
     assert run.settings == {f"recipe.{key}": value for key, value in shown.items()}
     assert described(run, other) == ["recipe.crop=null", "recipe.crop=64"]
-
-
-def test_a_run_compared_with_itself_differs_by_exactly_0() -> None:
-    correct = np.random.default_rng(0).integers(0, 10, 30).tolist()
-    groups = compare_runs([make_run(correct, folder, seed=0) for folder in ("a", "b")]).groups
-    assert [group.description for group in groups] == ["run=sweep/a", "run=sweep/b"]
-    changes = groups[1].differences
-    assert changes is not None
-    for one in (*changes.metrics.values(), *changes.iou.values()):
-        assert (one.value, one.low, one.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("what", ["ids", "classes", "ground truth"])
@@ -284,8 +274,6 @@ def made_page(folder: Path, **settings: Any) -> str:
     """Compare runs in this process; return the page."""
     folder.mkdir()
     compare.main(CompareConfig(device="cpu", images=3, **settings), folder, QUIET)
-    with Image.open(folder / "compare.png") as picture:
-        assert picture.width > 100
     return (folder / "compare.html").read_text(encoding="utf-8")
 
 
@@ -302,6 +290,8 @@ def test_the_page_escapes_names_and_needs_neither_network_nor_scripts(
     for number in range(4):
         leave_run(data, f"sweep/{number}", ("fixed", "learned")[number // 2], seed=number % 2)
     text = made_page(tmp_path / "page", sweep=str(tmp_path / "sweep"))
+    with Image.open(tmp_path / "page" / "compare.png") as picture:
+        assert picture.width > 100
     read = Reader(text)
     assert not {tag for tag, _ in read.tags} & {"b", "script", "iframe"}
     assert not re.search("https?:", text)
@@ -311,8 +301,10 @@ def test_the_page_escapes_names_and_needs_neither_network_nor_scripts(
     assert "None" not in read.text
     images = [attributes for tag, attributes in read.tags if tag == "img"]
     assert all(image["alt"] and str(image["src"]).startswith("data:image/") for image in images)
-    # Three plots, two confusion matrices, and 3 examples with 2 + 2 * 2 pictures each.
-    assert len(images) == 3 + 2 + 3 * 6
+    alts = [str(image["alt"]) for image in images]
+    for name in "AB":
+        assert sum(f"Confusion matrix of {name}" in alt for alt in alts) == 1
+        assert sum(f"{name}: errors" in alt for alt in alts) == 3  # one for each example
     content = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert [group["seeds"] for group in content["groups"]] == [["0", "1"]] * 2
 
@@ -320,6 +312,7 @@ def test_the_page_escapes_names_and_needs_neither_network_nor_scripts(
 @pytest.mark.parametrize(
     "missing", ["model.safetensors", "../tiny/ImageSets", "../tiny/JPEGImages"]
 )
+@pytest.mark.usefixtures("no_pictures")
 def test_without_data_or_weights_the_page_has_no_examples_and_says_so(
     data: TinyVOC, tmp_path: Path, missing: str
 ) -> None:
@@ -331,6 +324,7 @@ def test_without_data_or_weights_the_page_has_no_examples_and_says_so(
     assert "errors" not in Reader(text).text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_one_run_alone_has_a_page_and_data_root_says_where_the_data_lies_now(
     data: TinyVOC, tmp_path: Path
 ) -> None:
@@ -352,7 +346,8 @@ def test_a_sweep_is_in_the_order_of_its_numbers_and_unfinished_runs_are_named(
             (tmp_path / number / "metrics.json").touch()
     found = find_runs(CompareConfig(sweep=str(tmp_path)), make_console())
     assert [path.name for path in found] == ["2", "9", "10"]
-    assert capsys.readouterr().out == f"left out, unfinished: {tmp_path / '11'}\n"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(tmp_path / "11") in line
 
 
 def test_stages_differ_in_the_model(data: TinyVOC) -> None:
@@ -413,6 +408,7 @@ def test_figures_escape_their_texts_and_keep_their_pixels() -> None:
     assert np.array_equal(np.asarray(Image.open(content)), pixels)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_with_their_classes_in_other_orders_are_compared_by_name(
     data: TinyVOC, tmp_path: Path
 ) -> None:
@@ -446,9 +442,7 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     assert clean.metrics["mean_iou"] == pytest.approx((8 / 10 + 10 / 12) / 2)
     assert false.metrics["mean_iou"] == pytest.approx((8 / 10 + 9 / 12) / 3)
     found = compare_runs([clean, false])
-    assert found.note == (
-        "Only some of them predict c, in no mask: the means are over the other 2 classes"
-    )
+    assert "predict c," in found.note
     assert found.mean_iou(found.groups[1]) == pytest.approx([(8 / 10 + 9 / 12) / 2])
     assert difference(found.groups[1]) == pytest.approx((9 / 12 - 10 / 12) / 2)
     # Near boundaries, only the mean over all classes of a run is known.
@@ -468,7 +462,7 @@ def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
     runs = [with_classes("abc", "x", 0), with_classes("abc", "y", 5), with_classes("abd", "z", 5)]
     found = compare_runs(runs)
     assert found.shared == {None: ["a", "b"]}
-    assert found.note.startswith("Not all runs have c, d: the means are over the other 2 classes")
+    assert "c, d" in found.note
     iou_a, iou_b = 10 / 15, 5 / 10
     means = [found.mean_iou(group)[0] for group in found.groups]
     assert means == pytest.approx([1, (iou_a + iou_b) / 2, (iou_a + iou_b) / 2])
@@ -503,6 +497,7 @@ def test_addresses_are_no_paths(given: str) -> None:
     assert run.checkpoint == (f"/home/me/{given}" if given == "runs/a" else given)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_comparison_overwrites_nothing_unasked(
     data: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
 ) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from fcn import checkpoint
 from fcn.config import ExplainConfig
 from fcn.dataset_info import DatasetInfo
+from fcn.errors import ConfigError
 from fcn.explain import demo, explain, network
 from fcn.explain.explain import ABOUT_NETWORK, FILES, TOPICS
 from fcn.explain.show import show
@@ -45,15 +46,16 @@ def test_a_topic_runs_as_a_script(key: str) -> None:
     run_script(key)
 
 
-@pytest.mark.parametrize("key", ABOUT_NETWORK)
 @pytest.mark.parametrize(
-    ("stride", "upsampling"),
+    ("key", "stride", "upsampling"),
     [
-        (8, "learned"),
-        (16, "nonlinear"),
-        (32, "fixed"),
-        (8, "learned_channelwise"),
-        (8, "nearest_conv"),
+        ("network", 8, "learned"),
+        ("network", 16, "nonlinear"),
+        ("network", 32, "fixed"),
+        ("learning", 8, "learned_channelwise"),
+        ("learning", 16, "nonlinear"),  # of layers with a kernel for every pair of classes
+        ("learning", 32, "fixed"),
+        ("deconvnet", 8, "learned"),  # whose upsampling it does not look at
     ],
 )
 def test_a_topic_about_a_network_holds_for_every_kind(key, stride, upsampling, monkeypatch) -> None:
@@ -130,22 +132,28 @@ def test_the_deconvnet_is_a_backward_pass_with_another_rule_for_relu(backbone: s
         assert pattern.any()
 
 
-def test_the_command_writes_a_folder_with_every_topic(command, capsys, tiny_voc, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "chosen", [["matrix", "network"], pytest.param(TOPICS, marks=pytest.mark.slow)], ids=len
+)
+def test_the_command_writes_a_folder_with_every_topic(
+    command, capsys, tiny_voc, tmp_path, monkeypatch, chosen
+) -> None:
+    monkeypatch.setattr(explain, "TOPICS", chosen)
     run, model = tmp_path / "run", tmp_path / "model.safetensors"
     learned = random_model(upsampling="learned", num_classes=3)
     checkpoint.write_safetensors(model, learned, {"classes": CLASSES})
     settings = [f"checkpoint={model}", "notebooks=true", f"hydra.run.dir={run}"]
     command("explain", *settings, *tiny_voc.overrides())
     *topics, last = capsys.readouterr().out.splitlines()
-    titles = [explain.read(key).cells[0].source.splitlines()[0][2:] for key in TOPICS]
+    titles = [explain.read(key).cells[0].source.splitlines()[0][2:] for key in chosen]
     assert topics == [f"{number}. {title}" for number, title in enumerate(titles, 1)]
     pages = run / "pages"
-    claims = sum(explain.claims(explain.read(key)) for key in TOPICS)
+    claims = sum(explain.claims(explain.read(key)) for key in chosen)
     assert last == f"{claims} claims checked: {pages / 'explain.html'}"
     page = (pages / "explain.html").read_text(encoding="utf-8")
-    assert re.findall(r'<section id="(\w+)">', page) == list(TOPICS)
+    assert re.findall(r'<section id="(\w+)">', page) == chosen
     names = {"index.html", "explain.html", "explorer.html", "preview.png"}
-    assert {path.name for path in pages.iterdir()} == names | {f"{key}.ipynb" for key in TOPICS}
+    assert {path.name for path in pages.iterdir()} == names | {f"{key}.ipynb" for key in chosen}
     for name in ("index.html", "explain.html", "explorer.html"):
         text = (pages / name).read_text(encoding="utf-8")
         assert str(tmp_path) not in text
@@ -153,7 +161,7 @@ def test_the_command_writes_a_folder_with_every_topic(command, capsys, tiny_voc,
         assert links
         assert {*links} <= names
     assert "upscore2: cat" in (pages / "explorer.html").read_text(encoding="utf-8")
-    for key in TOPICS:
+    for key in chosen:
         notebook = nbformat.read(pages / f"{key}.ipynb", as_version=4)
         nbformat.validate(notebook)
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -250,16 +258,16 @@ def test_a_set_and_networks_with_their_classes_in_other_orders_show_the_same(
 
 @pytest.mark.parametrize("takes", [{"value_range": [0, 9]}, {"bands": [2, 1, 0]}])
 def test_networks_that_take_other_pixels_are_not_shown_one_image(
-    tiny_voc: TinyVOC, command: Any, error_line: Any, tmp_path: Path, takes: dict[str, Any]
+    tiny_voc: TinyVOC, tmp_path: Path, takes: dict[str, Any]
 ) -> None:
     model, (key,) = random_model(stride=32, num_classes=3, backbone="mini"), takes
     for name, more in (("a", {}), ("b", takes)):
         checkpoint.write_safetensors(
             tmp_path / f"{name}.safetensors", model, {"classes": CLASSES} | more
         )
-    pair = [f"checkpoint={tmp_path}/a.safetensors", f"fcn32s={tmp_path}/b.safetensors"]
-    settings = [*pair, "explain=network", "image=v0", *tiny_voc.overrides()]
-    message = error_line("explain", *settings, f"hydra.run.dir={tmp_path}/one")
-    assert f"or set data.{key} for both" in message
-    wish = f"data.{key}={takes[key]}".replace(" ", "")
-    command("explain", *settings, wish, f"hydra.run.dir={tmp_path}/two")
+    pair = {"checkpoint": f"{tmp_path}/a.safetensors", "fcn32s": f"{tmp_path}/b.safetensors"}
+    cfg = ExplainConfig(**pair, data=tiny_voc.config())
+    with pytest.raises(ConfigError, match=f"or set data.{key} for both"):
+        demo.subject(cfg)
+    setattr(cfg.data, key, takes[key])
+    assert len(demo.subject(cfg).stages) == 2

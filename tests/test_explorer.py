@@ -171,8 +171,8 @@ def assert_equal(table: list[list[list[str]]], numbers: Tensor, about: str) -> N
     assert (np.abs(short - exact) <= 0.5001 * 10 ** (digits - 1)).all(), about
 
 
-def test_all_numbers_of_300_random_settings_are_those_of_pytorch(browse) -> None:
-    cases = [settings(seed) for seed in range(300)]
+def test_all_numbers_of_100_random_settings_are_those_of_pytorch(browse) -> None:
+    cases = [settings(seed) for seed in range(100)]
     hashes = ["#" + "&".join(f"{key}={value}" for key, value in case.items()) for case in cases]
     pages = browse(
         f"""results.pages = [];
@@ -207,7 +207,7 @@ def test_all_numbers_of_300_random_settings_are_those_of_pytorch(browse) -> None
             check_checkerboard(case, page, right)
         check_windows(case, page["grids"]["spread"], right)
         check_code(page["PyTorch"], right["output"])
-    assert 150 < possible < 290
+    assert 0 < possible < len(cases)
     assert tables == {*right, "phases"}  # each was seen as numbers at least once
 
 
@@ -256,64 +256,24 @@ def check_code(code: str, output: Tensor) -> None:
     torch.testing.assert_close(printed[0].double(), output, rtol=1e-4, atol=2e-2)
 
 
-def test_explore_takes_rectangles_and_a_given_output_gradient(browse) -> None:
-    draw = np.random.default_rng(0)
-    x, w, dy = (draw.normal(size=size).round(3) for size in ((3, 2), (2, 4), (7, 6)))
-    given = {"transposed": True, "input": x, "kernel": w, "stride": 3, "padding": 1}
-    given |= {"outputPadding": 1, "gradOutput": dy}
-    given = {key: getattr(value, "tolist", lambda v=value: v)() for key, value in given.items()}
-    found = browse(f"results.found = explore({json.dumps(given)});")["found"]
-    x, w = torch.tensor(x, requires_grad=True), torch.tensor(w, requires_grad=True)
-    y = F.conv_transpose2d(x[None, None], w[None, None], stride=3, padding=1, output_padding=1)[
-        0, 0
-    ]
-    dx, dw = torch.autograd.grad(y, (x, w), torch.tensor(dy))
-    assert found["size"] == [7, 6]
-    for name, right in {"output": y, "gradInput": dx, "gradKernel": dw}.items():
-        np.testing.assert_allclose(found[name], right.detach().numpy(), atol=1e-12, err_msg=name)
-    product = np.array(found["matrix"]) @ x.detach().numpy().ravel()
-    np.testing.assert_allclose(product, y.detach().numpy().ravel(), atol=1e-12)
-
-
-IMPOSSIBLE = {
-    "stride: 0": "stride",
-    "padding: 1.5": "padding",
-    "transposed: false, outputPadding: 1": "convolution has no output padding",
-    "outputPadding: 2, stride: 2": "smaller than the stride",
-    "padding: 5": "Nothing would be left",
-    "transposed: false, dilation: 2": "does not fit",
-    "input: [[1, 2], [3]]": "one length",
-    "gradOutput: [[1]]": "4 × 4",
-}
-
-
-def test_an_impossible_setting_is_an_error_that_explains_it(browse) -> None:
-    settings = "".join(f"{{ ...ones, {change} }}," for change in IMPOSSIBLE)
-    messages = browse(
-        f"""const rows = (side) => Array(side).fill(Array(side).fill(1));
-        const ones = {{ transposed: true, input: rows(2), kernel: rows(3) }};
-        results.messages = [{settings}].map((setting) => {{
-            try {{ explore(setting); }} catch (error) {{ return error.message; }}
-        }});"""
-    )["messages"]
-    for message, word in zip(messages, IMPOSSIBLE.values(), strict=True):
-        assert word in message
-
-
-def test_channels_groups_and_bias_of_100_random_settings_are_those_of_pytorch(browse) -> None:
+def test_channels_groups_bias_and_rectangles_of_100_random_settings_are_those_of_pytorch(
+    browse,
+) -> None:
+    """With output padding, and for a given gradient of the output."""
     draw = np.random.default_rng(1)
     cases = []
     while len(cases) < 100:
-        groups, k, n, stride = (int(draw.integers(1, most + 1)) for most in (3, 4, 5, 3))
+        groups, k, m, n, stride = (int(draw.integers(1, most + 1)) for most in (3, 4, 5, 5, 3))
         inputs, outputs = (groups * int(draw.integers(1, 4)) for _ in range(2))
         transposed, padding, dilation = (int(draw.integers(0, most)) for most in (2, 3, 3))
         shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
         options = {"stride": stride, "padding": padding, "dilation": dilation + 1}
+        more = {"output_padding": int(draw.integers(0, 3))} if transposed else {}
         layer = F.conv_transpose2d if transposed else F.conv2d
-        x, w = (torch.from_numpy(draw.normal(size=s)) for s in ((1, inputs, n, n), (*shape, k, k)))
-        b = torch.from_numpy(draw.normal(size=outputs))
+        sizes = (1, inputs, m, n), (*shape, k, int(draw.integers(1, 5))), (outputs,)
+        x, w, b = (torch.from_numpy(draw.normal(size=size)) for size in sizes)
         try:
-            y = layer(x.requires_grad_(), w.requires_grad_(), b, groups=groups, **options)
+            y = layer(x.requires_grad_(), w.requires_grad_(), b, groups=groups, **options, **more)
         except RuntimeError:
             continue
         dy = torch.from_numpy(draw.normal(size=tuple(y.shape)))
@@ -321,11 +281,13 @@ def test_channels_groups_and_bias_of_100_random_settings_are_those_of_pytorch(br
         given = {"input": x[0], "kernel": w, "bias": b, "gradOutput": dy[0]}
         given = {name: tensor.detach().tolist() for name, tensor in given.items()}
         given |= {"transposed": bool(transposed), "groups": groups, **options}
+        given["outputPadding"] = more.get("output_padding", 0)
         right = {"output": y[0], "gradInput": dx[0], "gradKernel": dw}
         cases.append((given, {name: tensor.detach().numpy() for name, tensor in right.items()}))
     given = json.dumps([given for given, _ in cases])
     found = browse(f"results.found = {given}.map((one) => explore(one));")["found"]
     for page, (_, right) in zip(found, cases, strict=True):
+        assert tuple(page["size"]) == right["output"].shape[1:]
         for name, numbers in right.items():
             np.testing.assert_allclose(page[name], numbers, atol=1e-10, err_msg=name)
 
@@ -369,15 +331,11 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
         assert parse(total) == pytest.approx(float(y[0, 0, 0]), abs=1e-6)
 
 
-def test_presets_play_and_keys_change_page_and_address(browse) -> None:
+def test_choices_keys_edits_and_controls_change_page_and_address(browse) -> None:
     found = browse(
-        """const press = (key) => document.activeElement.dispatchEvent(
-            new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-        const focused = () => document.activeElement.getAttribute("aria-label");
-        const cell = (grid, i) => figures[grid].querySelectorAll("td")[i];
-        const lit = (grid) => figures[grid].querySelectorAll(".lit, .on").length;
-        await wait(1500);
-        results.opening = [text("summary"), text("stamps").includes("of 4 stamps"), location.hash];
+        """const cell = (grid, i) => figures[grid].querySelectorAll("td")[i];
+        const numbers = (grid) =>
+            [...figures[grid].querySelectorAll("td")].map((td) => td.textContent);
         results.choices = [];
         for (const link of document.querySelectorAll(".chips a")) {
             link.click();
@@ -385,84 +343,69 @@ def test_presets_play_and_keys_change_page_and_address(browse) -> None:
             const current = document.querySelector(".chips [aria-current=true]");
             const view = document.querySelector("#story a")?.hash.slice(1);
             const shown = !view || id(view) !== null;
-            results.choices.push([link.hash, current.hash, id("problem").hidden, shown]);
+            results.choices.push([link.hash === current.hash, id("problem").hidden, shown]);
         }
         await visit("#ones");
         cell("output", 0).focus();
-        press("ArrowRight");
-        press("ArrowDown");
+        const key = { key: "ArrowRight", bubbles: true, cancelable: true };
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", key));
         await wait(500);
-        results.keys = [focused(), text("readout"), location.hash];
-        results.lit = ["input", "kernel", "forward"].map(lit);
-        press("Escape");
-        results.cleared = lit("input");
+        results.key = [document.activeElement.getAttribute("aria-label"), location.hash];
         const edited = cell("input", 0).firstElementChild;
-        const type = (value) => {
-            edited.focus();
-            edited.value = value;
-            edited.dispatchEvent(new Event("input", { bubbles: true }));
-            edited.blur();
-        };
-        type("9/16");
-        results.fraction = [edited.value, cell("output", 0).textContent];
-        type("-2,5");
+        edited.focus();
+        edited.value = "-2,5";
+        edited.dispatchEvent(new Event("input", { bubbles: true }));
+        edited.blur();
         await wait(500);
-        results.edit = [location.hash, edited.value, cell("output", 0).textContent];
+        results.edit = [location.hash, edited.value, numbers("output")[0]];
         document.querySelector("#stamps .play").click();
         await wait(1000);
-        results.playing = text("stamps").includes("of 4 stamps");
+        results.playing = [numbers("sum"), numbers("output")];
         await wait(4000);
-        results.played = [text("stamps").includes("of 4 stamps"), cell("sum", 0).textContent];
+        results.played = [numbers("sum"), numbers("output")];
         id("k").nextSibling.click();
-        await wait(500);
-        results.stepped = [text("summary"), location.hash];
+        results.sizes = [[state.k, state.n, now.size]];
         document.querySelector("[name=t][value='0']").click();
-        results.turned = text("summary");"""
+        results.sizes.push([state.k, state.n, now.size]);"""
     )
-    assert found["opening"] == ["2 × 2 in, 4 × 4 out", True, ""]
-    for link, current, possible, shown in found["choices"]:
-        assert link == current
-        assert possible
-        assert shown
-    assert len(found["choices"]) == 16
-    assert found["keys"][0] == "row 1, column 1: 4"
-    sum_of_four = "x[0,0]·w[1,1] + x[0,1]·w[1,0] + x[1,0]·w[0,1] + x[1,1]·w[0,0]"
-    assert found["keys"][1] == f"y[1,1] = {sum_of_four} = 1·1 + 1·1 + 1·1 + 1·1 = 4"
-    assert found["keys"][2] == "#ones&at=y1,1"
-    assert found["lit"] == [4, 4, 4]
-    assert found["cleared"] == 0
-    assert found["fraction"] == ["9/16", "9/16"]
-    assert found["edit"] == ["#k=3&s=1&p=0&x=-2.5,1,1,1&w=ones&at=x0,0", "−5/2", "−5/2"]
-    assert found["playing"]
-    assert found["played"] == [False, "−5/2"]
-    assert found["stepped"] == ["2 × 2 in, 5 × 5 out", "#s=1&p=0&x=-2.5,1,1,1&w=ones"]
-    assert found["turned"] == "5 × 5 in, 2 × 2 out"
+    assert found["choices"]
+    assert all(map(all, found["choices"]))
+    assert found["key"] == ["row 0, column 1: 2", "#ones&at=y0,1"]
+    address, *shown = found["edit"]
+    assert "x=-2.5,1,1,1" in address
+    assert shown == ["−5/2", "−5/2"]
+    part, whole = found["playing"]
+    assert part != whole
+    part, whole = found["played"]
+    assert part == whole
+    assert found["sizes"] == [[4, 2, 5], [4, 5, 2]]
 
 
-def test_a_value_that_is_not_taken_is_explained(browse) -> None:
+def test_a_value_that_is_not_taken_is_named(browse) -> None:
+    labels = {"n": "input size", "k": "kernel_size", "s": "stride"}
     found = browse(
         """results.said = [];
         for (const [key, value] of [["n", "50"], ["k", "0"], ["s", "2.5"]]) {
+            const before = id(key).value;
             id(key).value = value;
             id(key).dispatchEvent(new Event("input", { bubbles: true }));
             id(key).dispatchEvent(new Event("blur"));
-            results.said.push([text("limit"), id(key).value]);
+            results.said.push([key, text("limit"), id(key).value === before]);
         }
+        results.asked = [];
         for (const hash of ["#n=50", "#nonsense&k=3", "#k=3"]) {
             await visit(hash);
-            results.said.push([text("limit"), text("summary")]);
+            results.asked.push([text("limit"), state.n]);
         }"""
-    )["said"]
-    assert [words for words, _ in found] == [
-        "input size goes from 1 to 8, in whole numbers.",
-        "kernel_size goes from 1 to 16, in whole numbers.",
-        "stride goes from 1 to 8, in whole numbers.",
-        "The address asks for n=50, but input size goes from 1 to 8.",
-        "The address has unknown parts: nonsense.",
-        "",
-    ]
-    assert [shown for _, shown in found[:3]] == ["2", "4", "2"]
-    assert found[3][1] == "8 × 8 in, 16 × 16 out"
+    )
+    for key, words, unchanged in found["said"]:
+        assert labels[key] in words
+        assert unchanged
+    (too_large, size), (unknown, _), (fine, _) = found["asked"]
+    assert "n=50" in too_large
+    assert size == 8  # the largest
+    assert "nonsense" in unknown
+    assert fine == ""
 
 
 def test_a_picture_goes_through_the_layer_and_keeps_a_constant_under_bilinear_weights(
@@ -508,27 +451,24 @@ def test_a_picture_goes_through_the_layer_and_keeps_a_constant_under_bilinear_we
 def test_the_stamps_are_saved_as_svg_and_as_a_gif_that_pillow_reads(browse) -> None:
     found = browse(
         """await visit("#double");
-        results.svg = svgOf(scene(2));
-        const bytes = animation();
-        results.gif = btoa(String.fromCharCode(...bytes));
-        results.frames = scene(4).cells.map(({ x, y, side, fill }) => [x, y, side, fill]);
+        results.scene = scene(2);
+        results.svg = svgOf(results.scene);
+        results.gif = btoa(String.fromCharCode(...animation()));
+        results.cells = scene(4).cells.slice(0, 4 + 16); // the input and the kernel
         results.embed = embedLine();"""
     )
     tree = ElementTree.fromstring(found["svg"])
     words = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
-    assert words[:3] == ["input x", "kernel w", "the sum of 2 stamps"]
-    assert len(words) == 3 + 4 + 16 + 36
+    assert words == [one["text"] for kind in ("titles", "cells") for one in found["scene"][kind]]
     animation = Image.open(io.BytesIO(base64.b64decode(found["gif"])))
-    assert (animation.n_frames, animation.info["loop"]) == (5, 0)
-    durations = []
-    for index in range(animation.n_frames):
-        animation.seek(index)
-        durations.append(animation.info["duration"])
-    assert durations == [800] * 4 + [2500]
+    assert animation.n_frames == 1 + 2 * 2  # with 0, 1, ... stamps
+    assert animation.info["loop"] == 0  # for ever
+    animation.seek(animation.n_frames - 1)
     last = animation.convert("RGB")
-    for x, y, side, fill in found["frames"][:20]:  # of the input and the kernel: a corner of a cell
-        colour = [int(part) for part in re.findall(r"\d+", fill)]
-        assert np.abs(np.subtract(last.getpixel((x + side - 3, y + 3)), colour)).max() <= 8
+    for cell in found["cells"]:
+        colour = [int(part) for part in re.findall(r"\d+", cell["fill"])]
+        corner = cell["x"] + cell["side"] - 3, cell["y"] + 3
+        assert np.abs(np.subtract(last.getpixel(corner), colour)).max() <= 8
     assert found["embed"].startswith('<iframe src="explorer.html#double&embed=stamps"')
 
 

@@ -18,7 +18,11 @@ import torch
 from PIL import Image
 
 import fcn
+from fcn import checkpoint
 from fcn.checkpoint import write_safetensors
+from fcn.config import ExportConfig
+from fcn.inference import export, hub
+from fcn.output import make_console
 from tests.conftest import random_model
 
 METRICS = {
@@ -36,15 +40,16 @@ METRICS = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, command: Callable[..., Any]) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model exported in the Hub's layout."""
+    root = tmp_path_factory.mktemp("models")
     about = {"classes": list("abcde"), "data": {"name": "tiny"}, "metrics": METRICS}
-    write_safetensors(tmp_path / "m.safetensors", random_model(stride=16), about)
-    command(
-        "export", f"checkpoint={tmp_path}/m.safetensors", "format=hub", f"output={tmp_path}/hub"
-    )
-    return tmp_path / "hub"
+    torch.manual_seed(0)
+    write_safetensors(root / "m.safetensors", random_model(stride=16), about)
+    cfg = ExportConfig(f"{root}/m.safetensors", f"{root}/hub", "hub")
+    export.main(cfg, root, make_console(quiet=True))
+    return root / "hub"
 
 
 def test_a_hub_folder_loads_as_the_model_and_its_card_has_the_numbers(folder: Path) -> None:
@@ -61,10 +66,9 @@ def test_a_hub_folder_loads_as_the_model_and_its_card_has_the_numbers(folder: Pa
     assert "license" not in card  # the weights are not ours
 
 
-def test_a_licence_stands_in_the_card_if_given(folder: Path, command: Callable[..., Any]) -> None:
-    again = [f"checkpoint={folder}", "format=hub", f"output={folder.parent}/again"]
-    command("export", *again, "licence=cc-by-4.0")
-    assert "\nlicense: cc-by-4.0\n---" in (folder.parent / "again" / "README.md").read_text()
+def test_a_licence_stands_in_the_card_if_given(folder: Path) -> None:
+    card = hub.model_card(checkpoint.read(folder).metadata, "cc-by-4.0")
+    assert "\nlicense: cc-by-4.0\n---" in card
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -131,18 +135,23 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 
 def test_model_and_space_are_uploaded_and_load_fetches_the_model(
-    folder: Path, command: Callable[..., Any], server: type[Hub], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    server: type[Hub],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    again = [f"checkpoint={folder}", "format=hub", f"output={folder.parent}/again"]
-    command("export", *again, "push=me/fcn", "space=me/demo")
+    again = [f"checkpoint={folder}", "format=hub", f"output={tmp_path}/again"]
+    command("export", *again, "push=me/fcn", "space=me/demo", "licence=cc-by-4.0")
     kinds = [(made.get("type", "model"), made.get("sdk")) for made in server.made]
     assert kinds == [("model", None), ("space", "gradio")]
-    written = folder.parent / "again"
+    written = tmp_path / "again"
     model = {"config.json", "model.safetensors", "README.md"}
     space = {"app.py", "requirements.txt", "README.md", "model.onnx"}
     sent = {f"models/me/fcn/{name}": written / name for name in model}
     sent |= {f"spaces/me/demo/{name}": written / "space" / name for name in space}
     assert server.files == {path: file.read_bytes() for path, file in sent.items()}
+    assert b"license: cc-by-4.0" in server.files["models/me/fcn/README.md"]
 
     fetched = {"me/fcn": str(folder)}.__getitem__
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
@@ -151,10 +160,9 @@ def test_model_and_space_are_uploaded_and_load_fetches_the_model(
 
 
 def test_a_space_without_a_model_repository_can_be_uploaded(
-    folder: Path, command: Callable[..., Any], server: type[Hub]
+    folder: Path, server: type[Hub]
 ) -> None:
-    again = [f"checkpoint={folder}", "format=hub", f"output={folder.parent}/again"]
-    command("export", *again, "space=me/demo")
+    hub.push(folder / "space", "me/demo", "space")
     assert {path.split("/")[0] for path in server.files} == {"spaces"}
 
 

@@ -104,11 +104,6 @@ def test_convolutions_are_converted_and_the_cost_is_written_down(
     assert found["before"]["mean_iou"] == 1  # the ground truth is what the model predicts
     assert found["after"]["mb"] == path.stat().st_size / 1e6 < found["before"]["mb"]
     assert (found["images"], found["calibration"]) == (2, 4 if precision == "int8" else 1)
-    assert f"mean IoU {100 * found['after']['mean_iou']:.2f} % instead of 100.00" in printed
-
-
-def test_the_mean_iou_is_that_of_the_file_itself(write: Exporter) -> None:
-    path, found, _ = write(random_model(num_classes=3), precision="int8")
     session, counts = open_session(path), np.zeros((3, 3))
     for name in write.data.ids["val"]:
         image = np.array(Image.open(write.data.image(name)), np.float32).transpose(2, 0, 1) / 255
@@ -118,13 +113,19 @@ def test_the_mean_iou_is_that_of_the_file_itself(write: Exporter) -> None:
     iou = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
     assert found["after"]["mean_iou"] == pytest.approx(iou.mean())
     assert [entry["after"] for entry in found["classes"]] == pytest.approx(iou)
+    assert f"mean IoU {100 * iou.mean():.2f} % instead of 100.00" in printed
 
 
-def test_a_file_of_one_size_of_bytes_to_labels_is_compared_too(write: Exporter) -> None:
+def test_a_file_of_one_size_of_bytes_to_labels_with_a_layer_in_float32_is_compared_too(
+    write: Exporter,
+) -> None:
     model = random_model(num_classes=3)
-    settings = {"size": [50, 71], "input": "uint8", "argmax": True}
+    settings = {"size": [50, 71], "input": "uint8", "argmax": True, "keep": ["fc6"]}
     path, found, _ = write(model, precision="int8", **settings)
-    assert found["size"] == [50, 71]
+    assert (found["size"], found["keep"]) == ([50, 71], ["fc6"])
+    types = weights(path)
+    assert types.pop("fc6") == np.float32
+    assert set(types.values()) == {np.dtype(np.int8)}
     image = (blobs(50, 71) * 255).byte()
     with torch.inference_mode():
         expected = model(image).argmax(1).numpy()
@@ -132,15 +133,6 @@ def test_a_file_of_one_size_of_bytes_to_labels_is_compared_too(write: Exporter) 
     assert len(np.unique(expected)) > 1
     assert (labels == expected).mean() > 0.9
     assert found["before"]["mean_iou"] > 0.5  # images are cut and padded, unlike the ground truth
-
-
-@pytest.mark.parametrize("precision", OFF)
-def test_layers_that_are_named_stay_float32(write: Exporter, precision: str) -> None:
-    path, found, _ = write(random_model(num_classes=3), precision=precision, keep=["fc6"])
-    found_types = weights(path)
-    assert found_types["fc6"] == np.float32
-    assert found_types["fc7"] != np.float32
-    assert found["keep"] == ["fc6"]
 
 
 def test_the_layer_that_costs_most_is_named_and_stays_float32(
@@ -167,18 +159,19 @@ def test_classes_that_the_calibration_images_lack_are_named(write: Exporter) -> 
 
 
 def test_what_cannot_be_is_said_in_one_line(
-    write: Exporter, error_line: Callable[..., str], tmp_path: Path
+    tiny_voc: TinyVOC, error_line: Callable[..., str], tmp_path: Path
 ) -> None:
-    write(random_model(num_classes=3), precision="int8")
+    model = random_model(num_classes=3, backbone="mini")
+    write_safetensors(tmp_path / "model.safetensors", model, {"classes": list(tiny_voc.classes)})
     given = [f"checkpoint={tmp_path}/model.safetensors", f"output={tmp_path}/other.onnx"]
-    data = write.data.overrides()
+    data = tiny_voc.overrides()
     assert "data=shapes has other classes" in error_line("export", *given, "precision=int8")
     assert "no layer fc9; choose from conv1_1" in error_line(
         "export", *given, "precision=int8", "keep=[fc9]", *data
     )
     assert "calibration=0" in error_line("export", *given, "precision=int8", "calibration=0")
     assert "keep=" in error_line("export", *given, "keep=[fc6]")
-    write.data.listing("train").unlink()
+    tiny_voc.listing("train").unlink()
     assert "train.txt" in error_line("export", *given, "precision=int8", *data)
     assert not (tmp_path / "other.onnx").exists()
 
