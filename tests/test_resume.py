@@ -44,6 +44,7 @@ INTERVALS: list[dict[str, Any]] = [
 STOPS = [(1, "crash"), (2, "SIGTERM"), (3, "crash"), (4, "SIGINT")]
 GRID = list(product(LENGTHS, LIMITS, ACCUMULATE, INTERVALS))
 CELLS = [(*cell, STOPS[number % len(STOPS)]) for number, cell in enumerate(GRID)]
+FAST = 11  # every so many cells: it has no divisor in common with the number of values of a factor
 
 
 class Crash(Exception):
@@ -92,7 +93,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "cell",
     [
-        pytest.param(cell, marks=[] if number % 6 == 0 else pytest.mark.slow)
+        pytest.param(cell, marks=[] if number % FAST == 0 else pytest.mark.slow)
         for number, cell in enumerate(CELLS)
     ],
     ids=lambda cell: "-".join(str(part).replace(" ", "") for part in cell),
@@ -120,6 +121,12 @@ def test_a_stopped_run_ends_as_one_left_alone(
     assert drawn.steps or in_last_step  # else there was nothing to resume
     assert before | drawn.steps == expected
     assert all(torch.equal(whole[name], ended[name]) for name in whole)
+
+
+def test_the_fast_cells_hold_every_value() -> None:
+    factors = (LENGTHS, LIMITS, ACCUMULATE, INTERVALS, STOPS)
+    for values, held in zip(factors, zip(*CELLS[::FAST], strict=True), strict=True):
+        assert all(value in held for value in values)
 
 
 def test_an_epoch_is_every_image_once_whatever_the_limit_of_steps(
