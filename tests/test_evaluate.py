@@ -27,6 +27,7 @@ from fcn.inference.metrics import scores, tally
 from fcn.inference.predictor import Predictor
 from fcn.models.upsampling import FixedUpsampling
 from fcn.output import make_console
+from fcn.training.run import train
 from tests.conftest import TinyVOC, random_model
 
 CPU = torch.device("cpu")
@@ -169,6 +170,20 @@ def test_predicted_masks_score_as_evaluation_says(
     predict_files.main(cfg, tmp_path, QUIET)
     masks = counted(tiny_voc, lambda name: np.array(Image.open(output / f"{name}.png")))
     assert masks == metrics["confusion"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_deterministic_run_in_bfloat16_is_evaluated_to_its_own_numbers(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    cfg, run = tiny_voc.training(lr=1e-2), tmp_path / "run"
+    cfg.trainer |= {"precision": "bf16-mixed", "deterministic": True}
+    assert train(cfg, run, QUIET) is not None
+    own = read_metrics(run / "metrics.json")
+    trainer = {"accelerator": "cpu", "precision": "bf16-mixed"}
+    again = evaluated(tiny_voc.config(), run, tmp_path / "again", trainer=trainer)
+    assert own["protocol"]["precision"] == again["protocol"]["precision"] == "bf16-mixed"
+    assert own["confusion"] == again["confusion"]
 
 
 @pytest.mark.parametrize(
