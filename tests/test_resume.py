@@ -14,20 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from fcn.config import TrainConfig
 from fcn.errors import Interrupted
-from fcn.processes import Processes
 from fcn.training import module
 from fcn.training.plan import resolve
 from fcn.training.run import first_model, fit, hide_hints, make_module, make_trainer
-from tests.conftest import Patch, TinyVOC
+from tests.conftest import ALONE, QUIET, Patch, TinyVOC
 from tests.test_transforms import DRAWING
 
-QUIET = Console(quiet=True)
-ALONE = Processes(0, 1, torch.device("cpu"))
 LENGTHS = [{"max_epochs": 3}, {"max_steps": 5}]
 LIMITS: list[dict[str, Any]] = [
     {},
