@@ -40,7 +40,7 @@ INTERVALS: list[dict[str, Any]] = [
 STOPS = [(1, "crash"), (2, "SIGTERM"), (3, "crash"), (4, "SIGINT")]
 GRID = list(product(LENGTHS, LIMITS, ACCUMULATE, INTERVALS))
 CELLS = [(*cell, STOPS[number % len(STOPS)]) for number, cell in enumerate(GRID)]
-FAST = 11  # every so many cells: it has no divisor in common with the number of values of a factor
+FAST = 13  # every so many cells: it has no divisor in common with the number of values of a factor
 
 
 class Crash(Exception):
@@ -119,10 +119,12 @@ def test_a_stopped_run_ends_as_one_left_alone(
     assert all(torch.equal(whole[name], ended[name]) for name in whole)
 
 
-def test_the_fast_cells_hold_every_value() -> None:
-    factors = (LENGTHS, LIMITS, ACCUMULATE, INTERVALS, STOPS)
-    for values, held in zip(factors, zip(*CELLS[::FAST], strict=True), strict=True):
+def test_the_fast_cells_hold_every_value_and_a_signal_within_a_step() -> None:
+    factors, fast = (LENGTHS, LIMITS, ACCUMULATE, INTERVALS, STOPS), CELLS[::FAST]
+    for values, held in zip(factors, zip(*fast, strict=True), strict=True):
         assert all(value in held for value in values)
+    signals = [(batches, at) for _, _, batches, _, (at, how) in fast if how != "crash"]
+    assert any((at + 1) % batches for batches, at in signals)
 
 
 def test_an_epoch_is_every_image_once_whatever_the_limit_of_steps(
