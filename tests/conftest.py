@@ -5,7 +5,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,22 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from fcn import cli
+from fcn.checkpoint import write_safetensors
 from fcn.config import BackboneConfig, DataConfig, ModelConfig, RecipeConfig, TrainConfig
 from fcn.models.fcn import FCN
+from fcn.processes import Processes
 from tests.export_files import Sample, make_samples
 
 Run = Callable[..., Any]  # runs a command: (name, *arguments)
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
+QUIET = Console(quiet=True)
+CPU = torch.device("cpu")
+ALONE = Processes(0, 1, CPU)
 # Settings of a run of a few seconds on a CPU, as command-line arguments.
 QUICK = ["backbone.width=4", "backbone.head_width=8", "recipe.crop=32", "recipe.batch_size=2"]
 QUICK += ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.precision=32-true"]
@@ -68,10 +74,7 @@ def no_pictures(monkeypatch: Patch) -> None:
     monkeypatch.setattr("fcn.pictures.visualize._grid", lambda *_: blank)
 
 
-@pytest.fixture
-def command(monkeypatch: Patch) -> Run:
-    """Runs a command in this process: command("train", "key=value", ...) -> what main returned."""
-
+def runner(monkeypatch: Patch) -> Run:
     def run(name: str, *arguments: str) -> Any:
         GlobalHydra.instance().clear()
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -79,6 +82,12 @@ def command(monkeypatch: Patch) -> Run:
         return cli.run(name)
 
     return run
+
+
+@pytest.fixture
+def command(monkeypatch: Patch) -> Run:
+    """Runs a command in this process: command("train", "key=value", ...) -> what main returned."""
+    return runner(monkeypatch)
 
 
 @pytest.fixture
@@ -257,3 +266,21 @@ def random_model(**arguments: Any) -> FCN:
         score = model(torch.rand(1, model.in_channels, 96, 96))
     model.score_fr.bias.data -= score.mean((0, 2, 3))
     return model
+
+
+def write_random_model(
+    path: Path, classes: Sequence[str] = TinyVOC.classes, **metadata: Any
+) -> Path:
+    """Write a random network on the smallest backbone, which knows these classes."""
+    network = random_model(backbone="mini", num_classes=len(classes))
+    write_safetensors(path, network, {"classes": list(classes)} | metadata)
+    return path
+
+
+def last(run: str | Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run holds."""
+    return torch.load(Path(run) / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def last_step(run: str | Path) -> int:
+    return last(run)["global_step"]

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn.checkpoint import write_safetensors
 from fcn.data.georeference import read_georeference
 from fcn.inference.predictor import Predictor
-from tests.conftest import random_model
+from tests.conftest import write_random_model
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -51,7 +50,7 @@ def predict(
 ) -> Callable[..., str]:
     """Predict photos/ into out/; return what was printed."""
     monkeypatch.chdir(tmp_path)
-    write_safetensors(Path("m.safetensors"), random_model(backbone="mini"), {"classes": CLASSES})
+    write_random_model(Path("m.safetensors"), CLASSES)
     Path("photos/sub").mkdir(parents=True)
 
     def run(*arguments: str) -> str:

@@ -24,9 +24,8 @@ from fcn.errors import DataError
 from fcn.inference.evaluate import one_class_warning
 from fcn.inference.predictor import Predictor
 from fcn.pictures import visualize
-from tests.conftest import TinyVOC
+from tests.conftest import QUICK, QUIET, TinyVOC
 
-QUIET = Console(quiet=True)
 COLOURS = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
 STREET = DatasetInfo(["sky", "road", "car"], COLOURS, ignore_index=9, background=False)
 
@@ -56,12 +55,8 @@ def folder(root: Path) -> DataConfig:
 
 def training(root: Path, run: Path) -> list[str]:
     """A run of a few steps on a very small network, as command-line arguments."""
-    return [
-        "data=folder", f"data.root={root}", "data.num_workers=0", "backbone.width=4",
-        "backbone.head_width=8", "recipe.crop=24", "recipe.batch_size=2", "trainer.max_steps=2",
-        "trainer.val_check_interval=2", "trainer.accelerator=cpu", "trainer.precision=32-true",
-        "logger=none", f"hydra.run.dir={run}",
-    ]  # fmt: skip
+    data = ["data=folder", f"data.root={root}", "data.num_workers=0"]
+    return [*data, *QUICK, f"hydra.run.dir={run}"]
 
 
 def test_a_set_without_background_goes_through_every_command_and_is_described_once(

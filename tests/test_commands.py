@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fcn import cli
-from fcn.checkpoint import load, write_safetensors
+from fcn.checkpoint import write_safetensors
 from fcn.config import REPOSITORY, SCHEMAS
 from fcn.errors import ConfigError
 from fcn.inference.evaluate import read_metrics
@@ -38,9 +36,9 @@ def script(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProc
 
 
 def test_importing_the_library_changes_nothing() -> None:
-    """No hook, no limit of Pillow's, no environment variable, no handler of a signal."""
+    """No hook, no limit of Pillow's, no environment variable, no signal's handler, no generator."""
     program = """
-import atexit, os, pkgutil, signal, sys, warnings
+import atexit, os, pkgutil, random, signal, sys, warnings
 from importlib import import_module
 import numpy, PIL.Image, pytorch_lightning, scipy.ndimage, torch, torchmetrics, torchvision
 import hydra, rich.progress, jinja2, matplotlib.figure, pydantic, pooch, fsspec, filelock
@@ -48,7 +46,8 @@ import hydra, rich.progress, jinja2, matplotlib.figure, pydantic, pooch, fsspec,
 def state():
     handlers = [signal.getsignal(n) for n in signal.valid_signals()]
     return (PIL.Image.MAX_IMAGE_PIXELS, dict(os.environ), handlers, atexit._ncallbacks(),
-            list(warnings.filters), sys.excepthook, torch.get_num_threads())
+            list(warnings.filters), sys.excepthook, torch.get_num_threads(), random.getstate(),
+            numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 import argparse
 error = argparse.ArgumentParser.error
@@ -64,14 +63,17 @@ assert argparse.ArgumentParser.error is error
     assert done.returncode == 0, done.stderr
 
 
-def test_inference_imports_no_library_as_slow_as_torch_but_torch() -> None:
+def test_no_slow_library_is_imported_before_it_is_needed() -> None:
     program = """
 import sys
 import fcn
-assert "torch" not in sys.modules
+from fcn.pictures import plots, visualize
+assert not {"matplotlib", "torch"} & sys.modules.keys()
 fcn.Predictor, fcn.overlay
 slow = {"torchvision", "pytorch_lightning", "torch._dynamo", "torchmetrics", "matplotlib", "scipy"}
 assert not slow & sys.modules.keys(), slow & sys.modules.keys()
+plots.iou_bars([0.5], ["a"])
+assert "matplotlib.pyplot" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -122,18 +124,6 @@ def test_train_then_evaluate_then_compare_then_resume(
     assert json.loads((root / "run" / "run.json").read_text())["config"]["recipe"]["lr"] == 8e-3
 
 
-def test_a_recorded_config_runs_again_to_the_same_numbers(tiny_voc: TinyVOC, run_in: Run) -> None:
-    """Hydra's own way: --config-path RUN/.hydra --config-name config."""
-    root = tiny_voc.root
-    run_in("train", *tiny_voc.overrides(), *QUICK, "recipe.lr=2e-3", "hydra.run.dir=run")
-    recorded = ["--config-path", str(root / "run" / ".hydra"), "--config-name", "config"]
-    run_in("train", *recorded, "hydra.run.dir=again")
-    one, other = (root / name for name in ("run", "again"))
-    assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
-    weights = load(other).state_dict()
-    assert all(torch.equal(tensor, weights[k]) for k, tensor in load(one).state_dict().items())
-
-
 def test_stages_train_one_from_the_other(tiny_voc: TinyVOC, run_in: Run) -> None:
     stages = ["stages=[fcn32s,fcn16s,fcn8s]", "trainer.max_steps=2", "hydra.run.dir=run"]
     mean_iou = run_in("train", *tiny_voc.overrides(), *QUICK, *stages)
@@ -145,14 +135,6 @@ def test_stages_train_one_from_the_other(tiny_voc: TinyVOC, run_in: Run) -> None
     before = (path.parent / "fcn16s" / "model.safetensors").stat().st_mtime_ns
     assert run_in("train", "resume=last", "hydra.run.dir=run") == mean_iou
     assert (path.parent / "fcn16s" / "model.safetensors").stat().st_mtime_ns == before
-
-
-def test_a_multirun_trains_every_combination(tiny_voc: TinyVOC, run_in: Run) -> None:
-    sweep = ["upsampling=fixed,learned", "-m", "hydra.sweep.dir=sweep"]  # a flag anywhere
-    run_in("train", *sweep, *tiny_voc.overrides(), *QUICK)
-    assert sorted(p.parent.name for p in Path("sweep").glob("*/metrics.json")) == list("01")
-    run_in("compare", "sweep=sweep", "images=0", "hydra.run.dir=page")
-    assert len(json.loads(Path("page/compare.json").read_text())["groups"]) == 2
 
 
 def test_a_log_has_neither_colours_nor_progress_bars(
@@ -169,6 +151,7 @@ def test_a_log_has_neither_colours_nor_progress_bars(
     assert "\x1b[33m" in shown
 
 
+@pytest.mark.slow
 def test_optuna_searches_with_jobs_that_submitit_starts(tiny_voc: TinyVOC) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -190,24 +173,6 @@ def test_early_stopping_is_a_choice_of_callbacks(tiny_voc: TinyVOC, run_in: Run)
     run_in("train", *tiny_voc.overrides(), *QUICK, *stop)
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 3  # the first validation and two without a better one
-
-
-def test_a_split_without_masks_is_predicted_for_vocs_server(
-    tiny_voc: TinyVOC, run_in: Run, error_line: Run
-) -> None:
-    root, folder = tiny_voc.root, tiny_voc.root / "VOC2012"
-    tiny_voc.listing("test").write_text("x0\n")
-    shutil.copy(tiny_voc.image("v0"), tiny_voc.image("x0"))
-    tiny_voc.folder.rename(folder)
-    write_safetensors(
-        root / "m.safetensors", small(num_classes=3), {"classes": list(tiny_voc.classes)}
-    )
-    test = [*tiny_voc.overrides(), "data.folder=VOC2012", "data.split=test"]
-    test += ["checkpoint=m.safetensors", "hydra.run.dir=run"]
-    assert "submission=true" in error_line("evaluate", *test)
-    run_in("evaluate", *test, "submission=true")
-    assert (root / "run" / "results.tar.gz").is_file()
-    assert not (root / "run" / "metrics.json").exists()
 
 
 def test_only_the_first_process_makes_a_folder(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -239,26 +204,18 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("trainer.callbacks=x", "trainer.callbacks is set by the run"),
         ("trainer.devices=[7]", "trainer: `devices`"),
-        ("trainer.precision=16-mixed", "needs a GPU"),
         ("trainer.accelerator=cuda", "trainer.accelerator=cuda is not available"),
         ("model=fcn9s", "fcn9s"),
         ("recipe.lr=fast", "recipe.lr: Value 'fast'"),
-        ("recipe.lr=-1", "recipe.lr=-1.0: must be greater than 0"),
-        ("recipe.optimizer=adagradd", "did you mean Adagrad?"),
         ("loss.name=hinge", "must be one of cross_entropy, dice"),
-        ("loss.class_weights=[1,2]", "one number for each of background, cat, dog"),
         ("recipe=heavy model=fcn32s loss=dice", "loss=dice does not fit"),
-        ("+callbacks.mine._target_=nowhere.Mine", "nowhere"),
-        ("model.stride=12", "stride must be 32, 16 or 8"),
         ("backbone.name=vgg16", "use backbone=vgg16"),
         ("model.name=fcn32s", "did you mean model=CHOICE?"),
-        ("upsampling.name=cubic", "upsampling must be one of"),
         ("backbone.weights=nowhere.pth", "nowhere.pth: no such weights file"),
         ("model.init_from=notes.ckpt", "notes.ckpt: damaged"),
         ("data.root=nowhere", "nowhere"),
         ("data.train_split=trian", "trian.txt"),
         ("data.val_split=train", "in both"),
-        ("data.classes=[background,cat]", "label 2"),
         ("data=folder data.folder=. data.root=.", "images"),
         ("data=shapes data.folder=. data.root=mine", "data=folder"),
         ("resume=last hydra.run.dir=new", "run.json"),
@@ -268,51 +225,32 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("seed", "seed"),
         ("trainer.devices=0", "trainer: "),
         ("trainer.strategy=fsdp", "trainer.strategy=fsdp: must be one of auto, ddp"),
-        ("trainer.precision=foo", "trainer.precision=foo: must be auto"),
         ("recipe.optimizer=SparseAdam", "recipe.optimizer"),
-        ("recipe.optimizer=LBFGS", "recipe.optimizer"),
         ("recipe.batch_size=1 recipe.crop=32", "use recipe.batch_size=2"),
-        ("loss.class_weights=heavy", "must be balanced"),
         ("hydra.run.dir=/proc/run", "/proc/run"),
         ("resume=nowhere", "no run in nowhere"),
         ("resume=nowhere/checkpoints/last.ckpt", "no such checkpoint"),
         ("stages=[fcn32s,fcn9s]", "no model fcn9s"),
         ("model.in_channels=5 data.bands=[0,1]", "model.in_channels=5"),
-        ("loss.gamma=3", "loss.gamma=3.0 needs loss=focal"),
-        ("data.split=val", "train does not use it"),
     ],
     "evaluate": [
         ("trainer.precision=foo", "trainer.precision=foo: must be auto"),
-        ("trainer.precision=16-mixed", "needs a GPU"),
-        ("trainer.devices=0", "trainer: "),
         ("checkpoint=nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
         ("checkpoint=mine", "mine: no model.safetensors"),
         ("checkpoint=???", "checkpoint is missing"),
         ("checkpoint=notes.ckpt", "notes.ckpt: damaged"),
         ("data.classes=[a,b,c]", "does not know a, b, c of data=tiny (it knows background, cat"),
         ("trainer.accelerator=quantum", "trainer: "),
-        ("trainer.max_steps=3", "is for training"),
         ("recipe=sample", "recipe= is no choice of evaluate"),
         ("data.limit=2", "data.limit=2: evaluate does not use it"),
     ],
     "predict": [
-        ("trainer.precision=half", "trainer.precision=half: must be auto"),
         ("trainer.max_epochs=2", "is for training"),
         ("input=nowhere", "nowhere"),
-        ("tile=100", "tile=100"),
-        ("scales=[0]", "scales.0=0.0: must be greater than 0"),
-        ("experiment=voc_vgg16", "experiment= is no choice of predict"),
     ],
-    "export": [
-        ("format=tflite", "must be one of onnx, torch_export, safetensors"),
-        ("data.root=mine", "data.root=mine needs precision=float16 or int8"),
-    ],
-    "benchmark": [("images=5", "images=5 needs checkpoint=...")],
+    "export": [("format=tflite", "must be one of onnx, torch_export, safetensors")],
     "import_caffe": [("caffemodel=notes.ckpt", "notes.ckpt"), ("model=alexnet", "alexnet")],
-    "prepare_data": [
-        ("data.download=true", "data=tiny"),
-        ("convert=export(1)", "quotes of their own"),
-    ],
+    "prepare_data": [("convert=export(1)", "quotes of their own")],
     "explain": [("explain=magic", "must be one of all, matrix")],
     "compare": [("runs=[nowhere]", "nowhere"), ("runs=[]", "runs=")],
 }
@@ -346,30 +284,13 @@ def test_a_mistake_is_answered_in_one_line(
     assert words in error_line(name, *base, *given)
 
 
-def damage_size(data: TinyVOC) -> str:
-    Image.new("L", (9, 9)).save(data.mask("v0"))
-    return "v0.png"
-
-
-def damage_label(data: TinyVOC) -> str:
-    Image.new("L", (40, 50), 37).save(data.mask("v0"))
-    return "label 37"
-
-
-def damage_jpeg(data: TinyVOC) -> str:
-    data.image("t1").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
-    return "t1.jpg"
-
-
-@pytest.mark.parametrize(
-    ("damage", "workers"), [(damage_size, 0), (damage_label, 0), (damage_jpeg, 0), (damage_jpeg, 1)]
-)
 @pytest.mark.usefixtures("run_in")
-def test_a_damaged_file_ends_training_with_its_name(
-    tiny_voc: TinyVOC, error_line: Run, damage: Callable[[TinyVOC], str], workers: int
+def test_a_damaged_image_of_a_loading_process_ends_training_with_its_name(
+    tiny_voc: TinyVOC, error_line: Run
 ) -> None:
-    words, own = damage(tiny_voc), f"data.num_workers={workers}"
-    assert words in error_line("train", *tiny_voc.overrides(), *QUICK, own)
+    tiny_voc.image("t1").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
+    workers = "data.num_workers=1"
+    assert "t1.jpg" in error_line("train", *tiny_voc.overrides(), *QUICK, workers)
 
 
 def test_a_traceback_can_be_asked_for(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -1,23 +1,22 @@
 """Devices and precisions: what is named is computed so, or refused in one line."""
 
-import subprocess
-import sys
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import fcn
 from fcn import checkpoint
-from fcn.config import REPOSITORY
 from fcn.device import PRECISIONS, SHORT, InferenceModel, computes_bf16, resolve_precision
 from fcn.errors import ConfigError
 from fcn.models.fast_forms import image_layout, weight_layout
 from fcn.models.upsampling import LearnedUpsampling
-from tests.conftest import Patch, random_model
+from tests.conftest import CPU, Patch, random_model, write_random_model
 
-CPU = torch.device("cpu")
 HALF = ("16-mixed", "16-true")
 
 
@@ -83,14 +82,6 @@ def test_inference_computes_at_the_precision_that_it_names(name: str, upsampling
         assert value.dtype == before[key].dtype
 
 
-def save(folder: Path, trained: str = "32-true") -> Path:
-    model = random_model(num_classes=3)
-    about = {"model": model.arguments, "classes": ["background", "cat", "dog"]}
-    path = folder / "model.safetensors"
-    checkpoint.write_safetensors(path, model, about | {"precision": trained})
-    return path
-
-
 def test_apples_gpus_get_contiguous_layouts_and_others_channels_last() -> None:
     """pytorch#175189: batch norm's backward pass there."""
     assert weight_layout(torch.device("mps")) == torch.contiguous_format
@@ -123,26 +114,18 @@ def test_drift_is_computed_on_the_cpu_since_apples_gpus_have_no_float64(monkeypa
     assert layer.drift() == pytest.approx(1)
 
 
-def test_importing_and_loading_leave_every_random_state_alone(tmp_path: Path) -> None:
-    code = """
-import random, sys
-import numpy, torch
+def test_loading_and_predicting_leave_every_random_state_alone(tmp_path: Path) -> None:
+    def states() -> tuple[Any, ...]:
+        numpys = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        return random.getstate(), numpys, torch.get_rng_state().tolist()
 
-def states():
-    return random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-
-random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
-before = states()
-import fcn
-fcn.FCN, fcn.Predictor, fcn.optimize, fcn.overlay
-assert states() == before, "importing"
-model = fcn.load(sys.argv[1])
-assert states() == before, "loading"
-fcn.Predictor(sys.argv[1])(numpy.zeros((40, 50, 3), numpy.uint8))
-fcn.optimize(model, "cpu")
-assert states() == before, "predicting"
-"""
-    subprocess.run([sys.executable, "-c", code, save(tmp_path)], cwd=REPOSITORY, check=True)
+    path = write_random_model(tmp_path / "m.safetensors")
+    before = states()
+    model = fcn.load(path)
+    assert states() == before
+    fcn.Predictor(path)(np.zeros((40, 50, 3), np.uint8))
+    fcn.optimize(model, "cpu")
+    assert states() == before
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

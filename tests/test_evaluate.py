@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fcn.checkpoint import info_metadata, load, write_safetensors
+from fcn.checkpoint import info_metadata, load
 from fcn.config import DataConfig, EvaluateConfig, PredictConfig
 from fcn.data.layouts import open_split
 from fcn.dataset_info import DatasetInfo
@@ -27,10 +29,8 @@ from fcn.inference.metrics import scores, tally
 from fcn.inference.predictor import Predictor
 from fcn.models.upsampling import FixedUpsampling
 from fcn.output import make_console
-from tests.conftest import TinyVOC, random_model
-
-CPU = torch.device("cpu")
-QUIET = make_console(quiet=True)
+from fcn.training.run import train
+from tests.conftest import CPU, QUIET, TinyVOC, write_random_model
 
 
 class LeftIsCat(nn.Module):
@@ -55,12 +55,6 @@ IOU = [2712 / (4272 + 3092 - 2712), 190 / (380 + 1940 - 190), 0]
 @pytest.fixture
 def model() -> InferenceModel:
     return InferenceModel(LeftIsCat(), CPU)  # type: ignore[arg-type]
-
-
-def trained(path: Path) -> Path:
-    network = random_model(backbone="mini", num_classes=3)
-    write_safetensors(path, network, {"classes": list(TinyVOC.classes)})
-    return path
 
 
 def counted(tiny_voc: TinyVOC, predict: Callable[[str], np.ndarray]) -> list[list[int]]:
@@ -130,7 +124,7 @@ def test_the_worst_images_come_first_in_worst_png(
 def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     """Sizes alternate in the split and batches hold one size: the loader's order is another."""
     dataset = open_split(tiny_voc.config(), "train")
-    path = trained(tmp_path / "m.safetensors")
+    path = write_random_model(tmp_path / "m.safetensors")
     model = InferenceModel(load(path), CPU)
     one, two, all_ = (evaluate(model, dataset, QUIET, batch_size=size) for size in (1, 2, 8))
     assert (one.scores.confusion.sum(0) > 0).sum() > 1
@@ -159,7 +153,7 @@ def test_predicted_masks_score_as_evaluation_says(
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "out"
     run.mkdir()
-    trained(run / "model.safetensors")
+    write_random_model(run / "model.safetensors")
     metrics = evaluated(tiny_voc.config(), run, tmp_path / "found", **settings)
     expected = {"flip": False, "scales": [1.0], **settings["trainer"], **settings}
     del expected["trainer"]
@@ -171,9 +165,21 @@ def test_predicted_masks_score_as_evaluation_says(
     assert masks == metrics["confusion"]
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"PK\x03\x04 cut", b"something else", b"{}", b"[1]"]
-)
+@pytest.mark.usefixtures("no_pictures")
+def test_a_deterministic_run_in_bfloat16_is_evaluated_to_its_own_numbers(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    cfg, run = tiny_voc.training(lr=1e-2), tmp_path / "run"
+    cfg.trainer |= {"precision": "bf16-mixed", "deterministic": True}
+    assert train(cfg, run, QUIET) is not None
+    own = read_metrics(run / "metrics.json")
+    trainer = {"accelerator": "cpu", "precision": "bf16-mixed"}
+    again = evaluated(tiny_voc.config(), run, tmp_path / "again", trainer=trainer)
+    assert own["protocol"]["precision"] == again["protocol"]["precision"] == "bf16-mixed"
+    assert own["confusion"] == again["confusion"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"{}", b"[1]"])
 def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     for name, read in (("metrics.json", read_metrics), ("per_image.npz", read_per_image)):
         if content is not None:
@@ -183,40 +189,38 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | No
 
 
 def test_a_split_without_masks_is_submitted_as_vocs_server_takes_it(
-    tiny_voc: TinyVOC, model: InferenceModel, tmp_path: Path
+    tiny_voc: TinyVOC, tmp_path: Path
 ) -> None:
     tiny_voc.listing("test").write_text("v1\nv0\n")
-    for mask in tiny_voc.mask("v0").parent.iterdir():
-        mask.unlink()
-    dataset = open_split(tiny_voc.config(), "test")
-    archive = evaluate_checkpoint.write_submission(
-        model, dataset, tmp_path, QUIET, year="VOC2012", split="test"
-    )
-    assert archive == tmp_path / "results.tar.gz"
-    with tarfile.open(archive, "r:gz") as tar:
+    shutil.rmtree(tiny_voc.mask("v0").parent)
+    tiny_voc.folder = tiny_voc.folder.rename(tiny_voc.root / "VOC2012")
+    data = replace(tiny_voc.config(), folder="VOC2012", split="test")
+    run = write_random_model(tmp_path / "m.safetensors")
+    cfg = EvaluateConfig(str(run), data, submission=True, trainer={"accelerator": "cpu"})
+    assert evaluate_checkpoint.main(cfg, tmp_path, QUIET) is None
+    assert not (tmp_path / "metrics.json").exists()
+    with tarfile.open(tmp_path / "results.tar.gz", "r:gz") as tar:
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(tmp_path / "unpacked")
     folder = tmp_path / "unpacked/results/VOC2012/Segmentation/comp6_test_cls"
     assert len(list((tmp_path / "unpacked").rglob("*.*"))) == 2
-    for name, size in {"v0": (50, 40), "v1": (48, 64)}.items():
+    predictor = Predictor(run, "cpu")
+    for name in ("v0", "v1"):
         mask = Image.open(folder / f"{name}.png")
         assert mask.mode == "P"
         assert mask.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
-        labels = np.array(mask)
-        assert labels.shape == size
-        assert (labels[:, :20] == 1).all()
-        assert (labels[:, 20:] == 0).all()
+        assert np.array_equal(mask, predictor(tiny_voc.image(name)))
 
 
 def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
-    path = str(trained(tmp_path / "m.safetensors"))
+    path = str(write_random_model(tmp_path / "m.safetensors"))
     cfg = EvaluateConfig(checkpoint=path, data=tiny_voc.config(), submission=True)
     with pytest.raises(ConfigError, match="submission"):
         evaluate_checkpoint.main(cfg, tmp_path, QUIET)
     for mask in tiny_voc.mask("v0").parent.iterdir():
         mask.unlink()
     cfg.submission = False
-    with pytest.raises(ConfigError, match=r"data\.split"):
+    with pytest.raises(ConfigError, match=r"data\.split=.* submission=true"):
         evaluate_checkpoint.main(cfg, tmp_path, QUIET)
 
 
@@ -225,7 +229,7 @@ def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path)
 def test_classes_are_matched_by_name_whatever_their_order(
     tiny_voc: TinyVOC, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: list[int]
 ) -> None:
-    run = trained(tmp_path / "m.safetensors")
+    run = write_random_model(tmp_path / "m.safetensors")
     before = evaluated(tiny_voc.config(), run, tmp_path / "before")
     assert "by name" not in capsys.readouterr().out
     tiny_voc.renumber(order)
@@ -244,7 +248,7 @@ def test_classes_are_matched_by_name_whatever_their_order(
 def test_a_class_that_the_data_lacks_is_named_and_the_advice_works(
     tiny_voc: TinyVOC, tmp_path: Path
 ) -> None:
-    run = trained(tmp_path / "m.safetensors")
+    run = write_random_model(tmp_path / "m.safetensors")
     for mask in tiny_voc.mask("v0").parent.iterdir():  # dogs are now unlabelled
         labels = np.array(Image.open(mask))
         Image.fromarray(np.where(labels == 2, 255, labels).astype(np.uint8)).save(mask)
@@ -264,8 +268,7 @@ def test_a_class_that_the_data_lacks_is_named_and_the_advice_works(
 def test_a_class_that_the_model_lacks_is_named_and_the_advice_works(
     tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
 ) -> None:
-    network, run = random_model(backbone="mini", num_classes=2), tmp_path / "m.safetensors"
-    write_safetensors(run, network, {"classes": ["background", "cat"]})
+    run = write_random_model(tmp_path / "m.safetensors", ["background", "cat"])
     settings = [*tiny_voc.overrides(), f"hydra.run.dir={tmp_path}/first"]
     message = error_line("evaluate", f"checkpoint={run}", *settings)
     assert "does not know dog" in message
@@ -276,24 +279,24 @@ def test_a_class_that_the_model_lacks_is_named_and_the_advice_works(
     command("evaluate", f"checkpoint={tmp_path}/run", *settings)
 
 
-TAKES: dict[str, dict[str, Any]] = {
-    "unrecorded": {},
-    "none": info_metadata(DatasetInfo(list(TinyVOC.classes))),
-    "its own": info_metadata(
-        DatasetInfo(list(TinyVOC.classes), value_range=[9, 200], bands=[1, 0, 2])
-    ),
-}
-
-
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("said", ["value_range: [0.0, 128.0]", "bands: [2, 1, 0]"])
-@pytest.mark.parametrize("takes", TAKES)
+@pytest.mark.parametrize(
+    ("takes", "said"),
+    [
+        ({}, "bands: [2, 1, 0]"),
+        ({"value_range": [9, 200], "bands": [1, 0, 2]}, "value_range: [0.0, 128.0]"),
+    ],
+)
 def test_a_set_does_not_change_what_a_network_was_trained_to_take(
-    tiny_voc: TinyVOC, tmp_path: Path, takes: str, said: str, capsys: pytest.CaptureFixture[str]
+    tiny_voc: TinyVOC,
+    tmp_path: Path,
+    takes: dict[str, Any],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Evaluation goes by the checkpoint, as prediction does, and names what it leaves out."""
-    run, network = tmp_path / "m.safetensors", random_model(backbone="mini", num_classes=3)
-    write_safetensors(run, network, {"classes": list(TinyVOC.classes)} | TAKES[takes])
+    info = DatasetInfo(list(TinyVOC.classes), **takes)
+    run = write_random_model(tmp_path / "m.safetensors", **info_metadata(info))
     before = evaluated(tiny_voc.config(), run, tmp_path / "before")["confusion"]
     assert "as the checkpoint was trained" not in capsys.readouterr().out
     (tiny_voc.folder / "dataset.yaml").write_text(said)
@@ -310,16 +313,16 @@ def test_a_set_does_not_change_what_a_network_was_trained_to_take(
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("wished", [[], ["value_range=[0,4080]"], ["bands=[2,1,0]"]])
+@pytest.mark.parametrize("wished", ["value_range=[0,4080]", "bands=[2,1,0]"])
 def test_deep_images_are_predicted_as_they_are_evaluated(
     tiny_voc: TinyVOC,
     tmp_path: Path,
     command: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
-    wished: list[str],
+    wished: str,
 ) -> None:
     """With 16 bits, a range that the set says and the network does not know, and settings."""
-    run, settings = trained(tmp_path / "m.safetensors"), [f"data.{key}" for key in wished]
+    run = write_random_model(tmp_path / "m.safetensors")
     before = evaluated(tiny_voc.config(), run, tmp_path / "before")["confusion"]
     for name in tiny_voc.ids["val"]:
         pixels = np.array(Image.open(tiny_voc.image(name))).astype(np.uint16) * 16
@@ -328,21 +331,21 @@ def test_deep_images_are_predicted_as_they_are_evaluated(
     (tiny_voc.folder / "dataset.yaml").write_text("value_range: [0, 4080]")
     folder = tmp_path / "out"
     arguments = [f"checkpoint={run}", *tiny_voc.overrides(), f"hydra.run.dir={folder}"]
-    command("evaluate", *arguments, *settings)
-    said = " ".join(capsys.readouterr().out.split())
-    assert ("data.value_range overrides both" in said) == ("value_range=[0,4080]" not in wished)
+    command("evaluate", *arguments, f"data.{wished}")
+    said, ranged = " ".join(capsys.readouterr().out.split()), wished.startswith("value_range")
+    assert ("data.value_range overrides both" in said) != ranged
     images = tiny_voc.image("v*")
-    command("predict", f"checkpoint={run}", f"input='{images}'", f"output={folder}", *wished)
+    command("predict", f"checkpoint={run}", f"input='{images}'", f"output={folder}", wished)
     found = json.loads((folder / "metrics.json").read_text())["confusion"]
     assert found == counted(tiny_voc, lambda name: np.array(Image.open(folder / f"{name}.png")))
-    assert (found == before) == ("value_range=[0,4080]" in wished)
+    assert (found == before) == ranged
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_nothing_is_overwritten_unasked(
     tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], error_line: Callable[..., str]
 ) -> None:
-    run = trained(tmp_path / "m.safetensors")
+    run = write_random_model(tmp_path / "m.safetensors")
     folder = tmp_path / "out"
     arguments = [f"checkpoint={run}", *tiny_voc.overrides(), f"hydra.run.dir={folder}"]
     command("evaluate", *arguments)

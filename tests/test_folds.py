@@ -127,7 +127,8 @@ def test_runs_know_their_own_fold(
     monkeypatch.chdir(tiny_voc.root)
     data = [*tiny_voc.overrides(), "data.folds=3"]
     arguments = [*data, *QUICK, "trainer.max_steps=1"]
-    command("train", "-m", *arguments, "data.fold=0,1,2", "hydra.sweep.dir=sweep")
+    sweep = ["data.fold=0,1,2", "-m", "hydra.sweep.dir=sweep"]  # a flag anywhere
+    command("train", *arguments, *sweep)
     assert "fold 2 of 3 of train and val: of 6 images" in capsys.readouterr().out
     ids = []
     for fold in range(3):

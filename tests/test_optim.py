@@ -118,7 +118,7 @@ def test_any_optimiser_of_torch_goes_by_its_name(name: str) -> None:
 
 
 def test_an_optimiser_that_does_not_exist_is_an_error_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="RMSprop"):
+    with pytest.raises(ConfigError, match=r"did you mean RMSprop\?"):
         optimizer_class("rmspropp")
     recipe = RecipeConfig(optimizer_arguments={"nesterovv": True})
     with pytest.raises(ConfigError, match="nesterovv"):

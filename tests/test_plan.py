@@ -12,13 +12,10 @@ from rich.console import Console
 
 from fcn.data.check import class_pixels
 from fcn.errors import ConfigError
-from fcn.processes import Processes
 from fcn.training.plan import REFUSED, RESOLVED, Plan, resolve
 from fcn.training.run import first_model, hide_hints, make_module, make_trainer
-from tests.conftest import TinyVOC
+from tests.conftest import ALONE, QUIET, TinyVOC
 
-QUIET = Console(quiet=True)
-ALONE = Processes(0, 1, torch.device("cpu"))
 # Arguments that Lightning gets as they are, with a value that is not their default.
 PASSED_ON: dict[str, Any] = {
     "benchmark": False,
@@ -197,9 +194,3 @@ def test_balanced_weights_follow_the_pixels_of_the_masks(tiny_voc: TinyVOC, tmp_
 def test_more_training_images_than_there_are_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.limit=5: tiny train .* has 4 images"):
         limited(tiny_voc, tmp_path, 5)
-
-
-def test_a_plan_cannot_be_changed(tiny_voc: TinyVOC, tmp_path: Path) -> None:
-    plan = planned(tiny_voc, tmp_path)
-    with pytest.raises(AttributeError):
-        plan.seed = 1  # type: ignore[misc]

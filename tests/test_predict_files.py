@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fcn.checkpoint import write_safetensors
 from fcn.config import PredictConfig
 from fcn.errors import ConfigError, DataError
 from fcn.inference import predict_files
@@ -25,14 +24,10 @@ from fcn.inference.predictor import Predictor
 from fcn.output import LOCK, make_console
 from fcn.pictures.visualize import overlay, voc_palette
 from fcn.processes import usable_cores
-from tests.conftest import random_model
+from tests.conftest import write_random_model
 
 CLASSES = ["background", "cat", "dog", "cow", "bus"]
 Predict = Callable[..., str]
-
-
-def write_model(path: Path) -> None:
-    write_safetensors(path, random_model(backbone="mini"), {"classes": CLASSES})
 
 
 def photo(height: int, width: int) -> Image.Image:
@@ -44,7 +39,7 @@ def photo(height: int, width: int) -> Image.Image:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with m.safetensors, and 7 images of three sizes in photos/."""
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "m.safetensors")
+    write_random_model(tmp_path / "m.safetensors", CLASSES)
     (tmp_path / "photos").mkdir()
     for index in range(7):
         size = ((40, 50), (50, 40), (33, 70))[index % 3]
@@ -140,7 +135,7 @@ def test_an_interrupted_run_resumes_to_identical_files(
 def test_predictions_with_other_settings_are_not_mixed(predict: Predict, root: Path) -> None:
     predict()
     before = contents("out")
-    write_model(root / "other.safetensors")
+    write_random_model(root / "other.safetensors", CLASSES)
     for settings in ({"checkpoint": "other.safetensors"}, {"flip": True}, {"scales": [1.0, 2.0]}):
         with pytest.raises(ConfigError, match=r"predict\.json"):
             predict(**settings)
@@ -337,6 +332,7 @@ print(min(used[-30:]) - min(used[90:120]))  # oneDNN keeps kernels of the first 
 """
 
 
+@pytest.mark.slow  # 200 images
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc counts what is used")
 def test_memory_does_not_grow_with_the_sizes_of_images(root: Path) -> None:
     command = [sys.executable, "-c", GROWTH]

@@ -268,7 +268,7 @@ OVERLAID = {  # mode -> a photograph in it
 }
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("mode", OVERLAID)
 def test_an_overlay_shows_the_photograph_as_the_predictor_sees_it(
     path: Path, tmp_path: Path, mode: str, orientation: int
@@ -328,10 +328,12 @@ def test_evaluation_and_prediction_in_small_tiles_give_the_labels_of_whole_image
     assert torch.equal(tiled.predict(images), expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"flip": True, "scales": [0.5, 1, 2]}, {"tile": TILE}])
-@pytest.mark.parametrize("value", [-1.0, 2.0, np.nan])
+@pytest.mark.parametrize(
+    ("value", "settings"),
+    [(-1.0, {}), (2.0, {"flip": True, "scales": [0.5, 1, 2]}), (np.nan, {"tile": TILE})],
+)
 def test_floats_outside_0_to_1_are_an_error_whole_and_in_tiles(
-    path: Path, settings: dict, value: float
+    path: Path, value: float, settings: dict
 ) -> None:
     image = np.full((900, 40, 3), value, np.float32)
     image[::2] = 0.5

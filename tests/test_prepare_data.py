@@ -16,19 +16,11 @@ from fcn.data.dataset import read_image
 from fcn.data.layouts import open_split
 from fcn.errors import ConfigError, DataError
 from fcn.tools.prepare_data import inspect, main
-from tests.conftest import TinyVOC
-
-QUIET = Console(quiet=True)
+from tests.conftest import QUIET, TinyVOC
 
 
 def problems(data: DataConfig, processes: int = 1) -> list[str]:
     return inspect(data, QUIET, processes)[1]
-
-
-def prepare(data: DataConfig, folder: Path, **settings: Any) -> dict[str, Any]:
-    """What prepare_data writes to report.json."""
-    main(PrepareDataConfig(data=data, processes=1, overwrite=True, **settings), folder, QUIET)
-    return json.loads((folder / "report.json").read_text())
 
 
 def wrong_label(d: TinyVOC) -> str:
@@ -72,27 +64,21 @@ def no_list(d: TinyVOC) -> str:
     return r"val\.txt: no such list"
 
 
-DAMAGES = [
-    wrong_label, truncated_jpeg, missing_mask, another_size, duplicate, id_in_both_splits,
-    same_pixels, no_list,
-]  # fmt: skip
+FIVE = (wrong_label, truncated_jpeg, missing_mask, another_size, duplicate)
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
-def test_a_problem_is_reported_once(tiny_voc: TinyVOC, damage: Callable[[TinyVOC], str]) -> None:
-    message = damage(tiny_voc)
-    (problem,) = problems(tiny_voc.config())
-    assert re.search(message, problem), problem
-
-
-def test_all_problems_are_reported_by_any_number_of_processes(tiny_voc: TinyVOC) -> None:
-    damages = (wrong_label, truncated_jpeg, missing_mask, another_size, duplicate)
+@pytest.mark.parametrize(
+    ("damages", "processes"),
+    [(FIVE, 1), (FIVE, 2), ((id_in_both_splits,), 1), ((same_pixels,), 1), ((no_list,), 1)],
+)
+def test_each_problem_is_reported_once_by_any_number_of_processes(
+    tiny_voc: TinyVOC, damages: tuple[Callable[[TinyVOC], str], ...], processes: int
+) -> None:
     messages = [damage(tiny_voc) for damage in damages]
-    found = problems(tiny_voc.config(), 2)
+    found = problems(tiny_voc.config(), processes)
     assert len(found) == len(messages)
     for message in messages:
         assert sum(bool(re.search(message, problem)) for problem in found) == 1, message
-    assert found == problems(tiny_voc.config())
 
 
 def masks_of(tiny_voc: TinyVOC, labels: list[int]) -> list[str]:
@@ -131,7 +117,8 @@ def test_two_classes_are_enough_but_the_third_is_named(tiny_voc: TinyVOC, tmp_pa
 def test_the_numbers_are_those_of_the_files(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     """Against their definitions, from all pixels at once."""
     Image.new("L", (40, 50), 255).save(tiny_voc.mask("t2"))
-    content = prepare(tiny_voc.config(), tmp_path / "out")
+    main(PrepareDataConfig(data=tiny_voc.config(), processes=1), tmp_path / "out", QUIET)
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
     train, ids = content["splits"]["train"], tiny_voc.ids["train"]
     images = [read_image(tiny_voc.image(i)).reshape(3, -1).numpy() / 255 for i in ids]
     pixels = np.concatenate(images, axis=1)
@@ -162,38 +149,13 @@ def test_prepare_data_prints_and_writes_its_report(tiny_voc: TinyVOC, tmp_path: 
         assert sheet.width > 500
     with pytest.raises(ConfigError, match=r"report\.json exists"):
         main(cfg, folder, console)
+    shards = str(tiny_voc.folder)
+    with pytest.raises(DataError, match="not empty"):
+        main(replace(cfg, overwrite=True, shards=shards), folder, console)
     missing_mask(tiny_voc)
     with pytest.raises(DataError, match=r"data=tiny cannot be trained on.*: 1,.*report\.json"):
         main(replace(cfg, overwrite=True), folder, console)
     assert "problem: " in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_prepare_data_writes_shards(tiny_voc: TinyVOC, tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    prepare(tiny_voc.config(), tmp_path / "out", shards=str(shards))
-    data = DataConfig("shards", layout="shards", root=str(shards))
-    assert open_split(data, "val").ids == ["v0", "v1"]
-    assert problems(data) == []
-    again = PrepareDataConfig(data=tiny_voc.config(), shards=str(shards), overwrite=True)
-    with pytest.raises(DataError, match="not empty"):
-        main(again, tmp_path / "out", QUIET)
-
-
-def test_a_folder_without_some_masks_is_inspected_too(tmp_path: Path) -> None:
-    for split, names in (("train", ("a.png", "b.png", "b.jpg", "C.PNG")), ("val", ("d.png",))):
-        for part in ("images", "annotations"):
-            (tmp_path / part / split).mkdir(parents=True)
-        for number, name in enumerate(names):
-            shade = 40 * number + (200 if split == "val" else 0)
-            Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / "images" / split / name)
-            mask = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
-            Image.fromarray(mask).save(tmp_path / f"annotations/{split}/{Path(name).stem}.png")
-    (tmp_path / "annotations/train/a.png").unlink()
-    data = DataConfig("folder", layout="folder", root=str(tmp_path), classes=["none", "some"])
-    bare, same_name, missing = problems(data)
-    assert re.search(r"a\.png: no mask at .*1 of 4 images have none", bare)
-    assert re.search(r"b\.png: has the same name as .*b\.jpg", same_name)
-    assert re.search(r"annotations/train/a\.png: mask not found", missing)
 
 
 def test_the_command_shows_the_images_as_training_sees_them_and_exits_with_1_if_it_would_fail(

@@ -14,20 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from fcn.config import TrainConfig
 from fcn.errors import Interrupted
-from fcn.processes import Processes
 from fcn.training import module
 from fcn.training.plan import resolve
 from fcn.training.run import first_model, fit, hide_hints, make_module, make_trainer
-from tests.conftest import Patch, TinyVOC
+from tests.conftest import ALONE, QUIET, Patch, TinyVOC
 from tests.test_transforms import DRAWING
 
-QUIET = Console(quiet=True)
-ALONE = Processes(0, 1, torch.device("cpu"))
 LENGTHS = [{"max_epochs": 3}, {"max_steps": 5}]
 LIMITS: list[dict[str, Any]] = [
     {},
@@ -44,6 +40,7 @@ INTERVALS: list[dict[str, Any]] = [
 STOPS = [(1, "crash"), (2, "SIGTERM"), (3, "crash"), (4, "SIGINT")]
 GRID = list(product(LENGTHS, LIMITS, ACCUMULATE, INTERVALS))
 CELLS = [(*cell, STOPS[number % len(STOPS)]) for number, cell in enumerate(GRID)]
+FAST = 13  # every so many cells: it has no divisor in common with the number of values of a factor
 
 
 class Crash(Exception):
@@ -92,7 +89,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "cell",
     [
-        pytest.param(cell, marks=[] if number % 6 == 0 else pytest.mark.slow)
+        pytest.param(cell, marks=[] if number % FAST == 0 else pytest.mark.slow)
         for number, cell in enumerate(CELLS)
     ],
     ids=lambda cell: "-".join(str(part).replace(" ", "") for part in cell),
@@ -120,6 +117,14 @@ def test_a_stopped_run_ends_as_one_left_alone(
     assert drawn.steps or in_last_step  # else there was nothing to resume
     assert before | drawn.steps == expected
     assert all(torch.equal(whole[name], ended[name]) for name in whole)
+
+
+def test_the_fast_cells_hold_every_value_and_a_signal_within_a_step() -> None:
+    factors, fast = (LENGTHS, LIMITS, ACCUMULATE, INTERVALS, STOPS), CELLS[::FAST]
+    for values, held in zip(factors, zip(*fast, strict=True), strict=True):
+        assert all(value in held for value in values)
+    signals = [(batches, at) for _, _, batches, _, (at, how) in fast if how != "crash"]
+    assert any((at + 1) % batches for batches, at in signals)
 
 
 def test_an_epoch_is_every_image_once_whatever_the_limit_of_steps(
