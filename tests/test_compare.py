@@ -98,6 +98,13 @@ def test_groups_are_named_by_the_settings_given_that_differ() -> None:
     assert described(make_run([4], **fixed), make_run([4], **fixed | {"seed": 1})) == ["sweep/0"]
 
 
+@pytest.mark.parametrize("key", ["folder", "folds", "fold_seed", "root_of_all", "limit"])
+def test_only_whole_names_of_settings_are_left_out(key: str) -> None:
+    """data.fold may differ in a row; data.folder may not, though its name begins so."""
+    runs = [make_run([4], seed=n, data={"fold": 0, key: n}) for n in (1, 2)]
+    assert described(*runs) == [f"data.{key}=1", f"data.{key}=2"]
+
+
 def test_the_settings_that_a_choice_brings_are_not_named_and_a_default_is() -> None:
     heavy, modern = (
         make_run([4], recipe={"name": name, "lr": lr}) for name, lr in (("heavy", 1), ("modern", 2))

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from fcn.cli import SEVERAL_CHOICES, Command, describe_settings, prepare_arguments
 from fcn.config import (
     CONFIGS,
     SCHEMAS,
@@ -27,7 +28,9 @@ from fcn.errors import ConfigError
 from fcn.hydra_versions import VERSION_BASE
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.models.vgg import VARIANTS
+from fcn.training.loss import LOSSES
 from fcn.training.plan import check_combinations, learning_rate
+from tests.conftest import Patch
 
 
 def checked(cfg: Any) -> TrainConfig:
@@ -47,6 +50,7 @@ def choices(group: str) -> set[str]:
 def test_every_choice_is_a_file_and_every_file_a_choice() -> None:
     assert choices("upsampling") == set(UPSAMPLINGS)
     assert choices("backbone") == set(VARIANTS)
+    assert choices("loss") == set(LOSSES)
     for group in ("model", "backbone", "upsampling", "data", "loss"):
         for choice in choices(group):
             assert getattr(composed(f"{group}={choice}"), group).name == choice
@@ -291,3 +295,49 @@ def test_a_loss_of_ones_own_takes_nothing_of_the_others() -> None:
 )
 def test_a_key_is_suggested_if_the_command_has_it(command: str, hint: str) -> None:
     assert hint in unknown_key("workers", list(flat_keys(OmegaConf.structured(SCHEMAS[command]))))
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
+def test_a_group_takes_one_choice_unless_it_merges_several(
+    group: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Hydra takes a list for any group; the last choice would win without a word."""
+    monkeypatch.chdir(tmp_path)
+    first, *others = sorted(choices(group))
+    listed = f"{group}=[{','.join([first, *others][:2])}]"
+    if group in SEVERAL_CHOICES:
+        assert listed in Command("train").arguments([listed])
+        return
+    with pytest.raises(ConfigError, match="takes one choice"):
+        Command("train").arguments([listed])
+    assert f"{group}={first},{first}" in Command("train").arguments(
+        ["-m", f"{group}={first},{first}"]
+    )
+    with pytest.raises(ConfigError, match="with -m"):
+        Command("train").arguments([f"{group}={first},{first}"])
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_an_argument_that_is_no_setting_is_named(command: str) -> None:
+    key = fields(SCHEMAS[command])[0].name
+    for argument in ("photo.jpg", f"--{key}=a", f"--{key}", f"-{key}.name"):
+        with pytest.raises(ConfigError, match=re.escape(argument)):
+            prepare_arguments([argument], command)
+    fine = ["--config-dir", "mine", "-m", "--cfg", "job", "--info", "-h", f"{key}=a", f"~{key}"]
+    assert len(prepare_arguments(fine, command)) == len(fine)
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_the_help_says_what_every_setting_means(command: str) -> None:
+    text = " ".join(describe_settings(defaults_of(command), SCHEMAS[command]).split())
+    for entry in fields(SCHEMAS[command]):
+        parts = (
+            fields(entry.type)
+            if isinstance(entry.type, type) and hasattr(entry.type, "__dataclass_fields__")
+            else [entry]
+        )
+        for part in parts:
+            key = part.name if part is entry else f"{entry.name}.{part.name}"
+            meaning = " ".join(part.metadata["description"].split())
+            if f"{key}=" in text:
+                assert re.search(rf"{re.escape(key)}=.*?{re.escape(meaning)}", text)

@@ -1,6 +1,7 @@
 """Every argument of Lightning's Trainer is honoured, or refused with the reason."""
 
 import inspect
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
+from fcn.config import ModelConfig, TrainConfig
 from fcn.data.check import class_pixels
 from fcn.errors import ConfigError
 from fcn.training.plan import REFUSED, RESOLVED, Plan, resolve
 from fcn.training.run import first_model, hide_hints, make_module, make_trainer
+from fcn.training.stages import _stages
 from tests.conftest import ALONE, QUIET, TinyVOC
 
 # Arguments that Lightning gets as they are, with a value that is not their default.
@@ -194,3 +197,14 @@ def test_balanced_weights_follow_the_pixels_of_the_masks(tiny_voc: TinyVOC, tmp_
 def test_more_training_images_than_there_are_is_an_error(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.limit=5: tiny train .* has 4 images"):
         limited(tiny_voc, tmp_path, 5)
+
+
+def test_stages_keep_every_setting_of_the_model_but_its_own(tmp_path: Path) -> None:
+    base = ModelConfig(in_channels=1, padding=100, dropout=0.3, init_from="run")
+    cfg = TrainConfig(model=base, stages=["fcn32s", "fcn16s", "fcn8s"])
+    cfg.recipe.lr = 0.01
+    models = [stage.model for stage in _stages(cfg, tmp_path / "run")]
+    assert models == [replace(base, stride=stride) for stride in (32, 16, 8)]
+    cfg.model = replace(base, skip_scales={"pool4": 0.5})
+    with pytest.raises(ConfigError, match=r"model\.skip_scales"):
+        _stages(cfg, tmp_path / "run")

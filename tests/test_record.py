@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch
 from PIL import Image
 
 from fcn import cli
-from fcn.config import REPOSITORY
+from fcn.config import REPOSITORY, LossConfig, TrainConfig, check
 from fcn.errors import ConfigError, Interrupted
 from fcn.output import LOCK, is_live, locked
 from fcn.training import module
-from fcn.training.record import new_folder
+from fcn.training.record import new_folder, settings_to_resume
 from fcn.training.run import train
 from tests.conftest import (
     QUICK,
@@ -220,6 +221,29 @@ REFUSED = {
     "callbacks.x._target_=nowhere.Mine": "No module named 'nowhere'",
     "+logger.x._target_=pathlib.Path": "is no Logger of Lightning's",
 }
+
+
+LOSS_SETTINGS = {
+    "cross_entropy": {"label_smoothing": 0.1}, "dice": {"dice_weight": 2.0, "label_smoothing": 0.1},
+    "focal": {"gamma": 3.0}, "ohem": {"hardest": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "now"), permutations(LOSS_SETTINGS, 2))
+def test_a_resumed_run_may_have_another_loss(before: str, now: str, tmp_path: Path) -> None:
+    """Settings that only the loss before had are gone, whichever is typed first."""
+    config = asdict(TrainConfig(loss=LossConfig(name=before, **LOSS_SETTINGS[before])))
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    for given in ([f"loss={now}"], ["seed=0", f"loss={now}"]):
+        values = settings_to_resume(tmp_path, config, given)["loss"]
+        loss = check(values, LossConfig)
+        assert loss.name == now
+        kept = set(LOSS_SETTINGS[before]) & set(LOSS_SETTINGS[now])
+        assert all(getattr(loss, key) == LOSS_SETTINGS[before][key] for key in kept)
+    typed = {"loss": config["loss"] | LOSS_SETTINGS[now]}
+    own = [f"loss.{key}={value}" for key, value in LOSS_SETTINGS[now].items()]
+    values = settings_to_resume(tmp_path, config | typed, [*own, f"loss={now}"])["loss"]
+    assert LOSS_SETTINGS[now].items() <= values.items()
 
 
 @pytest.mark.usefixtures("interrupted_run")
