@@ -140,7 +140,8 @@ class Command:
         if self.name == "import_caffe":  # model=, as in train.py, would be a group to Hydra
             given = [re.sub(r"^\+*model=", "network=", a) for a in given]
         overrides = _overrides(given)
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parse = OverridesParser.create().parse_overrides
+        parsed = parse(overrides)
         values = {override.key_or_group: override.value() for override in parsed}
         several = {"-m", "--multirun"} & set(given)
         if str(values.get("hydra.mode")).upper() == "MULTIRUN":
@@ -150,6 +151,8 @@ class Command:
         resume = values.get("resume") if self.name == "train" else None
         for override in parsed:
             check_one_value(override, several=bool(several))
+        for override in parse(self.training):
+            check_one_value(override, several=False)
         if resume is not None and several and is_first():
             raise ConfigError("resume continues one run: leave out --multirun")
         if resume is not None and (is_first() or resume != "auto"):

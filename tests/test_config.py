@@ -315,6 +315,8 @@ def test_a_group_takes_one_choice_unless_it_merges_several(
     )
     with pytest.raises(ConfigError, match="with -m"):
         Command("train").arguments([f"{group}={first},{first}"])
+    with pytest.raises(ConfigError, match="takes one choice"):  # prepare_data borrows two groups
+        Command("prepare_data").arguments([listed])
 
 
 @pytest.mark.parametrize("command", SCHEMAS)

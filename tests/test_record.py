@@ -229,7 +229,7 @@ LOSS_SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("before", "now"), permutations(LOSS_SETTINGS, 2))
+@pytest.mark.parametrize(("before", "now"), list(permutations(LOSS_SETTINGS, 2)))
 def test_a_resumed_run_may_have_another_loss(before: str, now: str, tmp_path: Path) -> None:
     """Settings that only the loss before had are gone, whichever is typed first."""
     config = asdict(TrainConfig(loss=LossConfig(name=before, **LOSS_SETTINGS[before])))
