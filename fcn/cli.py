@@ -63,6 +63,9 @@ OPEN_KEYS = (
 # Lines of Hydra's and OmegaConf's errors that name no mistake.
 NOISE = ("See ", "Set the env", "reference_", "object_", "full_key", "Error merging")
 INFORMING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--help", "-h")
+# Hydra's flags whose value is the next argument.
+VALUE_FLAGS = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp",
+               "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
 BORROWED_GROUPS = ("recipe", "augmentation")  # of train, which prepare_data takes too
@@ -312,11 +315,8 @@ def prepare_arguments(given: list[str], name: str) -> list[str]:
         word = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and word.partition(".")[0] in keys:
             raise ConfigError(f"{argument}: a setting has no dashes: {word}=VALUE")
-        if (
-            not before.startswith("-")
-            and not argument.startswith(("-", "~"))
-            and "=" not in argument
-        ):
+        is_value = before in VALUE_FLAGS
+        if not is_value and "=" not in argument and not argument.startswith(("-", "~")):
             raise ConfigError(f"{argument}: give a setting as KEY=VALUE; --help lists them")
     for argument in _overrides(given):
         try:

@@ -323,8 +323,9 @@ def test_a_group_takes_one_choice_unless_it_merges_several(
 def test_an_argument_that_is_no_setting_is_named(command: str) -> None:
     key = fields(SCHEMAS[command])[0].name
     for argument in ("photo.jpg", f"--{key}=a", f"--{key}", f"-{key}.name"):
-        with pytest.raises(ConfigError, match=re.escape(argument)):
-            prepare_arguments([argument], command)
+        for before in ([], ["-m"], ["--help"]):
+            with pytest.raises(ConfigError, match=re.escape(argument)):
+                prepare_arguments([*before, argument], command)
     fine = ["--config-dir", "mine", "-m", "--cfg", "job", "--info", "-h", f"{key}=a", f"~{key}"]
     assert len(prepare_arguments(fine, command)) == len(fine)
 

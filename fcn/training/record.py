@@ -29,8 +29,8 @@ CHECKPOINTS = ("last.ckpt", "best.ckpt")
 OUTPUTS = Path("outputs")
 PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "torch",
             "torchmetrics", "torchvision")  # fmt: skip
-# Settings that a resumed run cannot change: its weights or its optimiser's state would not fit, or
-# its numbers would be those of two networks, losses or divisions of the images.
+# Settings that a resumed run cannot change: its weights, its optimiser's state or its validation
+# images would not fit, or it would become another experiment.
 FIXED = (
     "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
     "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
