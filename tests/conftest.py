@@ -4,6 +4,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,14 @@ def no_pictures(monkeypatch: Patch) -> None:
     blank = Image.new("RGB", (1, 1))
     monkeypatch.setattr("fcn.pictures.plots.render", lambda axes: blank)
     monkeypatch.setattr("fcn.pictures.visualize._grid", lambda *_: blank)
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """SIGINT acts as in a terminal: a shell's background jobs are started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def runner(monkeypatch: Patch) -> Run:

@@ -86,6 +86,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(
     "cell",
     [

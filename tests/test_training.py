@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 
@@ -28,16 +27,8 @@ from fcn.training.optim import make_optimizer, make_schedule, rate_at
 from fcn.training.run import train
 from tests.conftest import QUIET, Patch, TinyVOC, Within, kill, last
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("listening", "no_pictures")
 STEPS = 8  # of TinyVOC.training, which validates after steps 3, 6 and 8
-
-
-@pytest.fixture(autouse=True)
-def _listening() -> Iterator[None]:
-    """SIGINT acts as in a terminal: a shell's background jobs are started to ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
