@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from fcn.cli import BORROWED_GROUPS, checked
+from fcn.cli import BORROWED_GROUPS, prepare_arguments
 from fcn.config import CONFIGS, REPOSITORY, SCHEMAS, check, check_used_data
 from fcn.hydra_versions import VERSION_BASE
 
@@ -51,7 +51,9 @@ def check_command(name: str, *given: str) -> None:
     """Check the settings of a command, which several READMEs may show."""
     ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
     with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
-        values = OmegaConf.to_container(compose(name, checked([*given])), resolve=True)
+        values = OmegaConf.to_container(
+            compose(name, prepare_arguments([*given], name)), resolve=True
+        )
     assert isinstance(values, dict)
     values |= {key: "FILE" for key, value in values.items() if value == "???"}  # "..."
     check_used_data(check(values, SCHEMAS[name]), [*given], name)
