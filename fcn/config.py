@@ -417,8 +417,8 @@ def without_unused(values: dict[str, Any], group: str) -> dict[str, Any]:
         values: by name; a new choice of the group has changed some of them.
         group: loss, model, ...
     """
-    schema = TrainConfig.__dataclass_fields__[group].type
-    if not (isinstance(schema, type) and issubclass(schema, Schema)):
+    schema: Any = TrainConfig.__dataclass_fields__[group].type
+    if not hasattr(schema, "__dataclass_fields__"):
         return values
     known = {entry.name for entry in fields(schema)}
     settings = schema(**{name: value for name, value in values.items() if name in known})
