@@ -218,6 +218,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("data.val_split=train", "in both"),
         ("data=folder data.folder=. data.root=.", "images"),
         ("data=shapes data.folder=. data.root=mine", "data=folder"),
+        ("data=/my/images", "use data=folder data.root=/my/images"),
+        ("loss.alpha=1", "loss has name"),
         ("resume=last hydra.run.dir=new", "run.json"),
         ("resume=last", "no run with a checkpoint in outputs"),
         ("stages=[fcn16s,fcn32s]", "coarse to fine"),
@@ -249,10 +251,14 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("input=nowhere", "nowhere"),
     ],
     "export": [("format=tflite", "must be one of onnx, torch_export, safetensors")],
-    "import_caffe": [("caffemodel=notes.ckpt", "notes.ckpt"), ("model=alexnet", "alexnet")],
+    "import_caffe": [
+        ("caffemodel=notes.ckpt", "notes.ckpt"),
+        ("model=alexnet", "alexnet"),
+        ("output=fcn.npz", "output=fcn.npz: must end in .safetensors"),
+    ],
     "prepare_data": [("convert=export(1)", "quotes of their own")],
     "explain": [("explain=magic", "must be one of all, matrix")],
-    "compare": [("runs=[nowhere]", "nowhere"), ("runs=[]", "runs=")],
+    "compare": [("runs=[nowhere]", "nowhere"), ("runs=[]", "runs="), ("runs=run", "runs=[...]")],
 }
 ROWS = [(name, *row) for name, rows in MISTAKES.items() for row in rows]
 

@@ -246,6 +246,17 @@ def test_a_resumed_run_may_have_another_loss(before: str, now: str, tmp_path: Pa
     assert LOSS_SETTINGS[now].items() <= values.items()
 
 
+def test_a_loss_is_changed_and_changed_back(tmp_path: Path) -> None:
+    """A choice of the first command is no mere repetition once another one was typed."""
+    content = {"config": asdict(TrainConfig()), "overrides": ["loss=focal"], "history": []}
+    for now, name in (("focal", "cross_entropy"), ("dice", "dice"), ("focal", "focal")):
+        (tmp_path / "run.json").write_text(json.dumps(content))
+        settings = settings_to_resume(tmp_path, content["config"], [f"loss={now}"])
+        assert settings["loss"]["name"] == name  # the first time it is as recorded
+        content["config"] = settings
+        content["history"].append({"overrides": [f"loss={now}"]})
+
+
 @pytest.mark.usefixtures("interrupted_run")
 def test_a_refused_resume_changes_nothing(tiny_voc: TinyVOC, run_in: Run, error_line: Run) -> None:
     """Another network, other data, a folder in use, damaged files: the run stays as it was."""

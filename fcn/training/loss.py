@@ -38,7 +38,7 @@ class Loss(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, score: Tensor, target: Tensor) -> Tensor:
-        return LOSSES[self.cfg.name](score, target, self.cfg, self.reduction, self.weight)
+        return LOSSES[self.cfg.name](self, score, target)
 
 
 def make_loss(
@@ -238,33 +238,25 @@ def hard_example_loss(
     return loss.topk(min(count, len(loss))).values.sum() / count
 
 
-def _cross_entropy(
-    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
-) -> Tensor:
-    return pixel_loss(score, target, reduction, weight=weight, smoothing=cfg.label_smoothing)
+def _cross_entropy(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
+    smoothing = loss.cfg.label_smoothing
+    return pixel_loss(score, target, loss.reduction, weight=loss.weight, smoothing=smoothing)
 
 
-def _dice(
-    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
-) -> Tensor:
+def _dice(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
     """Return cross entropy and soft Dice together, as in nnU-Net (Isensee et al. 2021)."""
-    pixels = _cross_entropy(score, target, cfg, reduction, weight)
-    return pixels + cfg.dice_weight * dice_loss(score, target)
+    return _cross_entropy(loss, score, target) + loss.cfg.dice_weight * dice_loss(score, target)
 
 
-def _focal(
-    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
-) -> Tensor:
-    return focal_loss(score, target, cfg.gamma, weight)
+def _focal(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
+    return focal_loss(score, target, loss.cfg.gamma, loss.weight)
 
 
-def _ohem(
-    score: Tensor, target: Tensor, cfg: LossConfig, reduction: str, weight: Tensor | None
-) -> Tensor:
-    return hard_example_loss(score, target, cfg.hardest, weight)
+def _ohem(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
+    return hard_example_loss(score, target, loss.cfg.hardest, loss.weight)
 
 
-# loss.name -> the loss of scores, targets, settings, reduction and class weights.
+# The function of each loss.name, of (loss, score, target); `loss` has settings and class weights.
 LOSSES = {"cross_entropy": _cross_entropy, "dice": _dice, "focal": _focal, "ohem": _ohem}
 
 

@@ -214,11 +214,14 @@ def settings_to_resume(
         ConfigError: another recipe or experiment, which are choices of a new run.
     """
     content = read(folder)
-    settings, known = content["config"], {o.lstrip("+") for o in content["overrides"]}
+    settings, typed = content["config"], dict[str, str]()  # what was typed last of each key
+    for start in (content, *content["history"]):
+        typed |= {o.lstrip("+").partition("=")[0]: o.lstrip("+") for o in start["overrides"]}
     for override in sorted(given, key=lambda o: "." in o.partition("=")[0]):  # choices first
         key, _, value = override.lstrip("+~").partition("=")
         choice = CONFIGS / key / f"{value}.yaml"
-        repeated = override.lstrip("+") in known and (choice.is_file() or key in FIXED_CHOICES)
+        repeated = typed.get(key) == override.lstrip("+")
+        repeated &= choice.is_file() or key in FIXED_CHOICES
         if repeated or key.startswith("hydra"):
             continue
         if key in FIXED_CHOICES:

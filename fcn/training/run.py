@@ -290,7 +290,7 @@ def print_start(plan: Plan, model: FCN, report: Report | None, console: Console)
     source = f"resumed from {plan.resume}" if plan.resume else report and report.source
     changes = [f", {str(entry['_target_']).rpartition('.')[2]}" for entry in recipe.transforms]
     loss = f"loss {chosen.loss._target_ or chosen.loss.name}"
-    if loss == "loss cross_entropy":
+    if chosen.loss._target_ is None and chosen.loss.name == "cross_entropy":
         loss = f"cross entropy, {recipe.loss_reduction} over pixels"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in {
