@@ -341,11 +341,12 @@ def test_the_help_says_what_every_setting_means() -> None:
     class Two(Schema):
         given: str = setting(MISSING, "a file")
         one: bool = setting(False, "their weight")
-        two: float | None = setting(None, "their weight", only="one")
+        two: float | None = setting(None, "their weight")
+        three: int = setting(3, "their weight", only="one")
         trainer: dict[str, Any] = arguments
 
     lines = describe_settings(OmegaConf.structured(Two), Two).splitlines()
     assert [line.split(maxsplit=1) for line in lines] == [
         ["given=VALUE", "must be given: a file"], ["one=false", "their weight"],
-        ["two=null", "one: their weight"], ["trainer.a=1", "any argument"], ["trainer.b=2"],
+        ["two=null", "their weight"], ["three=3", "one: their weight"], ["trainer.a=1", "any argument"], ["trainer.b=2"],
     ]  # fmt: skip
