@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fcn.checkpoint import write_safetensors
 from fcn.compare import compare, gallery, report
-from fcn.compare.runs import Group, Run, _letters, compare_runs, find_runs, read_run
+from fcn.compare.runs import FEW_IMAGES, Group, Run, _letters, compare_runs, find_runs, read_run
 from fcn.config import CompareConfig, flat_keys
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
@@ -455,6 +455,14 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     # Near boundaries, only the mean over all classes of a run is known.
     near = percent(clean.metrics["trimap"][2])
     assert [row[6] for row in compare.table(found)[1:]] == [near, "-"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_intervals_from_few_images_are_called_rough(data: TinyVOC, tmp_path: Path) -> None:
+    assert "3 images are rough" in compare_runs([make_run([5] * 3)]).warning
+    assert not compare_runs([make_run([5] * FEW_IMAGES)]).warning
+    text = made_page(tmp_path / "page", runs=[str(leave_run(data, "a"))])
+    assert "images are rough" in text
 
 
 def with_classes(names: str, folder: str, missed: int) -> Run:

@@ -36,8 +36,8 @@ def main(cfg: CompareConfig, folder: Path, console: Console) -> Comparison:
     for row in body:
         shown.add_row(*row)
     console.print(shown)
-    if found.note:
-        console.print(found.note)
+    for note in filter(None, (found.note, found.warning)):
+        console.print(note)
     write_json(folder / "compare.json", as_json(found))
     labels = [f"{group.name}: {group.description}" for group in found.groups]
     labels = [shorten(label, LABEL_LENGTH, placeholder="...") for label in labels]

@@ -44,7 +44,7 @@ def report(
         ],
         "confusions": [_confusion(group) for group in groups[:SHOWN]],
         "examples": examples,
-        "note": found.note,
+        "notes": [note for note in (found.note, found.warning) if note],
     }
     body = page.templates().get_template("compare/compare.html").render(context)
     return page.page(context["title"], body)

@@ -42,6 +42,9 @@ IRRELEVANT = {
 }  # fmt: skip
 
 
+FEW_IMAGES = 30  # resamples of fewer often lack whole classes, and their spread is too small
+
+
 @dataclass
 class Run:
     """A finished run, as train.py or evaluate.py left it."""
@@ -172,6 +175,14 @@ class Comparison:
         images = {run.fold: len(run.ids) for run in runs}
         data = f"{runs[0].config['data']['name']} (folds {', '.join(map(str, images))})"
         return protocol | {"data": data, "images": sum(images.values())}
+
+    @property
+    def warning(self) -> str:
+        """A sentence on intervals that rest on few images, or ""."""
+        images = self.protocol["images"]
+        if images >= FEW_IMAGES:
+            return ""
+        return f"Intervals from {images} image{'s' * (images > 1)} are rough, often too narrow"
 
     def trimap(self, group: Group) -> list[float | None]:
         """Return the mean IoU in bands of 1, 2, ... pixels near boundaries, over runs.
