@@ -97,7 +97,7 @@ class Checkpoint:
         if missing:
             raise CheckpointError(
                 f"data={data} has no {', '.join(missing)}, which checkpoint={self.path} may "
-                "predict; if its masks would show them, write classes: "
+                "predict; if these classes may occur in the images, write classes: "
                 f"[{', '.join(theirs + missing)}] in dataset.yaml beside the data"
             )
         return [theirs.index(name) for name in own]
@@ -105,8 +105,8 @@ class Checkpoint:
     def model(self, classes: Sequence[str] | None = None) -> FCN:
         """Return the model, float32, on the CPU, in evaluation mode.
 
-        It is built without memory of its own, so that no weights are drawn: loading leaves the
-        random state alone, and takes a fraction of the time.
+        It is built on the meta device, so no random weights are drawn: loading leaves the random
+        state unchanged and is faster.
 
         Args:
             classes: the model's, in the order in which it is to score them; None: its own order.
@@ -135,7 +135,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def find(path: str | Path) -> Path:
-    """Return the file of a checkpoint.
+    """Find the file of a checkpoint; one on the Hub is downloaded.
 
     Args:
         path: the file itself; a run's folder, whose best model is meant; or hf://USER/NAME.
@@ -152,7 +152,7 @@ def find(path: str | Path) -> Path:
 
 
 def _download(address: str) -> Path:
-    """Return the folder of a model on the Hub, fetched if it is not in the cache."""
+    """Download a model of the Hub unless it is in the cache; return its folder."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -182,13 +182,18 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def load(path: str | Path) -> FCN:
-    """Load a model, on the CPU, in evaluation mode; see `FCN.forward`.
+    """Load a model; see `FCN.forward`.
 
     Args:
-        path: a .ckpt or .safetensors file of this project, or a run's folder.
+        path: a .ckpt or .safetensors file of this project, a run's folder, or hf://USER/NAME.
+
+    Returns:
+        The model, float32, on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: no such file, damaged, or not of this project.
+        ConfigError: hf:// needs huggingface_hub, which is not installed.
+        UserError: the Hub cannot be reached, or has no such model.
     """
     return read(path).model()
 
@@ -266,9 +271,9 @@ def initialise(
     Args:
         model: changed in place.
         source: a checkpoint of this project; its scores are kept for the classes it shares.
-        weights: otherwise, of backbone and head: imagenet, a name of torchvision's, or a file. Its
-            mean and std come with it: torchvision's, or a safetensors file's metadata, or its
-            tensors. Its score and upscore layers are left over.
+        weights: used if source is None, for backbone and head: imagenet, another name of
+            torchvision's weights, or a file. Mean and std come from torchvision, or from the
+            file's metadata or tensors. Its score and upscore layers are not used.
         classes: the model's class names.
         new_head: fc6 and fc7 start new.
 
@@ -357,7 +362,7 @@ def _normalisation(mean: Sequence[float], std: Sequence[float]) -> dict[str, Ten
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return any file's tensors, under the model's own names, and its description if it is ours."""
+    """Return a file's tensors, named as in the model, and its metadata; None if not ours."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":

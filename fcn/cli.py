@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
@@ -134,7 +134,7 @@ class Command:
         self.process = os.getpid()
 
     def arguments(self, given: list[str]) -> list[str]:
-        """Return the command line as Hydra is to see it: with the folder to work in."""
+        """Prepare the command line for Hydra, and create the folder to work in if need be."""
         if self.name == "prepare_data":
             self.training = [
                 a for a in given if re.split("[.=]", a.lstrip("+"))[0] in BORROWED_GROUPS
@@ -247,7 +247,7 @@ class Command:
 
 
 def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
-    """Return Trainer's arguments with one of two that say the same: that given later.
+    """Return Trainer's arguments; of two that set the same thing, the one given later is kept.
 
     These are max_steps and max_epochs; and val_check_interval and check_val_every_n_epoch, unless
     both are typed, which is an error later on.
@@ -375,7 +375,7 @@ def _one_line(error: Exception, name: str) -> str:
     key = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Could not override '([^']+)'", text) or key
     if unknown and "No match in the defaults list" in text:  # + would not help: no key reads it
-        return f"{unknown[1]}= is no choice of {name}; --help lists those there are"
+        return f"{name} has no group {unknown[1]}; --help lists its groups"
     if unknown and re.search(r"Key '[^']+' (?:is )?not in", text):
         return unknown_key(unknown[1], list(flat_keys(OmegaConf.structured(SCHEMAS[name]))))
     if key and "is not a ListConfig, list or tuple" in text:
@@ -411,19 +411,10 @@ def _schema_entry(schema: Any, parts: list[str]) -> dataclasses.Field[Any]:
     return entry
 
 
-def _console_command(name: str) -> Callable[[], None]:
-    """Return what an installed command runs; its result is for Hydra, not for the shell."""
+def console() -> None:
+    """Run the installed command by whose name this was started, such as fcn-prepare-data."""
+    run(Path(sys.argv[0]).stem.removeprefix("fcn-").replace("-", "_"))
 
-    def command() -> None:
-        run(name)
-
-    return command
-
-
-train, evaluate, predict, export = map(_console_command, ("train", "evaluate", "predict", "export"))
-import_caffe, prepare_data = map(_console_command, ("import_caffe", "prepare_data"))
-compare, explain = map(_console_command, ("compare", "explain"))
-benchmark = _console_command("benchmark")
 
 if __name__ == "__main__":
     run(sys.argv.pop(1))

@@ -5,6 +5,7 @@ command line; pydantic checks the ranges; `--help` prints the descriptions.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -35,8 +36,8 @@ def setting(
     Args:
         default: its value unless configs/ or the command line say otherwise.
         meaning: for `--help`.
-        only: other settings of its group without which it does nothing, where giving it is an
-            error: "convert" must be given, "name=dice,focal" be one of these values.
+        only: settings of its group that it requires; giving it without them is an error: "convert"
+            must be given, "name=dice,focal" be one of these values.
         choices: the words that it takes, if it takes only some.
         rules: for its value, in pydantic's words: ge, lt, max_length, pattern, ...
     """
@@ -63,11 +64,11 @@ def data_set(unused: str = "", only: str = "") -> Any:
 
 
 # Meanings that several commands share.
-CHECKPOINT = "a .ckpt or .safetensors file of this project, or a run's folder"
+CHECKPOINT = "a .ckpt or .safetensors file of this project, a run's folder, or hf://USER/NAME"
 DEVICE = "where to compute: auto (a GPU if there is one), cpu, cuda, mps"
 OVERWRITE = "replace files that are there already"
 FLIP = "average over the image and its mirror image"
-SCALES = "average over the image at these sizes"
+SCALES = "average over the image resized by these factors"
 PROCESSES = "accelerator, devices, num_nodes, strategy, precision, as in training"
 TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
 # Words that a setting takes.
@@ -156,7 +157,7 @@ class DataConfig(Schema):
     fold: int | None = setting(None, "validate on this fold, train on the others; from 0", ge=0)
     folds: int = setting(5, "folds of train_split and val_split together", ge=2)
     fold_seed: int = setting(0, "seed of the draw of folds, independent of seed", ge=0, lt=2**32)
-    group: str | None = setting(None, "names with the same match are in one fold: a pattern")
+    group: str | None = setting(None, "regular expression; equal matches are in one fold")
     # These six may also stand in dataset.yaml beside the data; the command line wins over the file.
     classes: list[str] = setting([], "names of the labels 0, 1, ...", max_length=255)
     colours: list[Colour] = setting([], "RGB of each class, [[0,0,0],...]; []: VOC's")
@@ -287,7 +288,7 @@ class ExportConfig(Schema):
 class ImportCaffeConfig(Schema):
     caffemodel: str = setting(MISSING, "the file to import")
     output: str = setting(MISSING, "the file to write", pattern=r"\.safetensors$")
-    network: str = setting("fcn8s", "that the file holds", choices=CAFFE)
+    network: str = setting("fcn8s", "the published network in the file", choices=CAFFE)
     classes: list[str] = setting([], "class names; empty: VOC's for 21 classes")
     mean_bgr: Mean = setting(list(MEAN_BGR), "subtracted from its images; BGR of 255")
     overwrite: bool = setting(False, OVERWRITE)
@@ -299,7 +300,7 @@ class PrepareDataConfig(Schema):
     processes: int | None = setting(None, "readers; null: one per core", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     shards: str | None = setting(None, "also write WebDataset tars to this folder")
-    recipe: RecipeConfig | None = setting(None, "recipe= and augmentation= draw what they show")
+    recipe: RecipeConfig | None = setting(None, "recipe=, augmentation=: draw what training sees")
     convert: str | None = setting(None, "first convert an export: folder, .zip, hf://datasets/NAME")
     to: str | None = conversion(None, "the new folder to write, for data=folder")
     images: str | None = conversion(None, "a folder, a pattern such as *.jpg, or a column")
@@ -308,7 +309,7 @@ class PrepareDataConfig(Schema):
     merge: Any = conversion(None, "{truck: car, sky: null} merges and drops classes")
     val_share: float = conversion(0.2, "drawn for val if there is no such split", gt=0, lt=1)
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
-    group: str | None = conversion(None, "names with the same match stay in one split")
+    group: str | None = conversion(None, "regular expression; equal matches stay in one split")
     nearest: bool = conversion(False, "smoothed mask values become the nearest class")
     line_width: float | None = conversion(None, "of lines, pixels; null: the tool's", gt=0)
     resize: bool = conversion(False, "enlarge or shrink masks to their images")
@@ -319,7 +320,7 @@ class PrepareDataConfig(Schema):
 class CompareConfig(Schema):
     runs: list[str] = setting([], "folders of finished runs")
     sweep: str | None = setting(None, "folder of a multirun or of stages")
-    against: str | None = setting(None, "row to differ from: letter or folder; null: the first")
+    against: str | None = setting(None, "row to compare with: letter or folder; null: the first")
     images: int = setting(24, "images in the page's gallery", ge=0)
     data_root: str | None = setting(None, "folder of the data sets; null: as recorded by the runs")
     device: str = setting("auto", DEVICE)
@@ -337,6 +338,7 @@ class ExplainConfig(Schema):
     notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
     seed: int = setting(0, "seed of the small FCN-32s", only=OWN_NETWORK, ge=0, lt=2**32)
     data: DataConfig = data_set("limit", only=NETWORK_TOPICS)
+    overwrite: bool = setting(False, OVERWRITE)
 
 
 @dataclass
@@ -346,10 +348,11 @@ class BenchmarkConfig(Schema):
     num_classes: int = speed_setting(21, "K", ge=2)
     rounds: int = setting(15, "of each measurement", only="checkpoint=null quick=false", ge=3)
     device: str = speed_setting("auto", DEVICE)
-    precision: str = speed_setting("auto", "of numbers", choices=SPEED_PRECISIONS)
+    precision: str = speed_setting("auto", "of this project's network", choices=SPEED_PRECISIONS)
     checkpoint: str | None = setting(None, "measure this network in each runtime here, on a CPU")
     data: DataConfig = data_set(NOT_MEASURED, only="checkpoint")
     images: int | None = setting(None, "validation images; null: all", only="checkpoint", ge=1)
+    overwrite: bool = setting(False, OVERWRITE)
 
 
 SCHEMAS = {
@@ -388,7 +391,7 @@ def check(values: Any, schema: type[T]) -> T:
 
 
 def check_used(settings: Any, group: str = "") -> None:
-    """Check that no setting was changed that does nothing beside the others.
+    """Check that every changed setting has an effect with the others.
 
     Those of a data set are left to `check_used_data`: many come with its choice, or its run.
 
@@ -428,9 +431,7 @@ def without_unused(values: dict[str, Any], group: str) -> dict[str, Any]:
 
 def as_typed(value: object) -> str:
     """Return a value as one types it: null, true."""
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
@@ -466,7 +467,7 @@ def default_of(entry: dataclasses.Field[Any]) -> Any:
 
 
 def _unmet(settings: Any, group: str, entry: dataclasses.Field[Any]) -> str:
-    """Return the first of what a setting needs that is not so, as one types it, or ""."""
+    """Return the first unmet requirement of a setting as KEY=VALUE, or ""."""
     for condition in entry.metadata.get("only", "").split():
         key, _, values = condition.partition("=")
         if key == "name" and settings._target_:  # a class of the user's in its place

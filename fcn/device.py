@@ -129,17 +129,24 @@ def _unsupported(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def optimize(model: FCN, device: torch.device | str) -> FCN:
-    """Move a network to a device, in place, in its fastest form there, and return it.
+    """Move a network to a device, in its fastest form there; it can still be trained.
 
-    It can still be trained. Each layer chooses its form by itself at every call
-    (`fcn.models.fast_forms`); what is left to do is the layout of the weights.
+    Each layer chooses its form by itself at every call (`fcn.models.fast_forms`); what is left to
+    do is the layout of the weights.
+
+    Args:
+        model: changed in place.
+        device: a torch.device or its name, such as cuda:1.
+
+    Returns:
+        The same model.
     """
     device = torch.device(device)
     return model.to(device).to(memory_format=weight_layout(device))
 
 
 def keep_memory() -> None:
-    """Make glibc keep freed memory for later allocations, and oneDNN fewer compiled kernels.
+    """Make glibc keep freed memory for later allocations.
 
     By default every tensor above 32 MB is made of new pages that the kernel clears first, which
     took a third of a training step on a CPU. This is for a process of our own, a command: it
@@ -257,10 +264,10 @@ class InferenceModel:
     def predict(self, image: Tensor) -> Tensor:
         """Return the labels, uint8 (B, H, W), of images on any device, see `FCN.forward`.
 
-        No more pixels than one tile has go through the network at once. A CPU takes images one by
-        one: that is as fast, and the labels cannot depend on the batch, by whose size a convolution
-        orders its sums. On a GPU the label of a pixel whose two best scores are equal up to
-        rounding may depend on the batch.
+        At most as many pixels as one tile holds go through the network at once. A CPU takes images
+        one at a time: this is as fast, and the labels do not depend on the batch size, which
+        changes the order of a convolution's sums. On a GPU the label of a pixel whose two best
+        scores are equal up to rounding may depend on the batch.
         """
         height, width = image.shape[-2:]
         result = torch.empty((len(image), height, width), dtype=torch.uint8, device=self.device)

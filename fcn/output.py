@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def size_of(log: Path | None) -> int:
 
 
 def add_line(log: Path | None, text: str, before: int) -> None:
-    """Add a line to a log, if it has grown since it had `before` bytes: one of others stays."""
+    """Add a line to a log if this command has written to it: it has more than `before` bytes."""
     if log is not None and size_of(log) > before:
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")
@@ -98,7 +98,7 @@ def refuse_overwriting(paths: Iterable[Path], overwrite: bool, setting: str = "o
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary file next to `path`, which takes its place once it is complete.
+    """Yield a temporary file that atomically replaces `path` once it is complete.
 
     The content is on the disk before the file is renamed, so an older file survives whatever
     interrupts the writing.
@@ -123,12 +123,32 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def write_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Write .hydra as Hydra does, for `--config-path FOLDER/.hydra`; nothing without Hydra.
+
+    Hydra itself would write it before the folder is checked, over that of another run.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        contents: dict[str, Any] = {
+            "config": settings,
+            "hydra": {"hydra": hydra},
+            "overrides": hydra.overrides.task,
+        }
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder while this process works in it.
 
-    The lock's file stays: whoever had opened it before it was removed would lock a file that no one
-    else finds.
+    The lock file is never removed: a process that had it open would hold a lock that no other
+    process sees.
 
     Raises:
         ConfigError: another process works in it.

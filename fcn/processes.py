@@ -28,7 +28,7 @@ LOST = ("connection closed", "connection reset", "broken pipe", "connection refu
 
 
 def is_first() -> bool:
-    """Return True in the process that speaks and writes, as the environment tells it."""
+    """Return True in rank 0, which prints and writes; the rank is read from the environment."""
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(key, "0") == "0" for key in RANKS)
@@ -63,7 +63,7 @@ class Processes:
         return counts
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this (a barrier)."""
         self.share(None)
 
     def share(self, value: T) -> T:
@@ -79,8 +79,9 @@ class Processes:
     def any_signal(self, received: int, *, at_once: bool = False) -> int:
         """Return the largest signal number received by any process, the same in all of them.
 
-        All must call it at the same places. The answer is that of the call before, unless
-        `at_once`: it travels between CPUs while the device computes, so no step waits for it.
+        All processes must call it at the same steps. It returns the result of the call before,
+        unless `at_once`: the exchange runs between CPUs while the device computes, so no step waits
+        for it.
         """
         import torch
 

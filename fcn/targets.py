@@ -32,8 +32,8 @@ def class_named(name: str) -> type:
 def build(entry: Any, complete: Complete, load: Callable[[str], Any] = class_named) -> Any:
     """Return what settings describe: mappings with a `_target_` become objects, at any depth.
 
-    As in Hydra, `_args_` are positional arguments, and `_partial_: true` gives a function that
-    still waits for the rest. Inside another target, a function may stand in place of a class.
+    As in Hydra, `_args_` are positional arguments, and `_partial_: true` gives a
+    functools.partial. Inside another target, a function may stand in place of a class.
 
     Args:
         entry: settings: a mapping, a list or a plain value.

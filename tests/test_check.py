@@ -138,7 +138,7 @@ def test_a_bad_label_stops_a_run_before_it_starts(
 
 def test_numbers_that_rest_on_one_class_are_called_so() -> None:
     def remark(rows: list[list[int]]) -> str:
-        return one_class_warning(torch.tensor(rows), ["background", "crack"]) or ""
+        return one_class_warning(torch.tensor(rows), ["background", "crack"])
 
     assert "the masks hold background alone" in remark([[9, 1], [0, 0]])
     assert "predictions hold background alone" in remark([[9, 0], [4, 0]])

@@ -243,7 +243,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("checkpoint=notes.ckpt", "notes.ckpt: damaged"),
         ("data.classes=[a,b,c]", "does not know a, b, c of data=tiny (it knows background, cat"),
         ("trainer.accelerator=quantum", "trainer: "),
-        ("recipe=sample", "recipe= is no choice of evaluate"),
+        ("recipe=sample", "evaluate has no group recipe"),
         ("data.limit=2", "data.limit=2: evaluate does not use it"),
     ],
     "predict": [

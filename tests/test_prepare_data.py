@@ -110,7 +110,7 @@ def test_two_classes_are_enough_but_the_third_is_named(tiny_voc: TinyVOC, tmp_pa
     with (console := Console(width=400)).capture() as output:
         main(PrepareDataConfig(data=tiny_voc.config(), processes=1), tmp_path / "out", console)
     assert "note: train: no pixel of cat" in output.get()
-    assert "data=tiny can teach all but cat" in output.get()
+    assert "data=tiny can be trained on, but no training mask shows cat" in output.get()
     assert "can be trained on" not in output.get()
 
 

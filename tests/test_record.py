@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from fcn import cli
-from fcn.config import REPOSITORY, LossConfig, TrainConfig, check
+from fcn.config import REPOSITORY, BenchmarkConfig, LossConfig, TrainConfig, check
 from fcn.errors import ConfigError, Interrupted
 from fcn.output import LOCK, is_live, locked
+from fcn.tools import benchmark
 from fcn.training import module
 from fcn.training.record import new_folder, settings_to_resume
 from fcn.training.run import train
@@ -464,6 +465,32 @@ def test_a_folder_holds_one_run_of_one_kind(
         kept = [record(run) for run in ("plain", "stages")]
         assert error_line("train", *arguments)
         assert [record(run) for run in ("plain", "stages")] == kept
+
+
+def test_no_command_changes_what_a_folder_holds(
+    tiny_voc: TinyVOC, run_in: Run, error_line: Run
+) -> None:
+    own, folder = [*tiny_voc.overrides(), *QUICK], Path("sweep/0")
+    run_in("train", *own, "hydra.run.dir=sweep/0")
+    run_in("evaluate", "checkpoint=sweep/0", "hydra.run.dir=sweep/evaluated")
+    for path in (folder / "benchmark.json", folder / "pages" / "explain.html"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("made before")
+    before = {path: path.read_bytes() for path in Path("sweep").rglob("*") if path.is_file()}
+    assert folder / ".hydra" / "config.yaml" in before
+    for name, *given in (
+        ["train", *own, "seed=1", "hydra.run.dir=sweep/0"],
+        ["train", *own, "seed=1", "hydra.run.dir=sweep/evaluated"],
+        ["train", *own, "-m", "seed=1", "hydra.sweep.dir=sweep"],
+        ["evaluate", "checkpoint=sweep/0", "batch_size=1", "hydra.run.dir=sweep/0"],
+        ["explain", "explain=matrix", "hydra.run.dir=sweep/0"],
+    ):
+        assert "choose another" in (line := error_line(name, *given)) or "holds a run" in line
+    with pytest.raises(ConfigError, match="choose another"):
+        benchmark.main(BenchmarkConfig(data=tiny_voc.config()), folder, QUIET)
+    run_in("compare", "runs=[sweep/0]", "images=0", "hydra.run.dir=sweep/0")
+    run_in("prepare_data", *tiny_voc.overrides(), "hydra.run.dir=sweep/0")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_auto_knows_the_experiment_of_a_config_path(tiny_voc: TinyVOC, run_in: Run) -> None:

@@ -61,7 +61,7 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
 def _open_recorded(run: Run, network: Run, data_root: str | None) -> SegmentationDataset:
     """Open the split that a run was evaluated on, where it lay then or below `data_root`.
 
-    Its images have the range and the bands that the network of a run takes, maybe another's.
+    Its images are read with the value range and bands of `network`, which may be another run.
     """
     data, settings = (DataConfig(**of.config["data"]) for of in (run, network))
     data.root = data_root or run.located(data.root)

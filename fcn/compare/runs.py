@@ -187,7 +187,7 @@ class Comparison:
     def trimap(self, group: Group) -> list[float | None]:
         """Return the mean IoU in bands of 1, 2, ... pixels near boundaries, over runs.
 
-        It is known over all classes of a run alone, so it is None if these are not the shared ones.
+        Runs record it over all of their classes; it is None if these are not the shared ones.
         """
         bands = list(zip(*(run.metrics["trimap"] for run in group.runs), strict=True))
         known = all(occurring(run) == set(self.shared[run.fold]) for run in group.runs)
@@ -240,8 +240,8 @@ def read_run(folder: Path) -> Run:
 def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
     """Group runs that differ in seed and fold alone, and compare each group with one of them.
 
-    A mean over other classes is another number. So the means of all rows are over the classes that
-    every run of a fold has an IoU of, and each difference is over those that both of its rows have.
+    So that the means are comparable, those of all rows are over the classes that every run of a
+    fold has an IoU of, and each difference is over the classes that both of its rows have.
 
     Args:
         runs: evaluated on the same images, those of one fold.

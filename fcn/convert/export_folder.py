@@ -179,7 +179,7 @@ class ExportFolder:
     def find_image(self, name: str, source: Path, split: str = "") -> Path | None:
         """Return the image of a name in an annotation file, None if there is none.
 
-        Of several, the one with the same folders, beside the file, of its split, or no mask counts.
+        Of several, prefer in turn the same path, beside `source`, its split, its folders, no mask.
 
         Args:
             name: of the image, or the end of its path; without its suffix if need be.
@@ -207,7 +207,7 @@ class ExportFolder:
         return found[0] if found else None
 
     def match(self) -> dict[Path, list[Path]]:
-        """Find the images of each mask by name, split and folders; by fewer, if they suffice."""
+        """Find the images of each mask by name, split and folders, or fewer if that pairs more."""
         matches = []
         for parts, kind in product((3, 2, 1), (0, 1)):
             by_key, found = defaultdict[Any, list[Path]](list), dict[Path, list[Path]]()

@@ -31,7 +31,7 @@ from fcn.errors import DataError
 from fcn.output import progress, write_json
 from fcn.processes import usable_cores
 
-CACHED_FROM = 200  # masks of a split from which on their counts are kept
+CACHED_FROM = 200  # smallest number of masks in a split whose counts are cached
 Counts = NDArray[np.int64]  # (images, 256): pixels of each label in each mask
 
 

@@ -132,7 +132,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def fit_mask(pair: Pair, image: Tensor, target: Tensor) -> Tensor:
-    """Return a target upright like its image, whose EXIF orientation may not be the mask's.
+    """Turn a target upright if EXIF turns its image by a quarter and the mask is stored unturned.
 
     Args:
         pair: the files.

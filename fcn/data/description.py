@@ -69,7 +69,7 @@ def check_classes(data: DataConfig, own: Sequence[str], place: str) -> None:
 def merge_info(
     data: DataConfig, own: Mapping[str, Any], known: DatasetInfo | None = None
 ) -> tuple[DatasetInfo, list[str]]:
-    """Merge what is known about a data set: the settings win over the set, it over a checkpoint.
+    """Merge the info of a data set: settings override the set, which overrides a checkpoint.
 
     A checkpoint supplies the classes if neither the settings nor the set name them. Its value_range
     and bands replace those of the set. If it has none, it was trained on all of 8 or 16 bits, or on
@@ -81,9 +81,9 @@ def merge_info(
         known: what a checkpoint knows.
 
     Returns:
-        The info, and notes where a checkpoint and the set say different things. What nobody says
-        is no class, Pascal VOC's colours, label 255 to ignore, RGB over all of 8 or 16 bits, and
-        background if the name of class 0 says so.
+        The info, and notes where a checkpoint and the set say different things. Defaults: no
+        classes, Pascal VOC's colours, ignored label 255, RGB over all of 8 or 16 bits; class 0 is
+        background if its name says so.
 
     Raises:
         ConfigError: the values do not fit together.

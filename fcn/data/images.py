@@ -118,7 +118,7 @@ def to_uint8(
         values: of any type and shape.
         value_range: the values that become 0 and 255; beyond them pixels are black or white. None
             takes the span. A range beyond 255 leaves 8-bit pixels as they are.
-        span: of the file, see `Pixels`; where white is 0, a range is turned round too.
+        span: of the file, see `Pixels`; where white is stored as 0, a range is inverted too.
 
     Returns:
         uint8, rounded.
@@ -242,18 +242,7 @@ def file_errors(source: Source, kind: str) -> Iterator[None]:
         if isinstance(error, UnidentifiedImageError) and suffix in HINTS:
             reason = f"{source.suffix} files: {HINTS[suffix]}"
         elif isinstance(error, UnidentifiedImageError):
-            unknown = "not an image file of a kind that is read here, or empty"
-            reason = _described_tiff(source) or unknown
+            reason = "not an image file of a kind that is read here, or empty"
         raise DataError(
             f"{source}: unreadable {kind} ({reason}); replace it or remove it from the list"
         ) from None
-
-
-def _described_tiff(source: Source) -> str:
-    """Return what a TIFF that Pillow does not know holds; "" if it is none."""
-    try:
-        with source.open("rb") as stream, open_tiff(stream, str(source)) as file:
-            page = file.pages[0]
-            return f"a TIFF of {page.samplesperpixel} bands of {page.dtype}; save it as 8 bits"
-    except Exception:  # a damaged file makes a decoder raise almost anything
-        return ""

@@ -84,7 +84,7 @@ def division(data: DataConfig) -> dict[str, Any]:
 def seen_problem(
     data: DataConfig, dataset: SegmentationDataset, metadata: Mapping[str, Any]
 ) -> str:
-    """Return a problem if a checkpoint was trained on images of a split, which is of other folds.
+    """Return a problem if a split holds images that a checkpoint, with other folds, trained on.
 
     Args:
         data: the settings with which the split was opened.

@@ -125,7 +125,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
 def loading_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
     """Return data.num_workers, or a number that suits the cores of each of `processes`.
 
-    Loading takes little of the time in which a CPU computes, and would take cores from it.
+    On a CPU, loading takes little time, and more processes would take cores from training.
     """
     if wanted is not None:
         return wanted
@@ -146,7 +146,7 @@ def ignore_signals(worker: int) -> None:
 class Loader(DataLoader[tuple[Tensor, Tensor]]):
     """A loader whose processes end with the program, though they ignore signals.
 
-    It has the state that Lightning asks for: none, the sampler knows the position.
+    Its state for Lightning is empty, since the sampler knows the position.
     """
 
     def __iter__(self) -> Any:

@@ -29,10 +29,11 @@ from fcn.errors import ConfigError, UserError
 from fcn.models.fcn import FCN
 from fcn.output import make_console, write_json
 from fcn.pictures.visualize import palette_image
+from fcn.training import record
 
 SETTINGS = "FCN_EXPLAIN"  # in the environment
 FOLDER = Path("outputs/explain/demo")  # of a topic that runs by itself
-# Objects of the sample are about as large as one place of FCN-32s, 32 pixels: it cannot learn them.
+# Enlarged: the sample's objects are about 32 pixels, the stride of FCN-32s, too small to learn.
 ZOOM = 2
 COUNTS = {"train": 240, "val": 24}  # images
 MEASURED = 24  # images on which networks are compared, at most
@@ -55,7 +56,7 @@ class Subject:
 
 
 def load() -> Subject:
-    """Return what this process was told to look at; by itself, the small network.
+    """Load the networks and the image of FCN_EXPLAIN; without it, train and load small ones.
 
     Raises:
         UserError: a network, the data or the image cannot be used.
@@ -69,7 +70,7 @@ def load() -> Subject:
 
 
 def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> ExplainConfig:
-    """Return the settings with a network in them; without a checkpoint, train it in `folder`."""
+    """Train small networks in `folder` unless there is a checkpoint; return settings with them."""
     if cfg.data.download:
         fetch(cfg.data, console)
     if cfg.checkpoint:
@@ -81,6 +82,12 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
     if not (fcn8s / "model.safetensors").is_file():
         draw(folder / "data")
         train(cfg, data, folder / "train", console)
+    kept = record.read(fcn32s)["config"]
+    if (kept["seed"], kept["trainer"]["max_steps"]) != (cfg.seed, cfg.steps):
+        raise ConfigError(
+            f"{folder / 'train'} holds networks of other steps or another seed; choose another "
+            "hydra.run.dir"
+        )
     return ExplainConfig(
         explain=cfg.explain,
         checkpoint=str(fcn8s),

@@ -22,7 +22,7 @@ from fcn.config import ExplainConfig
 from fcn.errors import ConfigError, UserError
 from fcn.explain import demo
 from fcn.explain.pages import section, write_pages
-from fcn.output import write_json
+from fcn.output import refuse_overwriting, write_json
 
 TOPICS = CHOICES[1:]  # without "all", in the order of the page
 ABOUT_NETWORK = ("network", "learning", "deconvnet")
@@ -36,6 +36,8 @@ class ClaimError(UserError, AssertionError):
 
 def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     """Write the pages to folder/pages, which any static host can serve as it is."""
+    pages = folder / "pages"
+    refuse_overwriting([pages / "explain.html"], cfg.overwrite, "hydra.run.dir")
     chosen = TOPICS if cfg.explain == "all" else [cfg.explain]
     about_network = [key for key in chosen if key in ABOUT_NETWORK]
     others = [key for key in chosen if key not in ABOUT_NETWORK]
@@ -55,7 +57,6 @@ def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     sections = [section(key, TOPICS.index(key) + 1, notebooks[key]) for key in chosen]
     for topic in sections:
         console.print(f"{topic.number}. {topic.title}")
-    pages = folder / "pages"
     pages.mkdir(exist_ok=True)
     if cfg.notebooks:
         import nbformat

@@ -52,7 +52,7 @@ def write_pages(sections: Sequence[Section], folder: Path, subject: Subject | No
 
 
 def preview() -> Image.Image:
-    """Draw what sites show that link to the pages: a layer that doubles 2 x 2, 1200 x 630."""
+    """Draw the link preview image, 1200 x 630: a layer that doubles 2 x 2."""
     x, w = torch.tensor([[1.0, 2], [3, 4]]), torch.arange(1.0, 17).view(4, 4)
     y = F.conv_transpose2d(x[None, None], w[None, None], stride=2, padding=1)
     drawn = show({"x": x, "kernel": w, "stride 2, padding 1: output": y}, "").images

@@ -28,7 +28,7 @@ class Areas:
         folder: of the masks.
         classes: the names of the labels.
         masks: those of this command, the same in all processes.
-        since: time of the folder's settings; an older table is of other masks.
+        since: when predict.json was written; an older table is of other masks, and replaced.
 
     Raises:
         ConfigError: the table there has other columns.

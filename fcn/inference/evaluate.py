@@ -31,7 +31,7 @@ from fcn.inference.metrics import (
     scores,
     tally,
 )
-from fcn.output import atomic_write, percent, progress, write_json
+from fcn.output import atomic_write, percent, progress, warn, write_json
 from fcn.pictures import plots, visualize
 from fcn.processes import Processes
 
@@ -141,8 +141,7 @@ def evaluate_and_write(
     _print_scores(console, metrics)
     if note := counted_classes_note(found.scores.confusion, dataset.classes):
         console.print(note)
-    if warning := one_class_warning(found.scores.confusion, dataset.classes):
-        console.print(f"warning: {warning}", style="yellow")
+    warn(console, one_class_warning(found.scores.confusion, dataset.classes))
     return metrics
 
 
@@ -242,8 +241,8 @@ def counted_classes_note(confusion: Tensor, classes: Sequence[str]) -> str | Non
     return "; ".join(parts)
 
 
-def one_class_warning(confusion: Tensor, classes: Sequence[str]) -> str | None:
-    """Return a warning if the numbers rest on one class, for either side of a confusion matrix."""
+def one_class_warning(confusion: Tensor, classes: Sequence[str]) -> str:
+    """Return a warning if the ground truth or the predictions hold a single class, or ""."""
     true, predicted = (confusion.sum(axis).nonzero().flatten().tolist() for axis in (1, 0))
     if len(true) == 1:
         return (
@@ -252,7 +251,7 @@ def one_class_warning(confusion: Tensor, classes: Sequence[str]) -> str | None:
         )
     if len(predicted) == 1:
         return f"the predictions hold {classes[predicted[0]]} alone. {ONE_CLASS_CAUSES}"
-    return None
+    return ""
 
 
 def print_last_line(console: Console, metrics: dict[str, Any], when: str, folder: Path) -> None:

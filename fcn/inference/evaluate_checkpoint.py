@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from fcn import checkpoint
@@ -19,7 +17,7 @@ from fcn.data.layouts import open_split, seen_problem
 from fcn.device import InferenceModel, resolve_precision
 from fcn.errors import ConfigError
 from fcn.inference.evaluate import evaluate_and_write, predicted_mask, print_last_line
-from fcn.output import progress, refuse_overwriting
+from fcn.output import progress, refuse_overwriting, write_settings
 from fcn.pictures import visualize
 from fcn.processes import Processes, is_first, launch
 
@@ -37,25 +35,8 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
     with launch(cfg.trainer) as processes:
         metrics = _evaluate_checkpoint(cfg, folder, console, processes)
         if processes.rank == 0:
-            _record_settings(cfg, folder)
+            write_settings(asdict(cfg), folder)
         return metrics
-
-
-def _record_settings(cfg: EvaluateConfig, folder: Path) -> None:
-    """Write .hydra as Hydra does, but at the end.
-
-    Hydra itself would write it before anything is checked: over another run's, or for an evaluation
-    that fails, in whose folder a second attempt would then be refused.
-    """
-    if HydraConfig.initialized():
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        hydra = HydraConfig.get()
-        for name, content in (
-            ("config", asdict(cfg)),
-            ("hydra", {"hydra": hydra}),
-            ("overrides", hydra.overrides.task),
-        ):
-            OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml")
 
 
 def _evaluate_checkpoint(

@@ -35,7 +35,7 @@ SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and a
 HUB_FILES = ("config.json", "model.safetensors", "README.md")
 INSTALL = 'pip install "fcn-segmentation[export]"'
 TOLERANCE = 1e-4  # of the scores' range
-OPSET, IR_VERSION = 18, 8  # which ONNX Runtime reads since 1.14, of February 2023
+OPSET, IR_VERSION = 18, 8  # ONNX Runtime 1.15, of May 2023, runs all files written here
 
 
 class _Labels(nn.Module):
@@ -292,7 +292,7 @@ def _blobs(batch: int, channels: int, height: int, width: int, *, uint8: bool) -
 def _difference(model: FCN, run: Callable[[Tensor], Tensor], image: Tensor, output: Path) -> float:
     """Return how far an exported model is off, as a fraction of the scores' range.
 
-    A label is as far off as the score of the class it names lies below the best one.
+    For labels, the error is the best score minus the score of the named class.
 
     Raises:
         ExportError: more than `TOLERANCE`.

@@ -143,7 +143,7 @@ OTHERS = {
 
 
 def other_rates(per_image: Tensor, *, background: bool) -> dict[str, Tensor]:
-    """Return what other tools call the result: why two of them disagree about the same masks.
+    """Return the metrics that other tools report, which differ for the same masks.
 
     The paper's mean IoU is over the classes of one confusion matrix of all images; a class that is
     neither in the ground truth nor predicted stays out of it. Others print
@@ -179,7 +179,7 @@ class Trimap:
 
     A boundary lies between pixels of different labels, the ignored label being one: where a data
     set outlines objects with ignored pixels, as VOC does, the bands start at the outline's edges.
-    Band w holds the pixels whose centres are at most w from one across a boundary (Euclidean).
+    Band w holds the pixels at most w from the nearest pixel across a boundary (Euclidean).
 
     Source: Kohli et al. 2009; mean IoU in a trimap as Krähenbühl & Koltun 2011 plot it.
     """

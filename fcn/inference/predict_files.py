@@ -48,7 +48,7 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
     output = Path(cfg.output)
     with launch(cfg.trainer) as processes:
         first = processes.rank == 0
-        # The first process alone reads what is piped in: all of them have the same end of the pipe.
+        # Only rank 0 reads standard input, which all processes share.
         lines = processes.share(list(sys.stdin) if first and cfg.input == "-" else [])
         images, note = find_images(cfg.input, output, lines)
         if first:

@@ -24,7 +24,7 @@ class Predictor:
     """A checkpoint, ready to segment images of any size.
 
     Args:
-        path: a .ckpt, a .safetensors or a run's folder.
+        path: a .ckpt, a .safetensors, a run's folder, or hf://USER/NAME.
         device: auto, cpu, cuda, mps; auto is a GPU where there is one.
         precision: a name in `fcn.device.PRECISIONS`; auto: as the model was trained, where the
             device computes so.
@@ -87,7 +87,10 @@ class Predictor:
         return self.segment(self._as_tensor(image))[0]
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
-        """Return every class's probability at every pixel, float16 (K, H, W); see `__call__`."""
+        """Return every class's probability at every pixel, float16 (K, H, W) in 0..1.
+
+        They sum to 1 over K, up to rounding. Arguments and errors: see `__call__`.
+        """
         kept = self.segment(self._as_tensor(image), probabilities=True)[1]
         assert kept is not None
         return kept
@@ -162,7 +165,8 @@ def overlay(
 
     Args:
         image: a file or a PIL image, which is turned by its EXIF orientation as the predictor
-            turns it; an array (H, W) or (H, W, C), or a tensor (C, H, W), C = 1, 3 or more.
+            turns it; an array (H, W) or (H, W, C), or a tensor (C, H, W), C = 1, 3 or more: uint8,
+            uint16 up to 65535, or float in [0, 1], unless info.value_range says otherwise.
         mask: integers (H, W) in 0..255, such as `Predictor` returns, or bool: labels 0 and 1.
         alpha: weight of the colour, 0..1; ignored pixels get a third of it, background none.
         info: names and colours of the labels, range and bands of the image; `Predictor.info`.
@@ -171,8 +175,9 @@ def overlay(
         uint8 (H, W, 3).
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or lacks the bands of `info`.
         ValueError: image and mask differ in size, or mask or alpha is outside the above.
+        TypeError: an image of another type.
     """
     if isinstance(image, np.ndarray) and image.ndim == 2:
         image = image[..., None]

@@ -122,7 +122,7 @@ def import_fcn(
     mean_bgr: Sequence[float] = MEAN_BGR,
     name: str = "caffemodel",
 ) -> tuple[FCN, Report]:
-    """Build the FCN that gives an authors' network's own scores, for RGB in [0, 1].
+    """Build an FCN with the scores of one of the authors' networks, for RGB in [0, 1].
 
     Widths and the number of classes come from the blobs. Upsampling kernels that are bilinear to
     the last bit become `fixed` and are not stored; otherwise all are kept, as `learned`.

@@ -1,7 +1,7 @@
 """The fastest form of each layer on the device at hand; the scores are the same up to rounding.
 
 Measured for FCN-8s on two kinds of processor, those with AVX-512 and bfloat16 products, and those
-with AVX2 alone, as most have. `python scripts/benchmark.py` measures what it comes to.
+with AVX2 alone, as most have. `python scripts/benchmark.py` measures the speed-up.
 """
 
 import torch

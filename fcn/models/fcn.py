@@ -50,7 +50,7 @@ class FCN(nn.Module):
         arguments: what builds this architecture again.
         in_channels: C.
         crops: the paper's crop offsets, by what is cropped; derived from the layers.
-        offset: the last of these: where the image's first pixel lies in the scores.
+        offset: the last crop: index of the image's first pixel in the upsampled scores.
         reach: a pixel's score depends on pixels up to this many rows and columns away.
         period: an image shifted by a multiple of this has its scores shifted likewise.
 

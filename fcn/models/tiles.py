@@ -21,7 +21,7 @@ TILE = 1280  # pixels: longest side that goes through the network at once
 
 
 def tiles(length: int, side: int | None, model: FCN, scale: float = 1) -> list[slice]:
-    """Cut 0..length into the fewest tiles that fit their windows.
+    """Cut 0..length into the fewest tiles whose windows are at most `side` long.
 
     All but the last are of one size, a multiple of the period, so that most windows are of one size
     too: PyTorch's kernels keep memory for every size that they have met.
@@ -70,7 +70,7 @@ def score_tile(
     columns: slice,
     size: tuple[int, int],
 ) -> Tensor:
-    """Return the scores (B, K, h, w) of a tile of images of `size`, seen in a view of them.
+    """Return the scores (B, K, h, w) of one tile, computed from a view of the images of `size`.
 
     Args:
         score: computes scores from images, with the model.

@@ -38,13 +38,16 @@ def deployment(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str
         console: for what is left out.
 
     Returns:
-        For each runtime and precision: MB of the file, mean IoU in percent, median milliseconds of
-        an image, those in which a processor worked on it (other programs do not lengthen them),
-        and MB of memory beyond what the process had before it opened the network.
+        For each runtime and precision: MB of the file, mean IoU in percent, median wall-clock and
+        processor milliseconds an image (other programs lengthen only the first), and MB of memory
+        beyond what the process had before it opened the network.
     """
     assert cfg.checkpoint is not None
     own = ExportConfig(
-        checkpoint=cfg.checkpoint, output=str(folder / "float32.onnx"), data=cfg.data
+        checkpoint=cfg.checkpoint,
+        output=str(folder / "float32.onnx"),
+        data=cfg.data,
+        overwrite=cfg.overwrite,
     )
     export.check(own)
     export.write_file(own, console)

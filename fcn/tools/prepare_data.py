@@ -132,7 +132,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     absent = next(split for split in splits if split.name == data.train_split).absent_classes()
     verdict = "can be trained on"
     if absent:
-        verdict = f"can teach all but {', '.join(absent)}, which no training mask shows"
+        verdict = f"can be trained on, but no training mask shows {', '.join(absent)}"
     console.print(f"data={data.name} {verdict}; report and contact sheet in {folder}")
     if shards:
         for split in splits:

@@ -49,7 +49,7 @@ class AveragedWeights(WeightAveraging):
     would still give 67 % of the weight to the first step after 200 of them.
 
     Args:
-        decay: what the average keeps of itself in a step, in the long run; in 0..1.
+        decay: share of the average that each step keeps once n is large; 0..1.
     """
 
     def __init__(self, decay: float) -> None:

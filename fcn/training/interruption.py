@@ -26,7 +26,7 @@ DATA_PATIENCE = 20  # seconds to wait for data after a signal
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file, to the disk, and then renames it."""
+    """Writes checkpoints atomically (temporary file, fsync, rename)."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -63,9 +63,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class Interruption(Callback):
     """Stops a run after the current step, and the validation that is due, when a signal comes.
 
-    As a context around `trainer.fit`. SIGINT and SIGTERM are handled, in a SLURM job SIGUSR1 too. A
-    second signal stops at once. Of several processes it is enough that one receives it: all stop
-    after the same step. The state is saved as `last`.
+    A context manager around `trainer.fit`. It handles SIGINT and SIGTERM, in SLURM jobs also
+    SIGUSR1. A second signal stops at once. Of several processes it is enough that one receives it:
+    all stop after the same step. The state is saved as `last`.
     """
 
     def __init__(self, last: Path, console: Console, processes: Processes) -> None:
@@ -174,9 +174,9 @@ def _end_alarm() -> None:
 
 
 def save_between_steps(trainer: pl.Trainer, path: Path) -> None:
-    """Save the state between two steps, from within one that has changed nothing yet.
+    """Save the state after the last whole step, from within one that has changed nothing yet.
 
-    Lightning has counted its batch already, which a resumed run would then leave out.
+    Lightning has counted the next batch already: uncorrected, a resumed run would skip it.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     for count in (progress.total, progress.current):

@@ -209,7 +209,9 @@ def dice_loss(score: Tensor, target: Tensor) -> Tensor:
 
 
 def focal_loss(score: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
-    """Return the cross entropy, each pixel's times (1 - p)^gamma, p being its true class's score.
+    """Return the mean cross entropy, each pixel weighted by (1 - p)^gamma.
+
+    p is the probability of the pixel's true class.
 
     Source: Lin et al. 2017.
     """

@@ -66,7 +66,7 @@ class SegmentationModule(pl.LightningModule):
         return self.model(image)
 
     def on_train_start(self) -> None:
-        """Give a resumed run the rates of its recipe as it is now, not as it was saved."""
+        """Set a resumed optimiser's rates and decay from the current recipe, not the checkpoint."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, torch.optim.Optimizer)
         assert isinstance(schedule, LambdaLR)
@@ -132,8 +132,7 @@ class SegmentationModule(pl.LightningModule):
         }
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        # Lightning clips no gradients of a fused optimiser under mixed precision, be there any to
-        # unscale (float16) or not (bfloat16).
+        # Lightning clips no gradients of a fused optimiser in mixed precision, bfloat16 included.
         clips = self.trainer.gradient_clip_val and self.trainer.precision.endswith("-mixed")
         assert self.recipe.lr is not None
         return make_optimizer(self.model, self.recipe, self.recipe.lr, fused=not clips)

@@ -1,6 +1,6 @@
 """The plan of a run: every setting that follows from others, decided once and checked.
 
-What is invalid fails here; what needs no data, before a data set is fetched or drawn. After
+Invalid settings fail here; checks that need no data come before a data set is downloaded. After
 `resolve` the settings are read only for run.json, the loggers and names on the screen.
 """
 
@@ -192,57 +192,49 @@ def check_combinations(cfg: TrainConfig) -> None:
     """
     check_folds(cfg.data)
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
-    lr, mean = learning_rate(recipe, model.name), recipe.loss_reduction == "mean"
-    unfit = "does not fit recipe.loss_reduction"
-    for wrong, message in (
-        (
-            recipe.scale[0] > recipe.scale[1],
-            f"recipe.scale={recipe.scale}: must be [from, to] with from <= to",
-        ),
-        (
-            recipe.crop is None and recipe.scale != [1, 1],
-            "recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]",
-        ),
-        (
-            cfg.backbone.freeze and not (cfg.backbone.weights or model.init_from or cfg.resume),
+    lr, starts = learning_rate(recipe, model.name), model.init_from or cfg.resume
+    if recipe.scale[0] > recipe.scale[1]:
+        raise ConfigError(f"recipe.scale={recipe.scale}: must be [from, to] with from <= to")
+    if recipe.crop is None and recipe.scale != [1, 1]:
+        raise ConfigError("recipe.scale resizes crops: set recipe.crop, or leave scale at [1,1]")
+    if cfg.backbone.freeze and not (cfg.backbone.weights or starts):
+        raise ConfigError(
             f"backbone.freeze={cfg.backbone.freeze} would keep random weights: set "
-            "backbone.weights, or backbone.freeze=null",
-        ),
-        (
-            mean and lr < 1e-8,
-            f"recipe.lr={lr:g} {unfit}=mean: nothing would be learned; raise it, or use sum",
-        ),
-        (
-            not mean and cfg.loss._target_ is None and cfg.loss.name != "cross_entropy",
-            f"loss={cfg.loss.name} {unfit}=sum: it is a mean by its definition; use "
-            "loss=cross_entropy, or mean",
-        ),
-        (
-            not mean and lr > 1e-6,
-            f"recipe.lr={lr:g} {unfit}=sum: a loss summed over about 200,000 pixels needs 1e-10 "
-            "(32s) to 1e-14 (8s); lower it, or use mean",
-        ),
-        (
-            not mean and (trainer.get("accumulate_grad_batches") or 1) != 1,
-            f"trainer.accumulate_grad_batches > 1 {unfit}=sum: it averages over its batches; use "
-            "1, or mean",
-        ),
-        (
-            not mean and str(trainer.get("precision")) in ("16-mixed", "16-true", "16"),
-            f"trainer.precision={trainer.get('precision')} {unfit}=sum: the sum overflows "
-            "float16; use 32-true or bf16-mixed",
-        ),
-        (
-            not mean
-            and model.stride < 32
-            and not (model.init_from or cfg.resume or model.skip_scales),
-            f"{model.name} straight from VGG {unfit}=sum: its unscaled skips would drown the "
-            "scores; set model.init_from to an FCN of the next coarser stride, or use "
-            "model=fcn8s_atonce",
-        ),
-    ):
-        if wrong:
-            raise ConfigError(message)
+            "backbone.weights, or backbone.freeze=null"
+        )
+    if recipe.loss_reduction == "mean":
+        if lr < 1e-8:
+            raise ConfigError(
+                f"recipe.lr={lr:g} does not fit recipe.loss_reduction=mean: nothing would be "
+                "learned; raise it, or use sum"
+            )
+        return
+    unfit = "does not fit recipe.loss_reduction=sum"
+    if cfg.loss._target_ is None and cfg.loss.name != "cross_entropy":
+        raise ConfigError(
+            f"loss={cfg.loss.name} {unfit}: it is a mean by its definition; use "
+            "loss=cross_entropy, or mean"
+        )
+    if lr > 1e-6:
+        raise ConfigError(
+            f"recipe.lr={lr:g} {unfit}: a loss summed over about 200,000 pixels needs 1e-10 (32s) "
+            "to 1e-14 (8s); lower it, or use mean"
+        )
+    if (trainer.get("accumulate_grad_batches") or 1) != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches > 1 {unfit}: it averages over its batches; use 1, or "
+            "mean"
+        )
+    if str(trainer.get("precision")) in ("16-mixed", "16-true", "16"):
+        raise ConfigError(
+            f"trainer.precision={trainer['precision']} {unfit}: the sum overflows float16; use "
+            "32-true or bf16-mixed"
+        )
+    if model.stride < 32 and not (starts or model.skip_scales):
+        raise ConfigError(
+            f"{model.name} straight from VGG {unfit}: its unscaled skips would drown the scores; "
+            "set model.init_from to an FCN of the next coarser stride, or use model=fcn8s_atonce"
+        )
 
 
 def _read_record(cfg: TrainConfig, folder: Path) -> Record | None:
@@ -252,7 +244,10 @@ def _read_record(cfg: TrainConfig, folder: Path) -> Record | None:
     record = read_record(folder, cfg.resume)
     record.check_unchanged(asdict(cfg))
     if cfg.trainer.get("fast_dev_run") or cfg.trainer.get("enable_checkpointing") is False:
-        raise ConfigError("resume needs checkpoints: leave out trainer.fast_dev_run and others")
+        raise ConfigError(
+            "resume needs checkpoints: leave out trainer.fast_dev_run and "
+            "trainer.enable_checkpointing=false"
+        )
     return record
 
 
@@ -300,7 +295,7 @@ def _read_source(cfg: TrainConfig) -> Checkpoint | None:
 
 
 def _data_to_make(data: DataConfig) -> DatasetInfo | None:
-    """Return what a data set will be that has still to be drawn or fetched; None: it is there."""
+    """Return the info of a data set that may have to be drawn or downloaded first, or None."""
     if data.layout != "shapes" and not data.download:
         return None
     classes = list(SHAPES) if data.layout == "shapes" else VOC_CLASSES
@@ -379,9 +374,9 @@ def _network(
 def _open_splits(
     cfg: TrainConfig, processes: Processes, console: Console
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Open both splits of the data set, fetched or drawn first if need be; they must not overlap.
+    """Open both splits of the data set, downloaded or drawn if need be; they must not overlap.
 
-    The first process comes first, so that one alone fetches or draws.
+    Rank 0 goes first, so that only it downloads or draws.
     """
     if cfg.data.download and processes.rank == 0:
         fetch(cfg.data, console)

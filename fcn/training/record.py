@@ -168,13 +168,15 @@ def _newest(given: Sequence[str]) -> Path:
 
 
 def check_free(folder: Path) -> None:
-    """Raise a ConfigError if a folder holds a run, of whatever kind."""
+    """Raise a ConfigError if a folder holds a run, of whatever kind, or other results."""
     own = any((folder / "checkpoints").glob("*.ckpt"))
     if own or ((folder / RECORD).is_file() and _has_checkpoint(folder)):
         raise ConfigError(
             f"{folder} holds a run already: resume={folder} continues it, another hydra.run.dir "
             "starts a new one"
         )
+    if (folder / "metrics.json").exists():
+        raise ConfigError(f"{folder} holds results already; choose another hydra.run.dir")
 
 
 def read_record(folder: Path, resume: str) -> Record:

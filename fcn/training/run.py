@@ -29,7 +29,7 @@ from fcn.errors import ConfigError, UserError, describe_failure
 from fcn.inference.evaluate import evaluate, evaluate_and_write, print_last_line
 from fcn.models.fcn import FCN
 from fcn.models.surgery import Report, fit_to_features
-from fcn.output import locked, warn, write_json
+from fcn.output import locked, warn, write_json, write_settings
 from fcn.pictures import plots
 from fcn.processes import Processes, launch
 from fcn.targets import build
@@ -94,7 +94,9 @@ def train_one(
         best = run.checkpoint_to_keep()
         if best is None or processes.rank > 0:
             return None
-        model = save_best_model(plan, best, module.metadata)
+        model = checkpoint.load(best)
+        # Before anything that may still fail.
+        checkpoint.write_safetensors(folder / "model.safetensors", model, module.metadata)
         metrics = evaluate_best(plan, model, module.metadata, run.history, console)
         for logger in run.trainer.loggers:
             log_settings(logger, plan, metrics["mean_iou"])
@@ -113,6 +115,8 @@ def opened_folder(plan: Plan) -> Iterator[None]:
         record.check_free(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with locked(plan.folder):
+        if plan.record is None:
+            write_settings(asdict(plan.settings), plan.folder)
         yield
 
 
@@ -201,7 +205,7 @@ class TrainerParts:
     last: Path
 
     def checkpoint_to_keep(self) -> Path | None:
-        """Return the checkpoint that becomes the model: the best, or the last if none is."""
+        """Return the best checkpoint; if nothing was validated, save the last one and return it."""
         if self.best is None:
             return None
         if not self.best.best_model_path:  # nothing was validated
@@ -211,7 +215,7 @@ class TrainerParts:
 
 
 def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> TrainerParts:
-    """Return Lightning's Trainer, and the callbacks that the run itself looks at."""
+    """Build Lightning's Trainer and the callbacks; an earlier metrics.csv is kept aside."""
     folder, recipe = plan.folder / "checkpoints", plan.recipe
     data = SegmentationData(
         plan.train, plan.val, recipe, plan.seed, plan.num_workers, plan.val_limit
@@ -344,7 +348,7 @@ def write_run_record(plan: Plan, model: FCN) -> None:
 
 
 def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Console) -> None:
-    """Train to the end, or until a signal; what torch complains about becomes one line."""
+    """Train to the end, or until a signal; known errors of torch become one line."""
     if plan.record:
         _continue_run(plan, plan.record, run, console)
     try:
@@ -359,7 +363,7 @@ def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Cons
 
 
 def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console: Console) -> None:
-    """Print what differs from the run that is resumed; other validation images have a new best."""
+    """Print what changed since the resumed run; on other validation images the best starts anew."""
     console.print(f"resuming {before.folder} from {before.checkpoint.name}")
     changes = before.changes(asdict(plan.settings))
     for key, (old, new) in changes.items():
@@ -386,13 +390,6 @@ def _mean_iou(plan: Plan, run: TrainerParts, path: Path) -> float:
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
     quiet = Console(quiet=True)
     return evaluate(model, run.data.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
-
-
-def save_best_model(plan: Plan, best: Path, metadata: dict[str, Any]) -> FCN:
-    """Write model.safetensors, before anything that may still fail; return the model."""
-    model = checkpoint.load(best)
-    checkpoint.write_safetensors(plan.folder / "model.safetensors", model, metadata)
-    return model
 
 
 def evaluate_best(
@@ -432,7 +429,7 @@ def evaluate_best(
 
 
 def log_settings(logger: Logger, plan: Plan, mean_iou: float) -> None:
-    """Log the settings, and the final mean IoU as what runs are ranked by."""
+    """Log the settings and the final mean IoU, by which TensorBoard ranks runs (hp_metric)."""
     settings = {key: str(value) for key, value in flat_keys(asdict(plan.settings)).items()}
     if isinstance(logger, TensorBoardLogger):
         logger.log_hyperparams(settings, {"hp_metric": mean_iou})

@@ -12,7 +12,7 @@ from rich.table import Table
 from fcn.config import CONFIGS, ModelConfig, TrainConfig
 from fcn.errors import ConfigError
 from fcn.inference.evaluate import read_metrics
-from fcn.output import percent, write_json
+from fcn.output import percent, write_json, write_settings
 from fcn.processes import Processes
 from fcn.training import record
 from fcn.training.plan import check_combinations
@@ -39,6 +39,8 @@ def train_stages(
     stages = _stages(cfg, folder)
     if processes.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        if cfg.resume is None:
+            write_settings(asdict(cfg), folder)
         record.write_record(folder, {"stages": cfg.stages, "config": asdict(cfg)})
     before = cfg.model.init_from
     for stage in stages:
