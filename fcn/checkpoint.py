@@ -214,7 +214,7 @@ def history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [tuple(point) for point in kept.get(name, [])] for name in ("loss", "mean_iou")}
 
 
-def describe(model: FCN, metadata: dict[str, Any]) -> dict[str, Any]:
+def complete_metadata(model: FCN, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return `metadata` with the model's architecture, colours and normalisation."""
     # Pascal VOC's colours, unless the model has its own.
     colours = palette(DatasetInfo())[: model.arguments["num_classes"]].tolist()
@@ -241,7 +241,7 @@ def as_text(metadata: dict[str, Any]) -> dict[str, str]:
 
 def write_safetensors(path: Path, model: FCN, metadata: dict[str, Any]) -> None:
     """Write a model that `load` reads: its weights, and what is known about it."""
-    write_weights(path, model.state_dict(), describe(model, metadata))
+    write_weights(path, model.state_dict(), complete_metadata(model, metadata))
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -29,14 +29,14 @@ DATA_ROOT = str(REPOSITORY / "data") if (REPOSITORY / "pyproject.toml").is_file(
 
 
 def setting(
-    default: Any, meaning: str, *, only: str = "", choices: Sequence[str] = (), **rules: Any
+    default: Any, meaning: str, *, needs: str = "", choices: Sequence[str] = (), **rules: Any
 ) -> Any:
     """Return the field of a setting.
 
     Args:
         default: its value unless configs/ or the command line say otherwise.
         meaning: for `--help`.
-        only: settings of its group that it requires; giving it without them is an error: "convert"
+        needs: settings of its group that it requires; giving it without them is an error: "convert"
             must be given, "name=dice,focal" be one of these values.
         choices: the words that it takes, if it takes only some.
         rules: for its value, in pydantic's words: ge, lt, max_length, pattern, ...
@@ -44,23 +44,23 @@ def setting(
     if choices:
         meaning = f"{meaning}: {', '.join(choices)}"
         rules["pattern"] = f"^({'|'.join(choices)})$"
-    for part in reversed(only.split()):
+    for part in reversed(needs.split()):
         if not part.endswith(("=null", "=false")):
             meaning = f"{part.removeprefix('name=')}: {meaning}"
-    metadata = {"description": meaning, "only": only, **rules}
+    metadata = {"description": meaning, "needs": needs, **rules}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def data_set(unused: str = "", only: str = "") -> Any:
+def data_set(unused: str = "", needs: str = "") -> Any:
     """Return the field of a command's data set.
 
     Args:
         unused: settings of `DataConfig` that the command does nothing with; giving one is an error.
-        only: other settings of the command without which it reads no data set; see `setting`.
+        needs: other settings of the command without which it reads no data set; see `setting`.
     """
-    return field(default_factory=DataConfig, metadata={"only": only, "unused": unused.split()})
+    return field(default_factory=DataConfig, metadata={"needs": needs, "unused": unused.split()})
 
 
 # Meanings that several commands share.
@@ -81,17 +81,17 @@ STAGES = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 TOOLS = ["coco", "cvat", "labelme", "labelstudio"]
 TOPICS = ["all", "matrix", "arithmetic", "channels", "operators", "bilinear", "repeat",
           "checkerboards", "network", "learning", "deconvnet"]  # fmt: skip
-# Settings of a part of a command, see `only`.
+# Settings of a part of a command, see `needs`.
 NETWORK_TOPICS = "explain=all,network,learning,deconvnet"
 OWN_NETWORK = f"checkpoint=null {NETWORK_TOPICS}"
 ONNX = "format=onnx,hub,web"
-topic_setting = partial(setting, only=NETWORK_TOPICS)
-graph_setting = partial(setting, only="format=onnx,torch_export")
-hub_setting = partial(setting, only="format=hub")
-web_setting = partial(setting, only="format=web")
-small_setting = partial(setting, only="precision=float16,int8")
-conversion = partial(setting, only="convert")
-speed_setting = partial(setting, only="checkpoint=null")
+topic_setting = partial(setting, needs=NETWORK_TOPICS)
+graph_setting = partial(setting, needs="format=onnx,torch_export")
+hub_setting = partial(setting, needs="format=hub")
+web_setting = partial(setting, needs="format=web")
+small_setting = partial(setting, needs="precision=float16,int8")
+conversion = partial(setting, needs="convert")
+speed_setting = partial(setting, needs="checkpoint=null")
 # What a command does not use of a data set that it compares files on.
 NOT_MEASURED = "limit split download url checksum"
 # Types with bounds.
@@ -149,8 +149,8 @@ class DataConfig(Schema):
     name: str = setting(MISSING, "name in metrics.json and on the screen")
     layout: str = setting("voc", "how the files are arranged, see fcn/data/layouts.py")
     root: str = setting(DATA_ROOT, "folder of the data sets; for shards also an address")
-    folder: str = setting(".", "of this data set, below root", only="layout=voc")
-    masks: str = setting("SegmentationClass", "their folder, below data.folder", only="layout=voc")
+    folder: str = setting(".", "of this data set, below root", needs="layout=voc")
+    masks: str = setting("SegmentationClass", "their folder, below data.folder", needs="layout=voc")
     train_split: str = setting("train", "split to train on")
     val_split: str = setting("val", "split to validate on")
     split: str | None = setting(None, "split to evaluate; null: val_split")
@@ -169,8 +169,8 @@ class DataConfig(Schema):
     scan: bool = setting(True, "read all masks before training or evaluation, for errors")
     num_workers: int | None = setting(None, "processes that load images; null: by cores", ge=0)
     download: bool = setting(False, "fetch what is missing: VOC, SBD")
-    url: str | None = setting(None, "an archive, or a folder ending in /", only="download")
-    checksum: str | None = setting(None, "md5:..., sha256:...", only="url", pattern=CHECKSUM)
+    url: str | None = setting(None, "an archive, or a folder ending in /", needs="download")
+    checksum: str | None = setting(None, "md5:..., sha256:...", needs="url", pattern=CHECKSUM)
 
     @property
     def title(self) -> str:
@@ -208,13 +208,13 @@ class LossConfig(Schema):
     name: str = setting("cross_entropy", "set by loss=CHOICE")
     _target_: str | None = setting(None, "instead: a class of yours: (score, target) -> loss")
     arguments: dict[str, Any] = setting(
-        {}, "its own; it also gets ignore_index=255", only="_target_"
+        {}, "its own; it also gets ignore_index=255", needs="_target_"
     )
     class_weights: Any = setting(None, "one number per class, balanced (by pixels), or null")
-    label_smoothing: float = setting(0.0, "a share", only="name=cross_entropy,dice", ge=0, lt=1)
-    dice_weight: float = setting(1.0, "its weight next to cross entropy", only="name=dice", gt=0)
-    gamma: float = setting(2.0, "exponent, larger favours hard pixels", only="name=focal", ge=0)
-    hardest: float = setting(0.25, "share of the pixels that count", only="name=ohem", gt=0, le=1)
+    label_smoothing: float = setting(0.0, "a share", needs="name=cross_entropy,dice", ge=0, lt=1)
+    dice_weight: float = setting(1.0, "its weight next to cross entropy", needs="name=dice", gt=0)
+    gamma: float = setting(2.0, "exponent, larger favours hard pixels", needs="name=focal", ge=0)
+    hardest: float = setting(0.25, "share of the pixels that count", needs="name=ohem", gt=0, le=1)
 
 
 @dataclass
@@ -272,10 +272,10 @@ class ExportConfig(Schema):
     size: Size | None = graph_setting(None, "[height, width] of images, for OpenCV; null: any")
     input: str = graph_setting("float", "of images; float: in [0, 1]", choices=["float", "uint8"])
     argmax: bool = graph_setting(False, "labels instead of scores")
-    precision: str = setting("float32", "of convolutions", only=ONNX, choices=SMALLER)
-    calibration: int = setting(64, "images to find ranges on", only="precision=int8", ge=1)
+    precision: str = setting("float32", "of convolutions", needs=ONNX, choices=SMALLER)
+    calibration: int = setting(64, "images to find ranges on", needs="precision=int8", ge=1)
     keep: list[str] = small_setting([], "layers to leave in float32: [conv1_1,fc6]")
-    data: DataConfig = data_set(NOT_MEASURED, only="precision=float16,int8")
+    data: DataConfig = data_set(NOT_MEASURED, needs="precision=float16,int8")
     push: str | None = hub_setting(None, "also upload to this repository, USER/NAME")
     space: str | None = hub_setting(None, "also upload the demo to this Space, USER/NAME")
     licence: str | None = hub_setting(None, "of the weights, for the card: mit, cc-by-4.0, ...")
@@ -331,13 +331,13 @@ class CompareConfig(Schema):
 class ExplainConfig(Schema):
     explain: str = setting("all", "what to show", choices=TOPICS)
     checkpoint: str | None = topic_setting(None, "a trained model; null: train a small one")
-    fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it", only="checkpoint")
-    fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it", only="checkpoint")
+    fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it", needs="checkpoint")
+    fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it", needs="checkpoint")
     image: str | None = topic_setting(None, "an image id; null: one with many classes")
-    steps: int = setting(280, "training steps of the small FCN-32s", only=OWN_NETWORK, ge=5)
+    steps: int = setting(280, "training steps of the small FCN-32s", needs=OWN_NETWORK, ge=5)
     notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
-    seed: int = setting(0, "seed of the small FCN-32s", only=OWN_NETWORK, ge=0, lt=2**32)
-    data: DataConfig = data_set("limit", only=NETWORK_TOPICS)
+    seed: int = setting(0, "seed of the small FCN-32s", needs=OWN_NETWORK, ge=0, lt=2**32)
+    data: DataConfig = data_set("limit", needs=NETWORK_TOPICS)
     overwrite: bool = setting(False, OVERWRITE)
 
 
@@ -346,12 +346,12 @@ class BenchmarkConfig(Schema):
     quick: bool = speed_setting(False, "fewer rounds: about two minutes")
     size: Size = speed_setting([375, 500], "of the image: [height, width]")
     num_classes: int = speed_setting(21, "K", ge=2)
-    rounds: int = setting(15, "of each measurement", only="checkpoint=null quick=false", ge=3)
+    rounds: int = setting(15, "of each measurement", needs="checkpoint=null quick=false", ge=3)
     device: str = speed_setting("auto", DEVICE)
     precision: str = speed_setting("auto", "of this project's network", choices=SPEED_PRECISIONS)
     checkpoint: str | None = setting(None, "measure this network in each runtime here, on a CPU")
-    data: DataConfig = data_set(NOT_MEASURED, only="checkpoint")
-    images: int | None = setting(None, "validation images; null: all", only="checkpoint", ge=1)
+    data: DataConfig = data_set(NOT_MEASURED, needs="checkpoint")
+    images: int | None = setting(None, "validation images; null: all", needs="checkpoint", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
 
 
@@ -468,7 +468,7 @@ def default_of(entry: dataclasses.Field[Any]) -> Any:
 
 def _unmet(settings: Any, group: str, entry: dataclasses.Field[Any]) -> str:
     """Return the first unmet requirement of a setting as KEY=VALUE, or ""."""
-    for condition in entry.metadata.get("only", "").split():
+    for condition in entry.metadata.get("needs", "").split():
         key, _, values = condition.partition("=")
         if key == "name" and settings._target_:  # a class of the user's in its place
             return f"{group}._target_=null"

@@ -62,11 +62,11 @@ class Processes:
             torch.distributed.all_reduce(counts, group=self.group)
         return counts
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes have called this (a barrier)."""
-        self.share(None)
+        self.broadcast(None)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return the first process's value in all of them; it must be picklable."""
         import torch
 
@@ -112,7 +112,7 @@ class Processes:
         store = torch.distributed.TCPStore
         if first:
             self.store = store(host, 0, is_master=True, wait_for_workers=False)
-        port = self.share(self.store.port if first else 0)
+        port = self.broadcast(self.store.port if first else 0)
         if not first:
             self.store = store(host, port, is_master=False)
         threading.Thread(target=self._watch, daemon=True).start()
@@ -217,7 +217,7 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
     try:
         processes._connect()
         yield processes
-        processes.wait()  # for the first one, which evaluates alone: all exit with the same code
+        processes.barrier()  # for the first one, which evaluates alone: all exit with the same code
         processes._finished.set()
     except BaseException as error:
         processes._fail(error)

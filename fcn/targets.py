@@ -12,7 +12,7 @@ from fcn.errors import ConfigError
 Complete = Callable[[set[str], dict[str, Any]], dict[str, Any]]
 
 
-def named(name: str) -> Any:
+def import_object(name: str) -> Any:
     """Return a class or function by its module and name; unlike Hydra, print nothing."""
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
@@ -21,15 +21,15 @@ def named(name: str) -> Any:
     return found
 
 
-def class_named(name: str) -> type:
+def import_class(name: str) -> type:
     """Return a class by its module and name."""
-    found = named(name)
+    found = import_object(name)
     if not inspect.isclass(found):
         raise TypeError("a function, where a class is needed that is built from its arguments")
     return found
 
 
-def build(entry: Any, complete: Complete, load: Callable[[str], Any] = class_named) -> Any:
+def build(entry: Any, complete: Complete, load: Callable[[str], Any] = import_class) -> Any:
     """Return what settings describe: mappings with a `_target_` become objects, at any depth.
 
     As in Hydra, `_args_` are positional arguments, and `_partial_: true` gives a
@@ -47,7 +47,11 @@ def build(entry: Any, complete: Complete, load: Callable[[str], Any] = class_nam
         return [build(part, complete, load) for part in entry]
     if not isinstance(entry, Mapping):
         return entry
-    given = {k: build(value, complete, named) for k, value in entry.items() if k != "_target_"}
+    given = {
+        key: build(value, complete, import_object)
+        for key, value in entry.items()
+        if key != "_target_"
+    }
     if "_target_" not in entry:
         return given
     try:

@@ -75,12 +75,12 @@ def test_every_blob_and_every_tensor_is_reported(model: str, bilinear: bool) -> 
     blobs = sum(len(blobs) for _, blobs in layers.values())
     assert len(report.tensors) == blobs + 2
     assert {entry.name for entry in report.tensors} >= set(ours.state_dict())
-    assert report.named("set") == ["mean", "std"]
-    assert report.named("folded") == ["backbone.conv1_1.weight"]
+    assert report.with_status("set") == ["mean", "std"]
+    assert report.with_status("folded") == ["backbone.conv1_1.weight"]
     recognised = [n for n in layers if n.startswith("scale_")]
     recognised += [f"{n}.weight" for n in layers if n.startswith("up") and bilinear]
-    assert sorted(report.named("recognised")) == sorted(recognised)
-    assert len(report.named("copied")) == blobs - 1 - len(recognised)
+    assert sorted(report.with_status("recognised")) == sorted(recognised)
+    assert len(report.with_status("copied")) == blobs - 1 - len(recognised)
     assert not any(tensor.is_meta for tensor in ours.state_dict().values())
 
 
@@ -136,10 +136,11 @@ def test_vgg16_starts_an_fcn_with_the_features_of_another_engine(
     network = vgg16()
     path = save(tmp_path, write(network.layers))
     weights, report = import_vgg(read_caffemodel(path))
-    assert report.named("left over") == ["fc8.weight", "fc8.bias"]
-    assert {"head.fc6.weight", "head.fc7.weight"} <= set(report.named("reshaped"))
+    assert report.with_status("left over") == ["fc8.weight", "fc8.bias"]
+    assert {"head.fc6.weight", "head.fc7.weight"} <= set(report.with_status("reshaped"))
     model = FCN(stride=32, num_classes=2, width=2, head_width=6).eval()
-    assert transplant(model, weights).named("initialised") == ["score_fr.weight", "score_fr.bias"]
+    report = transplant(model, weights)
+    assert report.with_status("initialised") == ["score_fr.weight", "score_fr.bias"]
     rgb = picture(224, 224)
     (theirs,) = run_opencv(network.prototxt, path, [rgb], "relu7")
     with torch.inference_mode():

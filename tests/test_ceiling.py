@@ -12,7 +12,7 @@ from fcn.config import DataConfig
 from fcn.data.layouts import VOC_CLASSES, open_split
 from fcn.device import InferenceModel
 from fcn.inference.ceiling import Ceiling
-from fcn.inference.metrics import ConfusionMatrix, scores
+from fcn.inference.metrics import ConfusionMatrix, metrics_of
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS, bilinear_kernel, make_upsampling
 from tests.conftest import random_model, small
@@ -120,5 +120,5 @@ def test_ceilings_of_seven_classes_on_pascal_voc(
     perfect, confusion = InferenceModel(Ceiling(model), CPU), ConfusionMatrix(21)  # type: ignore[arg-type]
     for _, target in open_split(data, "val"):  # type: ignore[attr-defined]
         confusion.update(perfect.predict(target[None, None]), target[None])
-    iou = scores(confusion.compute()).iou[SEVEN].mean()
+    iou = metrics_of(confusion.compute()).iou[SEVEN].mean()
     assert 100 * float(iou) == pytest.approx(percent, abs=0.05)

@@ -94,7 +94,7 @@ def test_pictures_treat_class_0_as_any_other_where_there_is_no_background() -> N
     picture = visualize.overlay(image, mask, 0.5, STREET)
     assert picture[0, 0].tolist() == [150, 55, 55]  # half of (200, 10, 10)
     assert picture[9, 15].tolist() == [255] * 3  # the boundary on the side of class 0
-    shown = visualize.errors(mask, 1 - mask, STREET)
+    shown = visualize.error_map(mask, 1 - mask, STREET)
     assert np.unique(shown.reshape(-1, 3), axis=0).tolist() == [[240, 228, 66]]  # wrong class
     assert "missed object" not in visualize.error_colours(STREET)
     assert visualize.legend_of([mask], STREET) == {"sky": (200, 10, 10), "road": (10, 200, 10)}

@@ -126,7 +126,7 @@ def test_a_model_may_start_from_a_file(tmp_path: Path) -> None:
     model = small()
     report = initialise(model, None, str(tmp_path / "vgg16.pth"), CLASSES)
     assert report is not None
-    assert report.named("copied") == list(source)
+    assert report.with_status("copied") == list(source)
     assert all(torch.equal(model.state_dict()[name], source[name]) for name in source)
 
 
@@ -174,7 +174,7 @@ def test_a_model_starts_from_a_coarser_one_of_the_same_classes(tmp_path: Path) -
     others = small(stride=32)  # as many classes, but others: nothing is inherited
     report = initialise(others, read(path), None, ["v", "w", "x", "y", "z"])
     assert report is not None
-    assert "score_fr.weight" in report.named("initialised")
+    assert "score_fr.weight" in report.with_status("initialised")
     assert not others.score_fr.weight.any()
 
 
@@ -197,8 +197,8 @@ def test_a_backbone_brings_no_scores_whatever_its_classes(tmp_path: Path) -> Non
             assert torch.equal(model.head.fc6.weight, source.head.fc6.weight)
             assert not model.score_fr.weight.any()
             assert torch.equal(model.upscore2.weight, start)
-            assert "score_fr.weight" in report.named("initialised")
-            assert "score_fr.weight" in report.named("left over")
+            assert "score_fr.weight" in report.with_status("initialised")
+            assert "score_fr.weight" in report.with_status("left over")
 
 
 @pytest.mark.parametrize(

@@ -231,10 +231,10 @@ def settings_of(command: str, *given: str) -> Any:
     return settings
 
 
-def overrides_of(only: str, group: str, *, broken: int | None = None) -> list[str]:
+def overrides_of(needs: str, group: str, *, broken: int | None = None) -> list[str]:
     """Return a command line that meets the conditions of a setting, but for one of them."""
     given = []
-    for index, condition in enumerate(only.split()):
+    for index, condition in enumerate(needs.split()):
         key, _, values = condition.partition("=")
         value = values.split(",")[0] or MET[key]
         if index == broken:
@@ -249,25 +249,25 @@ def conditional_settings() -> Iterator[tuple[str, str, str, str]]:
     """Yield (command, group, key, conditions) of every setting that does nothing without others."""
     for command, schema in SCHEMAS.items():
         for entry in fields(schema):
-            if only := entry.metadata.get("only"):
+            if needs := entry.metadata.get("needs"):
                 key = "data.name" if entry.name == "data" else entry.name
-                yield command, "", key, only
+                yield command, "", key, needs
             if entry.name in ("data", "loss") and command in ("train", "evaluate"):
                 for part in fields({"data": DataConfig, "loss": LossConfig}[entry.name]):
-                    if only := part.metadata.get("only"):
-                        yield command, entry.name, f"{entry.name}.{part.name}", only
+                    if needs := part.metadata.get("needs"):
+                        yield command, entry.name, f"{entry.name}.{part.name}", needs
 
 
-@pytest.mark.parametrize(("command", "group", "key", "only"), list(conditional_settings()))
+@pytest.mark.parametrize(("command", "group", "key", "needs"), list(conditional_settings()))
 def test_a_setting_that_would_do_nothing_is_refused(
-    command: str, group: str, key: str, only: str
+    command: str, group: str, key: str, needs: str
 ) -> None:
     value = VALUES.get(f"{command} {key}", VALUES.get(key, "mine"))
     wish = f"{key}={value}"
     also = ["data.download=true"] if key == "data.checksum" else []
-    settings_of(command, wish, *also, *overrides_of(only, group))
-    for index in range(len(only.split())):
-        given = overrides_of(only, group, broken=index)
+    settings_of(command, wish, *also, *overrides_of(needs, group))
+    for index in range(len(needs.split())):
+        given = overrides_of(needs, group, broken=index)
         with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=.* needs .*; leave it out$"):
             settings_of(command, *also, *given, wish)
 
@@ -278,7 +278,7 @@ def test_a_setting_that_would_do_nothing_is_refused(
 )
 def test_what_a_command_does_not_use_of_a_data_set_is_refused(command: str) -> None:
     entry = next(entry for entry in fields(SCHEMAS[command]) if entry.name == "data")
-    need = overrides_of(entry.metadata["only"], "")
+    need = overrides_of(entry.metadata["needs"], "")
     for name in entry.metadata["unused"]:
         wish = f"data.{name}={VALUES[f'data.{name}']}"
         with pytest.raises(ConfigError, match=rf"{wish}: {command} does not use it"):
@@ -342,7 +342,7 @@ def test_the_help_says_what_every_setting_means() -> None:
         given: str = setting(MISSING, "a file")
         one: bool = setting(False, "their weight")
         two: float | None = setting(None, "their weight")
-        three: int = setting(3, "their weight", only="one")
+        three: int = setting(3, "their weight", needs="one")
         trainer: dict[str, Any] = arguments
 
     lines = describe_settings(OmegaConf.structured(Two), Two).splitlines()

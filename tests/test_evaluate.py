@@ -25,7 +25,7 @@ from fcn.errors import CheckpointError, ConfigError, UserError
 from fcn.inference import evaluate as module
 from fcn.inference import evaluate_checkpoint, predict_files
 from fcn.inference.evaluate import evaluate, evaluate_and_write, read_metrics, read_per_image
-from fcn.inference.metrics import scores, tally
+from fcn.inference.metrics import metrics_of, tally
 from fcn.inference.predictor import Predictor
 from fcn.models.upsampling import FixedUpsampling
 from fcn.output import make_console
@@ -127,9 +127,9 @@ def test_batches_change_no_number(tiny_voc: TinyVOC, tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "m.safetensors")
     model = InferenceModel(load(path), CPU)
     one, two, all_ = (evaluate(model, dataset, QUIET, batch_size=size) for size in (1, 2, 8))
-    assert (one.scores.confusion.sum(0) > 0).sum() > 1
+    assert (one.metrics.confusion.sum(0) > 0).sum() > 1
     for other in (two, all_):
-        assert torch.equal(other.scores.confusion, one.scores.confusion)
+        assert torch.equal(other.metrics.confusion, one.metrics.confusion)
         assert torch.equal(other.per_image, one.per_image)
         assert other.trimap == one.trimap
     for index, (image, target) in enumerate(dataset):  # type: ignore[arg-type, misc]
@@ -366,5 +366,5 @@ def test_what_a_mean_counts_is_said() -> None:
     assert remark is not None
     assert "3 of 4 classes" in remark
     assert remark.index(": b;") < remark.index(": c")
-    assert int((~scores(confusion).iou.isnan()).sum()) == 3
+    assert int((~metrics_of(confusion).iou.isnan()).sum()) == 3
     assert module.counted_classes_note(torch.eye(4).long(), list("abcd")) is None

@@ -72,7 +72,7 @@ def test_features_alone_need_a_new_head(classifier: str) -> None:
     report = transplant(model, source, new_head=True)
     assert torch.equal(model.get_parameter("head.fc6.weight"), fc6)
     assert torch.equal(model.get_parameter("backbone.conv5_3.weight"), source["features.28.weight"])
-    assert "head.fc6.weight" in report.named("initialised")
+    assert "head.fc6.weight" in report.with_status("initialised")
 
 
 @pytest.mark.parametrize("kind", ["metadata", "tensors"])
@@ -86,7 +86,7 @@ def test_normalisation_comes_with_the_file(tmp_path: Path, kind: str) -> None:
     model = small()
     report = initialise(model, None, str(path), CLASSES, new_head=True)
     assert report is not None
-    assert {"mean", "std"} <= set(report.named("copied"))
+    assert {"mean", "std"} <= set(report.with_status("copied"))
     assert model.mean.flatten().tolist() == pytest.approx(MEAN)
     assert model.std.flatten().tolist() == pytest.approx(STD)
 

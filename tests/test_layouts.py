@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from fcn.config import DataConfig
 from fcn.data import files
-from fcn.data.description import NETWORK, merge_info
+from fcn.data.description import INPUT_DEFAULTS, merge_info
 from fcn.data.layouts import VOC_CLASSES, open_split
 from fcn.dataset_info import INFO_KEYS, DatasetInfo
 from fcn.errors import ConfigError, DataError
@@ -205,7 +205,7 @@ def test_the_first_that_says_anything_wins(key: str, speakers: tuple[bool, ...])
     assert getattr(info, key) == (SAYS[winner][key] if winner else DEFAULTS[key])
 
 
-@pytest.mark.parametrize(("key", "none"), NETWORK.items())
+@pytest.mark.parametrize(("key", "none"), INPUT_DEFAULTS.items())
 def test_a_network_trained_without_a_range_or_bands_says_so(key: str, none: str) -> None:
     own, known = {key: SAYS["set"][key]}, DatasetInfo(["one"])
     info, (note,) = merge_info(DataConfig(classes=["one"]), own, known)

@@ -26,7 +26,7 @@ from fcn.data.loaders import (
     check_shared_memory,
     evaluation_loader,
     ignore_signals,
-    loading_processes,
+    resolve_num_workers,
 )
 from fcn.data.transforms import TrainTransform
 from fcn.errors import ConfigError
@@ -104,9 +104,9 @@ def test_evaluation_keeps_images_as_they_are(tiny_voc: TinyVOC) -> None:
 def test_the_loading_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [loading_processes(None, cuda, n) for n in (1, 2, 4, 12, 100)] == [8, 6, 3, 1, 1]
-    assert [loading_processes(None, cpu, n) for n in (1, 2, 4)] == [3, 1, 0]
-    assert [loading_processes(n, cuda, 2) for n in (0, 30)] == [0, 30]
+    assert [resolve_num_workers(None, cuda, n) for n in (1, 2, 4, 12, 100)] == [8, 6, 3, 1, 1]
+    assert [resolve_num_workers(None, cpu, n) for n in (1, 2, 4)] == [3, 1, 0]
+    assert [resolve_num_workers(n, cuda, 2) for n in (0, 30)] == [0, 30]
 
 
 def test_a_run_resumes_at_the_batch_after_its_last_step(tiny_voc: TinyVOC) -> None:

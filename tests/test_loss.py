@@ -15,8 +15,8 @@ from fcn.training.loss import (
     balanced_weights,
     check_class_weights,
     check_loss,
+    cross_entropy_loss,
     make_loss,
-    pixel_loss,
     rare_note,
 )
 
@@ -214,7 +214,7 @@ def test_a_loss_of_torch_leaves_out_ignored_pixels_and_takes_class_weights(
     target = torch.randint(3, (2, 5, 7))
     target[:, :2] = 255
     value = make_loss(own, "mean", weight)(score, target)
-    torch.testing.assert_close(value, pixel_loss(score, target, "mean", weight=weight))
+    torch.testing.assert_close(value, cross_entropy_loss(score, target, "mean", weight=weight))
     check_loss(own, "mean", 3)
 
 

@@ -16,10 +16,10 @@ from fcn.inference.metrics import (
     difference,
     estimate,
     image_confusions,
+    metrics_of,
     other_rates,
     rates,
     resample,
-    scores,
     tally,
 )
 
@@ -52,7 +52,7 @@ def test_metrics_equal_a_brute_force_count(seed: int) -> None:
     confusion = ConfusionMatrix(7)
     for t, p in zip(target, predicted, strict=True):
         confusion.update(torch.from_numpy(p)[None], torch.from_numpy(t)[None])
-    result = scores(confusion.compute())
+    result = metrics_of(confusion.compute())
     for name, value in brute_force(target, predicted, 7).items():
         assert getattr(result, name) == pytest.approx(value, abs=1e-12)
     assert result.iou[3] == 0
@@ -65,7 +65,7 @@ def test_many_pixels_are_counted_exactly() -> None:
     confusion = ConfusionMatrix(2)
     confusion.confmat[1, 1] = 2**24
     confusion.update(torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64))
-    assert int(scores(confusion.compute()).confusion[1, 1]) == 2**24 + 1
+    assert int(metrics_of(confusion.compute()).confusion[1, 1]) == 2**24 + 1
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_images_add_up_to_the_confusion_of_a_batch() -> None:
     together = rates(tally(each))
     assert torch.isnan(together["mean_iou"][3])  # every pixel ignored
     for name, value in together.items():
-        assert np.array_equal(value[1], getattr(scores(each[1]), name), equal_nan=True)
+        assert np.array_equal(value[1], getattr(metrics_of(each[1]), name), equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(70, 90), (3, 60), (60, 5)])
@@ -144,7 +144,7 @@ def test_trimap_equals_the_distance_transform_of_every_label(shape: tuple[int, i
     assert np.array_equal(trimap.rings, expected)
     for width, mean_iou in zip(TRIMAP_WIDTHS, trimap.mean_iou(), strict=True):
         band = torch.from_numpy(expected[:width].sum(0))
-        assert mean_iou == pytest.approx(scores(band).mean_iou, nan_ok=True)
+        assert mean_iou == pytest.approx(metrics_of(band).mean_iou, nan_ok=True)
 
 
 def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_boundary() -> None:
@@ -156,7 +156,7 @@ def test_a_band_wider_than_the_image_is_the_image_and_one_label_has_no_boundary(
     target[:, :, 7:] = 1
     for accumulator in (trimap, confusion):
         accumulator.update(prediction, target)
-    assert trimap.mean_iou()[-1] == scores(confusion.compute()).mean_iou
+    assert trimap.mean_iou()[-1] == metrics_of(confusion.compute()).mean_iou
 
 
 def per_image(seed: int, images: int = 40) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_rates_of_other_tools_by_hand() -> None:
     found = other_rates(tally(torch.stack([first, second])), background=True)
     assert found["precision"].tolist() == pytest.approx([15 / 15, 2 / 4, 0 / 1])
     assert found["f1"].tolist() == pytest.approx([30 / 33, 4 / 6, 0])
-    iou = scores(first + second).iou
+    iou = metrics_of(first + second).iou
     assert found["f1"].tolist() == pytest.approx((2 * iou / (1 + iou)).tolist())
     assert float(found["mean_f1"]) == pytest.approx((30 / 33 + 4 / 6) / 3)
     assert float(found["mean_precision"]) == pytest.approx(1.5 / 3)

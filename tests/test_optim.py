@@ -82,7 +82,7 @@ def test_heavy_learning_is_caffes_update(upsampling: str) -> None:
     start = [p.detach().clone() for p in ours.parameters()]
     for image, target in batches:
         optimizer.zero_grad()
-        # `pixel_loss` works in float32.
+        # `cross_entropy_loss` works in float32.
         F.cross_entropy(ours(image), target, ignore_index=255, reduction="sum").backward()
         optimizer.step()
     for p, e, s in zip(ours.parameters(), expected, start, strict=True):

@@ -15,7 +15,7 @@ from fcn.config import ModelConfig, TrainConfig
 from fcn.data.check import class_pixels
 from fcn.errors import ConfigError
 from fcn.training.plan import REFUSED, RESOLVED, Plan, resolve
-from fcn.training.run import first_model, hide_hints, make_module, make_trainer
+from fcn.training.run import hide_hints, initial_model, make_module, make_trainer
 from fcn.training.stages import _stages
 from tests.conftest import ALONE, QUIET, TinyVOC
 
@@ -85,7 +85,7 @@ def test_an_argument_is_resolved(
     hide_hints()
     plan = planned(tiny_voc, tmp_path, **{name: value})
     assert plan.trainer[key] == expected
-    model, _ = first_model(plan, QUIET)
+    model, _ = initial_model(plan, QUIET)
     trainer = make_trainer(plan, make_module(plan, model, QUIET), QUIET).trainer
     assert trainer.max_steps == plan.max_steps
     assert trainer.limit_train_batches in (1.0, value if name == "fast_dev_run" else 1.0)
@@ -187,7 +187,7 @@ def test_balanced_weights_follow_the_pixels_of_the_masks(tiny_voc: TinyVOC, tmp_
     cfg.loss.class_weights, cfg.logger = "balanced", {}
     plan = resolve(cfg, tmp_path, ALONE, QUIET)
     with (console := Console(width=200)).capture() as output:
-        make_module(plan, first_model(plan, QUIET)[0], console)
+        make_module(plan, initial_model(plan, QUIET)[0], console)
     background = 2 * (50 * 40 - 400) + 2 * (48 * 64 - 400)
     total = background + 4 * 380
     expected = f"background {total / 3 / background:.3g}, cat {total / 3 / 760:.3g}"

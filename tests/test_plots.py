@@ -50,7 +50,7 @@ def test_iou_bars_are_sorted_and_as_long_as_their_values() -> None:
 @pytest.mark.usefixtures("axes_kept")
 def test_curves_smooth_and_scale_the_loss_and_mark_the_best_iou() -> None:
     scored = {"a": [(1, 0.2), (2, 0.655), (3, 0.5)], "b": [(1, 0.8)]}
-    level: Any = plots.curves({"a": [(i, 3.0 + i % 2) for i in range(1000)]}, scored)
+    level: Any = plots.curve_plot({"a": [(i, 3.0 + i % 2) for i in range(1000)]}, scored)
     raw, smooth = (line.get_ydata() for line in level.lines)
     assert raw[:3].tolist() == [3, 4, 3]
     assert np.abs(smooth - 3.5).max() < 0.05  # at the ends as well
@@ -59,14 +59,14 @@ def test_curves_smooth_and_scale_the_loss_and_mark_the_best_iou() -> None:
     labels = [text.get_text() for text in right.get_legend().get_texts()]
     assert labels == ["a, best 65.5", "b, best 80.0"]
     assert right.get_ylim()[1] > 80  # nothing is cut off
-    falling: Any = plots.curves({"a": [(i, 0.9**i) for i in range(100)]}, scored)
+    falling: Any = plots.curve_plot({"a": [(i, 0.9**i) for i in range(100)]}, scored)
     assert falling.get_yscale() == "log"
 
 
 @pytest.mark.usefixtures("axes_kept")
 def test_legends_lie_outside_the_curves_and_every_run_has_its_own_line() -> None:
     names = [chr(ord("A") + i) for i in range(12)]
-    curves: Any = plots.curves({n: [(1, 1.0), (9, 0.5)] for n in names},
+    curves: Any = plots.curve_plot({n: [(1, 1.0), (9, 0.5)] for n in names},
                                {n: [(9, 0.5)] for n in names})  # fmt: skip
     for axes in (*curves.figure.axes, plots.trimap_plot(dict.fromkeys(names, (0.1, 0.5)))):
         axes.figure.canvas.draw()
@@ -85,7 +85,7 @@ def test_trimap_plot_draws_each_run_and_leaves_gaps() -> None:
 
 @pytest.mark.usefixtures("axes_kept")
 def test_dots_show_every_value_and_the_mean() -> None:
-    axes: Any = plots.dots({"fixed": [0.5, 0.7], "learned": [0.25]}, "mean IoU (%)")
+    axes: Any = plots.dot_plot({"fixed": [0.5, 0.7], "learned": [0.25]}, "mean IoU (%)")
     assert [list(line.get_xdata()) for line in axes.lines] == [[50, 70], [60, 60], [25], [25, 25]]
     assert [text.get_text() for text in axes.texts] == ["60.0", "25.0"]
 
@@ -94,7 +94,7 @@ def test_kernels_show_a_change() -> None:
     start = np.outer([0.5, 1, 0.5], [0.5, 1, 0.5])
     still = np.stack([start] * 3)
     pictures = [
-        plots.kernels(now, start, ["a", "b", "c"], "upscore2") for now in (still, 2 * still)
+        plots.kernel_plot(now, start, ["a", "b", "c"], "upscore2") for now in (still, 2 * still)
     ]
     assert all(map(has_ink, pictures))
     assert pictures[0] != pictures[1]
@@ -107,7 +107,7 @@ def test_names_with_dollar_signs_are_no_formulas() -> None:
     assert has_ink(plots.confusion_plot(counts, names))
     assert has_ink(plots.iou_bars([0.5, 0.2, None], names))
     assert has_ink(plots.trimap_plot({name: [0.5, 0.6] for name in names}))
-    assert has_ink(plots.dots({name: [0.5, 0.6] for name in names}, names[0]))
-    assert has_ink(plots.kernels(np.ones((3, 4, 4)), np.ones((4, 4)), names, names[0]))
+    assert has_ink(plots.dot_plot({name: [0.5, 0.6] for name in names}, names[0]))
+    assert has_ink(plots.kernel_plot(np.ones((3, 4, 4)), np.ones((4, 4)), names, names[0]))
     points = {name: [(1, 1.0), (2, 100.0), (3, 0.01)] for name in names}
-    assert has_ink(plots.curves(points, {name: [(1, 0.5)] for name in names}))
+    assert has_ink(plots.curve_plot(points, {name: [(1, 0.5)] for name in names}))

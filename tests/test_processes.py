@@ -33,12 +33,12 @@ with launch({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}) as processe
     rank = processes.rank
     heard = [processes.any_signal(15 if rank and step == 2 else 0) for step in range(5)]
     last = processes.any_signal(0, at_once=True)
-    sys.stdout.write(f"{rank} {processes.share(rank)} {heard} {last}" + chr(10))  # in one piece
+    sys.stdout.write(f"{rank} {processes.broadcast(rank)} {heard} {last}" + chr(10))  # in one piece
     sys.stdout.flush()
     if len(sys.argv) > 1 and rank == int(sys.argv[1]):
         from fcn.errors import DataError
         raise DataError("only this process saw it")
-    processes.wait()
+    processes.barrier()
 """
 
 

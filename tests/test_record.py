@@ -123,7 +123,7 @@ def test_a_limited_run_resumes_on_its_images_and_is_evaluated_on_all(
 @pytest.fixture
 def said(monkeypatch: Patch) -> None:
     """The validations at steps 3, 6 and 8 of a run find these mean IoUs, in turn."""
-    said, original = iter([0.9, 0.1, 0.2]), module.scores
+    said, original = iter([0.9, 0.1, 0.2]), module.metrics_of
     monkeypatch.setattr(
         module, "scores", lambda confusion: replace(original(confusion), mean_iou=next(said))
     )

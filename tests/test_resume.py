@@ -20,7 +20,7 @@ from fcn.config import TrainConfig
 from fcn.errors import Interrupted
 from fcn.training import module
 from fcn.training.plan import resolve
-from fcn.training.run import first_model, fit, hide_hints, make_module, make_trainer
+from fcn.training.run import fit, hide_hints, initial_model, make_module, make_trainer
 from tests.conftest import ALONE, QUIET, Patch, TinyVOC
 from tests.test_transforms import DRAWING
 
@@ -80,7 +80,7 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     hide_hints()
     plan = resolve(cfg, folder, ALONE, QUIET)
     folder.mkdir(exist_ok=True)
-    model, _ = first_model(plan, QUIET)
+    model, _ = initial_model(plan, QUIET)
     training = make_module(plan, model, QUIET)
     fit(plan, make_trainer(plan, training, QUIET), training, QUIET)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}

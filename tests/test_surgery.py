@@ -44,10 +44,10 @@ def test_fc6_and_fc7_give_the_classifiers_own_activations(batch_norm: bool) -> N
     assert_same_fc7(model, vgg)
     kept = {entry.name for entry in report.tensors if entry.status != "left over"}
     assert kept == set(model.state_dict())  # every tensor is reported
-    assert report.named("reshaped") == ["head.fc6.weight", "head.fc7.weight"]
-    assert report.named("left over") == ["classifier.6.weight", "classifier.6.bias"]
+    assert report.with_status("reshaped") == ["head.fc6.weight", "head.fc7.weight"]
+    assert report.with_status("left over") == ["classifier.6.weight", "classifier.6.bias"]
     new = ["mean", "std"] + [name for name in model.state_dict() if "score" in name]
-    assert sorted(report.named("initialised")) == sorted(new)
+    assert sorted(report.with_status("initialised")) == sorted(new)
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_finer_network_starts_as_the_coarser_one(
             nn.init.normal_(layer.weight, std=0.1)
     model = small(stride=fine, padding=padding, upsampling=upsampling).eval()
     report = transplant(model, source.state_dict())
-    assert f"score_{pool}.weight" in report.named("initialised")
+    assert f"score_{pool}.weight" in report.with_status("initialised")
     image = torch.rand(1, 3, 160, 192)
     inputs: list[Tensor] = []
     source.upscore_final.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -120,14 +120,14 @@ def test_as_many_other_classes_do_not_inherit_scores_silently(
     assert torch.equal(model.score_fr.weight[0], source.score_fr.weight[0])
     assert not model.score_fr.weight[1:].any()
     assert torch.equal(model.mean, source.mean)
-    assert "upscore8.weight" in report.named("initialised")
+    assert "upscore8.weight" in report.with_status("initialised")
     assert "bus" in next(f.note for f in report.tensors if f.name == "score_fr.weight")
 
 
 def test_another_number_of_unnamed_classes_starts_anew_and_is_reported() -> None:
     model = small(num_classes=5, upsampling="learned")
     source = random_model(num_classes=7, upsampling="learned").state_dict()
-    initialised = transplant(model, source).named("initialised")
+    initialised = transplant(model, source).with_status("initialised")
     assert {"score_fr.weight", "upscore8.weight"} <= set(initialised)
     assert not model.score_fr.weight.any()
 
@@ -163,10 +163,10 @@ def test_further_channels_start_at_the_mean_of_rgb(channels: int) -> None:
     assert torch.equal(ours[:, :3], theirs)
     for channel in range(3, channels):
         torch.testing.assert_close(ours[:, channel], theirs.mean(1))
-    assert report.named("adapted") == ["backbone.conv1_1.weight"]
+    assert report.with_status("adapted") == ["backbone.conv1_1.weight"]
     assert torch.equal(model.mean[:3], rgb.mean)
     torch.testing.assert_close(model.std[3:], rgb.std.mean(0).expand(channels - 3, 1, 1))
-    assert not transplant(small(in_channels=channels), model.state_dict()).named("adapted")
+    assert not transplant(small(in_channels=channels), model.state_dict()).with_status("adapted")
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -18,11 +18,11 @@ from fcn.config import DataConfig, RecipeConfig
 from fcn.data import loaders, shapes
 from fcn.data.layouts import open_split
 from fcn.errors import Interrupted, TrainingError, UserError
-from fcn.inference.metrics import image_confusions, scores
+from fcn.inference.metrics import image_confusions, metrics_of
 from fcn.models.fcn import FCN
 from fcn.training import interruption, module
 from fcn.training.interruption import AtomicCheckpoints
-from fcn.training.loss import Loss, pixel_loss
+from fcn.training.loss import Loss, cross_entropy_loss
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
 from fcn.training.run import train
 from tests.conftest import QUIET, Patch, TinyVOC, Within, kill, last
@@ -68,12 +68,12 @@ def test_two_images_are_learned_by_heart(
     schedule = make_schedule(optimizer, recipe, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        pixel_loss(model(images), targets.long(), "mean").backward()
+        cross_entropy_loss(model(images), targets.long(), "mean").backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
         prediction = model.eval()(images).argmax(1)
-    assert scores(image_confusions(prediction, targets, 8).sum(0)).mean_iou > 0.95
+    assert metrics_of(image_confusions(prediction, targets, 8).sum(0)).mean_iou > 0.95
 
 
 def test_a_run_leaves_what_it_promises(tiny_voc: TinyVOC, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_images(
             training = score.requires_grad
             factor = float("nan") if kind == "nan" else 1e38
             due = training and next(calls) == 4
-            return pixel_loss(score, target, "mean") * (factor if due else 1)
+            return cross_entropy_loss(score, target, "mean") * (factor if due else 1)
 
         return loss
 

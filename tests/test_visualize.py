@@ -59,7 +59,7 @@ def test_errors_by_hand() -> None:
     prediction = np.array([[0, 4, 4, 0, 5, 0, 5]])
     names = ["correct", "correct", "false object", "missed object", "wrong class"] + 2 * ["ignored"]
     expected = [list(visualize.ERROR_COLOURS[name]) for name in names]
-    assert visualize.errors(ground_truth, prediction)[0].tolist() == expected
+    assert visualize.error_map(ground_truth, prediction)[0].tolist() == expected
 
 
 def test_overlay_leaves_background_and_outlines_objects_on_the_inside() -> None:

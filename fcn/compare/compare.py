@@ -42,7 +42,7 @@ def main(cfg: CompareConfig, folder: Path, console: Console) -> Comparison:
     labels = [f"{group.name}: {group.description}" for group in found.groups]
     labels = [shorten(label, LABEL_LENGTH, placeholder="...") for label in labels]
     values = dict(zip(labels, map(found.mean_iou, found.groups), strict=True))
-    plot = plots.dots(values, "mean IoU (%): a dot per run, a bar for the mean")
+    plot = plots.dot_plot(values, "mean IoU (%): a dot per run, a bar for the mean")
     plot.save(folder / "compare.png")
     try:
         examples = gallery(found.groups, cfg, device)

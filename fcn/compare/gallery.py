@@ -51,7 +51,7 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
                 pictures.append(("ground truth", _uri(visualize.outlined(ground_truth, info))))
             iou = percent(float(rates(run.per_image[index])["mean_iou"]))
             prediction = visualize.outlined(mask, info)
-            errors = visualize.errors(ground_truth, mask, info)
+            errors = visualize.error_map(ground_truth, mask, info)
             pictures.append((f"{group.name}: mean IoU {iou} %", _uri(prediction)))
             pictures.append((f"{group.name}: errors", _uri(errors)))
     legend = visualize.legend_of(masks, info)

@@ -85,7 +85,7 @@ def _curves(groups: Sequence[Group]) -> list[str]:
     if not loss:
         return []
     caption = "Training curves of the first run of each row"
-    return [page.figure(plots.curves(loss, mean_iou), caption, caption, plot=True)]
+    return [page.figure(plots.curve_plot(loss, mean_iou), caption, caption, plot=True)]
 
 
 def _confusion(group: Group) -> str:

@@ -35,7 +35,7 @@ from fcn.convert.classes import (
 from fcn.convert.export import Export
 from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.formats import recognise
-from fcn.convert.formats.plain import describe
+from fcn.convert.formats.plain import class_settings
 from fcn.convert.unpack import is_table, unpack_table, unpack_zip
 from fcn.data.description import DESCRIPTION
 from fcn.data.files import nfc
@@ -93,7 +93,7 @@ def _check_target(cfg: PrepareDataConfig) -> Path:
 def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> None:
     """Convert the export in a folder: read masks, name and check what they hold, write."""
     pattern = check_pattern(cfg.group)
-    export, own = recognise(folder, cfg), describe(folder, cfg)
+    export, own = recognise(folder, cfg), class_settings(folder, cfg)
     export.classes = own.pop("classes", [])
     export.colours |= dict(zip(export.classes, own.pop("colours", []), strict=False))
     missing = {key: value for key, value in own.items() if getattr(cfg.data, key) in (None, [])}

@@ -136,13 +136,13 @@ class ExportFolder:
             and not any(map(PREVIEWS.fullmatch, self._parts(path)[:-1]))
         ]
 
-    def named(self, *names: str) -> list[Path]:
+    def files_named(self, *names: str) -> list[Path]:
         """Return the files of these names."""
         return [path for path in self.files if path.name in names]
 
     def json_files(self, *words: str, name: str = "") -> Iterator[tuple[Path, Any]]:
         """Yield the JSON files, of a name if one is given, that hold some words, with content."""
-        for path in self.named(name) if name else self.files:
+        for path in self.files_named(name) if name else self.files:
             if path.suffix.lower() == ".json":
                 with file_errors(path, "file"):
                     text = path.read_text("utf-8-sig")

@@ -81,14 +81,14 @@ def count_labels(split: SegmentationDataset, console: Console) -> Counts:
     """
     cache = _cache_file(split) if len(split) >= CACHED_FROM else None
     known, masks = _read_cache(cache), [str(pair.mask) for pair in split.pairs]
-    stamps = [_stamp(pair.mask) + _stamp(pair.image) for pair in split.pairs]
-    todo = [i for i, mask in enumerate(masks) if known.get(mask, [None])[0] != stamps[i]]
+    states = [_file_state(pair.mask) + _file_state(pair.image) for pair in split.pairs]
+    todo = [i for i, mask in enumerate(masks) if known.get(mask, [None])[0] != states[i]]
     with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
         rows = pool.map(_count_pair, (split.pairs[i] for i in todo))
         done = zip(todo, rows, strict=True)
         for i, row in bar.track(done, len(todo), description="reading masks"):
             labels = np.flatnonzero(row)
-            known[masks[i]] = [stamps[i], labels.tolist(), row[labels].tolist()]
+            known[masks[i]] = [states[i], labels.tolist(), row[labels].tolist()]
     if cache and todo:
         with suppress(OSError):  # such as a home folder that cannot be written to
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def absent_classes(info: DatasetInfo, totals: NDArray[np.int64]) -> list[str]:
     ]
 
 
-def _stamp(file: Source) -> list[int]:
+def _file_state(file: Source) -> list[int]:
     """Return what tells whether a file has changed: size and time, or a shard's checksum."""
     if isinstance(file, Path):
         try:

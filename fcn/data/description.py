@@ -13,7 +13,7 @@ from fcn.errors import ConfigError, DataError
 from fcn.pictures.visualize import voc_palette
 
 DESCRIPTION = "dataset.yaml"  # its keys are those of `DatasetInfo`
-NETWORK = {"value_range": "all of 8 or 16 bits", "bands": "RGB"}  # what none of them means
+INPUT_DEFAULTS = {"value_range": "all of 8 or 16 bits", "bands": "RGB"}  # what none of them means
 
 
 class UniqueKeys(SafeLoader):
@@ -88,8 +88,8 @@ def merge_info(
     Raises:
         ConfigError: the values do not fit together.
     """
-    of_network = {key: getattr(known, key) for key in ("classes", *NETWORK)} if known else {}
-    of_set = {key: value for key, value in own.items() if not (known and key in NETWORK)}
+    of_network = {key: getattr(known, key) for key in ("classes", *INPUT_DEFAULTS)} if known else {}
+    of_set = {key: value for key, value in own.items() if not (known and key in INPUT_DEFAULTS)}
     merged: dict[str, Any] = {}
     for said in (of_network, of_set, {key: getattr(data, key) for key in INFO_KEYS}):
         merged |= {key: value for key, value in said.items() if value not in (None, [])}
@@ -113,7 +113,7 @@ def _notes(
 ) -> list[str]:
     """Return what a user may not expect where a checkpoint and the set say different things."""
     notes = []
-    for key, none in NETWORK.items():
+    for key, none in INPUT_DEFAULTS.items():
         if own.get(key) and own[key] != getattr(known, key) and not getattr(data, key):
             notes.append(
                 f"{key}={getattr(info, key) or none}, as the checkpoint was trained, not "

@@ -24,7 +24,7 @@ VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # b
 # Number of images of SBD train, VOC2011 segmentation val, and seg11valid, as published.
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
 # Settings that say which images a run is trained on; its checkpoints keep them.
-DIVISION = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
+SPLIT_SETTINGS = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
 
 
 class NoSplit(DataError):
@@ -76,12 +76,12 @@ def _both_splits(data: DataConfig) -> list[Listing]:
     return found
 
 
-def division(data: DataConfig) -> dict[str, Any]:
+def split_settings(data: DataConfig) -> dict[str, Any]:
     """Return how a data set is divided into images to train on and to validate."""
-    return {key: getattr(data, key) for key in DIVISION}
+    return {key: getattr(data, key) for key in SPLIT_SETTINGS}
 
 
-def seen_problem(
+def overlap_with_training(
     data: DataConfig, dataset: SegmentationDataset, metadata: Mapping[str, Any]
 ) -> str:
     """Return a problem if a split holds images that a checkpoint, with other folds, trained on.
@@ -96,11 +96,11 @@ def seen_problem(
         The problem and what to do; "" if there is none, or it is not known.
     """
     kept = metadata.get("data") or {}
-    own = kept.get("division", division(data))
-    if own == division(data) or (own["fold"] is None and data.fold is None):
+    own = kept.get("division", split_settings(data))
+    if own == split_settings(data) or (own["fold"] is None and data.fold is None):
         return ""
     try:
-        train, val = (open_split(replace(data, **own), own[key]) for key in DIVISION[:2])
+        train, val = (open_split(replace(data, **own), own[key]) for key in SPLIT_SETTINGS[:2])
     except (ConfigError, DataError):
         return ""  # another data set
     seen = set(train.ids) & set(dataset.ids)

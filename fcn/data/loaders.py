@@ -122,7 +122,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
         return image, target if index >= 0 else torch.full_like(target, VOID)
 
 
-def loading_processes(wanted: int | None, device: torch.device, processes: int = 1) -> int:
+def resolve_num_workers(wanted: int | None, device: torch.device, processes: int = 1) -> int:
     """Return data.num_workers, or a number that suits the cores of each of `processes`.
 
     On a CPU, loading takes little time, and more processes would take cores from training.
@@ -209,7 +209,7 @@ def check_shared_memory(
         device: that computes.
         world: processes that train together.
     """
-    workers, memory = loading_processes(wanted, device, world), Path("/dev/shm")
+    workers, memory = resolve_num_workers(wanted, device, world), Path("/dev/shm")
     if not workers or not memory.is_dir():
         return
     pixels = recipe.crop**2 if recipe.crop else image.shape[1] * image.shape[2]
@@ -288,4 +288,4 @@ class SegmentationData(pl.LightningDataModule):
     def _workers(self) -> int:
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        return loading_processes(self.num_workers, device, self.trainer.num_devices)
+        return resolve_num_workers(self.num_workers, device, self.trainer.num_devices)

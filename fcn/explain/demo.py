@@ -21,7 +21,7 @@ from fcn.config import DataConfig, ExplainConfig, check, quoted
 from fcn.data import shapes
 from fcn.data.check import print_notes
 from fcn.data.dataset import SegmentationDataset
-from fcn.data.description import NETWORK
+from fcn.data.description import INPUT_DEFAULTS
 from fcn.data.download import fetch
 from fcn.data.layouts import open_split
 from fcn.dataset_info import DatasetInfo
@@ -162,7 +162,7 @@ def subject(cfg: ExplainConfig, console: Console | None = None) -> Subject:
         print_notes([dataset], console)
     for network in trained:
         network.labels_in(dataset.classes, cfg.data.name)  # raises an error if one is missing
-        for key in NETWORK:  # both are shown one image
+        for key in INPUT_DEFAULTS:  # both are shown one image
             theirs, own = getattr(network.info, key), getattr(trained[0].info, key)
             if theirs != own and not getattr(cfg.data, key):
                 raise ConfigError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn.inference.metrics import image_confusions, scores
+from fcn.inference.metrics import image_confusions, metrics_of
 from fcn.models.fcn import FCN, SKIPS
 from fcn.models.upsampling import Upsampling
 
@@ -20,7 +20,7 @@ def mean_iou(model: FCN, pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     for image, target in pairs:
         prediction = model(image[None]).argmax(1)
         total = total + image_confusions(prediction, target[None], model.arguments["num_classes"])
-    return scores(total[0]).mean_iou
+    return metrics_of(total[0]).mean_iou
 
 
 def upsampling_steps(model: FCN, batch: Tensor) -> list[tuple[str, Tensor, Tensor]]:

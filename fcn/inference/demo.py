@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcn.checkpoint import Checkpoint, describe
+from fcn.checkpoint import Checkpoint, complete_metadata
 from fcn.config import ExportConfig
 from fcn.errors import ConfigError
 from fcn.output import write_json
@@ -45,7 +45,7 @@ def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Co
         shutil.copyfile(cfg.example, folder / example)
     settings = {
         "classes": trained.classes,
-        "colours": describe(trained.model(), trained.metadata)["palette"],
+        "colours": complete_metadata(trained.model(), trained.metadata)["palette"],
         "background": trained.info.background,
         "runtime": runtime,
         "example": example,

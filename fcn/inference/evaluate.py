@@ -16,19 +16,19 @@ from rich.table import Table
 from torch import Tensor
 
 from fcn.data.dataset import SegmentationDataset
-from fcn.data.loaders import evaluation_loader, loading_processes
+from fcn.data.loaders import evaluation_loader, resolve_num_workers
 from fcn.device import InferenceModel
 from fcn.errors import UserError
 from fcn.inference.ceiling import Ceiling
 from fcn.inference.metrics import (
     METRICS,
     OTHERS,
-    Scores,
+    Metrics,
     Trimap,
     image_confusions,
+    metrics_of,
     other_rates,
     rates,
-    scores,
     tally,
 )
 from fcn.output import atomic_write, percent, progress, warn, write_json
@@ -47,8 +47,8 @@ ONE_CLASS_CAUSES = (
 class Evaluation:
     """The result of evaluating a model on a split."""
 
-    scores: Scores
-    ceiling: Scores  # of perfect scores at the network's stride, see `Ceiling`
+    metrics: Metrics
+    ceiling: Metrics  # of perfect scores at the network's stride, see `Ceiling`
     trimap: list[float]  # mean IoU within 1, 2, ..., 20 pixels of the ground truth's boundaries
     per_image: Tensor  # int64 (N, 3, K) in the split's order, see `fcn.inference.metrics.tally`
 
@@ -78,7 +78,7 @@ def evaluate(
     """
     processes = processes or Processes(0, 1, model.device)
     num_classes = len(dataset.classes)
-    workers = loading_processes(num_workers, model.device, processes.world)
+    workers = resolve_num_workers(num_workers, model.device, processes.world)
     loader = evaluation_loader(dataset, batch_size, workers, processes.rank, processes.world)
     labels = None if model.labels is None else model.labels.tolist()
     ideal = Ceiling(model.model, labels)
@@ -103,7 +103,7 @@ def evaluate(
             per_image[index] = row
     trimap.rings = processes.sum(torch.from_numpy(trimap.rings)).numpy()
     confusion, ceiling, per_image = map(processes.sum, (confusion, ceiling, per_image))
-    return Evaluation(scores(confusion), scores(ceiling), trimap.mean_iou(), per_image)
+    return Evaluation(metrics_of(confusion), metrics_of(ceiling), trimap.mean_iou(), per_image)
 
 
 def evaluate_and_write(
@@ -139,9 +139,9 @@ def evaluate_and_write(
     write_json(folder / "metrics.json", metrics)
     _write_pictures(folder, model, dataset, found)
     _print_scores(console, metrics)
-    if note := counted_classes_note(found.scores.confusion, dataset.classes):
+    if note := counted_classes_note(found.metrics.confusion, dataset.classes):
         console.print(note)
-    warn(console, one_class_warning(found.scores.confusion, dataset.classes))
+    warn(console, one_class_warning(found.metrics.confusion, dataset.classes))
     return metrics
 
 
@@ -149,7 +149,7 @@ def metrics_json(
     found: Evaluation, model: InferenceModel, dataset: SegmentationDataset, data: str, split: str
 ) -> dict[str, Any]:
     """Return the contents of metrics.json. Rates are 0..1, null for a class without pixels."""
-    result, ceiling, arguments = found.scores, found.ceiling, model.model.arguments
+    result, ceiling, arguments = found.metrics, found.ceiling, model.model.arguments
     others = other_rates(found.per_image, background=dataset.info.background)
     columns = {"iou": result.iou, "accuracy": result.accuracy}
     columns |= {"precision": others["precision"], "f1": others["f1"], "ceiling": ceiling.iou}
@@ -275,9 +275,9 @@ def _write_pictures(
         captions = [f"{dataset.ids[i]}: mean IoU {percent(mean_iou[i])} %" for i in indices]
         rows = predicted_rows(model, dataset, indices)
         visualize.panel(rows, info, captions).save(folder / f"{name}.png")
-    iou = [_number(value) for value in found.scores.iou]
+    iou = [_number(value) for value in found.metrics.iou]
     plots.iou_bars(iou, info.classes).save(folder / "iou.png")
-    confusion = found.scores.confusion.numpy()
+    confusion = found.metrics.confusion.numpy()
     plots.confusion_plot(confusion, info.classes).save(folder / "confusion.png")
     plots.trimap_plot({"mean IoU": found.trimap}).save(folder / "trimap.png")
 

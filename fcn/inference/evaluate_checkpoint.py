@@ -13,7 +13,7 @@ from fcn.config import EvaluateConfig
 from fcn.data.check import print_notes, scan
 from fcn.data.dataset import SegmentationDataset, read_image
 from fcn.data.download import fetch
-from fcn.data.layouts import open_split, seen_problem
+from fcn.data.layouts import open_split, overlap_with_training
 from fcn.device import InferenceModel, resolve_precision
 from fcn.errors import ConfigError
 from fcn.inference.evaluate import evaluate_and_write, predicted_mask, print_last_line
@@ -60,7 +60,7 @@ def _evaluate_checkpoint(
         )
     labels = trained.labels_in(dataset.classes, cfg.data.name)
     if processes.rank == 0:
-        if problem := seen_problem(cfg.data, dataset, trained.metadata):
+        if problem := overlap_with_training(cfg.data, dataset, trained.metadata):
             console.print(f"warning: {problem}", style="yellow")
         if labels is not None:
             console.print(

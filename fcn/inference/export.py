@@ -102,7 +102,7 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
     model = trained.model().requires_grad_(False)
     origin = {"file": source.name, "sha256": checkpoint.sha256(source)}
     known = {"checkpoint": origin, "background": trained.info.background}
-    metadata = checkpoint.describe(model, trained.metadata | known)
+    metadata = checkpoint.complete_metadata(model, trained.metadata | known)
     uint8 = cfg.input == "uint8"
     sizes = SIZES if cfg.format == "torch_export" else [(1, 1), *SIZES]
     batches: tuple[int, ...] = (1, 2)
@@ -131,7 +131,7 @@ def _write_hub_folder(
 ) -> None:
     """Write config.json, model.safetensors and a model card."""
     model = trained.model()
-    write_json(output / "config.json", checkpoint.describe(model, trained.metadata))
+    write_json(output / "config.json", checkpoint.complete_metadata(model, trained.metadata))
     checkpoint.write_safetensors(output / "model.safetensors", model, trained.metadata)
     (output / "README.md").write_text(
         hub.model_card(trained.metadata, cfg.licence), encoding="utf-8"
@@ -163,7 +163,7 @@ def _missing() -> list[str]:
 
 
 def _write(path: Path, cfg: ExportConfig, model: FCN, metadata: dict[str, Any]) -> None:
-    """Write the model in one of the formats, with `metadata` inside, see `checkpoint.describe`."""
+    """Write the model in one of the formats, with what `complete_metadata` returned inside."""
     if cfg.format == "safetensors":
         checkpoint.write_safetensors(path, model, metadata)
         return

@@ -51,7 +51,7 @@ class ConfusionMatrix(Metric):
 
 
 @dataclass(frozen=True)
-class Scores:
+class Metrics:
     """The paper's metrics of a confusion matrix, all in 0..1; NaN where they are undefined."""
 
     confusion: Tensor  # int64 (K, K), rows ground truth, columns prediction
@@ -63,12 +63,12 @@ class Scores:
     frequency_weighted_iou: float
 
 
-def scores(confusion: Tensor) -> Scores:
+def metrics_of(confusion: Tensor) -> Metrics:
     """Return the paper's metrics of a confusion matrix, int (K, K)."""
     confusion = confusion.cpu().to(torch.int64)
     result = rates(tally(confusion))
     means = {name: float(value) for name, value in result.items() if value.ndim == 0}
-    return Scores(confusion, result["iou"], result["accuracy"], **means)
+    return Metrics(confusion, result["iou"], result["accuracy"], **means)
 
 
 def image_confusions(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -105,7 +105,7 @@ def tally(confusion: Tensor) -> Tensor:
 
 
 def rates(tally: Tensor) -> dict[str, Tensor]:
-    """Return the paper's metrics, by the names of `Scores`, of many tallies at once.
+    """Return the paper's metrics, by the names of `Metrics`, of many tallies at once.
 
     Args:
         tally: (..., 3, K), of the function `tally`.
@@ -200,7 +200,7 @@ class Trimap:
 
     def mean_iou(self) -> list[float]:
         """Return the mean IoU of each band, in 0..1; NaN for one without pixels."""
-        return [scores(torch.from_numpy(band)).mean_iou for band in self.rings.cumsum(0)]
+        return [metrics_of(torch.from_numpy(band)).mean_iou for band in self.rings.cumsum(0)]
 
 
 def _squared_distance(labels: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def main(cfg: PredictConfig, folder: Path, console: Console) -> None:
     with launch(cfg.trainer) as processes:
         first = processes.rank == 0
         # Only rank 0 reads standard input, which all processes share.
-        lines = processes.share(list(sys.stdin) if first and cfg.input == "-" else [])
+        lines = processes.broadcast(list(sys.stdin) if first and cfg.input == "-" else [])
         images, note = find_images(cfg.input, output, lines)
         if first:
             output.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,14 @@ def _predict_images(
     predictor, settings = _load(cfg, processes)
     if first:
         _claim_folder(cfg, output, settings, jobs)
-    processes.wait()
+    processes.barrier()
     since = (output / SETTINGS).stat().st_mtime  # older outputs were made with other settings
     table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
     done, todo = list[Job](), list[Job]()
     for job in jobs:
         (done if job.is_done(since) else todo).append(job)
     uncounted = [job.mask for job in done if job.mask not in table.rows]
-    processes.wait()  # all have seen what there is to do
+    processes.barrier()  # all have seen what there is to do
     share, failed = slice(processes.rank, None, processes.world), 0
     for mask in uncounted[share]:
         table.add(mask, areas.count(mask))

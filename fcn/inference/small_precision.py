@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from fcn.checkpoint import Checkpoint
 from fcn.config import ExportConfig
 from fcn.data.dataset import SegmentationDataset
-from fcn.data.layouts import open_split, seen_problem
+from fcn.data.layouts import open_split, overlap_with_training
 from fcn.dataset_info import VOID
 from fcn.device import describe_machine
 from fcn.errors import ConfigError
-from fcn.inference.metrics import image_confusions, scores
+from fcn.inference.metrics import image_confusions, metrics_of
 from fcn.output import percent, progress
 
 TOLERATED = 0.01  # of mean IoU; if more is lost, a layer stays float32
@@ -93,7 +93,7 @@ def open_data(
             f"precision={cfg.precision} is compared on the data that the checkpoint was trained "
             f"on, and data={cfg.data.name} has other classes; give data=NAME data.root=FOLDER"
         )
-    if problem := seen_problem(cfg.data, val, trained.metadata):
+    if problem := overlap_with_training(cfg.data, val, trained.metadata):
         raise ConfigError(f"precision={cfg.precision}: {problem}")
     if cfg.precision != "int8":
         return val, [train[0][0]]
@@ -255,7 +255,7 @@ def compare(
                 times[name].append(time.perf_counter() - start)
                 prediction = torch.from_numpy(own[labels_of(result)])
                 confusion[name] += image_confusions(prediction, target[None], classes)[0]
-    found = {name: scores(confusion[name]) for name in paths}
+    found = {name: metrics_of(confusion[name]) for name in paths}
     pairs = zip(val.classes, found["before"].iou, found["after"].iou, strict=True)
     return {
         "data": cfg.data.name,

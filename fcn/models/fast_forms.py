@@ -43,16 +43,17 @@ def image_layout(layer: nn.Conv2d, image: Tensor, width: int) -> torch.memory_fo
         width: channels of the network's first stage.
     """
     avx2 = image.device.type == "cpu" and AVX2 and not torch.is_autocast_enabled("cpu")
-    contiguous = (avx2 and trains(layer) and width >= 64) or image.device.type == "mps"
+    contiguous = avx2 and width >= 64 and needs_weight_gradient(layer)
+    contiguous |= image.device.type == "mps"
     return torch.contiguous_format if contiguous else torch.channels_last
 
 
-def trains(layer: nn.Conv2d) -> bool:
+def needs_weight_gradient(layer: nn.Conv2d) -> bool:
     """Return True if a gradient of the layer's weights will be computed from this call."""
     return torch.is_grad_enabled() and layer.weight.requires_grad
 
 
-def is_product(layer: nn.Conv2d, image: Tensor) -> bool:
+def uses_matrix_product(layer: nn.Conv2d, image: Tensor) -> bool:
     """Return True if a convolution is to be computed as one product with the image's patches.
 
     A CPU's convolution copies its weights to another layout at every call. With fc6's 103 million
@@ -70,7 +71,7 @@ def is_product(layer: nn.Conv2d, image: Tensor) -> bool:
     """
     if not runs_on_cpu(image):
         return False
-    low = trains(layer) and image.shape[-2] < int(layer.padding[0])
+    low = needs_weight_gradient(layer) and image.shape[-2] < int(layer.padding[0])
     return low or layer.kernel_size == (1, 1) or layer.out_channels >= WIDE
 
 

@@ -37,7 +37,7 @@ class Report:
     tensors: list[TensorReport] = field(default_factory=list)
     warning: str = ""  # of weights that may not be what they seem
 
-    def named(self, status: str) -> list[str]:
+    def with_status(self, status: str) -> list[str]:
         """Return the names of the tensors with a status."""
         return [entry.name for entry in self.tensors if entry.status == status]
 
@@ -168,7 +168,7 @@ def fit_to_features(model: FCN, images: Sequence[Tensor], report: Report) -> Non
         images: uint8 (3, H, W), some of the training images.
         report: of the surgery that filled the model; it gets a note about each change.
     """
-    new = set(report.named("initialised"))
+    new = set(report.with_status("initialised"))
     if variant(model.arguments["backbone"]).batch_norm:
         return
     features = [model.backbone(model.normalise(image[None])) for image in images]

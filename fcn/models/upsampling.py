@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn.models.fast_forms import fixed_form
-from fcn.targets import class_named, reason_of
+from fcn.targets import import_class, reason_of
 
 Size = tuple[int, int]
 
@@ -328,7 +328,7 @@ def make_upsampling(choice: str, factor: int, num_classes: int, *, final: bool) 
 def _own_layer(name: str, factor: int, num_classes: int) -> Upsampling:
     """Build a layer of another package; nothing but a subclass of `Upsampling` is called."""
     try:
-        kind: Any = class_named(name)
+        kind: Any = import_class(name)
         if not issubclass(kind, Upsampling):
             raise TypeError("it is no subclass of fcn.models.upsampling.Upsampling")
         return kind(factor, num_classes)

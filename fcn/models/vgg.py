@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn.models.fast_forms import image_layout, is_product
+from fcn.models.fast_forms import image_layout, uses_matrix_product
 
 # Convolutions in each stage: columns A, B, D and E of Simonyan & Zisserman 2015, table 1.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -139,11 +139,11 @@ class WideConv2d(nn.Conv2d):
     """A convolution of stride 1 with many channels and few output pixels: fc6, fc7, score layers.
 
     Its time goes into its weights, so that one matrix product with the image's k x k patches may be
-    faster, see `is_product`: the same sums in another order.
+    faster, see `uses_matrix_product`: the same sums in another order.
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        if not is_product(self, image):  # a CPU computes it faster from contiguous images
+        if not uses_matrix_product(self, image):  # a CPU computes it faster from contiguous images
             return super().forward(image.contiguous() if image.device.type == "cpu" else image)
         assert self.bias is not None
         side, pad = self.kernel_size[0], int(self.padding[0])

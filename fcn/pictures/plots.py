@@ -95,7 +95,7 @@ def iou_bars(iou: Sequence[float | None], classes: Sequence[str]) -> Image.Image
     return render(axes)
 
 
-def curves(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.Image:
+def curve_plot(loss: Mapping[str, Points], mean_iou: Mapping[str, Points]) -> Image.Image:
     """Draw training loss and validation mean IoU over the steps, side by side.
 
     Args:
@@ -131,7 +131,7 @@ def trimap_plot(mean_iou: Mapping[str, Sequence[float | None]]) -> Image.Image:
     return render(axes)
 
 
-def dots(groups: Mapping[str, Sequence[float]], title: str) -> Image.Image:
+def dot_plot(groups: Mapping[str, Sequence[float]], title: str) -> Image.Image:
     """Draw every value as a dot, a row for each group, and each group's mean as a bar.
 
     Args:
@@ -153,7 +153,7 @@ def dots(groups: Mapping[str, Sequence[float]], title: str) -> Image.Image:
     return render(axes)
 
 
-def kernels(now: Floats, start: Floats, classes: Sequence[str], title: str) -> Image.Image:
+def kernel_plot(now: Floats, start: Floats, classes: Sequence[str], title: str) -> Image.Image:
     """Draw upsampling kernels as they started, as they are, and the change: a column a class.
 
     Args:

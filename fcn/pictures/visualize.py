@@ -137,7 +137,7 @@ def error_colours(info: DatasetInfo) -> dict[str, tuple[int, ...]]:
     return {name: colour for name, colour in ERROR_COLOURS.items() if name not in objects}
 
 
-def errors(ground_truth: Labels, prediction: Labels, info: DatasetInfo = PLAIN) -> UInt8:
+def error_map(ground_truth: Labels, prediction: Labels, info: DatasetInfo = PLAIN) -> UInt8:
     """Return where and how a prediction is wrong, uint8 (H, W, 3) in `error_colours`."""
     result: UInt8 = np.empty((*ground_truth.shape, 3), np.uint8)
     result[...] = ERROR_COLOURS["wrong class"]
@@ -187,7 +187,7 @@ def panel(
         for mask in (ground_truth, prediction):
             seen.append(np.unique(mask))
             cells.append((_fit(outlined(mask, info)), ""))
-        cells.append((_fit(errors(ground_truth, prediction, info)), ""))
+        cells.append((_fit(error_map(ground_truth, prediction, info)), ""))
     headings = ("image", "ground truth", "prediction", "errors")
     return _grid(cells, headings, [error_colours(info), legend_of(seen, info)])
 

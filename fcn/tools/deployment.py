@@ -17,7 +17,7 @@ from fcn.config import BenchmarkConfig, ExportConfig
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
 from fcn.inference import export
-from fcn.inference.metrics import image_confusions, scores
+from fcn.inference.metrics import image_confusions, metrics_of
 from fcn.inference.small_precision import convert, feed, labels_of, open_data, open_session
 
 # runtime -> precision -> the file that it runs, and what is asked of the runtime
@@ -91,7 +91,7 @@ def measure(runtime: str, precision: str, path: Path, cfg: BenchmarkConfig) -> d
     ms, busy = 1e3 * np.median(times, 0)
     return {
         "MB": (trained.path if runtime == "PyTorch" else path).stat().st_size / 1e6,
-        "mean IoU": 100 * scores(confusion).mean_iou,
+        "mean IoU": 100 * metrics_of(confusion).mean_iou,
         "ms": float(ms),
         "CPU ms": float(busy),
         "memory MB": (_peak_memory() - before) / 1e6,

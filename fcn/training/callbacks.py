@@ -283,7 +283,7 @@ class Pictures(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({f"drift from bilinear/{name}": drift}, step)
             shown = self.info.classes[:SHOWN_KERNELS]
-            picture = plots.kernels(
+            picture = plots.kernel_plot(
                 layer.diagonal().detach()[: len(shown)].cpu().double().numpy(),
                 bilinear_kernel(layer.kernel).double().numpy(),
                 shown,

@@ -159,7 +159,7 @@ def rare_note(weights: Sequence[float], counts: Sequence[int], classes: Sequence
     )
 
 
-def pixel_loss(
+def cross_entropy_loss(
     score: Tensor,
     target: Tensor,
     reduction: str,
@@ -185,7 +185,7 @@ def pixel_loss(
     Returns:
         float scalar, in nats.
     """
-    loss, mass = _pixel_losses(score, target, weight, smoothing)
+    loss, mass = _cross_entropy_per_pixel(score, target, weight, smoothing)
     total = (loss * mass).sum()
     if reduction == "sum":
         return total
@@ -215,7 +215,7 @@ def focal_loss(score: Tensor, target: Tensor, gamma: float, weight: Tensor | Non
 
     Source: Lin et al. 2017.
     """
-    loss, mass = _pixel_losses(score, target, weight)
+    loss, mass = _cross_entropy_per_pixel(score, target, weight)
     # Below gamma = 1 the power has an infinite gradient where p rounds to 1.
     miss = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).eps)
     return (miss**gamma * loss * mass).sum() / (target != VOID).sum().clamp(min=1)
@@ -234,7 +234,7 @@ def hard_example_loss(
 
     Source: Shrivastava et al. 2016.
     """
-    loss, mass = _pixel_losses(score, target, weight)
+    loss, mass = _cross_entropy_per_pixel(score, target, weight)
     loss = (loss * mass)[target != VOID]
     count = max(1, math.ceil(hardest * len(loss)))
     return loss.topk(min(count, len(loss))).values.sum() / count
@@ -242,7 +242,9 @@ def hard_example_loss(
 
 def _cross_entropy(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
     smoothing = loss.cfg.label_smoothing
-    return pixel_loss(score, target, loss.reduction, weight=loss.weight, smoothing=smoothing)
+    return cross_entropy_loss(
+        score, target, loss.reduction, weight=loss.weight, smoothing=smoothing
+    )
 
 
 def _dice(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
@@ -262,7 +264,7 @@ def _ohem(loss: Loss, score: Tensor, target: Tensor) -> Tensor:
 LOSSES = {"cross_entropy": _cross_entropy, "dice": _dice, "focal": _focal, "ohem": _ohem}
 
 
-def _pixel_losses(
+def _cross_entropy_per_pixel(
     score: Tensor, target: Tensor, weight: Tensor | None = None, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return each pixel's cross entropy, and its weight; both (B, H, W), 0 where ignored.

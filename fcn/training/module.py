@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fcn.config import RecipeConfig
 from fcn.dataset_info import VOID
 from fcn.device import optimize
-from fcn.inference.metrics import ConfusionMatrix, scores
+from fcn.inference.metrics import ConfusionMatrix, metrics_of
 from fcn.models.fcn import FCN
 from fcn.models.tiles import TILE, score_tile, tiles
 from fcn.training.optim import make_optimizer, make_schedule, rate_at
@@ -111,7 +111,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split, which are the same on every rank."""
-        result = scores(self.confusion.compute())
+        result = metrics_of(self.confusion.compute())
         self.confusion.reset()
         self.validation_confusion = result.confusion
         self.log("val/mean_iou", result.mean_iou, prog_bar=True)

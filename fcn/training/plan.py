@@ -32,7 +32,7 @@ from fcn.errors import CheckpointError, ConfigError
 from fcn.models.fcn import FCN, SKIPS
 from fcn.models.upsampling import make_upsampling
 from fcn.processes import Processes
-from fcn.targets import class_named, reason_of
+from fcn.targets import import_class, reason_of
 from fcn.training.loss import check_class_weights, check_loss
 from fcn.training.optim import check_batch_norm, make_optimizer
 from fcn.training.record import Record, read_record
@@ -277,7 +277,7 @@ def _check_target(entry: Mapping[str, Any], group: str, kind: type) -> None:
     if not isinstance(entry, Mapping) or "_target_" not in entry:
         raise ConfigError(f"{group}={entry}: each entry needs a _target_, the name of its class")
     try:
-        target = class_named(entry["_target_"])
+        target = import_class(entry["_target_"])
     except Exception as error:  # of whatever library it is
         raise ConfigError(f"{group}: {entry['_target_']}: {reason_of(error)}") from error
     if not issubclass(target, kind):
@@ -381,12 +381,12 @@ def _open_splits(
     if cfg.data.download and processes.rank == 0:
         fetch(cfg.data, console)
     if processes.rank > 0:
-        processes.wait()
+        processes.barrier()
     train = open_split(cfg.data, cfg.data.train_split)
     val = open_split(cfg.data, cfg.data.val_split)
     if processes.rank == 0:
         check_overlap(train, val)
-        processes.wait()
+        processes.barrier()
     if cfg.data.limit is not None:
         train = train.limited(cfg.data.limit, cfg.seed)
     channels = cfg.model.in_channels or 3

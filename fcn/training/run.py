@@ -21,7 +21,7 @@ from fcn import checkpoint
 from fcn.config import TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
 from fcn.data.images import range_note
-from fcn.data.layouts import division, seen_problem
+from fcn.data.layouts import overlap_with_training, split_settings
 from fcn.data.loaders import SegmentationData, check_shared_memory
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
@@ -69,7 +69,7 @@ def train(cfg: TrainConfig, folder: Path, console: Console) -> float | None:
     """
     hide_hints()
     with launch(cfg.trainer, training=True) as processes:
-        cfg, folder = processes.share((cfg, folder))
+        cfg, folder = processes.broadcast((cfg, folder))
         if cfg.stages:
             return train_stages(cfg, folder, processes, console, train_one)
         return train_one(cfg, folder, processes, console)
@@ -86,7 +86,7 @@ def train_one(
     plan = resolve(cfg, folder, processes, console)
     with opened_folder(plan):
         check_data(plan, console)
-        model, report = first_model(plan, console)
+        model, report = initial_model(plan, console)
         module = make_module(plan, model, console)
         run = make_trainer(plan, module, console)
         print_start(plan, model, report, console)
@@ -126,15 +126,15 @@ def check_data(plan: Plan, console: Console) -> None:
     if plan.processes.rank == 0:
         warn(console, range_note([pair.image for pair in plan.train.pairs], plan.train.info))
         if plan.source:
-            problem = seen_problem(plan.settings.data, plan.val, plan.source.metadata)
+            problem = overlap_with_training(plan.settings.data, plan.val, plan.source.metadata)
             warn(console, problem and f"model.init_from: {problem}")
         check_shared_memory(plan.recipe, image, plan.num_workers, plan.device, plan.processes.world)
         if plan.scan:
             scan([plan.train, plan.val], console, training=True)
-    plan.processes.wait()
+    plan.processes.barrier()
 
 
-def first_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
+def initial_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
     """Build the model and give it its first weights, unless a checkpoint is resumed.
 
     Returns:
@@ -164,18 +164,18 @@ def make_module(plan: Plan, model: FCN, console: Console) -> SegmentationModule:
     weights = plan.class_weights
     if weights == "balanced":
         first, classes = plan.processes.rank == 0, plan.train.classes
-        counts = plan.processes.share(class_pixels(plan.train, console) if first else [])
+        counts = plan.processes.broadcast(class_pixels(plan.train, console) if first else [])
         weights = balanced_weights(counts)
         shown = (f"{name} {weight:.3g}" for name, weight in zip(classes, weights, strict=True))
         console.print(f"class weights: {', '.join(shown)}")
         warn(console, rare_note(weights, counts, classes))
     weight = torch.tensor(weights, dtype=torch.float32) if weights else None
     loss = make_loss(plan.loss, plan.recipe.loss_reduction, weight)
-    metadata = describe(plan, model)
+    metadata = checkpoint_metadata(plan, model)
     return SegmentationModule(model, plan.recipe, loss, plan.seed, metadata, compile=plan.compile)
 
 
-def describe(plan: Plan, model: FCN) -> dict[str, Any]:
+def checkpoint_metadata(plan: Plan, model: FCN) -> dict[str, Any]:
     """Return what every checkpoint keeps: how to build its model, and how it was trained."""
     steps = {"max_steps": plan.max_steps, "accumulate": plan.trainer["accumulate_grad_batches"]}
     return {
@@ -185,7 +185,7 @@ def describe(plan: Plan, model: FCN) -> dict[str, Any]:
             "name": plan.settings.data.name,
             "train": plan.train.fingerprint(),
             "val": plan.val.fingerprint(),
-            "division": division(plan.settings.data),
+            "division": split_settings(plan.settings.data),
         },
         "training": asdict(plan.recipe) | steps,
         "precision": plan.precision,
@@ -389,7 +389,7 @@ def _mean_iou(plan: Plan, run: TrainerParts, path: Path) -> float:
     """Return the mean IoU of a checkpoint on the images of validation."""
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
     quiet = Console(quiet=True)
-    return evaluate(model, run.data.val, quiet, batch_size=plan.recipe.batch_size).scores.mean_iou
+    return evaluate(model, run.data.val, quiet, batch_size=plan.recipe.batch_size).metrics.mean_iou
 
 
 def evaluate_best(
@@ -404,7 +404,7 @@ def evaluate_best(
     try:
         if history.loss and history.mean_iou:
             curves = {"training loss": history.loss}, {"validation mean IoU": history.mean_iou}
-            plots.curves(*curves).save(folder / "curves.png")
+            plots.curve_plot(*curves).save(folder / "curves.png")
             write_json(folder / "history.json", history.state_dict())
         metrics = evaluate_and_write(
             InferenceModel(model, plan.device, plan.precision),

@@ -46,13 +46,13 @@ def train_stages(
     for stage in stages:
         own = folder / stage.model.name
         state = _is_done(own), any((own / "checkpoints").glob("*.ckpt"))
-        done, started = processes.share(state)
+        done, started = processes.broadcast(state)
         if not done:
             console.rule(stage.model.name)
             model = replace(stage.model, init_from=None if started else before)
             resume = "last" if started else None
             train_one(replace(stage, model=model, resume=resume), own, processes, console)
-            processes.wait()
+            processes.barrier()
         before = str(own)
     if processes.rank > 0:
         return None

@@ -49,7 +49,7 @@ def read_cityscapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | No
         if not masks or not all(NAME.fullmatch(path.stem) for path in masks):
             return None
     folder.masks = masks
-    if paths := folder.named("label_colors.txt"):
+    if paths := folder.files_named("label_colors.txt"):
         lists = []
         for path, rows in ((path, colour_rows(path)) for path in paths):
             numbers = dict(enumerate(name for name, _ in rows))
@@ -83,7 +83,7 @@ def read_camvid(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
 
     CamVid's own masks are called NAME_L.png. SegNet's copy of it has labels and no list.
     """
-    if lists := folder.named("label_colors.txt", "class_dict.csv"):
+    if lists := folder.files_named("label_colors.txt", "class_dict.csv"):
         folder.select_masks("_L")
         tables = [colour_list(path, colour_rows(path)) for path in lists]
         return listed_export(f"masks with {lists[0].name}", folder, tables, cfg)

@@ -17,7 +17,7 @@ from fcn.data.images import file_errors
 def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
     lists = []
-    for path in folder.named("labelmap.txt"):
+    for path in folder.files_named("labelmap.txt"):
         rows = list[tuple[str, list[int]]]()
         for line in read_list(path):
             coloured = re.match(r"(.+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:|$)", line)

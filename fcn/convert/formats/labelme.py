@@ -25,7 +25,7 @@ KINDS |= {"rotation": "polygon", "quadrilateral": "polygon"}  # of X-AnyLabeling
 def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     """Read what labelme2voc writes: class_names.txt, JPEGImages, masks in PNG or .npy."""
     lists = []
-    for path in folder.named("class_names.txt"):
+    for path in folder.files_named("class_names.txt"):
         names = [name for name in read_list(path) if name != "__ignore__"]  # the first, of -1
         lists.append(ClassList(path, dict(enumerate(names))))
     if not lists:

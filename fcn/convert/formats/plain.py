@@ -41,7 +41,7 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
     if named := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
         tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in named]
         return listed_export("masks with id2label.json", folder, tables, cfg)
-    known = cfg.labels or cfg.data.colours or cfg.data.classes or describe(folder, cfg)
+    known = cfg.labels or cfg.data.colours or cfg.data.classes or class_settings(folder, cfg)
     lists = [path for path in folder.files if path.stem.lower() in LISTS]
     lists = [p for p in lists if p not in folder.pictures and p != folder.root / "classes.txt"]
     if lists and not known:
@@ -59,13 +59,13 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
     return Export("images and masks", paired(folder, cfg, matches=matches))
 
 
-def describe(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
+def class_settings(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
     """Return what dataset.yaml or classes.txt says of masks; YOLO's dataset.yaml is another one.
 
     Raises:
         DataError: several classes.txt differ, and no setting names the classes.
     """
-    lists = folder.named("classes.txt")
+    lists = folder.files_named("classes.txt")
     other = next((path for path in lists if read_list(path) != read_list(lists[0])), None)
     if other and not cfg.labels and not cfg.data.classes:
         raise DataError(

@@ -10,7 +10,7 @@ from fcn.errors import DataError
 
 def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     lists = []
-    for path in folder.named("_classes.csv"):
+    for path in folder.files_named("_classes.csv"):
         head, *lines = read_list(path) or [""]
         if "Pixel" not in head:
             continue  # of classification

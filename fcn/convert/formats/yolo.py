@@ -112,7 +112,7 @@ def _names(
 ) -> dict[int, str]:
     """Return the class of each number: by data.yaml, a list, or data.classes but for background."""
     lists = {path: content["names"] for path, content in settings.items()}
-    lists = lists or {path: read_list(path) for path in folder.named(*LISTS)}
+    lists = lists or {path: read_list(path) for path in folder.files_named(*LISTS)}
     given = [name for name in cfg.data.classes if name.lower() not in BACKGROUND]
     tables = dict[Path, dict[int, str]]()
     for path, names in lists.items():

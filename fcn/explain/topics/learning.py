@@ -35,7 +35,7 @@ for name, layer in layers.items():
     for i in range(0, min(SHOWN, len(classes)), 4):
         some = classes[i : i + 4]
         title = f"{name}, ×{layer.factor}: {', '.join(some)}"
-        drawn[title] = plots.kernels(own[i : i + 4].numpy(), start.numpy(), some, title)
+        drawn[title] = plots.kernel_plot(own[i : i + 4].numpy(), start.numpy(), some, title)
 Pictures(drawn, "Kernels at the start, as trained, and the change.", columns=2)
 
 # %% [markdown]
