@@ -138,17 +138,30 @@ def find(path: str | Path) -> Path:
     """Find the file of a checkpoint; one on the Hub is downloaded.
 
     Args:
-        path: the file itself; a run's folder, whose best model is meant; or hf://USER/NAME.
+        path: the file itself; a run's folder, whose best model is meant, of the last stage if there
+            are several; or hf://USER/NAME.
     """
-    if str(path).startswith(HUB):
-        path = _download(str(path))
-    path = Path(path)
-    for file in (path, path / "model.safetensors", path / "checkpoints" / "best.ckpt"):
-        if file.is_file():
-            return file
-    if path.is_dir():
+    folder = _download(str(path)) if str(path).startswith(HUB) else Path(path)
+    if folder.is_file():
+        return folder
+    if (stages := folder / "stages.json").is_file():
+        folder /= list(json.loads(stages.read_text(encoding="utf-8")))[-1]
+    kept = [folder / "model.safetensors", folder / "checkpoints" / "best.ckpt"]
+    if is_unfinished(folder):  # the model is that of the time before it was resumed
+        kept.reverse()
+    if found := next((file for file in kept if file.is_file()), None):
+        return found
+    if folder.is_dir():
         raise CheckpointError(f"{path}: no model.safetensors and no checkpoints/best.ckpt in it")
     raise CheckpointError(f"{path}: no such checkpoint")
+
+
+def is_unfinished(run: Path) -> bool:
+    """Return True if a folder is that of a run which has not come to its end, or goes on."""
+    try:
+        return "finished" not in json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no run's folder, or a damaged record
+        return False
 
 
 def _download(address: str) -> Path:

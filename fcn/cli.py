@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
@@ -25,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,6 +69,7 @@ VALUE_FLAGS = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path"
                "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
 # Commands that work in outputs/COMMAND/DATE_TIME.
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
+RUN_FOLDER = "FCN_RUN_FOLDER"  # in the environment: the folder made for a command
 BORROWED_GROUPS = ("recipe", "augmentation")  # of train, which prepare_data takes too
 SEVERAL_CHOICES = ("logger", "callbacks", "experiment")  # groups that merge a list of choices
 
@@ -156,6 +158,8 @@ class Command:
             check_one_value(override, several=bool(several))
         for override in parse(self.training):
             check_one_value(override, several=False)
+        if resume is not None and folder is not None and "${" in folder:
+            raise ConfigError(f"hydra.run.dir={folder}: with resume= it takes no ${{...}}")
         if resume is not None and several and is_first():
             raise ConfigError("resume continues one run: leave out --multirun")
         if resume is not None and (is_first() or resume != "auto"):
@@ -177,7 +181,7 @@ class Command:
         informs = any(a.startswith(INFORMING_FLAGS) for a in given)
         if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
-            given = [*given, f"hydra.run.dir={quoted(self.made)}"]
+            os.environ[RUN_FOLDER] = str(self.made)  # for base.yaml; other files may say otherwise
         return self.flags_first(given)
 
     def flags_first(self, arguments: list[str]) -> list[str]:
@@ -226,7 +230,7 @@ class Command:
             recipe = hydra.compose("train", self.training)["recipe"]
             values["recipe"] = OmegaConf.to_container(recipe, resolve=True)
         if self.name == "train":
-            values["trainer"] = later_wins(values["trainer"], given)
+            values["trainer"] = later_wins(values["trainer"], given, trainer_files())
         elif values.get("checkpoint", MISSING) not in (None, MISSING) and "data" in values:
             chosen = any(override.lstrip("+").startswith("data=") for override in given)
             run = None if chosen else run_of(values["checkpoint"])
@@ -241,26 +245,46 @@ class Command:
 
     def discard_folder(self) -> None:
         """Remove the folder made for a command that wrote nothing there: a sweep, or an error."""
+        os.environ.pop(RUN_FOLDER, None)
         left = {path.name for path in self.made.iterdir()} if self.made else {""}
         if self.made and left <= {".hydra", LOCK, self.log}:
             shutil.rmtree(self.made)
 
 
-def later_wins(trainer: dict[str, Any], given: list[str]) -> dict[str, Any]:
+def trainer_files() -> list[list[str]]:
+    """Return the arguments of Trainer that each file sets, in the order of the defaults list."""
+    job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(
+        job.job.config_name, list(job.overrides.task), RunMode.RUN
+    ).defaults
+    folders, found = [Path(s.path) for s in job.runtime.config_sources if s.path], []
+    for entry in defaults:
+        files = (folder / f"{entry.config_path}.yaml" for folder in folders)
+        if file := next((file for file in files if file.is_file()), None):
+            content: Any = OmegaConf.load(file)
+            own = content if entry.package == "trainer" else content.get("trainer") or {}
+            found.append([str(key) for key in own if own[key] is not None])
+    return found
+
+
+def later_wins(
+    trainer: dict[str, Any], given: list[str], files: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
     """Return Trainer's arguments; of two that set the same thing, the one given later is kept.
 
     These are max_steps and max_epochs; and val_check_interval and check_val_every_n_epoch, unless
     both are typed, which is an error later on.
 
     Args:
-        trainer: as Hydra has composed them, in the order of the files.
+        trainer: as Hydra has composed them.
         given: the overrides of the command line, which come after all files.
+        files: the arguments that each file sets, see `trainer_files`.
     """
     lengths, checks = ("max_steps", "max_epochs"), ("val_check_interval", "check_val_every_n_epoch")
     for pair in (lengths, checks):
         known = [key for key in trainer if key in pair and trainer[key] is not None]
         typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
-        order = typed or known
+        order = typed or [key for file in files for key in file if key in known] or known
         if order and not (pair is checks and len(set(typed)) > 1):
             trainer = {k: v for k, v in trainer.items() if k not in pair or k == order[-1]}
     return trainer

@@ -174,8 +174,10 @@ class DataConfig(Schema):
 
     @property
     def title(self) -> str:
-        """The name, with the fold if there is one."""
-        return self.name if self.fold is None else f"{self.name} (fold {self.fold} of {self.folds})"
+        """The name, with the fold if one side of it is trained on or evaluated."""
+        if self.fold is None or self.split not in (None, self.train_split, self.val_split):
+            return self.name
+        return f"{self.name} (fold {self.fold} of {self.folds})"
 
 
 @dataclass

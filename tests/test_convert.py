@@ -113,6 +113,24 @@ def test_every_label_keeps_its_name_and_background_comes_first(
         assert new["colours"] == [COLOURS[names.index(name)] for name in new["classes"]]
 
 
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_colours_to_show_never_rename_classes(
+    tmp_path: Path, samples: list[Sample], write: Write
+) -> None:
+    names, shown = ["background", "pond", "road"], [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    colours = voc_palette()
+    colours[:3] = COLOURS
+    write(tmp_path / "a", samples, CLASSES, colours)
+    data = {"classes": names, "colours": shown}
+    if write in (cvat, supervisely, camvid, class_dict, labelme):  # whose masks hold colours
+        with pytest.raises(DataError, match="has no class"):
+            converted(tmp_path / "a", tmp_path / "new", data=data)
+        return
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", data=data)
+    check(masks, samples, [names.index(name) for name in CLASSES])
+    assert (info(tmp_path / "new")["classes"], info(tmp_path / "new")["colours"]) == (names, shown)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [roboflow, cvat, coco], ids=IDS)
 def test_real_masks_survive_a_round_trip(tmp_path: Path, voc_root: Path, write: Write) -> None:

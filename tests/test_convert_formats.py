@@ -84,6 +84,60 @@ def test_masks_are_kept_to_the_pixel_and_given_classes_are_all(
         np.testing.assert_array_equal(mask, road)
 
 
+SHOWN = [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_settings_choose_and_colour_classes_and_never_rename_them(
+    tmp_path: Path, write: Write
+) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    plain, _ = converted(tmp_path / "a", tmp_path / "plain")
+    own = np.array(info(tmp_path / "plain")["classes"])
+    for number, chosen in enumerate((["road", "pond"], ["pond", "background", "road"])):
+        for colours in ([], SHOWN[: len(chosen)]):
+            to, given = (
+                tmp_path / f"{number}{len(colours)}",
+                {"classes": chosen, "colours": colours},
+            )
+            masks, _ = converted(tmp_path / "a", to, data=given)
+            new = info(to)
+            added = ["background"] if "background" not in chosen else []
+            assert new["classes"] == [*added, *chosen]
+            if colours:
+                assert new["colours"] == [[0, 0, 0]] * len(added) + colours
+            for name, mask in masks.items():
+                np.testing.assert_array_equal(np.array(new["classes"])[mask], own[plain[name]])
+    masks, _ = converted(
+        tmp_path / "a",
+        tmp_path / "b",
+        data={"classes": ["road", "pond"]},
+        merge={"background": None},
+    )
+    assert {*np.unique(list(masks.values()))} == {0, 1, 255}
+    for settings in (
+        {"labels": {0: "pond", 1: "road"}},
+        {"data": {"colours": SHOWN[:2]}},
+        {"data": {"classes": ["background", "horse"], "colours": SHOWN[:2]}},
+    ):
+        with pytest.raises(ConfigError):
+            converted(tmp_path / "a", tmp_path / "refused", **settings)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_shapes_of_a_larger_image_are_resized_or_refused(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    whole, _ = converted(tmp_path / "a", tmp_path / "whole")
+    for photo in (p for p in (tmp_path / "a").rglob("*.png") if p.stem in ("a", "b")):
+        Image.open(photo).resize((16, 12)).save(photo)
+    if write is not yolo:  # whose corners are shares of the image
+        with pytest.raises(DataError, match=r"the mask is 32 x 24, but its image .* 16 x 12"):
+            converted(tmp_path / "a", tmp_path / "new")
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", resize=True)
+    for name, mask in masks.items():
+        assert np.mean(mask != whole[name][1::2, 1::2]) < 0.15
+
+
 @pytest.mark.parametrize("write", WRITERS, ids=IDS)
 def test_an_empty_annotation_is_background_and_none_is_left_out(
     tmp_path: Path, write: Write

@@ -53,13 +53,14 @@ def test_folds_depend_on_names_and_seed_alone() -> None:
         ("train/film1_0003", r"(.+)_\d+", "film1"),
         ("train/film1_0003", r"film\d", "film1"),
         ("scene7/0003", r"scene\d", "scene7"),
+        ("train/site_3.mp4_0001", r"(.+)_\d+", "site_3.mp4"),
         ("train/a", None, None),
     ],
 )
 def test_a_group_is_found_in_the_name_or_the_path(
     name: str, group: str | None, found: str | None
 ) -> None:
-    assert group_in(Path(name), check_pattern(group)) == found
+    assert group_in((Path(name).name, name), check_pattern(group)) == found
 
 
 def test_every_image_of_both_splits_is_validated_once(tiny_voc: TinyVOC) -> None:

@@ -125,7 +125,7 @@ def said(monkeypatch: Patch) -> None:
     """The validations at steps 3, 6 and 8 of a run find these mean IoUs, in turn."""
     said, original = iter([0.9, 0.1, 0.2]), module.metrics_of
     monkeypatch.setattr(
-        module, "scores", lambda confusion: replace(original(confusion), mean_iou=next(said))
+        module, "metrics_of", lambda confusion: replace(original(confusion), mean_iou=next(said))
     )
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 from yaml import YAMLError
 
+from fcn import checkpoint
 from fcn.config import CompareConfig, ModelConfig, flat_keys
 from fcn.errors import ConfigError, UserError
 from fcn.inference.evaluate import read_metrics, read_per_image
@@ -73,8 +74,10 @@ class Run:
 
     @property
     def fold(self) -> int | None:
-        """The fold it was evaluated on; None if the data was not divided into folds."""
-        return (self.config.get("data") or {}).get("fold")
+        """The fold it was evaluated on; None if the split was not divided into folds."""
+        data = self.config.get("data") or {}
+        divided = data.get("split") in (None, data.get("train_split"), data.get("val_split"))
+        return data.get("fold") if divided else None
 
     @property
     def classes(self) -> list[str]:
@@ -199,7 +202,8 @@ def find_runs(cfg: CompareConfig, console: Console) -> list[Path]:
     found = [Path(run) for run in cfg.runs]
     if cfg.sweep is not None:
         sweep = Path(cfg.sweep)
-        finished = sorted((path.parent for path in sweep.rglob("metrics.json")), key=_order)
+        found_here = (path.parent for path in sweep.rglob("metrics.json"))
+        finished = sorted((f for f in found_here if not checkpoint.is_unfinished(f)), key=_order)
         for path in sorted(sweep.rglob(record.RECORD)):
             if not any(run.is_relative_to(path.parent) for run in finished):
                 console.print(f"left out, unfinished: {path.parent}")
@@ -219,6 +223,11 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder: its settings from run.json, or of evaluate.py from .hydra."""
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder}: not a finished run (it has no metrics.json)")
+    if checkpoint.is_unfinished(folder):
+        raise UserError(
+            f"{folder}: not a finished run: it was resumed, so its metrics.json is older than its "
+            f"settings; let resume={folder} come to its end"
+        )
     path, cwd = folder / ".hydra" / "config.yaml", Path()
     if (folder / record.RECORD).is_file():
         content = record.read(folder)

@@ -1,11 +1,12 @@
 """Which class each value of the masks is.
 
-1. `labels=` names values, and the others are ignored.
-2. Otherwise `data.colours=` lists the colour of each of `data.classes`.
-3. Otherwise the lists of the export name its values or colours.
-4. Otherwise values number the classes of `data.classes`, classes.txt or dataset.yaml, from 0, or
+1. Shapes, segments and classes of separate masks have names, whose numbers are given here.
+2. Otherwise `labels=` names values, and the others are ignored.
+3. Otherwise, of masks in colours, `data.colours=` lists the colour of each of `data.classes`.
+4. Otherwise the lists of the export name its values or colours.
+5. Otherwise values number the classes of `data.classes`, classes.txt or dataset.yaml, from 0, or
    from 1 if 0 is ignored; two classes may be any two values, such as 0 and 255.
-5. 255, -1 and `data.ignore_index` are ignored, erased pixels are background, and a value without a
+6. 255, -1 and `data.ignore_index` are ignored, erased pixels are background, and a value without a
    class is an error.
 """
 
@@ -126,20 +127,35 @@ def _named_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[in
     """Return the values that have a class: by labels, by colours, by the export, or by number."""
     export.check(scan.pixels)
     classes, colours = cfg.data.classes or export.classes, cfg.data.colours
+    if colours and len(colours) != len(classes):
+        raise ConfigError(
+            f"data.colours has {len(colours)} colours, but there are {len(classes)} classes: "
+            f"data.classes={classes}"
+        )
+    if cfg.labels and export.numbered_here:
+        raise ConfigError(
+            f"labels={cfg.labels} names values of masks, but {export.format} has names: "
+            f'{", ".join(export.names.values())}; rename with "merge={{OLD: NEW}}"'
+        )
     if cfg.labels:
         rest = () if cfg.nearest else scan.pixels.keys() - {TRANSPARENT, *cfg.labels}
         return cfg.labels | dict.fromkeys(rest, IGNORE)
-    if colours:
-        if len(colours) != len(classes):
-            raise ConfigError(
-                f"data.colours has {len(colours)} colours, but there are {len(classes)} classes: "
-                f"data.classes={classes}"
-            )
+    if _named_by_colours(export, cfg, scan):
         return colour_names([*zip(classes, colours, strict=True)], "data.colours")
     if export.names:
         return dict(export.names)
     masks.check_palettes(item.mask for item in export.items)
     return _numbered(export.classes or classes, cfg.data.ignore_index, scan)
+
+
+def _named_by_colours(export: Export, cfg: PrepareDataConfig, scan: Scan) -> bool:
+    """Return True if data.colours says which class a value of the masks is.
+
+    Otherwise, of masks whose numbers the export names, they are the colours to show classes in.
+    """
+    in_numbers = scan.pixels.keys() <= {*export.names, -1, VOID, TRANSPARENT}
+    in_numbers &= all(value < COLOUR for value in scan.pixels)
+    return bool(cfg.data.colours) and not (export.numbered_here or (export.names and in_numbers))
 
 
 def _numbered(classes: list[str], ignored: int | None, scan: Scan) -> dict[int, str]:
@@ -232,20 +248,30 @@ def _setting(names: dict[int, str], values: Iterable[int]) -> str:
     return f'"labels={{{", ".join(rows)}}}"'
 
 
-def dataset_info(export: Export, cfg: PrepareDataConfig, names: dict[int, str]) -> DatasetInfo:
+def dataset_info(
+    export: Export, cfg: PrepareDataConfig, scan: Scan, names: dict[int, str]
+) -> DatasetInfo:
     """Return what dataset.yaml is to say; its classes are in the order of their labels.
 
     Args:
         export: what was read.
         cfg: the settings; if the export names its values, data.classes chooses some.
+        scan: what the masks hold.
         names: see `class_of_values`.
 
     Raises:
         ConfigError, DataError: fewer than two classes, or a name that cannot be one.
     """
-    data, classes = cfg.data, [name for name in dict.fromkeys(names.values()) if name != IGNORE]
+    data, black = cfg.data, dict[str, list[int]]()
+    classes = [name for name in dict.fromkeys(names.values()) if name != IGNORE]
     chosen = [name for name in data.classes if name.lower() not in IGNORED]
-    if chosen and not data.colours and (export.names or cfg.labels or export.classes):
+    chooses = export.names or cfg.labels or export.classes
+    if chosen and chooses and not _named_by_colours(export, cfg, scan):
+        # What no shape covers is background, though nobody has drawn it.
+        background = [name for name in classes[:1] if name.lower() in BACKGROUND]
+        if export.numbered_here and not {*background} & {*chosen}:
+            chosen = [*background, *chosen]
+            black = {name: [0, 0, 0] for name in background}
         if wrong := [name for name in chosen if name not in classes]:
             raise ConfigError(
                 f"data.classes chooses of {', '.join(classes)}; there is no {wrong[0]}: rename "
@@ -261,7 +287,7 @@ def dataset_info(export: Export, cfg: PrepareDataConfig, names: dict[int, str]) 
         raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}{hint}")
     given = zip(data.classes or export.classes, data.colours, strict=False)
     colours = dict[str, list[int]]()
-    for name, rgb in (*given, *export.colours.items()):
+    for name, rgb in (*given, *export.colours.items(), *black.items()):
         colours.setdefault(cfg.merge.get(name, name), list(rgb))
     return DatasetInfo(
         classes,

@@ -108,7 +108,7 @@ def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> 
     export.items = items
     scan = _scan(items, cfg, console)
     names = class_of_values(export, cfg, scan)
-    info = dataset_info(export, cfg, names)
+    info = dataset_info(export, cfg, scan, names)
     classes = info.classes
     labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
 

@@ -90,7 +90,13 @@ def _area(shape: Shape, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
         left, top = (int(value) for value in points[0])
         inside = shape.mask()[max(-top, 0) :, max(-left, 0) :]
         left, top = max(left, 0), max(top, 0)
-        return left, top, inside[: max(size[1] - top, 0), : max(size[0] - left, 0)]
+        inside = inside[: max(size[1] - top, 0), : max(size[0] - left, 0)]
+        # Only what is covered, or 300 objects of a large image would fill the memory.
+        rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+        if not len(rows):
+            return 0, 0, np.zeros((0, 0), bool)
+        covered = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+        return left + int(columns[0]), top + int(rows[0]), covered
     canvas = Image.new("L", size)
     pencil = ImageDraw.Draw(canvas)
     if shape.kind == "line":

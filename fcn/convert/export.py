@@ -29,6 +29,7 @@ class Export:
     overlaps: dict[str, int] = field(default_factory=dict)  # pixels of several classes, by image
     check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
     classes: list[str] = field(default_factory=list)  # of classes.txt or dataset.yaml
+    numbered_here: bool = False  # the values are numbers that the reader has given to `names`
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def drawn_export(
         notes.append("all shapes are boxes: a network learns to draw boxes from them")
     if small_on_top:
         notes.append("smaller shapes are drawn over larger ones")
-    return Export(title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps)
+    return Export(
+        title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps, numbered_here=True
+    )
 
 
 def _read(

@@ -15,6 +15,7 @@ from fcn.data.groups import group_in
 from fcn.errors import ConfigError, DataError
 
 Lists = dict[Path, str]  # file of a list -> split
+SHOWN = 3  # files in a note
 
 
 def listed_splits(items: Sequence[Item], files: Sequence[Path]) -> tuple[list[Item], list[str]]:
@@ -38,7 +39,9 @@ def listed_splits(items: Sequence[Item], files: Sequence[Path]) -> tuple[list[It
             usable.append((found, lists))
         else:
             unclear += lists
-    notes = [f"{', '.join(map(str, unclear))}: there, but not understood"] if unclear else []
+    more = f" and {len(unclear) - SHOWN} more" if len(unclear) > SHOWN else ""
+    shown = ", ".join(map(str, unclear[:SHOWN])) + more
+    notes = [f"{shown}: there, but not understood"] if unclear else []
     if not usable:
         return list(items), notes
     usable.sort(key=lambda entry: (-len(entry[0]), "Segmentation" not in str(min(entry[1]))))
@@ -156,7 +159,7 @@ def split_items(
 def _group_of(item: Item, pattern: re.Pattern[str], root: Path) -> str:
     """Return what groups an image: a part of its name, or else of its path, or all of its path."""
     path = item.image.relative_to(root) if item.image.is_relative_to(root) else item.image
-    return group_in(path, pattern) or str(item.image)
+    return group_in((path.stem, path.name, path.as_posix()), pattern) or str(item.image)
 
 
 def _draw(groups: Sequence[str], share: float, seed: int) -> set[str]:

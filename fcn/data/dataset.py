@@ -24,6 +24,7 @@ from fcn.errors import ConfigError, DataError
 
 # Turns what an annotation tool exported into masks that can be read here.
 CONVERT = "scripts/prepare_data.py convert=FOLDER to=NEW"
+SAMPLE = 2**16  # bytes of a file that are compared before all of it is
 
 
 @dataclass(frozen=True)
@@ -269,13 +270,22 @@ def check_overlap(train: SegmentationDataset, val: SegmentationDataset) -> None:
     by_size = defaultdict[int, list[Path]](list)
     for path, size in _file_sizes(train):
         by_size[size].append(path)
-    digest = cache(lambda path: hashlib.blake2b(read_bytes(path, "image")).digest())
+    # Uncompressed images of one camera all have one size: most differ in the middle already.
+    middle = cache(lambda path, size: _digest(path, size // 2, SAMPLE))
+    whole = cache(_digest)
     for path, size in _file_sizes(val):
         for twin in by_size.get(size, ()):
-            if digest(twin) == digest(path):
+            if middle(twin, size) == middle(path, size) and whole(twin) == whole(path):
                 raise DataError(
                     f"{path} of {val.name} is the same file as {twin} of {train.name}; {remedy}"
                 )
+
+
+def _digest(path: Path, start: int = 0, length: int = -1) -> bytes:
+    """Return a checksum of a file, or of some bytes of it."""
+    with file_errors(path, "image"), path.open("rb") as stream:
+        stream.seek(start)
+        return hashlib.blake2b(stream.read(length)).digest()
 
 
 def _file_sizes(dataset: SegmentationDataset) -> Iterator[tuple[Path, int]]:

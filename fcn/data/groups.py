@@ -3,9 +3,9 @@
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import PurePath, PurePosixPath
+from pathlib import PurePosixPath
 
 from fcn.config import DataConfig
 from fcn.data.dataset import Listing
@@ -27,9 +27,9 @@ def check_pattern(group: str | None) -> re.Pattern[str]:
         raise ConfigError(f"group={group}: not a regular expression ({error})") from None
 
 
-def group_in(path: PurePath, pattern: re.Pattern[str]) -> str | None:
-    """Return what groups an image: a part of its name, or else of its path; None if none does."""
-    for text in (path.stem, path.name, path.as_posix()):
+def group_in(texts: Iterable[str], pattern: re.Pattern[str]) -> str | None:
+    """Return what groups an image: what the pattern finds in the first of its names, or None."""
+    for text in texts:
         if (match := pattern.search(nfc(text))) and (found := match[1 if pattern.groups else 0]):
             return found
     return None
@@ -95,7 +95,7 @@ def choose_fold(data: DataConfig, split: str, listings: Sequence[Listing]) -> Li
         ConfigError: data.group is in no image's name.
     """
     pairs, pattern = [p for part in listings for p in part.pairs], check_pattern(data.group)
-    found = [group_in(PurePosixPath(pair.id), pattern) for pair in pairs]
+    found = [group_in((PurePosixPath(pair.id).name, pair.id), pattern) for pair in pairs]
     alone = found.count(None)
     if data.group and alone == len(pairs):
         raise ConfigError(f"data.group={data.group}: is in no image's name, such as {pairs[0].id}")

@@ -33,6 +33,7 @@ from fcn.training import record
 
 SETTINGS = "FCN_EXPLAIN"  # in the environment
 FOLDER = Path("outputs/explain/demo")  # of a topic that runs by itself
+DRAWN = "enlarged_sample"  # in the run's folder, which may have a folder `data` of the user's
 # Enlarged: the sample's objects are about 32 pixels, the stride of FCN-32s, too small to learn.
 ZOOM = 2
 COUNTS = {"train": 240, "val": 24}  # images
@@ -77,10 +78,10 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
         return cfg
     if cfg.data.layout != "shapes":
         raise ConfigError(f"data={cfg.data.name} needs checkpoint=RUN, the network to explain")
-    data = DataConfig(name="demo", layout="folder", root=str((folder / "data").resolve()))
+    data = DataConfig(name="demo", layout="folder", root=str((folder / DRAWN).resolve()))
     fcn32s, fcn16s, fcn8s = (folder / "train" / f"fcn{stride}s" for stride in (32, 16, 8))
     if not (fcn8s / "model.safetensors").is_file():
-        draw(folder / "data")
+        draw(folder / DRAWN)
         train(cfg, data, folder / "train", console)
     kept = record.read(fcn32s)["config"]
     if (kept["seed"], kept["trainer"]["max_steps"]) != (cfg.seed, cfg.steps):

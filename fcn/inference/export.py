@@ -35,6 +35,7 @@ SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and a
 HUB_FILES = ("config.json", "model.safetensors", "README.md")
 INSTALL = 'pip install "fcn-segmentation[export]"'
 TOLERANCE = 1e-4  # of the scores' range
+RGB = ("red", "green", "blue")
 OPSET, IR_VERSION = 18, 8  # ONNX Runtime 1.15, of May 2023, runs all files written here
 
 
@@ -63,11 +64,11 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         write_file(cfg, console)
         return
     output, trained = Path(cfg.output), checkpoint.read(cfg.checkpoint)
-    channels = trained.metadata["model"].get("in_channels", 3)
-    if channels != 3 and (cfg.format == "web" or cfg.space is not None):
+    other = _other_than_photographs(trained)
+    if other and (cfg.format == "web" or cfg.space is not None):
         raise ConfigError(
-            f"checkpoint={cfg.checkpoint} takes images of {channels} channels, and a demo takes "
-            "photographs; use format=onnx, or leave out space"
+            f"checkpoint={cfg.checkpoint} takes {other}, and a demo takes photographs; use "
+            "format=onnx, or leave out space"
         )
     output.mkdir(parents=True, exist_ok=True)
     if cfg.format == "web":
@@ -76,8 +77,8 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         return
     _write_hub_folder(output, trained, cfg, console)
     space = output / "space"
-    if channels != 3 or _missing():
-        reason = "it would take photographs" if channels != 3 else f"it needs {INSTALL}"
+    if other or _missing():
+        reason = "it would take photographs" if other else f"it needs {INSTALL}"
         console.print(f"note: no demo is written: {reason}")
     else:
         space.mkdir(exist_ok=True)
@@ -87,6 +88,18 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         console.print(f"uploaded to {hub.push(output, cfg.push)}")
     if cfg.space is not None:
         console.print(f"uploaded to {hub.push(space, cfg.space, 'space')}")
+
+
+def _other_than_photographs(trained: checkpoint.Checkpoint) -> str:
+    """Return what a network takes if it is no RGB of 8 bits, or ""."""
+    channels, info = trained.metadata["model"].get("in_channels", 3), trained.info
+    if channels != 3:
+        return f"images of {channels} channels"
+    if [str(band).lower() for band in info.bands] not in ([], ["0", "1", "2"], [*RGB]):
+        return f"the bands {', '.join(map(str, info.bands))}"
+    if info.value_range and list(info.value_range) != [0, 255]:
+        return f"the values {info.value_range[0]:g} to {info.value_range[1]:g} as black and white"
+    return ""
 
 
 def _write_for_demo(cfg: ExportConfig, folder: Path, console: Console) -> None:
@@ -118,6 +131,8 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
         if cfg.precision != "float32":
             cost = small_precision.shrink(temporary, cfg, trained, console)
             write_json(output.with_suffix(".json"), cost)
+    if (other := _other_than_photographs(trained)) and cfg.format != "safetensors":
+        console.print(f"note: the network takes {other}; the file leaves that to its user")
     before = "before that, " if cfg.precision != "float32" else ""
     console.print(
         f"{cfg.format} in {output}: {output.stat().st_size / 1e6:.1f} MB; {before}on images of "

@@ -2,7 +2,9 @@
 
 import glob
 import json
+import os
 import sys
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from fcn import checkpoint
 from fcn.config import PredictConfig
+from fcn.data.dataset import read_labels
 from fcn.data.files import finder, is_image, unread_note, walk
 from fcn.data.georeference import Georeference, read_georeference
 from fcn.data.images import image_size, read_image
@@ -75,9 +78,8 @@ def _predict_images(
     processes.barrier()
     since = (output / SETTINGS).stat().st_mtime  # older outputs were made with other settings
     table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
-    done, todo = list[Job](), list[Job]()
-    for job in jobs:
-        (done if job.is_done(since) else todo).append(job)
+    jobs = [replace(job, missing=job.outdated(since)) for job in jobs]
+    done, todo = ([job for job in jobs if bool(job.missing) == wanted] for wanted in (False, True))
     uncounted = [job.mask for job in done if job.mask not in table.rows]
     processes.barrier()  # all have seen what there is to do
     share, failed = slice(processes.rank, None, processes.world), 0
@@ -100,7 +102,7 @@ def _predict_images(
     before = f", {len(done)} were done before" if done else ""
     console.print(f"{len(todo) - failed} images predicted{before}; masks in {output}")
     if cfg.annotations:
-        _annotate(cfg, [job for job in jobs if job.is_done(since)], predictor.info, console)
+        _annotate(cfg, [job for job in jobs if not job.outdated(since)], predictor.info, console)
     for line in filter(None, (note, *notes)):
         console.print(f"note: {line}")
     if failed or unclear:
@@ -146,18 +148,18 @@ class Job:
     name: Path  # the image's, without suffix
     outputs: dict[str, Path]
     georeference: Georeference | None = None
+    missing: tuple[str, ...] = ()  # outputs to write
 
     @property
     def mask(self) -> Path:
         return self.outputs["mask"]
 
-    def is_done(self, since: float) -> bool:
-        """Return whether all outputs exist, newer than the image and than the time `since`."""
-        files = [self.image, *self.outputs.values()]
-        if not all(path.exists() for path in files):
-            return False
-        image, *outputs = (path.stat().st_mtime for path in files)
-        return min(outputs) >= max(since, image)
+    def outdated(self, since: float) -> tuple[str, ...]:
+        """Return the outputs that are not there, or older than the image or the time `since`."""
+        if not self.image.exists():
+            return tuple(self.outputs)
+        oldest, outputs = max(since, self.image.stat().st_mtime), self.outputs.items()
+        return tuple(k for k, p in outputs if not p.exists() or p.stat().st_mtime < oldest)
 
 
 def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[Path, Path], str]:
@@ -292,11 +294,17 @@ def _predict(
         for job, reading in _read_ahead(pool, jobs, info):
             try:
                 image = reading.result()
+                mask = None if "mask" in job.missing else _kept_mask(job, image)
             except DataError as error:
                 yield job, error
                 continue
             del reading  # or it would keep the image while the next one is read
-            mask, kept = predictor.segment(image, probabilities="probabilities" in job.outputs)
+            kept = None
+            if mask is None or "probabilities" in job.missing:
+                wanted = "probabilities" in job.missing
+                predicted, kept = predictor.segment(image, probabilities=wanted)
+                mask = predicted if mask is None else mask
+                del predicted
             done = pool.submit(write, job, image, mask, kept, info, raw)
             writing.append((mask.size, job, done))
             del image, mask, kept, done
@@ -307,6 +315,21 @@ def _predict(
             return_memory(above)
         for _, written, future in writing:
             yield written, future.result()
+
+
+def _kept_mask(job: Job, image: Tensor) -> np.ndarray:
+    """Read a mask of an earlier run, which may have been corrected since: it is not written again.
+
+    Raises:
+        DataError: it is no mask of this image any more.
+    """
+    mask = read_labels(job.mask)
+    if mask.shape != image.shape[-2:]:
+        raise DataError(
+            f"{job.mask}: {mask.shape[1]} x {mask.shape[0]} pixels, but {job.image} has "
+            f"{image.shape[-1]} x {image.shape[-2]}; remove the mask to predict it again"
+        )
+    return mask
 
 
 def _read_ahead(
@@ -345,18 +368,18 @@ def write(
     info: DatasetInfo,
     raw: bool,
 ) -> list[int]:
-    """Write the outputs of one image, each of them atomically.
+    """Write the outputs of one image that are missing, each of them atomically.
 
     Returns:
         The number of pixels of each label 0..255.
     """
-    pixels: list[int] = []
-    for kind, path in job.outputs.items():
+    changed = job.image.stat().st_mtime
+    for kind in job.missing:
+        path = job.outputs[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             if kind == "mask":
                 picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
-                pixels = picture.histogram()
                 if job.georeference is None:
                     picture.save(file, "PNG")
                 else:
@@ -371,4 +394,6 @@ def write(
             elif probabilities is not None:
                 classes = np.array(info.classes)
                 np.savez_compressed(file, probabilities=probabilities, classes=classes)
-    return pixels
+        if changed > time.time():  # by a camera's clock: no output would ever be newer
+            os.utime(path, (changed, changed))
+    return np.bincount(mask.ravel(), minlength=256).tolist()

@@ -76,6 +76,12 @@ def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
             f"model.skip_scales={cfg.model.skip_scales} is for a network that is trained at once; "
             "leave it out, or leave out stages"
         )
+    if cfg.trainer.get("fast_dev_run") or cfg.trainer.get("enable_checkpointing") is False:
+        raise ConfigError(
+            "each of stages= starts from a checkpoint of the one before: leave out "
+            "trainer.fast_dev_run and trainer.enable_checkpointing=false; try one stage alone, "
+            f"with model={cfg.stages[0]} in place of stages="
+        )
     models = [_stage_model(cfg.model, name) for name in cfg.stages]
     strides = [model.stride for model in models]
     if strides != sorted(set(strides), reverse=True):

@@ -176,7 +176,7 @@ def read_panoptic(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None
     folder.masks = [item.mask for item in items]
     folder.photos = [path for path in folder.photos if path not in set(folder.masks)]
     names = dict(enumerate([*classes, IGNORE]))
-    return Export("COCO panoptic", items, names, colours, notes)
+    return Export("COCO panoptic", items, names, colours, notes, numbered_here=True)
 
 
 def _panoptic_mask(path: Path, segments: Mapping[int, int], ignored: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from fcn.convert.formats.foreign import LABEL_STUDIO_PNG, describe_foreign
 from fcn.data.files import is_image
 from fcn.errors import DataError
 
-GEOMETRY = {"points", "rle", "radiusX", "height", "vertices"}  # keys of regions with a shape
+GEOMETRY = {"points", "rle", "radiusX", "x", "vertices"}  # keys of regions with a shape or a place
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded file
 
 
@@ -47,13 +47,11 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     folder.photos = [path for path in folder.photos if path not in pictures]
     drawings = []
     for path, data, _, regions in newest.values():
-        name = _image_name(path, data)
-        image = folder.find_image(name, path)
-        if image is None and (upload := UPLOAD.fullmatch(Path(name).name)):
-            image = folder.find_image(upload[1], path)
+        name, image = _find_image(folder, path, data, regions)
         labelled = {region.get("id") for region in regions if _names(region)}
         shapes = [shape for region in regions for shape in _shapes(region, labelled)]
-        drawings.append(Drawing(path, name, image, shapes))
+        sizes = (_size(region) for region in regions if GEOMETRY & region.keys())
+        drawings.append(Drawing(path, name, image, shapes, next(sizes, None)))
     notes = []
     if bare:
         notes.append(f"{bare} tasks without a submitted annotation are left out")
@@ -76,16 +74,49 @@ def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any
             yield str(entry.get("updated_at") or entry.get("created_at") or ""), regions
 
 
-def _image_name(path: Path, data: dict[str, Any]) -> str:
-    """Return the path or address of a task's image, without what is no part of its name."""
-    for value in data.values():
-        text = value if isinstance(value, str) else ""
-        if "://" in text or text.startswith("/data/"):
-            address = urlsplit(text)
-            text = parse_qs(address.query).get("d", [unquote(address.path)])[0]
-        if is_image(Path(text)):
-            return text
-    raise DataError(f"{path}: a task names no image: {str(data)[:100]}; export it again")
+def _find_image(
+    folder: ExportFolder, path: Path, data: dict[str, Any], regions: Sequence[dict[str, Any]]
+) -> tuple[str, Path | None]:
+    """Return the name of a task's image, and its file.
+
+    Raises:
+        DataError: the task names no image, or it is not clear on which one its regions are.
+    """
+    names = {key: text for key, value in data.items() if is_image(Path(text := _path_in(value)))}
+    if not names:
+        raise DataError(f"{path}: a task names no image: {str(data)[:100]}; export it again")
+    tags = {region["to_name"] for region in regions if "to_name" in region}
+    if len(tags) == 1 and tags <= names.keys():
+        names = {tag: names[tag] for tag in tags}
+    found = {name: _file_called(folder, name, path) for name in dict.fromkeys(names.values())}
+    there = {name: image for name, image in found.items() if image} or found
+    if len(there) > 1 or (len(tags) > 1 and len(found) > 1):
+        raise DataError(
+            f"{path}: a task has several images ({', '.join(found)}), and it is not clear which "
+            "one is annotated; export tasks of one image each"
+        )
+    return next(iter(there.items()))
+
+
+def _path_in(value: Any) -> str:
+    """Return the path or address in a task's value, without what is no part of its name."""
+    text = value if isinstance(value, str) else ""
+    if "://" in text or text.startswith("/data/"):
+        address = urlsplit(text)
+        text = parse_qs(address.query).get("d", [unquote(address.path)])[0]
+    return text
+
+
+def _file_called(folder: ExportFolder, name: str, path: Path) -> Path | None:
+    image = folder.find_image(name, path)
+    if image is None and (upload := UPLOAD.fullmatch(Path(name).name)):
+        image = folder.find_image(upload[1], path)
+    return image
+
+
+def _size(region: dict[str, Any]) -> tuple[int, int]:
+    """Return width and height of the image on which a region was drawn."""
+    return region["original_width"], region["original_height"]
 
 
 def _names(region: dict[str, Any]) -> list[str]:
@@ -99,7 +130,7 @@ def _shapes(region: dict[str, Any], labelled: set[Any]) -> Iterator[Shape]:
         return  # text of an image, or the same region follows with its label
     if not names:
         yield Shape("", "region without a label", ())
-    width, height = region["original_width"], region["original_height"]
+    width, height = _size(region)
     share = np.array([width, height]) / 100
     place = np.array([region.get("x", 0), region.get("y", 0)]) * share
     for name in names:

@@ -61,10 +61,12 @@ def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
 
 def _shape(entry: dict[str, Any], line_width: float) -> Shape:
     name, kind = entry["classTitle"], entry["geometryType"]
-    if kind == "bitmap":
+    if kind in ("bitmap", "alpha_mask"):
         bitmap = entry["bitmap"]
         return Shape(name, "mask", [bitmap["origin"]], mask=partial(_bitmap, bitmap["data"]))
-    points = entry["points"]
+    points = entry.get("points")
+    if not isinstance(points, dict):  # keypoints, cuboids
+        return Shape(name, kind, ())
     return Shape(name, kind, points["exterior"], points.get("interior", ()), width=line_width)
 
 
