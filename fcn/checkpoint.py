@@ -147,7 +147,7 @@ def find(path: str | Path) -> Path:
     if (stages := folder / "stages.json").is_file():
         folder /= list(json.loads(stages.read_text(encoding="utf-8")))[-1]
     kept = [folder / "model.safetensors", folder / "checkpoints" / "best.ckpt"]
-    if is_unfinished(folder):  # the model is that of the time before it was resumed
+    if goes_on(folder):  # its model may be that of the time before it was resumed
         kept.reverse()
     if found := next((file for file in kept if file.is_file()), None):
         return found
@@ -156,11 +156,12 @@ def find(path: str | Path) -> Path:
     raise CheckpointError(f"{path}: no such checkpoint")
 
 
-def is_unfinished(run: Path) -> bool:
-    """Return True if a folder is that of a run which has not come to its end, or goes on."""
+def goes_on(run: Path) -> bool:
+    """Return True if a run was resumed and has not come to its end since."""
     try:
-        return "finished" not in json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no run's folder, or a damaged record
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        return bool(record["history"]) and "finished" not in record
+    except (OSError, ValueError, KeyError, TypeError):  # no run's folder, or a damaged record
         return False
 
 

@@ -182,6 +182,8 @@ class Command:
         if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
             os.environ[RUN_FOLDER] = str(self.made)  # for base.yaml; other files may say otherwise
+            if {"--config-path", "-cp"} & set(self.flags):  # a whole config, without base.yaml
+                given = [f"hydra.run.dir={quoted(self.made)}", *given]
         return self.flags_first(given)
 
     def flags_first(self, arguments: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fcn import cli
-from fcn.checkpoint import write_safetensors
+from fcn.checkpoint import find, write_safetensors
 from fcn.config import REPOSITORY, SCHEMAS
 from fcn.errors import ConfigError
 from fcn.inference.evaluate import read_metrics
@@ -132,6 +132,7 @@ def test_stages_train_one_from_the_other(tiny_voc: TinyVOC, run_in: Run) -> None
     assert list(results) == ["fcn32s", "fcn16s", "fcn8s"]
     assert [r["protocol"]["model"]["stride"] for r in results.values()] == [32, 16, 8]
     assert results["fcn8s"]["mean_iou"] == mean_iou
+    assert find(path.parent) == path.parent / "fcn8s" / "model.safetensors"
     before = (path.parent / "fcn16s" / "model.safetensors").stat().st_mtime_ns
     assert run_in("train", "resume=last", "hydra.run.dir=run") == mean_iou
     assert (path.parent / "fcn16s" / "model.safetensors").stat().st_mtime_ns == before
@@ -179,10 +180,12 @@ def test_only_the_first_process_makes_a_folder(tmp_path: Path, monkeypatch: Patc
     monkeypatch.chdir(tmp_path)
     for key in RANKS:
         monkeypatch.delenv(key, raising=False)
-    seed, *made = cli.Command("train").arguments(["seed=1"])
-    assert seed == "seed=1"
+    command = cli.Command("train")
+    assert command.arguments(["seed=1"]) == ["seed=1"]
     (folder,) = (tmp_path / "outputs" / "train").iterdir()
-    assert made == [f"hydra.run.dir='outputs/train/{folder.name}'"]
+    assert os.environ[cli.RUN_FOLDER] == f"outputs/train/{folder.name}"
+    command.discard_folder()  # nothing was written there
+    assert cli.RUN_FOLDER not in os.environ
     assert cli.Command("train").arguments(["hydra.run.dir=a"]) == ["hydra.run.dir=a"]
     monkeypatch.setenv("RANK", "3")
     none = ["hydra.output_subdir=null", "hydra.run.dir=."]
@@ -190,7 +193,7 @@ def test_only_the_first_process_makes_a_folder(tmp_path: Path, monkeypatch: Patc
         assert cli.Command("train").arguments(["seed=1", *given]) == ["seed=1", *none]
     flag = ["--config-dir", "mine"]
     assert cli.Command("train").arguments(["seed=1", *flag]) == [*flag, "seed=1", *none]
-    assert len(list((tmp_path / "outputs" / "train").iterdir())) == 1
+    assert not list((tmp_path / "outputs" / "train").iterdir())
 
 
 # Of each command: arguments that hold a common mistake, and what its one line must name.
@@ -233,6 +236,8 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("resume=nowhere", "no run in nowhere"),
         ("resume=nowhere/checkpoints/last.ckpt", "no such checkpoint"),
         ("stages=[fcn32s,fcn9s]", "no model fcn9s"),
+        ("stages=[fcn32s,fcn16s] trainer.fast_dev_run=true", "try one stage alone, with model=fcn"),
+        ("resume=auto hydra.run.dir=runs/${seed}", "takes no ${...}"),
         ("model.in_channels=5 data.bands=[0,1]", "model.in_channels=5"),
     ],
     "evaluate": [

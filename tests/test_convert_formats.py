@@ -318,6 +318,38 @@ def test_label_studio_names_images_in_many_ways(tmp_path: Path, image: str, file
     assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("data", "to_name", "taken"),
+    [
+        ({"rgb": "a.png", "nir": "b.png"}, "nir", "b"),
+        ({"rgb": "a.png", "nir": "b.png"}, "image", None),
+        ({"rgb": "a.png", "nir": "gone.png"}, "image", "a"),
+        ({"text": "a", "image": "a.png"}, "img", "a"),
+    ],
+)
+def test_the_image_that_label_studio_annotates_is_known_or_asked_for(
+    tmp_path: Path, data: dict[str, str], to_name: str, taken: str | None
+) -> None:
+    label_studio(tmp_path / "a", {"a": POLYGONS, "b": POLYGONS, "c": POLYGONS})
+    path = tmp_path / "a/project-1.json"
+    first, _, third = json.loads(path.read_text())
+    first["data"] = data
+    for result in first["annotations"][0]["result"]:
+        result["to_name"] = to_name
+    first["annotations"][0]["result"].append(
+        {"id": "k", "original_width": 32, "original_height": 24, "to_name": to_name,
+         "value": {"x": 5, "y": 5, "width": 1, "keypointlabels": ["eye"]}}
+    )  # fmt: skip
+    path.write_text(json.dumps([first, third]))
+    if taken is None:
+        with pytest.raises(DataError, match=r"several images \(a\.png, b\.png\)"):
+            converted(tmp_path / "a", tmp_path / "new")
+        return
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert {Path(name).name for name in masks} == {taken, "c"}
+    assert "1 shapes without an area are left out: 1 keypoint" in printed
+
+
 def test_label_studio_takes_the_newest_annotation_that_is_not_cancelled(tmp_path: Path) -> None:
     label_studio(tmp_path / "a", dict.fromkeys("abc", POLYGONS))
     path = tmp_path / "a/project-1.json"
@@ -375,6 +407,18 @@ def test_cvat_draws_boxes_ellipses_and_lines_by_their_layer(tmp_path: Path) -> N
             np.testing.assert_array_equal(mask[:15], expected[:15])
             assert mask[15:].sum() == (64 if width else 0)
         assert ("2 line; line_width=10" in printed) == (width is None)
+
+
+def test_objects_of_supervisely_without_an_area_are_counted(tmp_path: Path) -> None:
+    supervisely_shapes(tmp_path / "a", two(POLYGONS))
+    for path in (tmp_path / "a").rglob("ann/*.json"):
+        content = json.loads(path.read_text())
+        nodes = {"classTitle": "road", "geometryType": "graph", "nodes": {}}
+        cuboid = {"classTitle": "road", "geometryType": "cuboid", "points": [[1, 2]], "faces": []}
+        path.write_text(json.dumps(content | {"objects": [*content["objects"], nodes, cuboid]}))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert len(masks) == 2
+    assert "4 shapes without an area are left out: 2 cuboid, 2 graph" in printed
 
 
 def test_holes_of_supervisely_are_cut_out(tmp_path: Path) -> None:

@@ -157,3 +157,11 @@ def test_runs_know_their_own_fold(
     assert "model.init_from: the checkpoint was trained on 2 of the 2" in capsys.readouterr().out
     line = error_line("export", first, "precision=int8", "output=a.onnx", *other)
     assert "data.fold=0 data.folds=3" in line
+    tiny_voc.listing("test").write_text("v0\nv1\n")  # which is not divided
+    for fold in range(2):
+        run = f"checkpoint=sweep/{fold}"
+        command("evaluate", run, "data.split=test", f"hydra.run.dir=test{fold}")
+    command("compare", "runs=[test0,test1]", "hydra.run.dir=tested")
+    tested = json.loads(Path("tested/compare.json").read_text())
+    assert (tested["data"], tested["split"]) == ("tiny", "test")
+    assert [group["folds"] for group in tested["groups"]] == [[None], [None]]

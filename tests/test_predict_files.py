@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fcn.inference import predict_files
 from fcn.inference.predict_files import find_images, plan_jobs
 from fcn.inference.predictor import Predictor
 from fcn.output import LOCK, make_console
-from fcn.pictures.visualize import overlay, voc_palette
+from fcn.pictures.visualize import overlay, palette_image, voc_palette
 from fcn.processes import usable_cores
 from tests.conftest import write_random_model
 
@@ -107,6 +108,39 @@ def test_a_second_run_writes_only_what_is_missing(predict: Predict) -> None:
     later = Path("photos/out/0.png").stat().st_mtime + 10
     os.utime("photos/2.jpg", (later, later))
     assert "1 images predicted, 6 were done before" in predict(output="photos/out")
+
+
+def test_what_is_missing_is_made_from_a_mask_that_was_corrected(predict: Predict) -> None:
+    predict(overlays=False)
+    info = Predictor("m.safetensors").info
+    corrected = np.ones_like(np.asarray(Image.open("out/3.png")))
+    palette_image(corrected, info).save("out/3.png")
+    before = Path("out/3.png").read_bytes()
+    assert "7 images predicted" in predict(probabilities=True, annotations="coco")
+    assert Path("out/3.png").read_bytes() == before
+    photo = np.array(Image.open("photos/3.jpg"))
+    tinted = overlay(photo, corrected, info=info)
+    np.testing.assert_array_equal(Image.open("out/overlays/3.png"), tinted)
+    found = json.loads(Path("out/annotations/coco.json").read_text())
+    ids = {image["file_name"]: image["id"] for image in found["images"]}
+    areas = [a["area"] for a in found["annotations"] if a["image_id"] == ids["3.jpg"]]
+    assert sum(areas) == corrected.size
+    rows = [row.split(",") for row in Path("out/areas.csv").read_text().splitlines()]
+    assert [row[1:3] for row in rows if row[0] == "3.png" and row[2] != "0"] == [
+        [CLASSES[1], str(corrected.size)]
+    ]
+    Image.new("L", (3, 3)).save("out/3.png")
+    Path("out/overlays/3.png").unlink()
+    with pytest.raises(DataError, match="images have no mask"):
+        predict(probabilities=True)
+
+
+def test_images_of_a_clock_that_is_ahead_are_predicted_once(predict: Predict) -> None:
+    ahead = time.time() + 5000
+    for photo in Path("photos").iterdir():
+        os.utime(photo, (ahead, ahead))
+    assert "annotations of 7 images" in predict(annotations="coco")
+    assert "0 images predicted, 7 were done before" in predict(annotations="coco", overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fcn import cli
+from fcn import checkpoint, cli
+from fcn.compare.runs import read_run
 from fcn.config import REPOSITORY, BenchmarkConfig, LossConfig, TrainConfig, check
-from fcn.errors import ConfigError, Interrupted
+from fcn.errors import ConfigError, Interrupted, UserError
 from fcn.output import LOCK, is_live, locked
 from fcn.tools import benchmark
 from fcn.training import module
@@ -491,6 +492,42 @@ def test_no_command_changes_what_a_folder_holds(
     run_in("compare", "runs=[sweep/0]", "images=0", "hydra.run.dir=sweep/0")
     run_in("prepare_data", *tiny_voc.overrides(), "hydra.run.dir=sweep/0")
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_finished_run_that_goes_on_has_a_newer_model_and_no_numbers_yet(
+    tiny_voc: TinyVOC, run_in: Run
+) -> None:
+    run_in("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    finished = Path("run/model.safetensors")
+    assert checkpoint.find("run") == finished
+    read_run(Path("run"))
+    interrupt(run_in, "resume=run", "recipe.lr=0.001", "trainer.max_steps=8", after=6)
+    assert checkpoint.find("run") == Path("run/checkpoints/best.ckpt")
+    with pytest.raises(UserError, match="not a finished run"):
+        read_run(Path("run"))
+    run_in("train", "resume=run")
+    assert checkpoint.find("run") == finished
+    assert read_run(Path("run")).settings["recipe.lr"] == "0.001"
+
+
+def test_files_of_a_user_say_where_and_how_long_to_train(tiny_voc: TinyVOC, run_in: Run) -> None:
+    texts = {
+        "trainer/long": "max_epochs: 1",
+        "experiment/steps": "# @package _global_\ntrainer: {max_steps: 5}",
+        "experiment/there": "# @package _global_\ndefaults: [steps]\nhydra: {run: {dir: there}}",
+    }
+    for name, text in texts.items():
+        path = Path("mine", f"{name}.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    own = [o for o in [*tiny_voc.overrides(), *QUICK] if not o.startswith("trainer.max")]
+    for given, steps in (([], 2), (["experiment=steps"], 5), (["experiment=there"], 5)):
+        folder = "there" if "experiment=there" in given else "run"
+        where = [] if folder == "there" else ["hydra.run.dir=run"]
+        run_in("train", "--config-dir", "mine", "trainer=long", *own, *given, *where)
+        assert last_step(folder) == steps
+        shutil.rmtree(folder)
+    assert not list(Path("outputs/train").iterdir())
 
 
 def test_auto_knows_the_experiment_of_a_config_path(tiny_voc: TinyVOC, run_in: Run) -> None:

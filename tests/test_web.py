@@ -57,13 +57,23 @@ def test_files_of_the_page_that_are_missing_are_named_first(tmp_path: Path) -> N
     assert not (tmp_path / "page").exists()
 
 
-def test_a_page_takes_photographs_alone(tmp_path: Path) -> None:
-    model = random_model(in_channels=4)
-    write_safetensors(tmp_path / "m.safetensors", model, {"classes": CLASSES})
+@pytest.mark.parametrize(
+    ("channels", "data", "reason"),
+    [
+        (4, {}, "images of 4 channels"),
+        (3, {"bands": ["nir", "red", "green"]}, "the bands nir, red, green"),
+        (3, {"value_range": [50, 200]}, "the values 50 to 200"),
+    ],
+)
+def test_a_page_takes_photographs_alone(
+    tmp_path: Path, channels: int, data: dict[str, Any], reason: str
+) -> None:
+    model = random_model(in_channels=channels)
+    write_safetensors(tmp_path / "m.safetensors", model, {"classes": CLASSES, **data})
     cfg = ExportConfig(
         checkpoint=f"{tmp_path}/m.safetensors", output=f"{tmp_path}/page", format="web"
     )
-    with pytest.raises(ConfigError, match="images of 4 channels"):
+    with pytest.raises(ConfigError, match=f"takes {reason}"):
         export.main(cfg, tmp_path, make_console(quiet=True))
 
 

@@ -203,7 +203,7 @@ def find_runs(cfg: CompareConfig, console: Console) -> list[Path]:
     if cfg.sweep is not None:
         sweep = Path(cfg.sweep)
         found_here = (path.parent for path in sweep.rglob("metrics.json"))
-        finished = sorted((f for f in found_here if not checkpoint.is_unfinished(f)), key=_order)
+        finished = sorted((f for f in found_here if not checkpoint.goes_on(f)), key=_order)
         for path in sorted(sweep.rglob(record.RECORD)):
             if not any(run.is_relative_to(path.parent) for run in finished):
                 console.print(f"left out, unfinished: {path.parent}")
@@ -223,7 +223,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder: its settings from run.json, or of evaluate.py from .hydra."""
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder}: not a finished run (it has no metrics.json)")
-    if checkpoint.is_unfinished(folder):
+    if checkpoint.goes_on(folder):
         raise UserError(
             f"{folder}: not a finished run: it was resumed, so its metrics.json is older than its "
             f"settings; let resume={folder} come to its end"
