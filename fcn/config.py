@@ -73,6 +73,7 @@ PROCESSES = "accelerator, devices, num_nodes, strategy, precision, as in trainin
 TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
 # Words that a setting takes.
 CAFFE = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16"]
+AN_FCN = f"network={','.join(CAFFE[:4])}"
 CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
 FORMATS = ["onnx", "torch_export", "safetensors", "hub", "web"]
 SMALLER = ["float32", "float16", "int8"]
@@ -291,7 +292,7 @@ class ImportCaffeConfig(Schema):
     caffemodel: str = setting(MISSING, "the file to import")
     output: str = setting(MISSING, "the file to write", pattern=r"\.safetensors$")
     network: str = setting("fcn8s", "the published network in the file", choices=CAFFE)
-    classes: list[str] = setting([], "class names; empty: VOC's for 21 classes")
+    classes: list[str] = setting([], "class names; []: VOC's for 21 classes", needs=AN_FCN)
     mean_bgr: Mean = setting(list(MEAN_BGR), "subtracted from its images; BGR of 255")
     overwrite: bool = setting(False, OVERWRITE)
 

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from fcn.config import PredictConfig
 from fcn.errors import ConfigError, DataError
 from fcn.inference import predict_files
+from fcn.inference.origin import read_origin
 from fcn.inference.predict_files import find_images, plan_jobs
 from fcn.inference.predictor import Predictor
 from fcn.output import LOCK, make_console
@@ -105,9 +107,56 @@ def test_a_second_run_writes_only_what_is_missing(predict: Predict) -> None:
     assert "0 images predicted, 7 were done before" in predict(output="photos/out")
     assert "7 images predicted; " in predict(output="photos/out", overwrite=True)
     assert contents("photos/out") == first
-    later = Path("photos/out/0.png").stat().st_mtime + 10
-    os.utime("photos/2.jpg", (later, later))
+    for photo in Path("photos").glob("*.jpg"):  # as copying does, or a clock that is ahead
+        os.utime(photo, (time.time() + 5000,) * 2)
+    os.utime("photos/out/predict.json", (time.time() + 5000,) * 2)
+    assert "annotations of 7 images" in predict(output="photos/out", annotations="coco")
+    Image.open("photos/2.jpg").rotate(90).save("photos/2.jpg")
     assert "1 images predicted, 6 were done before" in predict(output="photos/out")
+
+
+def test_masks_of_another_input_or_of_a_person_are_kept(predict: Predict) -> None:
+    predict(input="photos/*[012].jpg", output="out")
+    before = contents("out")
+    shutil.copytree("photos", "moved")
+    assert "0 images predicted, 3 were done before" in predict(input="moved/*[012].jpg")
+    Path("other").mkdir()
+    for index in (0, 1):
+        Image.open(f"photos/{index}.jpg").rotate(180).save(f"other/{index}.jpg")
+    with pytest.raises(DataError, match="2 of 2 images have no mask"):
+        predict(input="other", annotations="coco")
+    kept = contents("out")
+    assert {name: kept[name] for name in before} == before
+    assert json.loads(kept["annotations/coco.json"])["images"] == []
+    info = Predictor("m.safetensors").info
+    palette_image(np.full_like(np.asarray(Image.open("out/1.png")), 1), info).save("out/1.png")
+    mask = Image.open("out/2.png")
+    mask.putpixel((0, 0), (int(mask.getpixel((0, 0))) + 1) % 2)
+    mask.save("out/2.png", pnginfo=read_origin(Path("out/2.png")).as_png())  # an editor keeps it
+    before = contents("out")
+    for index in (1, 2):
+        Image.open(f"photos/{index}.jpg").rotate(90).save(f"photos/{index}.jpg")
+    predict(input="photos/*[12].jpg", overlays=False)
+    assert all(contents("out")[name] == before[name] for name in ("1.png", "2.png"))
+    predict(input="photos/*[12].jpg", overlays=False, overwrite=True)
+    assert all(contents("out")[name] != before[name] for name in ("1.png", "2.png"))
+
+
+@pytest.mark.parametrize("tool", ["coco", "cvat", "labelme", "labelstudio"])
+@pytest.mark.parametrize("spoilt", ["colours", "size"])
+def test_a_mask_that_is_none_any_more_is_named(predict: Predict, tool: str, spoilt: str) -> None:
+    predict()
+    mask = Image.open("out/3.png")
+    (mask.convert("RGB") if spoilt == "colours" else mask.resize((5, 6), 0)).save("out/3.png")
+    with pytest.raises(DataError, match=r"out/3\.png: .*(a mask must be|5 x 6)|1 of 7 images"):
+        predict(annotations=tool)
+
+
+def test_earlier_outputs_in_the_input_are_no_photographs(predict: Predict) -> None:
+    predict(output="photos/a")
+    printed = predict(output="photos/b")
+    assert "7 images predicted" in printed
+    assert "14 images in outputs of predict.py are left out: photos/a/0.png, .." in printed
 
 
 def test_what_is_missing_is_made_from_a_mask_that_was_corrected(predict: Predict) -> None:
@@ -133,14 +182,6 @@ def test_what_is_missing_is_made_from_a_mask_that_was_corrected(predict: Predict
     Path("out/overlays/3.png").unlink()
     with pytest.raises(DataError, match="images have no mask"):
         predict(probabilities=True)
-
-
-def test_images_of_a_clock_that_is_ahead_are_predicted_once(predict: Predict) -> None:
-    ahead = time.time() + 5000
-    for photo in Path("photos").iterdir():
-        os.utime(photo, (ahead, ahead))
-    assert "annotations of 7 images" in predict(annotations="coco")
-    assert "0 images predicted, 7 were done before" in predict(annotations="coco", overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import numpy as np
 from PIL import Image
 
-from fcn.data.pixels import open_pillow
+from fcn.data.dataset import read_labels
 from fcn.dataset_info import DatasetInfo
 from fcn.output import atomic_write, write_json
 from fcn.pictures.visualize import palette
@@ -43,9 +43,8 @@ class Prediction:
     mask: Path
 
     def read(self) -> np.ndarray:
-        """Return the mask, uint8 (H, W)."""
-        with self.mask.open("rb") as stream, open_pillow(stream) as picture:
-            return np.asarray(picture)
+        """Return the mask, uint8 (H, W); a DataError if it holds no labels any more."""
+        return read_labels(self.mask)
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,9 @@ def write_labelme(prediction: Prediction, info: DatasetInfo, path: Path) -> None
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = os.path.relpath(prediction.image, path.parent)
+    image = os.path.join(os.path.realpath(prediction.image.parent), prediction.image.name)
+    with suppress(ValueError):  # on another drive of Windows
+        image = os.path.relpath(image, os.path.realpath(path.parent))
     content = {
         "version": LABELME_VERSION,
         "flags": {},

@@ -9,10 +9,11 @@ from itertools import groupby, repeat
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fcn.data.georeference import Georeference
-from fcn.data.pixels import open_pillow
+from fcn.data.dataset import read_labels
+from fcn.data.georeference import Georeference, read_georeference
 from fcn.errors import ConfigError
 from fcn.output import atomic_write
 from fcn.processes import Processes
@@ -40,7 +41,7 @@ class Areas:
         self.folder, self.classes = folder, classes
         self.numbers = {mask: number for number, mask in enumerate(masks)}
         self.pixels = torch.zeros((len(masks), len(classes)), dtype=torch.int64)
-        self.rows = _read(folder / NAME, since)  # by mask
+        self.rows, self.changed = _read(folder / NAME, since)
 
     def add(self, mask: Path, pixels: Sequence[int]) -> None:
         """Add a mask with the pixels of each label, of which only the classes count."""
@@ -55,7 +56,12 @@ class Areas:
             Why the square metres of GeoTIFFs are not known, a line for each reason.
         """
         counts, reasons = processes.sum(self.pixels).tolist(), Counter[str]()
-        for mask, pixels in zip(self.numbers, counts, strict=True):
+        added = dict(zip(self.numbers, counts, strict=True))
+        if processes.rank == 0:  # masks of other images that were corrected since
+            other = [mask for mask in self.changed if mask not in added]
+            added |= {mask: count(mask)[: len(self.classes)] for mask in other}
+            georeferences = dict(georeferences) | {m: read_georeference(m) for m in other}
+        for mask, pixels in added.items():
             if total := sum(pixels):
                 place, name = georeferences[mask], mask.relative_to(self.folder).as_posix()
                 metres, reason = place.pixel_area() if place else (None, "")
@@ -78,15 +84,14 @@ class Areas:
 
 def count(mask: Path) -> list[int]:
     """Return the pixels of each label 0..255 in the file of a mask."""
-    with mask.open("rb") as stream, open_pillow(stream) as picture:
-        return picture.histogram()
+    return np.bincount(read_labels(mask).ravel(), minlength=256).tolist()
 
 
-def _read(path: Path, since: float) -> dict[Path, str]:
-    """Return the rows of each mask that is there and no newer than the table, as their text."""
+def _read(path: Path, since: float) -> tuple[dict[Path, str], list[Path]]:
+    """Return the rows of each mask, as text; and of what masks they are older than the mask."""
     time = path.stat().st_mtime if path.is_file() else -math.inf
     if time < since:
-        return {}
+        return {}, []
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)
         if next(lines, []) != HEADER:
@@ -94,7 +99,9 @@ def _read(path: Path, since: float) -> dict[Path, str]:
                 f"{path}: other columns than {','.join(HEADER)}; rename the file, or overwrite=true"
             )
         rows = {path.parent / name: _text(own) for name, own in groupby(lines, key=itemgetter(0))}
-    return {mask: rows[mask] for mask in rows if mask.exists() and mask.stat().st_mtime <= time}
+    there = {mask: row for mask, row in rows.items() if mask.exists()}
+    changed = [mask for mask in there if mask.stat().st_mtime > time]
+    return {mask: row for mask, row in there.items() if mask not in changed}, changed
 
 
 def _text(rows: Iterable[Iterable[object]]) -> str:

@@ -31,6 +31,11 @@ def check_files(cfg: ExportConfig) -> None:
         raise ConfigError(f"example={cfg.example}: no such picture")
 
 
+def example_in(folder: Path, example: str) -> Path:
+    """Return where the page keeps the picture that it starts with."""
+    return folder / f"example{Path(example).suffix}"
+
+
 def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Console) -> None:
     """Write the page around model.onnx in a folder, with the checkpoint's classes and colours."""
     _copy("web", PAGE, folder)
@@ -41,7 +46,7 @@ def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Co
         for name in RUNTIME_FILES:
             shutil.copyfile(Path(cfg.assets, name), folder / runtime / name)
     if cfg.example is not None:
-        example = f"example{Path(cfg.example).suffix}"
+        example = example_in(folder, cfg.example).name
         shutil.copyfile(cfg.example, folder / example)
     settings = {
         "classes": trained.classes,

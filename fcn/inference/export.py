@@ -32,7 +32,6 @@ SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"
 # The smallest side that torch.export takes: it treats a size of 1 specially, here that of pool5.
 SMALLEST = 33
 SIZES = [(33, 47), (64, 96), (97, 131), (225, 320)]  # checked, each alone and as a batch of two
-HUB_FILES = ("config.json", "model.safetensors", "README.md")
 INSTALL = 'pip install "fcn-segmentation[export]"'
 TOLERANCE = 1e-4  # of the scores' range
 RGB = ("red", "green", "blue")
@@ -161,8 +160,11 @@ def check(cfg: ExportConfig) -> None:
         raise ConfigError(f"output={output}: format={cfg.format} writes a folder; name one")
     if suffix and output.suffix != suffix:
         raise ConfigError(f"output={output} must end in {suffix} for format={cfg.format}")
-    written = {"hub": [*HUB_FILES, "space"], "web": demo.PAGE_FILES}.get(cfg.format)
+    written = {"hub": [*hub.FILES["model"], "space"], "web": demo.PAGE_FILES}.get(cfg.format)
     files = [output / name for name in written] if written else [output]
+    if cfg.format == "web":
+        files += [output / "model.json"] if cfg.precision != "float32" else []
+        files += [demo.example_in(output, cfg.example)] if cfg.example else []
     files += [output.with_suffix(".json")] if suffix and cfg.precision != "float32" else []
     refuse_overwriting(files, cfg.overwrite)
     if cfg.format == "web":

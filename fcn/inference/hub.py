@@ -7,6 +7,10 @@ from fcn.errors import ConfigError, UserError
 from fcn.inference.metrics import METRICS
 from fcn.output import percent
 
+FILES = {
+    "model": ("config.json", "model.safetensors", "README.md"),
+    "space": ("app.py", "requirements.txt", "README.md", "model.onnx", "model.json"),
+}
 CARD = """\
 ---
 library_name: fcn-segmentation
@@ -54,10 +58,10 @@ def model_card(metadata: dict[str, Any], licence: str | None = None) -> str:
 
 
 def push(folder: Path, repository: str, kind: str = "model") -> str:
-    """Upload a folder to the Hub; return its address.
+    """Upload what export writes to a folder, and nothing else there; return its address.
 
     Args:
-        folder: without its folder space/, which is another repository.
+        folder: with the `FILES` of its kind.
         repository: USER/NAME.
         kind: model or space.
 
@@ -73,7 +77,7 @@ def push(folder: Path, repository: str, kind: str = "model") -> str:
     try:
         address = api.create_repo(repository, repo_type=kind, exist_ok=True, space_sdk=sdk)
         api.upload_folder(
-            repo_id=repository, repo_type=kind, folder_path=folder, ignore_patterns="space/*"
+            repo_id=repository, repo_type=kind, folder_path=folder, allow_patterns=list(FILES[kind])
         )
     except Exception as error:  # of the network, or of the Hub
         key = "push" if kind == "model" else "space"

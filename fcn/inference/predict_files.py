@@ -2,14 +2,13 @@
 
 import glob
 import json
-import os
 import sys
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from fcn.dataset_info import DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference import annotations, areas
+from fcn.inference.origin import Origin, checksum, is_changed, origin_of, read_origin
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
@@ -76,15 +76,21 @@ def _predict_images(
     if first:
         _claim_folder(cfg, output, settings, jobs)
     processes.barrier()
-    since = (output / SETTINGS).stat().st_mtime  # older outputs were made with other settings
+    since = (output / SETTINGS).stat().st_mtime  # an older table is of other settings
+    key = checksum(json.dumps(settings, sort_keys=True).encode())
+    jobs, foreign, corrected = compare_with_outputs(jobs, key, overwrite=cfg.overwrite)
+    unclear += foreign
     table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
-    jobs = [replace(job, missing=job.outdated(since)) for job in jobs]
     done, todo = ([job for job in jobs if bool(job.missing) == wanted] for wanted in (False, True))
     uncounted = [job.mask for job in done if job.mask not in table.rows]
     processes.barrier()  # all have seen what there is to do
     share, failed = slice(processes.rank, None, processes.world), 0
     for mask in uncounted[share]:
-        table.add(mask, areas.count(mask))
+        try:
+            table.add(mask, areas.count(mask))
+        except DataError as error:
+            failed += 1
+            print(error, flush=True)
     with progress(console) as bar:
         predicted = _predict(predictor, todo[share], cfg.raw)
         for job, found in bar.track(predicted, len(todo[share]), description="images"):
@@ -102,8 +108,9 @@ def _predict_images(
     before = f", {len(done)} were done before" if done else ""
     console.print(f"{len(todo) - failed} images predicted{before}; masks in {output}")
     if cfg.annotations:
-        _annotate(cfg, [job for job in jobs if not job.outdated(since)], predictor.info, console)
-    for line in filter(None, (note, *notes)):
+        written, *_ = compare_with_outputs(jobs, key, overwrite=False)
+        _annotate(cfg, [job for job in written if not job.missing], predictor.info, console)
+    for line in filter(None, (note, *corrected, *notes)):
         console.print(f"note: {line}")
     if failed or unclear:
         left = failed + len(images) - len(jobs)
@@ -148,18 +155,12 @@ class Job:
     name: Path  # the image's, without suffix
     outputs: dict[str, Path]
     georeference: Georeference | None = None
+    origin: Origin | None = None  # that its mask is to remember
     missing: tuple[str, ...] = ()  # outputs to write
 
     @property
     def mask(self) -> Path:
         return self.outputs["mask"]
-
-    def outdated(self, since: float) -> tuple[str, ...]:
-        """Return the outputs that are not there, or older than the image or the time `since`."""
-        if not self.image.exists():
-            return tuple(self.outputs)
-        oldest, outputs = max(since, self.image.stat().st_mtime), self.outputs.items()
-        return tuple(k for k, p in outputs if not p.exists() or p.stat().st_mtime < oldest)
 
 
 def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[Path, Path], str]:
@@ -167,7 +168,7 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[P
 
     Sub-folders of a folder, and those that a pattern's wildcards match, are kept in the names.
     Linked folders count as folders. Hidden files, the output folder, and files that are not read
-    here are left out.
+    here are left out; so are folders in it that this command has written.
 
     Args:
         source: a file, a folder, a glob pattern, or - for the paths in `lines`.
@@ -197,8 +198,16 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[P
             and output.resolve() not in path.absolute().parents
             and output.resolve() not in path.resolve().parents
         ]
+        is_output = cache(lambda folder: (base / folder / SETTINGS).is_file())
+        folders = {path: path.relative_to(base).parents[:-1] for path in files}
+        left_out = {path for path in files if any(map(is_output, folders[path]))}
+        files = [path for path in files if path not in left_out]
+        own = set(filter(is_image, left_out))
         names = {path: path.relative_to(base).with_suffix("") for path in files if is_image(path)}
         note = unread_note(files)
+        if own:
+            written = f"{len(own)} images in outputs of predict.py are left out: {min(own)}, .."
+            note = "; ".join(filter(None, (note, written)))
     if not names:
         found_none = f"input={source}: no images found outside output={output}; check the paths"
         raise ConfigError(f"{found_none}; {note}" if note else found_none)
@@ -239,6 +248,64 @@ def plan_jobs(
     ]
     left_out = set(chain(*shared))
     return [job for job in jobs if job.image not in left_out], lines
+
+
+def compare_with_outputs(
+    jobs: Iterable[Job], settings: str, *, overwrite: bool
+) -> tuple[list[Job], list[str], list[str]]:
+    """Decide which outputs of each image to write.
+
+    A mask is predicted again only if this command has predicted it, nobody has changed it, and its
+    image or the settings are others now. What belongs to a mask is written if it is older.
+
+    Args:
+        jobs: the images.
+        settings: checksum of those on which masks depend.
+        overwrite: write everything.
+
+    Returns:
+        The jobs with what is missing; a line for each image in whose place the mask of another is; a
+        note on corrected masks, if there are any whose image or settings are others now.
+    """
+    result, foreign, kept = list[Job](), list[str](), 0
+    for job in jobs:
+        if not job.image.exists():  # said when it is read
+            result.append(replace(job, missing=tuple(job.outputs)))
+            continue
+        now, missing = origin_of(job.image, settings), tuple(job.outputs)
+        if job.mask.exists() and not overwrite:
+            made = read_origin(job.mask) or now
+            other = made.image != now.image
+            if other and made.path != now.path:
+                foreign.append(
+                    f"{job.mask} is the mask of another image than {job.image}; choose another "
+                    "output, or overwrite=true"
+                )
+                continue
+            if not (other or made.settings != now.settings) or is_changed(job.mask, made):
+                if problem := _size_problem(job):
+                    foreign.append(problem)
+                    continue
+                kept += other or made.settings != now.settings
+                missing = tuple(kind for kind, path in job.outputs.items() if not path.exists())
+        result.append(replace(job, origin=now, missing=missing))
+    note = f"{kept} masks that were changed since they were predicted are kept, though their images"
+    notes = [f"{note} or the settings are others now; overwrite=true replaces them"] if kept else []
+    return result, foreign, notes
+
+
+def _size_problem(job: Job) -> str:
+    """Return what is wrong with a mask of another size than its image, or ""."""
+    try:
+        mask, image = image_size(job.mask), image_size(job.image)
+    except DataError:  # said when they are read
+        return ""
+    if mask == image:
+        return ""
+    return (
+        f"{job.mask}: {mask[0]} x {mask[1]} pixels, but {job.image} has {image[0]} x {image[1]}; "
+        "remove the mask to predict it again"
+    )
 
 
 def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: Console) -> None:
@@ -294,7 +361,8 @@ def _predict(
         for job, reading in _read_ahead(pool, jobs, info):
             try:
                 image = reading.result()
-                mask = None if "mask" in job.missing else _kept_mask(job, image)
+                # A mask of an earlier call, which may have been corrected, is not written again.
+                mask = None if "mask" in job.missing else read_labels(job.mask)
             except DataError as error:
                 yield job, error
                 continue
@@ -315,21 +383,6 @@ def _predict(
             return_memory(above)
         for _, written, future in writing:
             yield written, future.result()
-
-
-def _kept_mask(job: Job, image: Tensor) -> np.ndarray:
-    """Read a mask of an earlier run, which may have been corrected since: it is not written again.
-
-    Raises:
-        DataError: it is no mask of this image any more.
-    """
-    mask = read_labels(job.mask)
-    if mask.shape != image.shape[-2:]:
-        raise DataError(
-            f"{job.mask}: {mask.shape[1]} x {mask.shape[0]} pixels, but {job.image} has "
-            f"{image.shape[-1]} x {image.shape[-2]}; remove the mask to predict it again"
-        )
-    return mask
 
 
 def _read_ahead(
@@ -373,17 +426,18 @@ def write(
     Returns:
         The number of pixels of each label 0..255.
     """
-    changed = job.image.stat().st_mtime
-    for kind in job.missing:
+    assert job.origin is not None
+    origin = job.origin.with_labels(mask)
+    for kind in sorted(job.missing, key=lambda kind: kind == "mask"):  # last: then all are there
         path = job.outputs[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             if kind == "mask":
                 picture = Image.fromarray(mask) if raw else visualize.palette_image(mask, info)
                 if job.georeference is None:
-                    picture.save(file, "PNG")
+                    picture.save(file, "PNG", pnginfo=origin.as_png())
                 else:
-                    tags = job.georeference.directory()
+                    tags = origin.as_tiff(job.georeference.directory())
                     picture.save(file, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
             elif kind == "overlay":
                 picture = Image.new("RGB", mask.shape[::-1])
@@ -394,6 +448,4 @@ def write(
             elif probabilities is not None:
                 classes = np.array(info.classes)
                 np.savez_compressed(file, probabilities=probabilities, classes=classes)
-        if changed > time.time():  # by a camera's clock: no output would ever be newer
-            os.utime(path, (changed, changed))
     return np.bincount(mask.ravel(), minlength=256).tolist()

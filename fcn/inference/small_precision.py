@@ -75,7 +75,8 @@ def shrink(path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console)
                 f"in {worst}, which stays float32: keep=[{','.join(keep)}]",
                 style="yellow",
             )
-    found = {"precision": cfg.precision, "keep": keep, "calibration": len(images), **found}
+    shown = len(images) if cfg.precision == "int8" else 0
+    found = {"precision": cfg.precision, "keep": keep, "calibration": shown, **found}
     console.print(_summary(found))
     return found
 
@@ -95,12 +96,11 @@ def open_data(
         )
     if problem := overlap_with_training(cfg.data, val, trained.metadata):
         raise ConfigError(f"precision={cfg.precision}: {problem}")
-    if cfg.precision != "int8":
-        return val, [train[0][0]]
-    count = min(cfg.calibration, len(train))
+    count = min(cfg.calibration if cfg.precision == "int8" else PROBES, len(train))
     chosen = [train[index] for index in np.linspace(0, len(train) - 1, count).round().astype(int)]
     shown = torch.cat([target.flatten() for _, target in chosen]).bincount(minlength=VOID + 1)
-    if absent := [name for k, name in enumerate(train.classes) if not shown[k]]:
+    absent = [name for k, name in enumerate(train.classes) if not shown[k]]
+    if cfg.precision == "int8" and absent:
         console.print(
             f"note: the {count} calibration images show no pixel of {', '.join(absent)}; raise "
             "calibration if these classes lose much"

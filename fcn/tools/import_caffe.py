@@ -7,7 +7,7 @@ from rich.console import Console
 from fcn import checkpoint
 from fcn.config import ImportCaffeConfig
 from fcn.data.layouts import VOC_CLASSES
-from fcn.dataset_info import MEAN_BGR, VOID
+from fcn.dataset_info import MEAN_BGR, VOID, class_problem
 from fcn.errors import ConfigError
 from fcn.models.caffe import import_fcn, import_vgg, read_caffemodel
 from fcn.output import refuse_overwriting
@@ -42,4 +42,6 @@ def _class_names(cfg: ImportCaffeConfig, count: int) -> list[str]:
         return list(VOC_CLASSES) if known else [f"class {index}" for index in range(count)]
     if len(cfg.classes) != count:
         raise ConfigError(f"classes names {len(cfg.classes)}, but the network has {count} classes")
+    if problem := class_problem(cfg.classes):
+        raise ConfigError(f"classes: {problem}")
     return cfg.classes

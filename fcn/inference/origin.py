@@ -1,0 +1,82 @@
+"""What a mask file remembers: of which image, and with which settings, it was predicted.
+
+So a later call knows its own masks from those of another image and from those that a person has
+corrected, whatever the times of the files say. All of it is checksums.
+"""
+
+import hashlib
+import os
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from fcn.data.dataset import read_labels
+from fcn.data.pixels import open_pillow
+from fcn.errors import DataError
+
+KEY = "fcn"  # of the text in a PNG; in a TIFF it is the description
+SAMPLE = 2**16  # bytes in the middle of an image that tell it from others, with its size
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Checksums, each of 16 hexadecimal digits."""
+
+    settings: str
+    image: str  # of its content
+    path: str  # of the image
+    labels: str = ""  # of the mask that was written
+
+    def with_labels(self, mask: np.ndarray) -> "Origin":
+        """Return it for a mask, uint8 (H, W)."""
+        return replace(self, labels=checksum(str(mask.shape).encode() + mask.tobytes()))
+
+    def as_png(self) -> PngInfo:
+        """Return it as Pillow writes it to a PNG: `pnginfo`."""
+        info = PngInfo()
+        info.add_text(KEY, " ".join(astuple(self)))
+        return info
+
+    def as_tiff(self, tags: ImageFileDirectory_v2) -> ImageFileDirectory_v2:
+        """Return the tags of a TIFF with it: `tiffinfo`."""
+        tags[Base.ImageDescription] = " ".join((KEY, *astuple(self)))
+        return tags
+
+
+def checksum(content: bytes) -> str:
+    """Return 16 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def origin_of(image: Path, settings: str) -> Origin:
+    """Return what a mask of an image is to remember; `settings` is their checksum."""
+    size = image.stat().st_size
+    with image.open("rb") as stream:
+        stream.seek(size // 2)
+        content = checksum(size.to_bytes(8) + stream.read(SAMPLE))
+    return Origin(settings, content, checksum(os.fsencode(image.resolve())))
+
+
+def read_origin(mask: Path) -> Origin | None:
+    """Return what a mask file remembers; None if a program that drops it has written the file."""
+    try:
+        with mask.open("rb") as stream, open_pillow(stream) as picture:
+            words = f"{KEY} {picture.info.get(KEY, '')}".split()
+            if picture.format == "TIFF":
+                words = str(picture.getexif().get(Base.ImageDescription, "")).split()
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return Origin(*words[1:]) if len(words) == 5 and words[0] == KEY else None
+
+
+def is_changed(mask: Path, origin: Origin) -> bool:
+    """Return True if the labels in a file are no longer those that were written."""
+    try:
+        return origin.with_labels(read_labels(mask)).labels != origin.labels
+    except DataError:  # in colours now, for example
+        return True
