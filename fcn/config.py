@@ -53,14 +53,16 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def data_set(unused: str = "", needs: str = "") -> Any:
+def data_set(unused: str = "", needs: str = "", converting: str = "") -> Any:
     """Return the field of a command's data set.
 
     Args:
         unused: settings of `DataConfig` that the command does nothing with; giving one is an error.
+        converting: likewise, of a command with convert=.
         needs: other settings of the command without which it reads no data set; see `setting`.
     """
-    return field(default_factory=DataConfig, metadata={"needs": needs, "unused": unused.split()})
+    names = {"unused": unused.split(), "converting": converting.split()}
+    return field(default_factory=DataConfig, metadata={"needs": needs, **names})
 
 
 # Meanings that several commands share.
@@ -73,6 +75,7 @@ PROCESSES = "accelerator, devices, num_nodes, strategy, precision, as in trainin
 TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
 # Words that a setting takes.
 CAFFE = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16"]
+DIVIDED = "fold folds fold_seed group train_split val_split split"
 AN_FCN = f"network={','.join(CAFFE[:4])}"
 CHECKSUM = r"^(md5:\w{32}|sha1:\w{40}|sha256:\w{64})$"
 FORMATS = ["onnx", "torch_export", "safetensors", "hub", "web"]
@@ -299,7 +302,7 @@ class ImportCaffeConfig(Schema):
 
 @dataclass
 class PrepareDataConfig(Schema):
-    data: DataConfig = data_set(unused="limit")
+    data: DataConfig = data_set(unused="limit", converting=DIVIDED)
     processes: int | None = setting(None, "readers; null: one per core", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     shards: str | None = setting(None, "also write WebDataset tars to this folder")
@@ -458,6 +461,9 @@ def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
             continue
         if name in whole.metadata["unused"]:
             raise ConfigError(f"{text}: {command} does not use it; leave it out")
+        if name in whole.metadata["converting"] and settings.convert:
+            instead = f", but {name}=" if hasattr(settings, name) else ""
+            raise ConfigError(f"{text}: conversion does not use it{instead}; leave it out")
         own = name in known and _unmet(settings.data, "data", known[name])
         if need := _unmet(settings, "", whole) or own:
             raise ConfigError(f"{text} needs {need}; leave it out")

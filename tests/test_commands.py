@@ -261,7 +261,12 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("model=alexnet", "alexnet"),
         ("output=fcn.npz", "output=fcn.npz: must end in .safetensors"),
     ],
-    "prepare_data": [("convert=export(1)", "quotes of their own")],
+    "prepare_data": [
+        ("convert=export(1)", "quotes of their own"),
+        ("convert=mine to=new data.group=a", "conversion does not use it, but group="),
+        ("convert=mine to=new data.val_split=a", "data.val_split=a: conversion does not use it"),
+        ("convert=a.png to=new", "a.png: a file; give the folder in which it lies"),
+    ],
     "explain": [("explain=magic", "must be one of all, matrix")],
     "compare": [("runs=[nowhere]", "nowhere"), ("runs=[]", "runs="), ("runs=run", "runs=[...]")],
 }

@@ -205,11 +205,12 @@ VALUES = {
     "fcn32s": "run", "fcn16s": "run", "image": "a", "steps": 9, "seed": 1, "quick": "true",
     "num_classes": 3, "rounds": 5, "device": "cpu", "data.url": "a.zip",
     "data.checksum": f"md5:{32 * '0'}", "data.download": "true", "data.limit": 2,
-    "data.split": "val",
+    "data.split": "val", "classes": "[a,b]",
 }  # fmt: skip
 # What meets a condition in all commands, and what does not.
 MET = {"convert": "a.zip", "checkpoint": "run", "download": "true", "url": "a.zip", "_target_": "a"}
 UNMET = {"format": "safetensors", "explain": "matrix", "precision": "float32", "quick": "true"}
+UNMET |= {"network": "vgg16"}
 
 
 @cache
@@ -217,6 +218,7 @@ def defaults_of(command: str) -> Any:
     """Return what a command's files say, with what is mandatory."""
     ConfigStore.instance().store(name=f"{command}_schema", node=SCHEMAS[command])
     needed = {"export": ["output=a", "checkpoint=run"], "evaluate": ["checkpoint=run"]}
+    needed["import_caffe"] = ["caffemodel=a", "output=a.safetensors"]
     with initialize_config_dir(str(CONFIGS), **VERSION_BASE):
         cfg = compose(command, needed.get(command, []))
     OmegaConf.set_struct(cfg, False)

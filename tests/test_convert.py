@@ -113,6 +113,37 @@ def test_every_label_keeps_its_name_and_background_comes_first(
         assert new["colours"] == [COLOURS[names.index(name)] for name in new["classes"]]
 
 
+@pytest.mark.parametrize("write", [None, labelme], ids=["grey", "palette"])
+def test_labels_choose_and_colours_show(
+    tmp_path: Path, samples: list[Sample], write: Write | None
+) -> None:
+    if write is None:
+        pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 2))
+    else:
+        write(tmp_path / "a", samples, CLASSES, voc_palette())
+    labels, shown = dict(enumerate(CLASSES)), [[1, 2, 3], [4, 5, 6]]
+    data = {"classes": ["pond", "background"], "colours": shown}
+    masks, _ = converted(tmp_path / "a", tmp_path / "new", labels=labels, data=data)
+    new = info(tmp_path / "new")
+    assert (new["classes"], new["colours"]) == (data["classes"], shown)
+    check(masks, samples, [1, 255, 0] if write else lambda k: np.array([1, 255, 0])[k.clip(0, 2)])
+
+
+def test_a_mask_of_black_and_white_among_colours_holds_colours_too(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    colours = np.array([[9, 0, 0], [255, 255, 255], [0, 0, 0]], np.uint8)
+    for s in samples:
+        s.labels = s.labels.clip(0, 2)
+    samples[0].labels = samples[0].labels.clip(1, 2)
+    root = pictures(tmp_path / "a", samples, lambda labels: colours[labels])
+    grey = root / "labels" / samples[0].split / f"{samples[0].name}.png"
+    Image.open(grey).convert("L").save(grey)  # as programs do that make files small
+    data = {"classes": CLASSES, "colours": colours.tolist()}
+    masks, _ = converted(root, tmp_path / "new", data=data)
+    check(masks, samples)
+
+
 @pytest.mark.parametrize("write", WRITERS, ids=IDS)
 def test_colours_to_show_never_rename_classes(
     tmp_path: Path, samples: list[Sample], write: Write
@@ -179,7 +210,7 @@ CASES: dict[str, tuple[str, Callable[[Path], np.ndarray], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_case_becomes_what_it_should(tmp_path: Path, cases: Path, case: str) -> None:
     folder, labels, settings = CASES[case]
-    masks, _ = converted(cases / case, tmp_path / "new", **settings)
+    masks, printed = converted(cases / case, tmp_path / "new", **settings)
     files = list((cases / folder).rglob("*.png"))
     assert len(masks) == len(files)
     for name, mask in masks.items():
@@ -191,6 +222,8 @@ def test_a_case_becomes_what_it_should(tmp_path: Path, cases: Path, case: str) -
             and file.parent.name.startswith((split, "masks", "road"))  # a split, or it has none
         )
         np.testing.assert_array_equal(mask, labels(file))
+    if case == "field3/per-class":
+        assert "look like masks" not in printed
     if case == "roboflow":
         assert info(tmp_path / "new")["classes"] == CLASSES
     if case == "field3/lists-root":

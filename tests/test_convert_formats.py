@@ -117,6 +117,7 @@ def test_settings_choose_and_colour_classes_and_never_rename_them(
     assert {*np.unique(list(masks.values()))} == {0, 1, 255}
     for settings in (
         {"labels": {0: "pond", 1: "road"}},
+        {"data": {"ignore_index": 1}},
         {"data": {"colours": SHOWN[:2]}},
         {"data": {"classes": ["background", "horse"], "colours": SHOWN[:2]}},
     ):
@@ -262,7 +263,7 @@ def test_names_and_splits_of_yolo_are_those_of_its_yaml(
 ) -> None:
     yolo(tmp_path / "a", {"one/a": POLYGONS, "one/b": POLYGONS, "two/c": POLYGONS})
     (tmp_path / "a/data.yaml").unlink()
-    text = f"train: ../images/one\nval: images/two\nnames: {names}\n"
+    text = f"train: ../images/one\nval: images/two\ntest: # optional\nnames: {names}\n"
     put(tmp_path / "a" / file, text)
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     assert sorted(masks) == ["train/a", "train/b", "val/c"]

@@ -105,12 +105,37 @@ def test_bands_of_any_tiff_are_chosen_by_number(tmp_path: Path, layout: str, dty
     assert image_size(path) == (7, 5)
 
 
-def test_bands_are_chosen_by_name(tmp_path: Path) -> None:
+def names_tag(*names: str) -> tuple[Any, ...]:
+    """Return the tag with which GDAL names bands."""
     items = "".join(
         f'<Item name="DESCRIPTION" sample="{n}" role="description">{name}</Item>'
-        for n, name in enumerate(["coastal", "blue", "green", "red", "nir", "swir"])
+        for n, name in enumerate(names)
     )
-    tag = (42112, "s", None, f"<GDALMetadata>{items}</GDALMetadata>", True)
+    return 42112, "s", None, f"<GDALMetadata>{items}</GDALMetadata>", True
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_names_of_bands_count_more_than_what_a_tiff_calls_rgb_and_alpha(
+    tmp_path: Path, dtype: type
+) -> None:
+    """GDAL calls three or four bands RGB and alpha whatever they are."""
+    array, names = (BANDS % 100).astype(dtype), ["nir", "red", "green"]
+    form: dict[str, Any] = {"photometric": "rgb", "extratags": [names_tag(*names)]}
+    three = raster(tmp_path / "three.tif", array[..., :3], **form)
+    chosen = DatasetInfo(bands=["red", "green", "nir"], value_range=[0, 255])
+    assert np.array_equal(read_image(three, chosen).permute(1, 2, 0), array[..., [1, 2, 0]])
+    form = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+    own = names_tag("red", "green", "blue", "nir")
+    four = raster(tmp_path / "four.tif", array[..., :4], extratags=[own], **form)
+    with pytest.raises(DataError, match=r"TIFF of 4 bands \(red, green, blue, nir\); 3 are needed"):
+        read_image(four)
+    plain = names_tag("Red", "Green", "Blue")
+    image = raster(tmp_path / "rgb.tif", array[..., :3], photometric="rgb", extratags=[plain])
+    assert read_image(image).shape == (3, 5, 7)
+
+
+def test_bands_are_chosen_by_name(tmp_path: Path) -> None:
+    tag = names_tag("coastal", "blue", "green", "red", "nir", "swir")
     path = raster(tmp_path / "gdal.tif", BANDS.astype(np.uint8), extratags=[tag])
     image = read_image(path, DatasetInfo(bands=["red", "nir", 0]))
     assert np.array_equal(image.permute(1, 2, 0), BANDS[..., [3, 4, 0]])

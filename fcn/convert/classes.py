@@ -100,8 +100,18 @@ def class_of_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[
         ConfigError, DataError: a value without a class, or settings that do not fit.
     """
     names = _named_values(export, cfg, scan)
+    if max(scan.pixels, default=0) >= COLOUR:  # then a grey picture among them holds colours, too
+        colours = {value: name for value, name in names.items() if value >= COLOUR}
+        grey = {value: colours.get(COLOUR + value * 0x10101) for value in range(256)}
+        shades = {value: name for value, name in grey.items() if name and value in scan.pixels}
+        names = colours | names | shades if shades else names
     for value in (-1, VOID):
         names.setdefault(value, IGNORE)
+    if cfg.data.ignore_index not in (None, VOID) and export.numbered_here:
+        raise ConfigError(
+            f"data.ignore_index={cfg.data.ignore_index} is a value of masks, but {export.format} "
+            'has names; ignore a class with "merge={NAME: null}"'
+        )
     if cfg.data.ignore_index is not None:
         names[cfg.data.ignore_index] = IGNORE
     background = (name for name in names.values() if name.lower() in BACKGROUND)
@@ -155,7 +165,8 @@ def _named_by_colours(export: Export, cfg: PrepareDataConfig, scan: Scan) -> boo
     """
     in_numbers = scan.pixels.keys() <= {*export.names, -1, VOID, TRANSPARENT}
     in_numbers &= all(value < COLOUR for value in scan.pixels)
-    return bool(cfg.data.colours) and not (export.numbered_here or (export.names and in_numbers))
+    named = cfg.labels or export.numbered_here or (export.names and in_numbers)
+    return bool(cfg.data.colours) and not named
 
 
 def _numbered(classes: list[str], ignored: int | None, scan: Scan) -> dict[int, str]:

@@ -96,6 +96,8 @@ def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> 
     export, own = recognise(folder, cfg), class_settings(folder, cfg)
     export.classes = own.pop("classes", [])
     export.colours |= dict(zip(export.classes, own.pop("colours", []), strict=False))
+    if export.numbered_here:
+        own.pop("ignore_index", None)
     missing = {key: value for key, value in own.items() if getattr(cfg.data, key) in (None, [])}
     cfg = replace(cfg, data=replace(cfg.data, **missing))
     folder.check_images_once(export.items)

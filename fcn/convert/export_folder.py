@@ -83,6 +83,10 @@ class ExportFolder:
     def __init__(
         self, root: Path, scratch: Path, images: str | None = None, masks: str | None = None
     ) -> None:
+        if root.is_file():
+            raise DataError(
+                f"{root}: a file; give the folder in which it lies, or an archive that ends in .zip"
+            )
         if not root.is_dir():
             raise DataError(f"{root}: no such folder, nor an archive that ends in .zip")
         self.root, self.scratch, self.bases, self.notes = root, scratch, [root], list[str]()

@@ -28,7 +28,8 @@ def listed_splits(items: Sequence[Item], files: Sequence[Path]) -> tuple[list[It
         DataError: an image is in the lists of two splits.
     """
     by_folder, unclear, usable = defaultdict[Path, Lists](dict), list[Path](), []
-    for path in files:
+    annotations = {item.mask for item in items}  # such as YOLO's train_0001.txt
+    for path in (path for path in files if path not in annotations):
         words = [SPLITS[w] for w in re.split("[-_. ]", path.stem.lower()) if w in SPLITS]
         if path.suffix in (".txt", ".lst", ".csv") and len(words) == 1:
             by_folder[path.parent][path] = words[0]

@@ -91,15 +91,16 @@ def fetch(data: DataConfig, console: Console) -> None:
             f"data.download=true: data={data.name} cannot be downloaded; leave it out to read the "
             f"files in data.root={root}"
         )
-    masks = root / VOC2012 / AUG_MASKS
-    if masks.is_dir() if augmented else all((root / path).is_dir() for path in wanted):
+    masks, lists = root / VOC2012 / AUG_MASKS, root / VOC2012 / "ImageSets" / "Segmentation"
+    built = masks.is_dir() and (lists / f"{AUG_SPLIT}.txt").is_file()
+    if built if augmented else all((root / path).is_dir() for path in wanted):
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".download.lock"):
         for archive in archives:
             if not (root / archive.folder).is_dir():
                 _install(archive, data, console)
-        if augmented and not masks.is_dir():
+        if augmented and not built:
             _build_voc_aug(root / VOC2012, root / SBD, console)
 
 
@@ -175,7 +176,8 @@ def _build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
     """Build the 10,582-image convention: VOC2012's masks, and SBD's for all other images.
 
     Writes SegmentationClassAug/ and ImageSets/Segmentation/trainaug.txt into VOC2012's folder.
-    trainaug is VOC2012 train and all of SBD, without VOC2012 val. An existing list is kept.
+    trainaug is VOC2012 train and all of SBD, without VOC2012 val. Masks or a list that are there
+    are kept.
     """
     lists = voc2012 / "ImageSets" / "Segmentation"
     paths = [lists / "train.txt", lists / "val.txt", sbd / "train.txt", sbd / "val.txt"]
@@ -184,6 +186,10 @@ def _build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
     train, val, sbd_train, sbd_val = map(read_list, paths)
     ids = sorted({*train, *sbd_train, *sbd_val} - set(val))
     official = {*train, *val}
+    if not (lists / f"{AUG_SPLIT}.txt").is_file():
+        (lists / f"{AUG_SPLIT}.txt").write_text("".join(f"{name}\n" for name in ids))
+    if (voc2012 / AUG_MASKS).is_dir():
+        return
     with tempfile.TemporaryDirectory(dir=voc2012) as scratch, progress(console) as bar:
         masks = Path(scratch) / AUG_MASKS
         masks.mkdir()
@@ -194,6 +200,4 @@ def _build_voc_aug(voc2012: Path, sbd: Path, console: Console) -> None:
             else:
                 labels = read_mask(sbd / "cls" / f"{name}.mat", len(VOC_CLASSES), VOID)
                 palette_image(labels.numpy()).save(mask)
-        if not (lists / f"{AUG_SPLIT}.txt").is_file():
-            (lists / f"{AUG_SPLIT}.txt").write_text("".join(f"{name}\n" for name in ids))
-        masks.rename(voc2012 / AUG_MASKS)  # last: where the masks are, all is there
+        masks.rename(voc2012 / AUG_MASKS)

@@ -146,7 +146,7 @@ def _has_late_text(png: Any) -> bool:
 
 
 def keeps_bits(tiff: Any) -> bool:
-    """Return True if Pillow reads all of a TIFF's page: unsigned, no band without a meaning."""
+    """Return True if Pillow reads all of a TIFF's page: unsigned, no band with a name or none."""
     tags = tiff.tag_v2
     bits, samples = max(tags.get(BITSPERSAMPLE, (1,))), tags.get(SAMPLESPERPIXEL, 1)
     extra = tags.get(EXTRASAMPLES, (0,) if "A" in tiff.getbands() else ())  # any is alpha to Pillow
@@ -155,7 +155,19 @@ def keeps_bits(tiff: Any) -> bool:
         and bits <= (16 if samples == 1 else 8)
         and set(extra) <= {1, 2}  # transparency
         and set(tags.get(SAMPLEFORMAT, (1,))) == {1}  # unsigned
+        and {name.lower() for name in _band_names(str(tags.get(GDAL_METADATA, "<none/>"))).values()}
+        <= {"red", "green", "blue", "grey", "gray", ALPHA}
     )
+
+
+def _band_names(metadata: str) -> dict[int, str]:
+    """Return the names of bands in GDAL's metadata, by their numbers."""
+    try:
+        items = list(ElementTree.fromstring(metadata.strip("\0 \n")).iter("Item"))
+    except ElementTree.ParseError:
+        return {}
+    named = (item for item in items if item.get("role") == "description" and item.text)
+    return {int(item.attrib["sample"]): str(item.text) for item in named}
 
 
 def _has_lost_bits(image: Image.Image) -> bool:
@@ -307,9 +319,8 @@ def _tiff_pixels(file: Any) -> Pixels:
         for number, meaning in enumerate(reversed(first.extrasamples), start=1):
             if meaning.name != "UNSPECIFIED":
                 names[-number] = PREMULTIPLIED if meaning.name == "ASSOCALPHA" else ALPHA
-    for item in ElementTree.fromstring(first.tags.valueof(GDAL_METADATA, "<none/>")).iter("Item"):
-        if item.get("role") == "description" and item.text:
-            names[int(item.attrib["sample"])] = item.text
+    for number, name in _band_names(first.tags.valueof(GDAL_METADATA, "<none/>")).items():
+        names[number] = name
     return Pixels(values, names, span)
 
 

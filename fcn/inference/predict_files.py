@@ -264,7 +264,7 @@ def compare_with_outputs(
         overwrite: write everything.
 
     Returns:
-        The jobs with what is missing; a line for each image in whose place the mask of another is; a
+        The jobs with what is missing; a line for each image whose name the mask of another has; a
         note on corrected masks, if there are any whose image or settings are others now.
     """
     result, foreign, kept = list[Job](), list[str](), 0

@@ -65,10 +65,11 @@ def paired(
         folder: the files.
         cfg: the settings.
         by_colour: colours are classes, even in palettes and in grey; so they are if the settings
-            list colours.
+            list colours. If the settings name labels, they never are.
         matches: the images of each mask; None: those that `folder.match` finds.
     """
-    alpha, by_colour = find_alpha(folder.masks), by_colour or bool(cfg.data.colours)
+    alpha = find_alpha(folder.masks)
+    by_colour = not cfg.labels and (by_colour or bool(cfg.data.colours))
     if alpha.is_mask and by_colour:
         if alpha.is_black:
             raise DataError(

@@ -138,4 +138,6 @@ def _one_mask_for_each_class(
         ]
         drawings.append(Drawing(masks[0], image.name, image, shapes, size))
     notes = [f"{', '.join(names[1:])} are drawn over each other in this order"]
-    return drawn_export("one mask for each class", folder, drawings, names, notes=notes)
+    export = drawn_export("one mask for each class", folder, drawings, names, notes=notes)
+    folder.masks = [mask for mask in folder.masks if mask not in classes]  # the rest is left out
+    return export

@@ -131,8 +131,9 @@ def _splits(settings: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     for path, content in settings.items():
         for key in SPLITS.keys() & content.keys():
             entries = content[key] if isinstance(content[key], list) else [content[key]]
-            # Roboflow's ../train/images lies beside data.yaml.
-            for entry in (end for e in map(str, entries) for end in (e, e.lstrip("./"))):
+            ends = (end for e in map(str, entries) for end in (e, e.lstrip("./")))
+            # Roboflow's ../train/images lies beside data.yaml. An empty entry is no folder.
+            for entry in filter(None, ends):
                 for start in (content.get("path") or "", ""):
                     place = (path.parent / start / entry).resolve()
                     if place.is_dir():
