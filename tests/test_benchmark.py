@@ -33,7 +33,6 @@ def test_operations_are_those_counted_by_hand_and_ratios_are_to_the_first_task()
     assert rows["product"]["gflop"] * 1e9 == pytest.approx(2 * 4 * 5 * 6)
     assert rows["forward"]["ratio"] == 1
     assert rows["both"]["ratio"] == pytest.approx(rows["both"]["ms"] / rows["forward"]["ms"])
-    assert rows["both"]["ratio"] > 1
 
 
 def test_the_plain_network_gives_our_scores() -> None:
