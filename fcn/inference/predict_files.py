@@ -84,12 +84,12 @@ def _predict_images(
     done, todo = ([job for job in jobs if bool(job.missing) == wanted] for wanted in (False, True))
     uncounted = [job.mask for job in done if job.mask not in table.rows]
     processes.barrier()  # all have seen what there is to do
-    share, failed = slice(processes.rank, None, processes.world), 0
+    share, failed, spoilt = slice(processes.rank, None, processes.world), 0, 0
     for mask in uncounted[share]:
         try:
             table.add(mask, areas.count(mask))
         except DataError as error:
-            failed += 1
+            spoilt += 1
             print(error, flush=True)
     with progress(console) as bar:
         predicted = _predict(predictor, todo[share], cfg.raw)
@@ -99,7 +99,7 @@ def _predict_images(
                 print(found, flush=True)  # of whichever process
             else:
                 table.add(job.mask, found)
-    failed = int(processes.sum(torch.tensor(failed)))
+    failed, spoilt = processes.sum(torch.tensor([failed, spoilt])).tolist()
     notes = table.write(processes, {job.mask: job.georeference for job in jobs})
     if not first:
         return
@@ -112,8 +112,7 @@ def _predict_images(
         _annotate(cfg, [job for job in written if not job.missing], predictor.info, console)
     for line in filter(None, (note, *corrected, *notes)):
         console.print(f"note: {line}")
-    if failed or unclear:
-        left = failed + len(images) - len(jobs)
+    if left := failed + spoilt + len(images) - len(jobs):
         raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
 
 
@@ -256,7 +255,7 @@ def compare_with_outputs(
     """Decide which outputs of each image to write.
 
     A mask is predicted again only if this command has predicted it, nobody has changed it, and its
-    image or the settings are others now. What belongs to a mask is written if it is older.
+    image or the settings are others now. Its overlay and probabilities are written if missing.
 
     Args:
         jobs: the images.
@@ -269,10 +268,12 @@ def compare_with_outputs(
     """
     result, foreign, kept = list[Job](), list[str](), 0
     for job in jobs:
-        if not job.image.exists():  # said when it is read
-            result.append(replace(job, missing=tuple(job.outputs)))
+        missing = tuple(job.outputs)
+        try:
+            now = origin_of(job.image, settings)
+        except OSError:  # said when it is read
+            result.append(replace(job, missing=missing))
             continue
-        now, missing = origin_of(job.image, settings), tuple(job.outputs)
         if job.mask.exists() and not overwrite:
             made = read_origin(job.mask) or now
             other = made.image != now.image
