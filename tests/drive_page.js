@@ -2,18 +2,28 @@
 import { lastResult } from "./page.js";
 
 const post = (path, body) => fetch(path, { method: "POST", body });
-const problems = [];
+const element = (id) => document.getElementById(id), text = (id) => element(id).innerText;
+const input = element("file"), problems = [], seen = [];
 addEventListener("securitypolicyviolation", (event) => problems.push(`blocked: ${event.blockedURI}`));
 console.error = console.warn = (...words) => problems.push(words.join(" "));
 
-for (const name of await (await fetch("photos.json")).json()) {
-  const before = lastResult(), files = new DataTransfer(), input = document.getElementById("file");
+async function transfer(name) {
+  const files = new DataTransfer();
   files.items.add(new File([await (await fetch(name)).blob()], name));
-  input.files = files.files;
+  return files;
+}
+
+const start = text("status"), photos = await (await fetch("photos.json")).json();
+const unloaded = input.disabled;
+if (unloaded) dispatchEvent(new DragEvent("drop", { dataTransfer: await transfer("page.js") }));
+for (const name of unloaded ? [] : photos) {
+  input.files = (await transfer(name)).files;
   input.dispatchEvent(new Event("change"));
-  while (lastResult() === before || input.disabled) await new Promise((done) => setTimeout(done, 20));
-  const { labels, width, height, seconds } = lastResult();
+  while (input.disabled) await new Promise((done) => setTimeout(done, 20));
+  const result = lastResult();
+  seen.push({ legend: text("legend"), usable: !element("save").disabled, chosen: input.files.length });
+  if (!result) continue;
+  const { labels, width, height, seconds } = result;
   await post(`labels?${new URLSearchParams({ name, width, height, seconds })}`, labels);
 }
-const text = (id) => document.getElementById(id).innerText;
-await post("done", JSON.stringify({ status: text("status"), legend: text("legend"), problems }));
+await post("done", JSON.stringify({ start, status: text("status"), legend: text("legend"), seen, problems }));

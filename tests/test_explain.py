@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from fcn import checkpoint
-from fcn.config import ExplainConfig
+from fcn.config import DataConfig, ExplainConfig
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError
 from fcn.explain import demo, explain, network
 from fcn.explain.explain import ABOUT_NETWORK, FILES, TOPICS
 from fcn.explain.show import show
 from fcn.models.fcn import FCN
+from fcn.models.upsampling import LearnedUpsampling
 from fcn.models.vgg import VGG
+from fcn.output import make_console
 from tests.conftest import TinyVOC, random_model, small
 
 CLASSES = ["background", "cat", "dog"]
@@ -46,12 +49,20 @@ def test_a_topic_runs_as_a_script(key: str) -> None:
     run_script(key)
 
 
+class Squared(LearnedUpsampling):
+    """A layer of a user's own that is not linear."""
+
+    def full(self, score: Tensor) -> Tensor:
+        return super().full(score).square()
+
+
 @pytest.mark.parametrize(
     ("key", "stride", "upsampling"),
     [
         ("network", 8, "learned"),
         ("network", 16, "nonlinear"),
         ("network", 32, "fixed"),
+        ("network", 8, f"{__name__}.Squared"),
         ("learning", 8, "learned_channelwise"),
         ("learning", 16, "nonlinear"),  # of layers with a kernel for every pair of classes
         ("learning", 32, "fixed"),
@@ -202,13 +213,23 @@ def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> Non
 
 @pytest.mark.slow
 def test_without_a_checkpoint_three_networks_are_trained_and_shown(command, tmp_path) -> None:
+    """If the training is interrupted, the next call keeps what it has finished and resumes."""
     run = tmp_path / "run"
     command("explain", "explain=network", "steps=5", f"hydra.run.dir={run}")
     page = (run / "pages" / "explain.html").read_text(encoding="utf-8")
     for stride in (32, 16, 8):
         assert f'alt="FCN-{stride}s mean IoU' in page
-    model = checkpoint.load(run / "train" / "fcn8s")
-    assert model.arguments["upsampling"] == "learned"
+    *done, last = (run / "train" / f"fcn{stride}s/model.safetensors" for stride in (32, 16, 8))
+    assert checkpoint.load(last).arguments["upsampling"] == "learned"
+    times = [path.stat().st_mtime_ns for path in done]
+    for name in ("model.safetensors", "metrics.json"):  # as if killed before the end
+        last.with_name(name).unlink()
+    cfg = ExplainConfig(steps=5, data=DataConfig(name="shapes", layout="shapes"))
+    with pytest.raises(ConfigError, match="other steps or another seed"):
+        demo.with_networks(replace(cfg, seed=1), run, make_console())
+    assert demo.with_networks(cfg, run, make_console()).checkpoint == str(last.parent)
+    assert last.is_file()
+    assert [path.stat().st_mtime_ns for path in done] == times
 
 
 NASTY = ['back"ground', "it's a \\ and \\n", '# "x"', "$\\foo$", "{x!r} {", "<b>&*a*`b`</script>"]

@@ -235,18 +235,23 @@ def check_windows(case: dict[str, Any], spread: Any, right: dict[str, Tensor]) -
 def check_checkerboard(
     case: dict[str, Any], page: dict[str, Any], right: dict[str, Tensor]
 ) -> None:
-    phases, taps = right["phases"], right["kernel"].sum(0).numpy()
+    phases, kernel = right["phases"], right["kernel"].numpy()
     found = re.search(r"range is (\S+) %", page["overlap"])
     ripple = float((phases.max() - phases.min()) / phases.mean().abs())
     if found:
         assert parse(found[1]) == pytest.approx(100 * ripple, rel=0.006)
     else:
         assert ripple < 1e-8 or phases.mean().abs() < 1e-8
-    unit = abs(taps.sum()) if abs(taps.sum()) > 1e-9 else 1
-    for shown, m, s in re.findall(r"(\S+) at (\d)/(\d)", page["gains"]):
-        phase = 2j * np.pi * int(m) / int(s) * case["d"] * np.arange(len(taps))
-        gain = abs(np.exp(-phase) @ taps) / unit
-        assert parse(shown) == pytest.approx(gain, rel=0.006, abs=1e-6)
+    unit, s = abs(kernel.sum()) if abs(kernel.sum()) > 1e-9 else 1, case["s"]
+    turns = 2j * np.pi * case["d"] / s * np.outer(np.arange(s), np.arange(len(kernel)))
+    gains = abs(np.exp(-turns) @ kernel @ np.exp(-turns).T) / unit  # at m/s down and n/s across
+    ways = re.search("Across: (.*); down: (.*); both ways at once: up to (.*)[.]$", page["gains"])
+    assert bool(ways) == (s > 1)
+    if ways:
+        for shown, of in zip(ways.groups(), (gains[0], gains[:, 0]), strict=False):
+            for gain, m in re.findall(rf"(\S+) at (\d)/{s}", shown):
+                assert parse(gain) == pytest.approx(of[int(m)], rel=0.006, abs=1e-6)
+        assert parse(ways[3]) == pytest.approx(gains[1:, 1:].max(), rel=0.006, abs=1e-6)
 
 
 def check_code(code: str, output: Tensor) -> None:
@@ -259,7 +264,7 @@ def check_code(code: str, output: Tensor) -> None:
 def test_channels_groups_bias_and_rectangles_of_100_random_settings_are_those_of_pytorch(
     browse,
 ) -> None:
-    """With output padding, and for a given gradient of the output."""
+    """With output padding, and for a given gradient; numbers of channels must agree."""
     draw = np.random.default_rng(1)
     cases = []
     while len(cases) < 100:
@@ -285,7 +290,25 @@ def test_channels_groups_bias_and_rectangles_of_100_random_settings_are_those_of
         right = {"output": y[0], "gradInput": dx[0], "gradKernel": dw}
         cases.append((given, {name: tensor.detach().numpy() for name, tensor in right.items()}))
     given = json.dumps([given for given, _ in cases])
-    found = browse(f"results.found = {given}.map((one) => explore(one));")["found"]
+    script = f"""const given = {given};
+        results.found = given.map((one) => explore(one));
+        const breaks = [
+            ({{ input }}) => ({{ input: [...input, input[0]] }}),
+            ({{ kernel }}) => ({{ kernel: [...kernel, kernel[0]] }}),
+            ({{ kernel }}) => ({{ kernel: kernel.map((row) => [...row, row[0]]) }}),
+            ({{ bias }}) => ({{ bias: [...bias, 0] }}),
+            ({{ gradOutput }}) => ({{ gradOutput: gradOutput.slice(1) }}),
+        ];
+        results.refused = given.map((one) => breaks.map((change) => {{
+            try {{
+                explore({{ ...one, ...change(one) }});
+                return "";
+            }} catch ({{ message }}) {{ return message; }}
+        }}));"""
+    pages = browse(script)
+    for messages in pages["refused"]:
+        assert all("must" in message for message in messages)
+    found = pages["found"]
     for page, (_, right) in zip(found, cases, strict=True):
         assert tuple(page["size"]) == right["output"].shape[1:]
         for name, numbers in right.items():
@@ -300,7 +323,8 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
         const shown = (grid) => (grid.host.hidden ? null : numbers(grid));
         results.views = [];
         for (const hash of ["#channels", "#channels&t=0&n=4&ci=3", "#channels&co=2&gr=2&b=1,-2,0",
-                            "#channels&cw=diagonal&co=2", "#channels&ci=3&gr=2"]) {
+                            "#channels&cw=diagonal&co=2", "#channels&t=0&n=4&co=2&gr=2",
+                            "#channels&ci=3&gr=2"]) {
             await visit(hash);
             await wait(300);
             const { x, w, y, b } = channelGrids;
@@ -311,7 +335,8 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
     *possible, refused = found
     assert "must divide" in refused["words"]
     assert not any(refused["x"])
-    for view, (transposed, groups) in zip(possible, [(1, 1), (0, 1), (1, 2), (1, 1)], strict=True):
+    kinds = [(1, 1), (0, 1), (1, 2), (1, 1), (0, 2)]
+    for view, (transposed, groups) in zip(possible, kinds, strict=True):
         tensors = {
             name: torch.tensor([[[parse(cell) for cell in row] for row in grid] for grid in grids])
             for name, grids in {"x": filter(None, view["x"]), "y": filter(None, view["y"])}.items()
@@ -319,6 +344,9 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
         rows = [[grid for grid in row if grid] for row in view["w"] if any(row)]  # [in][out]
         w = torch.tensor([[[[parse(c) for c in r] for r in grid] for grid in row] for row in rows])
         bias = torch.tensor([parse(cell) for cell in view["b"][0]])
+        channels = len(bias), len(w) // groups  # of a convolution in TensorFlow: (k, k, in, out)
+        shape = (3, 3, *(channels if transposed else reversed(channels)))
+        assert (str(shape) in view["words"]) == (not transposed or groups == 1)
         absent = torch.ones(len(w), w.shape[1])
         if groups > 1:
             absent = torch.eye(len(w))
@@ -329,6 +357,38 @@ def test_the_view_of_channels_shows_what_pytorch_computes(browse) -> None:
         torch.testing.assert_close(tensors["y"], y, atol=0, rtol=0.06)  # two digits
         (total,) = re.findall(r"= (\S+)\.$", view["words"])
         assert parse(total) == pytest.approx(float(y[0, 0, 0]), abs=1e-6)
+
+
+def test_what_output_padding_keeps_is_said_at_the_end_alone(browse) -> None:
+    """What is cut off a row of stamps, and off the zeros around an input, at either end."""
+    cases = [(k, p, o) for k in (1, 2, 3) for p in range(5) for o in range(3)]
+    hashes = [f"#n=6&s=3&k={k}&p={p}&o={o}" for k, p, o in cases]
+    pages = browse(
+        f"""results.pages = [];
+        for (const hash of {json.dumps(hashes)}) {{
+            await visit(hash);
+            const zeros = figures.spread.querySelector("figcaption").textContent;
+            results.pages.push([text("line"), zeros]);
+        }}"""
+    )["pages"]
+    for (k, p, o), (line, zeros) in zip(cases, pages, strict=True):
+        about = f"kernel {k}, padding {p}, output_padding {o}"
+        assert cut_in(line) == (p, max(0, p - o)), about
+        start, end = k - 1 - p, k - 1 - p + o  # zeros around; negative: cut off
+        if start >= 0:
+            assert f"{start} around" in zeros, about
+            assert (f"{o} more at the end" in zeros) == (o > 0), about
+        else:
+            assert cut_in(zeros) == (-start, max(0, -end)), about
+            assert (f"{end} put there" in zeros) == (end > 0), about
+
+
+def cut_in(words: str) -> tuple[int, int]:
+    """Return how many places are cut off the start and the end by a sentence."""
+    if both := re.search(r"(\d+) off both ends", words):
+        return int(both[1]), int(both[1])
+    ends = re.search(r"(\d+) off the start and (\d+) off the end", words)
+    return (int(ends[1]), int(ends[2])) if ends else (0, 0)
 
 
 def test_choices_keys_edits_and_controls_change_page_and_address(browse) -> None:
@@ -381,7 +441,8 @@ def test_choices_keys_edits_and_controls_change_page_and_address(browse) -> None
     assert found["sizes"] == [[4, 2, 5], [4, 5, 2]]
 
 
-def test_a_value_that_is_not_taken_is_named(browse) -> None:
+def test_a_value_that_is_not_taken_is_named_where_it_is_seen(browse) -> None:
+    """Also on a phone, whose settings are folded, and in another page."""
     labels = {"n": "input size", "k": "kernel_size", "s": "stride"}
     found = browse(
         """results.said = [];
@@ -396,8 +457,22 @@ def test_a_value_that_is_not_taken_is_named(browse) -> None:
         for (const hash of ["#n=50", "#nonsense&k=3", "#k=3"]) {
             await visit(hash);
             results.asked.push([text("limit"), state.n]);
-        }"""
+        }
+        id("panel").open = false;
+        results.refused = [];
+        const asked = ["n=2.5", "k=some", "t=2", "m=4", "x=counts", "x=1,2,3", "x=1,2,3,four",
+                       "w=1,2", "g=none", "b=much", "cw=same", "view=numbers", "embed=all"];
+        for (const part of asked) for (const more of ["", "&embed=stamps"]) {
+            await visit("#" + part + more);
+            results.refused.push([part, text("limit"), id("limit").checkVisibility()]);
+        }
+        await visit("#w=repeat&k=2");
+        results.repeat = text("problem");"""
     )
+    for part, words, visible in found["refused"]:
+        assert f"asks for {part}," in words
+        assert visible
+    assert "kernel_size 3" in found["repeat"]
     for key, words, unchanged in found["said"]:
         assert labels[key] in words
         assert unchanged
@@ -430,8 +505,20 @@ def test_a_picture_goes_through_the_layer_and_keeps_a_constant_under_bilinear_we
         choose.value = learned.value;
         choose.dispatchEvent(new Event("change"));
         await wait(400);
-        look();"""
-    )["pictures"]
+        look();
+        results.sides = [];
+        for (const hash of ["s=8&m=3", "s=5&m=3", "s=2&m=3&k=16&d=4", "s=2&m=3"]) {
+            await visit(`#must-it-be-learned&${hash}`);
+            await wait(400);
+            const less = text("picture").includes("would make more than");
+            results.sides.push([id("small").width, id("large").width, less]);
+        }
+        results.largest = LARGEST;"""
+    )
+    sides = found["sides"]
+    assert all(8 <= small < large <= found["largest"] for small, large, _ in sides)
+    assert [less for *_, less in sides] == [True, True, False, False]
+    found = found["pictures"]
     for picture in found:
         kernel = torch.tensor(picture["kernel"]).double()
         sums = F.conv_transpose2d(torch.ones(1, 1, 9, 9).double(), kernel[None, None], stride=2)
@@ -455,7 +542,10 @@ def test_the_stamps_are_saved_as_svg_and_as_a_gif_that_pillow_reads(browse) -> N
         results.svg = svgOf(results.scene);
         results.gif = btoa(String.fromCharCode(...animation()));
         results.cells = scene(4).cells.slice(0, 4 + 16); // the input and the kernel
-        results.embed = embedLine();"""
+        results.embed = embedLine();
+        await visit("#upscore8&n=8");
+        results.large = btoa(Array.from(animation(), (byte) => String.fromCharCode(byte)).join(""));
+        results.most = [LONGEST, MOST_STAMPS];"""
     )
     tree = ElementTree.fromstring(found["svg"])
     words = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
@@ -469,6 +559,10 @@ def test_the_stamps_are_saved_as_svg_and_as_a_gif_that_pillow_reads(browse) -> N
         colour = [int(part) for part in re.findall(r"\d+", cell["fill"])]
         corner = cell["x"] + cell["side"] - 3, cell["y"] + 3
         assert np.abs(np.subtract(last.getpixel(corner), colour)).max() <= 8
+    longest, stamps = found["most"]
+    large = Image.open(io.BytesIO(base64.b64decode(found["large"])))
+    assert longest - 1 <= max(large.size) <= longest
+    assert large.n_frames == 1 + stamps
     assert found["embed"].startswith('<iframe src="explorer.html#double&embed=stamps"')
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from fcn.checkpoint import write_safetensors
@@ -175,3 +177,47 @@ def test_the_browser_finds_what_python_finds(
     assert "seconds" in found["status"]
     shown = found["legend"].replace(" (none of these)", "").split("\n")  # of background
     assert {CLASSES[k] for k in np.unique(labels)} <= set(shown)
+
+
+@pytest.mark.slow
+def test_a_picture_on_which_the_network_fails_leaves_nothing_of_the_last_one(
+    tmp_path: Path, runtime: Path, browse: Callable[..., dict[str, Any]]
+) -> None:
+    """The network takes one size alone, so it fails on the first and the last picture."""
+    page = write(tmp_path, assets=str(runtime))
+    red = helper.make_node("Gather", ["image", "zero"], ["red"], axis=1)
+    nodes = [red, helper.make_node("Reshape", ["red", "size"], ["labels"])]
+    given = [
+        helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+        helper.make_tensor("size", TensorProto.INT64, [3], [1, 32, 32]),
+    ]
+    image, labels = (
+        helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
+        for name, shape in (("image", [1, 3, "h", "w"]), ("labels", [1, 32, 32]))
+    )
+    graph = helper.make_graph(nodes, "one_size", [image], [labels], given)
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), page / "model.onnx")
+    settings = json.loads((page / "settings.json").read_text())
+    (page / "settings.json").write_text(json.dumps(settings | {"example": "missing.jpg"}))
+    for number, side in enumerate((33, 32, 33)):
+        Image.new("RGB", (side, side), (1, 0, 0)).save(tmp_path / f"{number}.png")
+    found = browse(page, sorted(tmp_path.glob("?.png")))
+    assert found["start"] == "The network is ready."  # without its example
+    assert [one["usable"] for one in found["seen"]] == [False, True, False]
+    assert ["cat" in one["legend"] for one in found["seen"]] == [False, True, False]
+    assert not any(one["chosen"] for one in found["seen"])  # so each can be chosen again
+    assert (found["labels"].pop("1.png") == 1).all()
+    assert not found["labels"]
+    assert "failed on this picture" in found["status"]
+
+
+def test_a_page_whose_network_cannot_be_loaded_says_so_whatever_is_dropped(
+    tmp_path: Path, browse: Callable[..., dict[str, Any]]
+) -> None:
+    page = write(tmp_path)
+    settings = json.loads((page / "settings.json").read_text())
+    (page / "settings.json").write_text(json.dumps(settings | {"runtime": "missing/"}))
+    found = browse(page, [])
+    assert "could not be loaded" in found["start"]
+    assert found["status"] == found["start"]

@@ -63,10 +63,11 @@ def _numbers(found: Comparison) -> list[tuple[str, str, list[Estimate | None]]]:
         means = found.average(group)
         columns.append(column | {metric: estimate(means, metric)[0] for metric in METRICS})
     columns += [g.differences.iou | g.differences.metrics for g in found.groups if g.differences]
-    folds = {run.fold: run for group in found.groups for run in group.runs}
+    runs = [run for group in found.groups for run in group.runs]
+    counts = {(run.fold, e["name"]): e["pixels"] for run in runs for e in run.metrics["classes"]}
     pixels = Counter[str]()
-    for run in folds.values():
-        pixels.update({entry["name"]: entry["pixels"] for entry in run.metrics["classes"]})
+    for (_, name), count in counts.items():
+        pixels[name] += count
     names = [(name, name, f"{pixels[name]:,}") for name in found.classes]
     names += [(metric, words, "") for metric, words in METRICS.items()]
     return [(words, count, [one.get(key) for one in columns]) for key, words, count in names]

@@ -80,15 +80,16 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
         raise ConfigError(f"data={cfg.data.name} needs checkpoint=RUN, the network to explain")
     data = DataConfig(name="demo", layout="folder", root=str((folder / DRAWN).resolve()))
     fcn32s, fcn16s, fcn8s = (folder / "train" / f"fcn{stride}s" for stride in (32, 16, 8))
+    if (fcn32s / record.RECORD).is_file():
+        kept = record.read(fcn32s)["config"]
+        if (kept["seed"], kept["trainer"]["max_steps"]) != (cfg.seed, cfg.steps):
+            raise ConfigError(
+                f"{folder / 'train'} holds networks of other steps or another seed; choose another "
+                "hydra.run.dir"
+            )
     if not (fcn8s / "model.safetensors").is_file():
         draw(folder / DRAWN)
         train(cfg, data, folder / "train", console)
-    kept = record.read(fcn32s)["config"]
-    if (kept["seed"], kept["trainer"]["max_steps"]) != (cfg.seed, cfg.steps):
-        raise ConfigError(
-            f"{folder / 'train'} holds networks of other steps or another seed; choose another "
-            "hydra.run.dir"
-        )
     return ExplainConfig(
         explain=cfg.explain,
         checkpoint=str(fcn8s),
@@ -116,7 +117,10 @@ def draw(root: Path) -> None:
 
 
 def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) -> None:
-    """Train FCN-32s with fixed upsampling, then 16s from it and 8s from that with learned."""
+    """Train FCN-32s with fixed upsampling, then 16s from it and 8s from that with learned.
+
+    What an interrupted call has finished is kept, and the run that it left unfinished is resumed.
+    """
     before: Path | None = None
     settings = [
         "data=folder",
@@ -132,20 +136,23 @@ def train(cfg: ExplainConfig, data: DataConfig, folder: Path, console: Console) 
     short = cfg.steps // 5
     stages = ((32, "fixed", cfg.steps), (16, "learned", short), (8, "learned", short))
     for stride, upsampling, steps in stages:
-        own = folder / f"fcn{stride}s"
-        console.print(f"Training FCN-{stride}s for {steps} steps in {own}:")
+        own = (folder / f"fcn{stride}s").resolve()
         stage = [
             f"model=fcn{stride}s",
             f"upsampling={upsampling}",
             f"model.init_from={quoted(before) if before else 'null'}",
             f"trainer.max_steps={steps}",
             f"trainer.val_check_interval={steps}",
-            f"hydra.run.dir={quoted(own.resolve())}",
+            f"hydra.run.dir={quoted(own)}",
+            "resume=auto",
         ]
+        before = own
+        if (own / "model.safetensors").is_file():
+            continue
+        console.print(f"Training FCN-{stride}s for {steps} steps in {folder / own.name}:")
         command = [sys.executable, "-m", "fcn.cli", "train", *settings, *stage]
         if subprocess.run(command, check=False).returncode:
             raise UserError("training failed, see above; or give a trained model: checkpoint=RUN")
-        before = own.resolve()
 
 
 def subject(cfg: ExplainConfig, console: Console | None = None) -> Subject:

@@ -36,6 +36,10 @@ function shapeOf(name, values) {
   return [values.length, values[0].length];
 }
 
+// Say how many places are cut off along an axis; output padding keeps some of those at the end.
+const edges = (start, end) => (start === end ? `${start} off both ends`
+  : `${start} off the start and ${max(0, end)} off the end`);
+
 // Throw an Error that explains why there is no such layer; n inputs, k weights, `size` outputs along an axis.
 function check({ transposed, stride, padding, outputPadding, dilation }, n, k, size) {
   const fail = (words) => { throw new Error(words); }, span = dilation * (k - 1) + 1;
@@ -49,8 +53,8 @@ function check({ transposed, stride, padding, outputPadding, dilation }, n, k, s
     fail(`The output padding (${outputPadding}) must be smaller than the stride (${stride}) `
       + `or the dilation (${dilation}).`);
   if (size < 1) fail(transposed
-    ? `Nothing would be left: the stamps cover ${(n - 1) * stride + span} pixels, and padding cuts ${padding} off `
-    + `each side. Make the padding smaller or the kernel larger.`
+    ? `Nothing would be left: the stamps cover ${(n - 1) * stride + span} pixels, and padding cuts `
+    + `${edges(padding, padding - outputPadding)}. Make the padding smaller or the kernel larger.`
     : `The kernel does not fit: it spans ${span} pixels, and the input has ${n + 2 * padding} with its padding. Make `
     + `the kernel smaller or the input larger.`);
 }
@@ -104,6 +108,13 @@ function exploreChannels({ input, kernel, bias, groups = 1, gradOutput, ...layer
   const inputs = input.length, outputs = layer.transposed ? kernel[0].length * groups : kernel.length;
   for (const [name, count] of [["input", inputs], ["output", outputs]])
     if (count % groups) throw new Error(`groups (${groups}) must divide the number of ${name} channels (${count}).`);
+  const [rows, columns] = layer.transposed ? [inputs, outputs / groups] : [outputs, inputs / groups];
+  if (kernel.length !== rows || kernel.some((row) => row.length !== columns))
+    throw new Error(`The kernel must have ${rows} × ${columns} channels, for ${inputs} in, ${outputs} out and `
+      + `groups ${groups}.`);
+  for (const [name, values] of entries({ bias, gradOutput }))
+    if (values && values.length !== outputs)
+      throw new Error(`${name} must have an entry for each of the ${outputs} output channels, not ${values.length}.`);
   const joined = (i, o) => floor(i * groups / inputs) === floor(o * groups / outputs);
   const pair = (i, o) => (layer.transposed ? kernel[i][o % (outputs / groups)] : kernel[o][i % (inputs / groups)]);
   const each = (count, get) => Array.from({ length: count }, (_, i) => get(i));
@@ -132,9 +143,10 @@ function phaseSums(kernel, stride, dilation) {
   return sums;
 }
 
-// Return |H| of a row of weights at a frequency in cycles per pixel.
-function gainAt(taps, dilation, frequency) {
-  const turn = 2 * Math.PI * frequency * dilation;
-  const sum = (wave) => taps.reduce((total, weight, j) => total + weight * wave(turn * j), 0);
+// Return |H| of a kernel at a frequency down and one across, in cycles per pixel.
+function gainAt(kernel, dilation, down, across) {
+  const turn = (i, j) => 2 * Math.PI * dilation * (i * down + j * across);
+  const sum = (wave) => kernel.reduce((total, row, i) =>
+    row.reduce((part, weight, j) => part + weight * wave(turn(i, j)), total), 0);
   return Math.hypot(sum(Math.cos), sum(Math.sin));
 }

@@ -52,10 +52,13 @@ function drawChannels() {
   for (let o = 0; o < co; o++) show(y[o], `y[${o}]`, output[o]);
   const shape = t ? `(${ci}, ${co / gr}, ${k}, ${k}): in, out / groups`
     : `(${co}, ${ci / gr}, ${k}, ${k}): out, in / groups`;
+  const others = !t ? `those of TensorFlow and JAX (${k}, ${k}, ${ci / gr}, ${co})`
+    : gr > 1 ? "the transposed layers of TensorFlow and JAX have no groups"
+    : `those of TensorFlow and JAX (${k}, ${k}, ${co}, ${ci})`;
   const first = parts[0].map((part, i) => (part ? `${exact(part[0][0])} through x[${i}]` : "")).filter(Boolean);
   sayChannels(`${count(ci, "channel")} in, ${co} out: ${count(ci * co / gr, "kernel")}. Each output is the sum over `
     + `its column: every input through its own kernel, plus the bias. PyTorch's weight has the shape ${shape}; `
-    + `those of TensorFlow and JAX (${k}, ${k}, ${t ? `${co}, ${ci}` : `${ci}, ${co}`}).`,
+    + `${others}.`,
     `At row 0, column 0: y[0] = ${first.join(" + ")} + ${exact(layer.bias[0])} = ${exact(output[0][0][0])}.`);
 }
 

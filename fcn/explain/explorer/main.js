@@ -100,7 +100,7 @@ function drawNotice() {
 
 function addSetting(key, label, html) {
   const setting = `<div class="setting"><label for="${key}">${label}</label>${html}</div>`;
-  $("limit").insertAdjacentHTML("beforebegin", setting);
+  $("controls").insertAdjacentHTML("beforeend", setting);
 }
 
 // Add a number with a button on either side; a value out of range is said and not taken.
@@ -234,7 +234,7 @@ function start() {
   entries(SETTINGS).slice(0, 6).forEach(([key]) => addStepper(key));
   keys(FILLS).slice(0, 3).forEach(addChooser);
   const where = VIEWS.indexOf("kernels") + 1;
-  $("limit").insertAdjacentHTML("beforebegin", `<p class="soft">Channels, in view ${where}:</p>`);
+  $("controls").insertAdjacentHTML("beforeend", `<p class="soft">Channels, in view ${where}:</p>`);
   ["ci", "co", "gr"].forEach(addStepper);
   addChooser("cw");
   makePicture();

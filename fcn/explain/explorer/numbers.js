@@ -17,11 +17,20 @@ const TAPS = {
     return TAPS.ones(k).map((_, i) => Number(i >= start && i < start + stride));
   },
   repeat(k) { // repeating k - 2 times, then THREE: weight i sums those of THREE that meet there
+    if (k < 3) throw new Error("Repeat + q repeats kernel_size − 2 times: make kernel_size 3 or larger.");
     const taps = Array(k).fill(0);
     THREE.forEach((weight, j) => { for (let i = 0; i < k - 2; i++) taps[2 - j + i] += weight; });
     return taps;
   },
 };
+
+const NAMES = [...keys(TAPS), "count", "dot", "random"];
+
+// Return whether a text lists as many numbers.
+function isList(text, least, largest = least) {
+  const values = text.split(",").map(parseNumber);
+  return values.length >= least && values.length <= largest && values.every(Number.isFinite);
+}
 
 // Return size × size numbers: a fill by name, or a list such as "1,2,3,4".
 function fill(text, size, { seed, stride, integers }) {
@@ -61,7 +70,7 @@ function short(value, digits = 3) {
 
 // Cut or extend a list of numbers to another size; keep the name of a fill.
 function resize(text, size, other) {
-  if (!text.includes(",") && isNaN(text)) return text;
+  if (NAMES.includes(text)) return text;
   const old = fill(text, size, {});
   return zeros(other, other).map((row, i) => row.map((_, j) => old[i]?.[j] ?? 0)).flat().join(",");
 }

@@ -61,19 +61,31 @@ function paintPicture(canvas, { width, height, channels }, zoom) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
+// Return the longer side of the picture to enlarge, and by how many layers, up to `most`, LARGEST lets it be.
+function fitting(most) {
+  const grown = (side, layers) => (layers ? grown(outputSize(side, state.k, now.layer), layers - 1) : side);
+  let side = 96, layers = most;
+  while (grown(side, layers) > LARGEST) {
+    side -= 1;
+    if (side < 8) [side, layers] = [96, layers - 1];
+  }
+  return { side, layers };
+}
+
 function drawPicture() {
   const { s, t, m, k } = state, panels = $("picture").querySelector(".panels");
   panels.hidden = !t || s === 1;
   if (!t) return say("picture", "A convolution shrinks: choose Transposed.");
   if (s === 1) return say("picture", "Stride 1 enlarges nothing: choose a larger stride.");
   photo ??= examplePicture();
-  const small = pixelsOf(photo, max(8, min(96, floor(LARGEST / s ** m))));
+  const { side, layers } = fitting(m);
+  const small = pixelsOf(photo, side);
   let large = small;
-  for (let i = 0; i < m; i++) large = enlarge(large, now.layer);
+  for (let i = 0; i < layers; i++) large = enlarge(large, now.layer);
   paintPicture($("small"), small, 2);
   paintPicture($("large"), large, min(2, 560 / max(large.width, large.height)));
   const size = ({ width, height }) => `${height} × ${width}`;
-  const title = `enlarged by ${m > 1 ? `${m} such layers` : "the layer"}: ${size(large)}`;
+  const title = `enlarged by ${layers > 1 ? `${layers} such layers` : "the layer"}: ${size(large)}`;
   $("smallTitle").textContent = `made small: ${size(small)}`;
   $("largeTitle").textContent = title;
   $("small").ariaLabel = `the picture, ${size(small)} pixels`;
@@ -82,7 +94,8 @@ function drawPicture() {
   const even = max(...sums) - min(...sums) < 1e-9 * max(1, most(sums));
   say("picture", `Every colour goes through the kernel above, ${k} × ${k} at stride ${s}, with its brightness kept. `
     + "The weights that meet have "
-    + (even ? "equal sums: no checkerboard." : "unequal sums: look for the checkerboard."));
+    + (even ? "equal sums: no checkerboard." : "unequal sums: look for the checkerboard.")
+    + (layers < m ? ` ${m} layers would make more than ${LARGEST} pixels a side.` : ""));
 }
 
 // Take a file that was dropped or chosen; say so if it is no picture.
@@ -112,7 +125,11 @@ function makePicture() {
     change(weights ? { k: weights.length, s: 2, p: 1, o: 0, d: 1, w: weights.flat().join() } : { w: choose.value });
   });
   on($("m"), "change", () => change({ m: Number($("m").value) }));
-  on(place.querySelector("input"), "change", ({ target }) => target.files[0] && takePicture(target.files[0]));
+  on(place.querySelector("input"), "change", ({ target }) => {
+    const [file] = target.files;
+    target.value = ""; // else choosing the same file again would change nothing
+    if (file) takePicture(file);
+  });
   on($("picture"), "dragover", (event) => event.preventDefault());
   on($("picture"), "drop", (event) => {
     event.preventDefault();

@@ -38,13 +38,14 @@ ${[...titles.map(text), ...body].join("\n")}
 </svg>`;
 }
 
-// Draw a scene on a canvas; return its pixels.
-function frame({ cells, titles }, width, height) {
+// Draw a scene on a canvas of a size, which holds it at a scale; return its pixels.
+function frame({ cells, titles }, width, height, scale) {
   const canvas = assign(document.createElement("canvas"), { width, height });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   assign(pen, { fillStyle: groundOf(), font: "13px sans-serif" });
   pen.fillRect(0, 0, width, height);
   pen.fillStyle = inkOf();
+  pen.scale(scale, scale);
   for (const { x, y, text } of titles) pen.fillText(text, x, y);
   assign(pen, { textAlign: "center", textBaseline: "middle", font: "12px sans-serif" });
   for (const { x, y, side, fill: colour, text, soft } of cells) {
@@ -64,12 +65,10 @@ function frame({ cells, titles }, width, height) {
  */
 function gif(frames, width, height, delays) {
   const rounded = (data, i) => (data[i] >> 3) << 10 | (data[i + 1] >> 3) << 5 | data[i + 2] >> 3;
-  const counts = new Map();
-  for (const data of frames) for (let i = 0; i < data.length; i += 4) {
-    const colour = rounded(data, i);
-    counts.set(colour, (counts.get(colour) ?? 0) + 1);
-  }
-  const palette = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 256).map(([colour]) => colour);
+  const counts = new Uint32Array(2 ** 15);
+  for (const data of frames) for (let i = 0; i < data.length; i += 4) counts[rounded(data, i)] += 1;
+  const found = [...counts.keys()].filter((colour) => counts[colour]);
+  const palette = found.sort((a, b) => counts[b] - counts[a]).slice(0, 256);
   const parts = (colour) => [colour >> 10, colour >> 5 & 31, colour & 31];
   const near = new Map(palette.map((colour, i) => [colour, i]));
   const nearest = (colour) => {
@@ -140,11 +139,16 @@ function lzw(pixels) {
   return packed;
 }
 
+const LONGEST = 1200; // pixels of a side of the animation
+const MOST_STAMPS = 20; // shown after one another; of more, every few at once
+
 function animation() {
-  const all = state.n ** 2, scenes = Array.from({ length: all + 1 }, (_, step) => scene(step));
-  const [width, height] = ["width", "height"].map((side) => max(...scenes.map((one) => one[side])));
-  const frames = scenes.map((one) => frame(one, width, height));
-  return gif(frames, width, height, frames.map((_, i) => (i === all ? 250 : 80)));
+  const all = state.n ** 2, last = min(all, MOST_STAMPS);
+  const scenes = Array.from({ length: last + 1 }, (_, i) => scene(round(i * all / last)));
+  const sides = ["width", "height"].map((side) => max(...scenes.map((one) => one[side])));
+  const scale = min(1, LONGEST / max(...sides)), [width, height] = sides.map((side) => floor(side * scale));
+  const frames = scenes.map((one) => frame(one, width, height, scale));
+  return gif(frames, width, height, frames.map((_, i) => (i === last ? 250 : 80)));
 }
 
 function embedLine() {

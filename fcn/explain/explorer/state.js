@@ -11,6 +11,7 @@ const FILLS = {
   g: ["gradient dy", ["ones", "count", "random"]],
   cw: ["all kernels", ["different", "diagonal"]],
 };
+const LIMITS = { ...SETTINGS, t: ["t", 0, 1], m: ["the number of layers", 1, 3] };
 const VIEWS = ["stamps", "line", "windows", "kernels", "matrix", "backward", "overlap", "picture", "size", "code"];
 // The layer that people use to double a size, with unequal numbers.
 const DEFAULTS = {
@@ -30,23 +31,39 @@ let state = { ...DEFAULTS };
 let notice = ""; // what the page has to say about a value that it did not take
 
 const choiceState = (name) => ({ ...DEFAULTS, ...CHOICES[name]?.settings });
-const range = (name) => `${SETTINGS[name][0]} goes from ${SETTINGS[name][1]} to ${SETTINGS[name][2]}`;
+const range = (name) => `${LIMITS[name][0]} goes from ${LIMITS[name][1]} to ${LIMITS[name][2]}`;
 
 // Return the state that an address such as "#why-zeros" or "#ones&k=4" describes.
 function readAddress(hash) {
-  const given = new URLSearchParams(hash.slice(1)), words = [...given.keys()];
-  const result = choiceState(words.find((word) => CHOICES[word]));
+  const given = new URLSearchParams(hash.slice(1)), words = [...given.keys()], said = [];
+  const usual = choiceState(words.find((word) => CHOICES[word])), result = { ...usual };
+  const refuse = (name, value, rule) => said.push(`The address asks for ${name}=${value}, but ${rule}.`);
   const unknown = words.filter((word) => !(word in DEFAULTS || word in CHOICES || ["view", "embed"].includes(word)));
-  notice = unknown.length ? `The address has unknown parts: ${unknown.join(", ")}.` : "";
+  if (unknown.length) said.push(`The address has unknown parts: ${unknown.join(", ")}.`);
   for (const [name, start] of entries(DEFAULTS)) {
-    const text = given.get(name), value = typeof start === "number" ? parseInt(text, 10) : text;
-    if (text && !Number.isNaN(value)) result[name] = value;
+    const text = given.get(name), numeric = typeof start === "number";
+    if (text && numeric && !Number.isInteger(Number(text))) refuse(name, text, `${name} is a whole number`);
+    else if (text) result[name] = numeric ? Number(text) : text;
   }
-  for (const [name, [, least, largest]] of entries({ ...SETTINGS, t: ["", 0, 1], m: ["", 1, 3] })) {
+  for (const [name, [, least, largest]] of entries(LIMITS)) {
     if (result[name] >= least && result[name] <= largest) continue;
-    if (SETTINGS[name]) notice = `The address asks for ${name}=${result[name]}, but ${range(name)}.`;
+    refuse(name, result[name], range(name));
     result[name] = clamp(result[name], least, largest);
   }
+  const { n, k, b, cw } = result, size = max(0, outputSize(n, k, optionsOf(result)));
+  const texts = entries({ x: n, w: k, g: size }).map(([name, side]) => [name,
+    NAMES.includes(result[name]) || isList(result[name], side * side),
+    `${NAMES.join(", ")} or a list of ${count(side * side, "number")}`]);
+  texts.push(["b", isList(b, 1, 3), "a list of 1 to 3 numbers"]);
+  texts.push(["cw", FILLS.cw[1].includes(cw), FILLS.cw[1].join(" or ")]);
+  for (const [name, good, rule] of texts) if (!good) {
+    refuse(name, result[name], `${name} is ${rule}`);
+    result[name] = usual[name];
+  }
+  for (const name of ["view", "embed"])
+    if (given.get(name) && !VIEWS.includes(given.get(name)))
+      refuse(name, given.get(name), `the views are ${VIEWS.join(", ")}`);
+  notice = said.join(" ");
   return result;
 }
 
@@ -85,9 +102,10 @@ function switchLayer(transposed) {
   drawNotice();
 }
 
-function layerOf({ t, n, k, s, p, o, d, x, w, r }) {
-  return {
-    transposed: t === 1, stride: s, padding: p, outputPadding: o, dilation: d,
-    input: fill(x, n, { seed: r, integers: true }), kernel: fill(w, k, { seed: r + 1000, stride: s }),
-  };
+const optionsOf = ({ t, s, p, o, d }) =>
+  ({ transposed: t === 1, stride: s, padding: p, outputPadding: o, dilation: d });
+
+function layerOf({ n, k, s, x, w, r, ...rest }) {
+  const input = fill(x, n, { seed: r, integers: true }), kernel = fill(w, k, { seed: r + 1000, stride: s });
+  return { ...optionsOf({ s, ...rest }), input, kernel };
 }

@@ -88,7 +88,7 @@ function stampTo(step) {
 
 // Show the first row of the input and one row of weights: a stamp is a row, and each column adds up.
 function drawLine() {
-  const { n, k, s, p, t, w } = state, { layer, size } = now, row = layer.input[0];
+  const { n, k, s, p, o: more, t, w } = state, { layer, size } = now, row = layer.input[0];
   const taps = TAPS[w]?.(k, s) ?? layer.kernel[0], stamps = zeros(n, size);
   for (let i = 0; i < n; i++) for (let o = 0; o < size; o++) {
     const [small, large] = t ? [i, o] : [o, i], tap = (large - small * s + p) / layer.dilation;
@@ -100,7 +100,7 @@ function drawLine() {
   const sums = stamps.reduce((sum, line) => sum.map((value, o) => value + line[o]));
   grids.rowSum.show("y, the sum of each column", [sums]);
   say("line", t ? `A row of ${count(n, "input")} becomes ${size}. Each input times the weights is a row, `
-    + `${count(s, "output")} further right than the row above${p ? `; padding cut ${p} off both ends` : ""}.`
+    + `${count(s, "output")} further right than the row above${p ? `; padding cut ${edges(p, p - more)}` : ""}.`
     : `A row of ${count(n, "input")} becomes ${size}. Each column holds the products under one window.`);
 }
 
@@ -117,8 +117,9 @@ function drawWindows() {
   // The window of output y starts at y * step and has a weight every `dilation` cells.
   const step = transposed ? 1 : stride;
   const covers = (y, r) => { const at = r - from - y * step; return at >= 0 && at <= reach && at % dilation === 0; };
-  const turn = (i) => (transposed ? state.k - 1 - i : i), more = state.o ? `, ${state.o} more at the end` : "";
-  const cut = around < 0 ? `${-around} cut off each side` : `${around} around${more}`;
+  const turn = (i) => (transposed ? state.k - 1 - i : i), after = around + state.o; // at the end
+  const cut = around < 0 ? `cut: ${edges(-around, -after)}${after > 0 ? `, ${after} put there` : ""}`
+    : `${around} around${state.o ? `, ${state.o} more at the end` : ""}`;
   grids.spread.show(
     transposed ? `x with ${count(apart - 1, "zero")} between, ${cut}` : `x with ${count(around, "zero")} around`,
     zeros(side, side).map((row, r) => row.map((_, c) => (real(r, c) ? layer.input[place(r)][place(c)] : 0))), {
@@ -210,21 +211,23 @@ function drawCheckerboard() {
 // Draw the gain; zeros between pixels copy a constant to multiples of 1/stride.
 function drawCurve() {
   const { kernel, dilation, stride } = now.layer;
-  const taps = kernel.reduce((sum, row) => sum.map((weight, j) => weight + row[j]));
-  const constant = gainAt(taps, dilation, 0), vanishes = constant < 1e-9;
-  const gain = (f) => gainAt(taps, dilation, f) / (vanishes ? 1 : constant), upTo = (n) => [...Array(n).keys()];
-  const points = upTo(121).map((i) => [i / 240, gain(i / 240)]), top = max(1, ...points.map(([, g]) => g));
-  const copies = upTo(floor(stride / 2)).map((i) => [(i + 1) / stride, gain((i + 1) / stride)]);
+  const constant = gainAt(kernel, dilation, 0, 0), vanishes = constant < 1e-9;
+  const gain = (down, across) => gainAt(kernel, dilation, down, across) / (vanishes ? 1 : constant);
+  const upTo = (n) => [...Array(n).keys()], places = upTo(stride - 1).map((i) => (i + 1) / stride);
+  const points = upTo(121).map((i) => [i / 240, gain(0, i / 240)]), top = max(1, ...points.map(([, g]) => g));
+  const half = places.slice(0, floor(stride / 2)), copies = half.map((f) => [f, gain(0, f)]);
   const X = (f) => 20 + 600 * f, Y = (g) => 160 - 145 * g / top;
   const text = (x, y, words) => `<text x="${x}" y="${y}">${words}</text>`;
   const line = ([f, g]) => `<path class="copy" d="M${X(f)} 12V160"/><circle cx="${X(f)}" cy="${Y(g)}" r="4"/>`;
   const scale = [text(8, Y(1) + 4, 1), text(8, 164, 0), text(160, 177, "1/4"), text(310, 177, "1/2")];
   $("curve").innerHTML = `<path d="M20 12V160H320"/>${scale.join("")}${copies.map(line).join("")}`
     + `<polyline points="${points.map(([f, g]) => [X(f), Y(g).toFixed(1)]).join(" ")}"/>`;
-  const found = copies.map(([, g], i) => `${short(g)} at ${i + 1}/${stride}`).join(", ");
+  const list = (gains) => gains.map((g, i) => `${short(g)} at ${i + 1}/${stride}`).join(", ");
+  const both = max(0, ...places.flatMap((down) => places.map((across) => gain(down, across))));
   $("gains").textContent = (vanishes ? "The weights sum to 0: a constant vanishes. " : "A constant has gain 1. ")
-    + (found ? `Zeros between pixels add fast ripples, which the kernel should remove. What it leaves is the `
-    + `checkerboard: ${found}.` : "Stride 1 puts no zeros between pixels: no copies.");
+    + (stride > 1 ? "Zeros between pixels add fast ripples, which the kernel should remove. What it leaves is the "
+    + `checkerboard. Across: ${list(copies.map(([, g]) => g))}; down: ${list(half.map((f) => gain(f, 0)))}; `
+    + `both ways at once: up to ${short(both)}.` : "Stride 1 puts no zeros between pixels: no copies.");
 }
 
 function drawSize() {

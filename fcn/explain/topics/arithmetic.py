@@ -122,9 +122,9 @@ for n, k, s, p in ((4, 3, 1, 0), (5, 3, 2, 1), (6, 3, 2, 1), (12, 4, 2, 1), (16,
 # Because ⌊ ⌋ rounds down, several input sizes lead to one output size: with kernel 3, stride 2 and
 # padding 1, both 5 and 6 become 3. Back from 3, PyTorch gives the smaller size, 5: the full result,
 # 7 × 7, without its first and last row and column. If 6 is wanted, say `output_padding=1`: in spite
-# of the name it adds no zeros to this output, but keeps the last row and column. (Where padding
-# cuts nothing off, nothing is left to keep, and the new places hold the bias alone.) This project's
-# network needs neither argument: it crops (see "In the network").
+# of the name it adds no zeros to this output, but keeps the last row and column. (Where it is
+# larger than padding, too little is left to keep, and the new places hold the bias alone.) This
+# project's network needs neither argument: it crops (see "In the network").
 
 # %%
 ones = torch.ones(1, 1, 3, 3)

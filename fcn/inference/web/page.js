@@ -8,7 +8,7 @@ const say = (text) => { element("status").textContent = text; };
 const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 const canvas = element("picture"), context = canvas.getContext("2d", { willReadFrequently: true });
-let settings, network, ort, shown; // shown: the picture's pixels and labels
+let settings, network, ort, shown = null; // shown: the picture's pixels and labels
 
 async function load() {
   settings = await (await fetch("settings.json")).json();
@@ -19,8 +19,6 @@ async function load() {
   ort.env.wasm.wasmPaths = runtime;
   if (!crossOriginIsolated) ort.env.wasm.numThreads = 1; // browsers then allow no more
   network = await ort.InferenceSession.create("model.onnx");
-  element("file").disabled = false;
-  say("The network is ready.");
 }
 
 // Read a file upright, shrink it if it is large, and show what the network sees in it.
@@ -34,6 +32,8 @@ async function segment(file) {
   context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, width, height);
+  bitmap.close();
+  keep(null); // the last picture's labels are not this one's
   element("result").hidden = false;
   say("The network is looking at your picture.");
   await painted();
@@ -43,11 +43,17 @@ async function segment(file) {
   const start = performance.now();
   const result = await network.run({ image: new ort.Tensor("uint8", image, [1, 3, height, width]) });
   const seconds = (performance.now() - start) / 1000;
-  shown = { pixels, labels: result.labels.data, width, height, seconds };
+  keep({ pixels, labels: result.labels.data, width, height, seconds });
   drawColours();
-  listClasses();
   const shrunk = scale < 1 ? `, after shrinking your picture to ${width} × ${height} pixels` : "";
   say(`Looking at your picture took ${seconds.toFixed(2)} seconds${shrunk}.`);
+}
+
+// Take a result, or none: then there is nothing to colour, list or save.
+function keep(result) {
+  shown = result;
+  for (const control of ["strength", "save"]) element(control).disabled = !shown;
+  element("legend").replaceChildren(...(shown ? classRows() : []));
 }
 
 const isBackground = (label) => label === 0 && settings.background;
@@ -68,11 +74,11 @@ function drawColours() {
   context.putImageData(blend(element("strength").value / 100), 0, 0);
 }
 
-// List the classes in the picture by their share of its pixels.
-function listClasses() {
+// Return a row for each class in the picture, by its share of the pixels.
+function classRows() {
   const counts = new Map();
   for (const label of shown.labels) counts.set(label, (counts.get(label) ?? 0) + 1);
-  const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => {
+  return [...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => {
     const row = document.createElement("li"), [swatch, share] = ["i", "b"].map((tag) => document.createElement(tag));
     if (!isBackground(label)) swatch.style.background = `rgb(${settings.colours[label].join(" ")})`;
     const percent = 100 * count / shown.labels.length;
@@ -80,7 +86,6 @@ function listClasses() {
     row.append(swatch, settings.classes[label] + (isBackground(label) ? " (none of these)" : ""), share);
     return row;
   });
-  element("legend").replaceChildren(...rows);
 }
 
 // Let the link save the colours alone, at the size that the network has seen.
@@ -105,7 +110,11 @@ async function open(file) {
   element("file").disabled = false;
 }
 
-element("file").addEventListener("change", (event) => event.target.files[0] && open(event.target.files[0]));
+element("file").addEventListener("change", ({ target }) => {
+  const [file] = target.files;
+  target.value = ""; // else choosing the same file again would change nothing
+  if (file) open(file);
+});
 element("strength").addEventListener("input", drawColours);
 element("save").addEventListener("click", save);
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
@@ -113,15 +122,24 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
     event.preventDefault(); // else the browser would open the picture itself
     element("drop").classList.toggle("over", over);
     const file = name === "drop" && event.dataTransfer.files[0];
-    if (file && element("file").disabled) say("Please wait, the network is busy; then drop the picture again.");
-    else if (file) open(file);
+    if (!file || !network) return; // the page says that the network is loading, or why it is not there
+    if (element("file").disabled) say("Please wait, the network is busy; then drop the picture again.");
+    else open(file);
   });
 }
 
-try {
-  await load();
-  if (settings.example) await open(await (await fetch(settings.example)).blob());
-} catch (error) {
-  say(`The network could not be loaded; reload the page, or try another browser. (${error.message})`);
+async function start() {
+  try {
+    await load();
+  } catch (error) {
+    return say(`The network could not be loaded; reload the page, or try another browser. (${error.message})`);
+  }
+  const content = (answer) => (answer.ok ? answer.blob() : null);
+  const example = settings.example && await fetch(settings.example).then(content).catch(() => null);
+  element("file").disabled = false;
+  say("The network is ready.");
+  if (example) await open(example);
 }
+
+await start();
 export const lastResult = () => shown; // for scripts that drive the page
