@@ -45,6 +45,8 @@ from fcn.output import LOCK, add_line, make_console, size_of
 from fcn.processes import is_first
 from fcn.training.record import OUTPUTS, find_run, new_folder, run_of, settings_to_resume
 
+# What base.yaml says, which a config of --config-path lacks: Hydra writes nothing itself.
+BASE = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
 COMMANDS = {  # name -> the module whose main(cfg, folder, console) it runs
     "train": "fcn.training.run",
     "evaluate": "fcn.inference.evaluate_checkpoint",
@@ -71,6 +73,7 @@ VALUE_FLAGS = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path"
 HAS_RUN_FOLDER = ("train", "evaluate", "prepare_data", "compare", "explain", "benchmark")
 RUN_FOLDER = "FCN_RUN_FOLDER"  # in the environment: the folder made for a command
 BORROWED_GROUPS = ("recipe", "augmentation")  # of train, which prepare_data takes too
+NOT_GIVEN = (None, -1)  # values of Trainer's max_steps and max_epochs that set no length
 SEVERAL_CHOICES = ("logger", "callbacks", "experiment")  # groups that merge a list of choices
 
 
@@ -97,7 +100,11 @@ def run(name: str) -> Any:
             show_help(name, overrides)
             return None
         with any_help_text(), _replaced(command.arguments(given), full_error="1"):
-            entry()  # Hydra raises its errors instead of printing them
+            try:
+                entry()  # Hydra raises its errors instead of printing them
+            except Exception:  # of a sweeper that a failed job gave no result, such as Optuna's
+                if not command.failures:
+                    raise
         for error in command.failures[:-1]:
             print(f"error: {_one_line(error, name)}", file=sys.stderr)
         if command.failures:
@@ -164,6 +171,8 @@ class Command:
             raise ConfigError("resume continues one run: leave out --multirun")
         if resume is not None and (is_first() or resume != "auto"):
             self.resumed = find_run(str(resume), overrides, folder, self.flags)
+        if whole := self.whole_config():
+            given = [*BASE, *given]
         if not is_first():  # only the first process makes a folder, and tells the others
             kept = [a for a in given if not a.startswith("hydra.") and a not in several]
             return self.flags_first([*kept, "hydra.output_subdir=null", "hydra.run.dir=."])
@@ -178,13 +187,23 @@ class Command:
             raise ConfigError("hparams_search= makes many runs: add -m")
         if several and folder is not None:
             raise ConfigError("hydra.run.dir is for a single run; a sweep takes hydra.sweep.dir")
-        informs = any(a.startswith(INFORMING_FLAGS) for a in given)
+        informs = any(a.partition("=")[0] in INFORMING_FLAGS for a in given)
         if self.name in HAS_RUN_FOLDER and not (folder or several or informs):
             self.made = new_folder(OUTPUTS / self.name)
             os.environ[RUN_FOLDER] = str(self.made)  # for base.yaml; other files may say otherwise
-            if {"--config-path", "-cp"} & set(self.flags):  # a whole config, without base.yaml
+            if whole and not (whole.is_file() and _sets_folder(whole)):
                 given = [f"hydra.run.dir={quoted(self.made)}", *given]
         return self.flags_first(given)
+
+    def whole_config(self) -> Path | None:
+        """Return the file that --config-path and --config-name mean; None without the former."""
+        values = dict(pairwise(self.flags))
+        values |= {a.partition("=")[0]: a.partition("=")[2] for a in self.flags if "=" in a}
+        folder = values.get("--config-path", values.get("-cp"))
+        if folder is None:
+            return None
+        name = values.get("--config-name", values.get("-cn", self.name)).removesuffix(".yaml")
+        return Path(__file__).parent / folder / f"{name}.yaml"
 
     def flags_first(self, arguments: list[str]) -> list[str]:
         """Return the command line as Hydra 1.3 reads it: no flag between two settings."""
@@ -253,6 +272,12 @@ class Command:
             shutil.rmtree(self.made)
 
 
+def _sets_folder(config: Path) -> bool:
+    """Return True if a file says itself where its run works."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(config))
+    return "dir" in content.get("hydra", {}).get("run", {})
+
+
 def trainer_files() -> list[list[str]]:
     """Return the arguments of Trainer that each file sets, in the order of the defaults list."""
     job, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
@@ -263,9 +288,9 @@ def trainer_files() -> list[list[str]]:
     for entry in defaults:
         files = (folder / f"{entry.config_path}.yaml" for folder in folders)
         if file := next((file for file in files if file.is_file()), None):
-            content: Any = OmegaConf.load(file)
+            content: Any = OmegaConf.to_container(OmegaConf.load(file))  # with ${...} as it is
             own = content if entry.package == "trainer" else content.get("trainer") or {}
-            found.append([str(key) for key in own if own[key] is not None])
+            found.append([str(key) for key in own if own[key] not in NOT_GIVEN])
     return found
 
 
@@ -284,7 +309,7 @@ def later_wins(
     """
     lengths, checks = ("max_steps", "max_epochs"), ("val_check_interval", "check_val_every_n_epoch")
     for pair in (lengths, checks):
-        known = [key for key in trainer if key in pair and trainer[key] is not None]
+        known = [key for key in trainer if key in pair and trainer[key] not in NOT_GIVEN]
         typed = [key for o in given for key in known if o.lstrip("+").startswith(f"trainer.{key}=")]
         order = typed or [key for file in files for key in file if key in known] or known
         if order and not (pair is checks and len(set(typed)) > 1):

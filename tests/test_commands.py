@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -19,7 +18,7 @@ from fcn.errors import ConfigError
 from fcn.inference.evaluate import read_metrics
 from fcn.output import make_console, progress
 from fcn.processes import RANKS
-from tests.conftest import QUICK, Capture, Patch, Run, TinyVOC, small
+from tests.conftest import QUICK, Capture, Patch, Run, TinyVOC, last_step, small
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # in this process; `script` starts others
 
@@ -172,8 +171,72 @@ def test_early_stopping_is_a_choice_of_callbacks(tiny_voc: TinyVOC, run_in: Run)
     stop = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2", "recipe.lr=1e-8"]
     stop += ["trainer.max_steps=20", "trainer.val_check_interval=1", "hydra.run.dir=run"]
     run_in("train", *tiny_voc.overrides(), *QUICK, *stop)
-    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == 3  # the first validation and two without a better one
+    assert last_step("run") == 3  # the first validation and two without a better one
+    run_in("train", "resume=run")
+    assert last_step("run") == 3  # as after a stop within the evaluation
+    run_in("train", "resume=run", "callbacks.early_stopping.patience=4")
+    assert last_step("run") == 5
+    tiny_voc.listing("val").write_text("v1\n")  # another best to wait for
+    run_in("train", "resume=run", "callbacks.early_stopping.patience=2")
+    assert last_step("run") == 8
+
+
+# A sweeper that needs a number of each job, as Optuna's does.
+SWEEPER = """
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+
+class Demanding(BasicSweeper):
+    def sweep(self, arguments):
+        return [float(job.return_value) for batch in super().sweep(arguments) for job in batch]
+
+node = {"_target_": "hydra_plugins.demanding.Demanding", "max_batch_size": None, "params": None}
+ConfigStore.instance().store("demanding", node, "hydra/sweeper")
+"""
+
+
+def test_a_sweep_that_needs_every_job_says_why_one_failed(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "demanding.py").write_text(SWEEPER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    given = ["-m", "hydra/sweeper=demanding", "seed=0", "data=folder", "data.root=nowhere"]
+    run = script("train", *given, folder=tmp_path)
+    assert run.returncode == 1
+    assert re.fullmatch("error: .*nowhere.*\n", run.stderr)
+
+
+@pytest.mark.parametrize(
+    ("flags", "makes_folder"),
+    [("-cd mine", True), ("-cn train", True), ("--config-dir=mine", True), ("-c job", False),
+     ("--cfg=job", False), ("--info defaults", False)],
+)  # fmt: skip
+def test_flags_that_only_inform_make_no_folder(
+    tmp_path: Path, monkeypatch: Patch, flags: str, makes_folder: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command := cli.Command("train")).arguments(flags.split())
+    assert (command.made is not None) == makes_folder
+    command.discard_folder()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--config-path {} --config-name own", "--config-path={} -cn=own.yaml", "-cp {} -cn own"],
+)
+@pytest.mark.parametrize("says_where", [True, False])
+def test_a_whole_config_works_where_it_says(
+    tmp_path: Path, monkeypatch: Patch, flags: str, says_where: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = "hydra: {run: {dir: 'there/${seed}'}}" if says_where else "hydra: {}"
+    (tmp_path / "own.yaml").write_text(f"seed: ???\n{where}\n")
+    command = cli.Command("train")
+    given = command.arguments(flags.format(tmp_path).split())
+    assert any(a.startswith("hydra.run.dir=") for a in given) != says_where
+    assert "hydra.output_subdir=null" in given
+    command.discard_folder()
 
 
 def test_only_the_first_process_makes_a_folder(tmp_path: Path, monkeypatch: Patch) -> None:

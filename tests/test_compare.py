@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -358,12 +359,16 @@ def test_a_sweep_is_in_the_order_of_its_numbers_and_unfinished_runs_are_named(
 
 
 def test_stages_differ_in_the_model(data: TinyVOC) -> None:
-    for age, name in enumerate(("fcn32s", "fcn8s")):
-        folder = leave_run(data, f"run/{name}")
+    """Not in the folder of the stage before, which each seed has."""
+    names = ["fcn32s", "fcn8s"]
+    for age, (seed, name) in enumerate(product((0, 1), names)):
+        folder, before = leave_run(data, f"run/{seed}/{name}", seed=seed), f"/was/{seed}/fcn32s"
         content = json.loads((folder / "run.json").read_text())
-        content["config"]["model"] = {"stride": int(name[3:-1]), "skip_scales": {}}
+        model = {"init_from": None if name == "fcn32s" else before}
+        content["config"]["model"] = model | {"stride": int(name[3:-1]), "skip_scales": {}}
         content["overrides"] = ["stages=[fcn32s,fcn8s]"]
         (folder / "run.json").write_text(json.dumps(content))
+        (folder.parent / "run.json").write_text(json.dumps(content | {"stages": names}))
         os.utime(folder / "metrics.json", (age, age))
     found = find_runs(CompareConfig(sweep=str(data.root / "run")), QUIET)
     assert described(*map(read_run, found)) == ["model=fcn32s", "model=fcn8s"]
@@ -487,8 +492,9 @@ def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
     first, *others = (group["difference"] for group in compare.as_json(found)["groups"])
     assert first is None
     assert [change["classes"] for change in others] == [["a", "b", "c"], ["a", "b"]]
-    names, *_ = zip(*report._numbers(found), strict=True)
+    names, pixels, _ = zip(*report._numbers(found), strict=True)
     assert names[:4] == ("a", "b", "c", "d")
+    assert pixels[:4] == ("10",) * 4  # of each class in the masks, whichever run knows it
     shown = {name: estimates for name, _, estimates in report._numbers(found)}
     assert [one is None for one in shown["c"]] == [False, False, True, False, True]
     assert [one is None for one in shown["d"]] == [True, True, False, True, True]

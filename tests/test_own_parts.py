@@ -1,7 +1,9 @@
 """Transform, loss and upsampling of a user's own package, named by the settings alone."""
 
+import json
 import sys
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from fcn import checkpoint
 from fcn.errors import CheckpointError, ConfigError
 from fcn.targets import build
-from tests.conftest import QUICK, Patch, Run, TinyVOC
+from tests.conftest import QUICK, Patch, Run, TinyVOC, last
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 PACKAGE = """
@@ -44,6 +46,26 @@ class PixelShuffle(Upsampling):
 class TooSmall(PixelShuffle):
     def full(self, score):
         return super().full(score)[..., 1:]
+"""
+# Weights & Biases, as far as a logger uses it: a run is live until it is finished.
+WANDB = """
+from pytorch_lightning.loggers import CSVLogger
+run, runs = None, []
+
+def init():
+    global run
+    if run is None:
+        run = []
+        runs.append(run)
+    return run
+
+def finish():
+    global run
+    run = None
+
+class Remote(CSVLogger):
+    def log_metrics(self, metrics, step=None):
+        init().append(step)
 """
 LOSS = ["loss._target_=own_parts.Squares", "loss.arguments.power=2"]
 TRANSFORM = "recipe.transforms=[{_target_: own_parts.Negative}]"
@@ -88,6 +110,35 @@ def test_an_own_upsampling_is_trained_and_loaded_while_its_package_is_there(
         CheckpointError, match=r"own_parts\.PixelShuffle: No module named 'own_parts"
     ):
         checkpoint.load("run")
+
+
+def test_each_stage_is_a_run_of_its_own_to_weights_and_biases(
+    tiny_voc: TinyVOC, own_package: Path, command: Run, monkeypatch: Patch
+) -> None:
+    (own_package / "wandb.py").write_text(WANDB)
+    monkeypatch.setitem(sys.modules, "wandb", import_module("wandb"))  # forgotten at the end
+    own = [*tiny_voc.overrides(), *QUICK, "logger.mine._target_=wandb.Remote", "hydra.run.dir=run"]
+    command("train", *own, "stages=[fcn32s,fcn16s]", "trainer.log_every_n_steps=1")
+    first, second = sys.modules["wandb"].runs
+    assert first
+    assert second
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [("null", "[1,2,3]"), ("[1,2,3]", "[3,2,1]"), ("[1,2,3]", "null")]
+)
+def test_a_resumed_run_has_the_class_weights_of_its_settings(
+    tiny_voc: TinyVOC, command: Run, monkeypatch: Patch, before: str, now: str
+) -> None:
+    """PyTorch's own loss keeps them in its state, and averaged weights keep that twice."""
+    monkeypatch.chdir(tiny_voc.root)
+    loss = ["loss._target_=torch.nn.CrossEntropyLoss", f"loss.class_weights={before}"]
+    own = [*tiny_voc.overrides(), *QUICK, *loss, "recipe.ema_decay=0.9", "hydra.run.dir=run"]
+    command("train", *own)
+    command("train", "resume=run", f"loss.class_weights={now}", "trainer.max_steps=6")
+    for key in ("state_dict", "current_model_state"):
+        weight = last("run")[key].get("loss.weight")
+        assert (None if weight is None else weight.tolist()) == json.loads(now)
 
 
 def test_targets_take_the_words_of_hydra() -> None:

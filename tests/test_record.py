@@ -12,21 +12,27 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from PIL import Image
 
 from fcn import checkpoint, cli
 from fcn.compare.runs import read_run
-from fcn.config import REPOSITORY, BenchmarkConfig, LossConfig, TrainConfig, check
+from fcn.config import CONFIGS, REPOSITORY, BenchmarkConfig, LossConfig, TrainConfig, check
 from fcn.errors import ConfigError, Interrupted, UserError
+from fcn.hydra_versions import VERSION_BASE
 from fcn.output import LOCK, is_live, locked
 from fcn.tools import benchmark
 from fcn.training import module
-from fcn.training.record import new_folder, settings_to_resume
-from fcn.training.run import train
+from fcn.training.plan import resolve
+from fcn.training.record import new_folder, run_of, settings_to_resume
+from fcn.training.run import _mean_iou, initial_model, make_module, make_trainer, train
 from tests.conftest import (
+    ALONE,
     QUICK,
     QUIET,
     Capture,
@@ -231,20 +237,26 @@ LOSS_SETTINGS = {
 }  # fmt: skip
 
 
+def resumed(folder: Path, *given: str) -> dict[str, Any]:
+    """The settings with which a run resumes under a new command line."""
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with hydra.initialize_config_dir(str(CONFIGS), **VERSION_BASE):
+        composed: Any = OmegaConf.to_container(hydra.compose("train", list(given)), resolve=True)
+        return settings_to_resume(folder, composed, given)
+
+
 @pytest.mark.parametrize(("before", "now"), list(permutations(LOSS_SETTINGS, 2)))
 def test_a_resumed_run_may_have_another_loss(before: str, now: str, tmp_path: Path) -> None:
     """Settings that only the loss before had are gone, whichever is typed first."""
     config = asdict(TrainConfig(loss=LossConfig(name=before, **LOSS_SETTINGS[before])))
     (tmp_path / "run.json").write_text(json.dumps({"config": config}))
     for given in ([f"loss={now}"], ["seed=0", f"loss={now}"]):
-        values = settings_to_resume(tmp_path, config, given)["loss"]
-        loss = check(values, LossConfig)
+        loss = check(resumed(tmp_path, *given)["loss"], LossConfig)
         assert loss.name == now
         kept = set(LOSS_SETTINGS[before]) & set(LOSS_SETTINGS[now])
         assert all(getattr(loss, key) == LOSS_SETTINGS[before][key] for key in kept)
-    typed = {"loss": config["loss"] | LOSS_SETTINGS[now]}
     own = [f"loss.{key}={value}" for key, value in LOSS_SETTINGS[now].items()]
-    values = settings_to_resume(tmp_path, config | typed, [*own, f"loss={now}"])["loss"]
+    values = resumed(tmp_path, *own, f"loss={now}")["loss"]
     assert LOSS_SETTINGS[now].items() <= values.items()
 
 
@@ -253,7 +265,7 @@ def test_a_loss_is_changed_and_changed_back(tmp_path: Path) -> None:
     content = {"config": asdict(TrainConfig()), "overrides": ["loss=focal"], "history": []}
     for now, name in (("focal", "cross_entropy"), ("dice", "dice"), ("focal", "focal")):
         (tmp_path / "run.json").write_text(json.dumps(content))
-        settings = settings_to_resume(tmp_path, content["config"], [f"loss={now}"])
+        settings = resumed(tmp_path, f"loss={now}")
         assert settings["loss"]["name"] == name  # the first time it is as recorded
         content["config"] = settings
         content["history"].append({"overrides": [f"loss={now}"]})
@@ -283,6 +295,26 @@ def test_a_refused_resume_changes_nothing(tiny_voc: TinyVOC, run_in: Run, error_
     path.write_bytes(before)
     run_in("train", "resume=run")
     assert last_step("run") == 4
+
+
+@pytest.mark.usefixtures("interrupted_run")
+def test_a_choice_of_a_users_folder_changes_its_own_keys_alone(run_in: Run) -> None:
+    before = record("run")["config"]
+    for name, text in {
+        "trainer/cluster": "defaults: [cpu, _self_]\nlog_every_n_steps: ${recipe.batch_size}\n",
+        "lab/ours": "# @package _global_\ntrainer: {num_nodes: 1}\ndata: {num_workers: 1}\n",
+    }.items():
+        Path("mine", name).parent.mkdir(parents=True)
+        Path("mine", f"{name}.yaml").write_text(text)
+    given = ["--config-dir", "mine", "trainer=cluster", "+lab=ours"]
+    run_in("train", "resume=run", *given)
+    after = record("run")["config"]
+    own = {"log_every_n_steps": 2, "num_nodes": 1}
+    assert after["trainer"] == before["trainer"] | own
+    assert after["data"] == before["data"] | {"num_workers": 1}
+    run_in("train", "resume=run", "trainer.log_every_n_steps=3", "trainer.max_steps=5")
+    run_in("train", "resume=run", *given, "trainer.max_steps=6")  # the choices are no news
+    assert record("run")["config"]["trainer"]["log_every_n_steps"] == 3
 
 
 @pytest.mark.usefixtures("interrupted_run")
@@ -334,6 +366,41 @@ def test_a_changed_validation_split_is_validated_again(
     train(cfg, tmp_path / "run", QUIET)
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == 8
+
+
+@pytest.mark.parametrize("limit", [None, 1, 0.5])
+def test_the_best_is_validated_again_on_what_validation_sees(
+    tiny_voc: TinyVOC, tmp_path: Path, limit: float | None
+) -> None:
+    cfg, folder = tiny_voc.training(), tmp_path / "run"
+    cfg.trainer["limit_val_batches"] = limit
+    train(cfg, folder, QUIET)
+    cfg.resume, path = "last", folder / "checkpoints" / "best.ckpt"
+    plan = resolve(cfg, folder, ALONE, QUIET)
+    parts = make_trainer(plan, make_module(plan, initial_model(plan, QUIET)[0], QUIET), QUIET)
+    seen = checkpoint.read(path).metadata["validation"]["mean_iou"]
+    assert _mean_iou(plan, parts, path) == pytest.approx(seen, abs=1e-6)
+
+
+@pytest.mark.usefixtures("interrupted_run")
+@pytest.mark.parametrize(
+    "changed",
+    ["trainer.limit_val_batches=1", "trainer.overfit_batches=1", "data.ignore_index=254",
+     "data.masks=Others"],
+)  # fmt: skip
+def test_the_best_is_validated_again_when_validation_changes(
+    tiny_voc: TinyVOC, run_in: Run, capsys: Capture, changed: str
+) -> None:
+    shutil.copytree(tiny_voc.mask("v0").parent, tiny_voc.folder / "Others")
+    if "ignore_index" in changed:
+        for path in tiny_voc.mask("v0").parent.iterdir():
+            mask = np.array(Image.open(path))
+            Image.fromarray(np.where(mask == 255, 254, mask)).save(path)
+    own = f"data.root={tiny_voc.root}"
+    run_in("train", "resume=run", own, changed)
+    assert "best checkpoint so far was validated again" in capsys.readouterr().out
+    run_in("train", "resume=run", "trainer.max_steps=5")
+    assert "validated again" not in capsys.readouterr().out
 
 
 def test_the_model_is_there_before_the_evaluation_fails(
@@ -423,6 +490,8 @@ def test_who_opened_the_lock_while_it_was_held_does_not_hold_it_beside_another(
         ("max_steps=5 max_epochs=2", "", "max_epochs"),
         ("max_epochs=2 max_steps=5", "", "max_steps"),
         ("max_epochs=null max_steps=5", "", "max_steps"),
+        ("max_steps=5 max_epochs=-1", "max_epochs=-1", "max_steps"),
+        ("max_epochs=3 max_steps=-1", "", "max_epochs"),
         ("max_steps=5 max_epochs=3", "max_steps=5", "max_steps"),
         ("max_steps=5 max_epochs=3", "max_epochs=3 max_steps=5", "max_steps"),
         ("max_epochs=3 max_steps=5", "max_steps=5 max_epochs=3", "max_epochs"),
@@ -451,12 +520,33 @@ def test_a_setting_can_be_changed_and_changed_back(tiny_voc: TinyVOC, run_in: Ru
     assert last_step("run") == 12
 
 
+def test_what_a_resumed_run_cannot_continue_is_said_and_recorded(
+    tiny_voc: TinyVOC, run_in: Run, capsys: Capture
+) -> None:
+    """Of a run at its last step, and of one that was trained by more processes."""
+    run_in("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    assert record("run")["processes"] == 1
+    Path("run/run.json").write_text(json.dumps(record("run") | {"processes": 2}))
+    capsys.readouterr()
+    run_in("train", "resume=run", "data.val_split=train", "data.train_split=val")
+    shown = capsys.readouterr().out
+    assert "nothing to train" in shown
+    assert "processes: 2 before, 1 now" in " ".join(shown.split())
+    protocol = json.loads(Path("run/metrics.json").read_text())["protocol"]
+    assert protocol["split"] == record("run")["config"]["data"]["val_split"] == "train"
+    assert "finished" in record("run")
+
+
 def test_a_folder_holds_one_run_of_one_kind(
     tiny_voc: TinyVOC, run_in: Run, error_line: Run
 ) -> None:
     own = [*tiny_voc.overrides(), *QUICK]
     run_in("train", *own, "hydra.run.dir=plain")
     run_in("train", *own, "stages=[fcn32s,fcn16s]", "hydra.run.dir=stages")
+    start = ["stages=[fcn32s]", "model.init_from=plain", "hydra.run.dir=started"]
+    interrupt(run_in, *own, "model=fcn32s", *start)
+    run_in("train", "resume=started")
+    assert record("started/fcn32s")["config"]["model"]["init_from"] == "plain"
     for arguments in (
         [*own, "stages=[fcn32s]", "hydra.run.dir=plain"],
         [*own, "hydra.run.dir=stages"],
@@ -474,15 +564,21 @@ def test_no_command_changes_what_a_folder_holds(
     own, folder = [*tiny_voc.overrides(), *QUICK], Path("sweep/0")
     run_in("train", *own, "hydra.run.dir=sweep/0")
     run_in("evaluate", "checkpoint=sweep/0", "hydra.run.dir=sweep/evaluated")
-    for path in (folder / "benchmark.json", folder / "pages" / "explain.html"):
+    theirs = Path("models", "model.safetensors")
+    for path in (folder / "benchmark.json", folder / "pages" / "explain.html", theirs):
         path.parent.mkdir(exist_ok=True)
         path.write_text("made before")
-    before = {path: path.read_bytes() for path in Path("sweep").rglob("*") if path.is_file()}
+    again = ["--config-path", str(Path("sweep/0/.hydra").absolute()), "--config-name=config"]
+    paths = [*Path("sweep").rglob("*"), theirs]
+    before = {path: path.read_bytes() for path in paths if path.is_file()}
     assert folder / ".hydra" / "config.yaml" in before
     for name, *given in (
         ["train", *own, "seed=1", "hydra.run.dir=sweep/0"],
         ["train", *own, "seed=1", "hydra.run.dir=sweep/evaluated"],
         ["train", *own, "-m", "seed=1", "hydra.sweep.dir=sweep"],
+        ["train", *again, "seed=1", "hydra.run.dir=sweep/0"],
+        ["train", *again, "-m", "seed=1", "hydra.sweep.dir=sweep"],
+        ["train", *own, "hydra.run.dir=models"],
         ["evaluate", "checkpoint=sweep/0", "batch_size=1", "hydra.run.dir=sweep/0"],
         ["explain", "explain=matrix", "hydra.run.dir=sweep/0"],
     ):
@@ -512,7 +608,7 @@ def test_a_finished_run_that_goes_on_has_a_newer_model_and_no_numbers_yet(
 
 def test_files_of_a_user_say_where_and_how_long_to_train(tiny_voc: TinyVOC, run_in: Run) -> None:
     texts = {
-        "trainer/long": "max_epochs: 1",
+        "trainer/long": "max_steps: -1\nmax_epochs: 1\nmin_steps: ${recipe.batch_size}",
         "experiment/steps": "# @package _global_\ntrainer: {max_steps: 5}",
         "experiment/there": "# @package _global_\ndefaults: [steps]\nhydra: {run: {dir: there}}",
     }
@@ -559,14 +655,27 @@ def test_classes_in_another_order_are_no_continuation(
     assert "has background, cat, dog, cow" in error_line("train", "resume=run")
 
 
-def test_callbacks_of_the_user_keep_files_of_their_own(tiny_voc: TinyVOC, run_in: Run) -> None:
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_callbacks_of_the_user_keep_files_of_their_own(
+    tiny_voc: TinyVOC, run_in: Run, error_line: Run
+) -> None:
     target = "callbacks.mine._target_=pytorch_lightning.callbacks.ModelCheckpoint"
     same = ["callbacks.mine.monitor=val/mean_iou", "callbacks.mine.mode=max"]
     own = [*tiny_voc.overrides(), *QUICK, target, *same, "callbacks.mine.filename=best"]
     interrupt(run_in, *own, "hydra.run.dir=run", after=3)
     run_in("train", "resume=run")
-    assert (Path("run") / "checkpoints" / "mine" / "best.ckpt").is_file()
-    assert (Path("run") / "checkpoints" / "best.ckpt").is_file()
+    theirs = Path("run") / "checkpoints" / "mine" / "best.ckpt"
+    assert run_of(str(theirs)) == Path("run").absolute()
+    run_in("train", f"resume={theirs}", "trainer.max_steps=5")
+    assert last_step("run") == 5
+    run_in("evaluate", f"checkpoint={theirs}", "hydra.run.dir=eval")
+    for path in Path("run", "checkpoints").glob("*.ckpt"):
+        path.unlink()
+    assert "no checkpoint" in error_line("train", "resume=run")
+    run_in("train", *own, "hydra.run.dir=run/again", "resume=auto")  # there is none to continue
+    shutil.rmtree("run/again")
+    Path("run").rename("outputs")
+    assert "no run with a checkpoint" in error_line("train", "resume=last")
 
 
 @pytest.mark.usefixtures("interrupted_run")

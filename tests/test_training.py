@@ -234,6 +234,21 @@ def test_a_run_resumed_at_another_rate_learns_at_that_rate(
     assert rates == pytest.approx([2e-4 * rate_at(t, cfg.recipe, STEPS) for t in (5, 6, 7)])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_resumed_without_clipping_has_a_fused_optimizer(
+    tiny_voc: TinyVOC, tmp_path: Path
+) -> None:
+    cfg = tiny_voc.training()
+    cfg.trainer |= {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    cfg.trainer["gradient_clip_val"] = 1.0  # which excludes it
+    with Within("training_step", 4, kill(signal.SIGTERM)), pytest.raises(Interrupted):
+        train(cfg, tmp_path, QUIET)
+    cfg.resume = "last"
+    del cfg.trainer["gradient_clip_val"]
+    train(cfg, tmp_path, QUIET)
+    assert last(tmp_path)["global_step"] == STEPS
+
+
 @pytest.mark.parametrize("kind", ["nan", "step too large"])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_images(
     tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: Patch, kind: str

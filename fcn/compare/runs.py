@@ -232,6 +232,8 @@ def read_run(folder: Path) -> Run:
     if (folder / record.RECORD).is_file():
         content = record.read(folder)
         config, overrides = content["config"], content["overrides"]
+        if _follows_a_stage(folder):  # the one before, in the folder of this run
+            config["model"]["init_from"] = None
     else:
         try:
             config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -244,6 +246,14 @@ def read_run(folder: Path) -> Run:
     metrics = read_metrics(folder / "metrics.json")
     ids, per_image = read_per_image(folder / "per_image.npz")
     return Run(folder, cwd, config, given, metrics, ids, per_image)
+
+
+def _follows_a_stage(folder: Path) -> bool:
+    """Return True if a run is one of `stages`, and not the first."""
+    whole = folder.absolute().parent
+    if not (whole / record.RECORD).is_file():
+        return False
+    return folder.absolute().name in record.read(whole).get("stages", [])[1:]
 
 
 def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:

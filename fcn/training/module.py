@@ -61,6 +61,13 @@ class SegmentationModule(pl.LightningModule):
         """Move the model to its device in its fastest form there."""
         optimize(self.model, self.trainer.strategy.root_device)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the loss as the settings make it: its class weights may have changed."""
+        own = {key: value for key, value in self.state_dict().items() if key.startswith("loss.")}
+        for name in {"state_dict", "current_model_state"} & checkpoint.keys():
+            kept = {k: v for k, v in checkpoint[name].items() if not k.startswith("loss.")}
+            checkpoint[name] = kept | own
+
     def forward(self, image: Tensor) -> Tensor:
         """Return the model's scores."""
         return self.model(image)
@@ -75,6 +82,10 @@ class SegmentationModule(pl.LightningModule):
         for group, fresh in zip(optimizer.param_groups, fresh_groups, strict=True):
             group |= {key: value for key, value in fresh.items() if key != "params"}
             group |= {"initial_lr": fresh["lr"], "lr": fresh["lr"] * rate}
+            for parameter in group["params"] if group.get("fused") else ():
+                state = optimizer.state.get(parameter, {})
+                if "step" in state:  # an optimiser that was not fused has it on the CPU
+                    state["step"] = state["step"].to(parameter.device)
         schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -445,6 +445,7 @@ def _resolve_length(
         interval = _batches("val_check_interval", 1.0 if interval is None else interval, epoch)
     trainer |= {
         "max_steps": steps,
+        "min_epochs": 0,  # with min_steps Lightning's is 1: no stop, nor last validation, before
         "accumulate_grad_batches": accumulate,
         # In batches; a step is never cut in two.
         "val_check_interval": min(math.ceil(interval / accumulate), steps) * accumulate,

@@ -16,10 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from fcn.config import CONFIGS, REPOSITORY, TrainConfig, check, flat_keys, without_unused
+from fcn.config import REPOSITORY, TrainConfig, check, flat_keys, without_unused
 from fcn.errors import ConfigError
 from fcn.output import is_live, write_json
 from fcn.processes import is_first
@@ -38,6 +40,11 @@ FIXED = (
     "data.group", "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
+# Settings by which the same weights get another mean IoU in validation.
+VALIDATION = (
+    "data.bands", "data.colours", "data.ignore_index", "data.masks", "data.value_range",
+    "trainer.limit_val_batches", "trainer.overfit_batches",
+)  # fmt: skip
 # Settings that say how a run was started, not what it is.
 NOT_COMPARED = ("resume", "model.init_from", "data.download")
 FIXED_CHOICES = ("recipe", "experiment")  # choices that set keys of several groups
@@ -52,6 +59,7 @@ class Record:
     settings: dict[str, Any]
     model: dict[str, Any]  # arguments of FCN
     data: dict[str, Any]  # by split: the number and the checksum of its ids
+    processes: int | None  # that trained together; None: not recorded
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return the settings that differ: key -> (before, now)."""
@@ -175,8 +183,9 @@ def check_free(folder: Path) -> None:
             f"{folder} holds a run already: resume={folder} continues it, another hydra.run.dir "
             "starts a new one"
         )
-    if (folder / "metrics.json").exists():
-        raise ConfigError(f"{folder} holds results already; choose another hydra.run.dir")
+    for name in ("metrics.json", "model.safetensors"):
+        if (folder / name).exists():
+            raise ConfigError(f"{folder} holds {name} already; choose another hydra.run.dir")
 
 
 def read_record(folder: Path, resume: str) -> Record:
@@ -190,7 +199,7 @@ def read_record(folder: Path, resume: str) -> Record:
         ConfigError: no checkpoint, or a damaged record.
     """
     kept = (folder / "checkpoints" / name for name in CHECKPOINTS)
-    path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=_step)
+    path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=step_of)
     if not path.is_file():
         raise ConfigError(f"resume={resume}: no checkpoint in {folder / 'checkpoints'}")
     content = read(folder)
@@ -199,7 +208,8 @@ def read_record(folder: Path, resume: str) -> Record:
             f"{folder / RECORD}: no model in it; start a new run with model.init_from={folder}"
         )
     settings = asdict(check(content["config"], TrainConfig))
-    return Record(folder, path, settings, content["model"], content["data"])
+    processes = content.get("processes")
+    return Record(folder, path, settings, content["model"], content["data"], processes)
 
 
 def settings_to_resume(
@@ -216,15 +226,14 @@ def settings_to_resume(
         ConfigError: another recipe or experiment, which are choices of a new run.
     """
     content = read(folder)
-    settings, typed = content["config"], dict[str, str]()  # what was typed last of each key
+    settings: Any = content["config"]
+    typed = dict[str, str]()  # what was typed last of each key
     for start in (content, *content["history"]):
         typed |= {o.lstrip("+").partition("=")[0]: o.lstrip("+") for o in start["overrides"]}
     for override in sorted(given, key=lambda o: "." in o.partition("=")[0]):  # choices first
         key, _, value = override.lstrip("+~").partition("=")
-        choice = CONFIGS / key / f"{value}.yaml"
-        repeated = typed.get(key) == override.lstrip("+")
-        repeated &= choice.is_file() or key in FIXED_CHOICES
-        if repeated or key.startswith("hydra"):
+        is_choice = _is_group(key)
+        if key.startswith("hydra") or (is_choice and typed.get(key) == override.lstrip("+")):
             continue
         if key in FIXED_CHOICES:
             raise ConfigError(
@@ -240,19 +249,32 @@ def settings_to_resume(
             settings[key] = composed[key]
         elif key == "augmentation":  # its choices set one key of the recipe
             settings["recipe"]["transforms"] = composed["recipe"]["transforms"]
-        elif choice.is_file():
-            settings[key] |= {"_target_": None} if "_target_" in settings[key] else {}
-            settings[key] |= OmegaConf.to_container(OmegaConf.load(choice)) or {}
-            settings[key] = without_unused(settings[key], key)
+        elif is_choice:
+            if "_target_" in settings.get(key, {}):
+                settings[key]["_target_"] = None
+            choice = hydra.compose(f"{key}/{value}", _hydra_overrides())  # what its file sets
+            settings = OmegaConf.to_container(OmegaConf.merge(settings, choice), resolve=True)
+            if key in settings:
+                settings[key] = without_unused(settings[key], key)
         else:
             _set(settings, composed, key.split("."))
     return settings
 
 
+def _is_group(key: str) -> bool:
+    """Return True if a key is a group of choices, in configs/ or a folder of the user's."""
+    loader = GlobalHydra.instance().config_loader()
+    return bool(loader.get_group_options(key, overrides=_hydra_overrides()))
+
+
+def _hydra_overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.hydra) if HydraConfig.initialized() else []
+
+
 def run_of(checkpoint: str) -> Path | None:
     """Return the folder of the run that a checkpoint belongs to; None if it belongs to none."""
     path = Path(checkpoint).absolute()
-    for folder in (path, path.parent, path.parent.parent):
+    for folder in (path, *path.parents[:3]):  # RUN/checkpoints/CALLBACK/NAME.ckpt
         if (folder / RECORD).is_file():
             return folder
     return None
@@ -311,7 +333,8 @@ def _newest_first() -> list[Path]:
 
 
 def _has_checkpoint(run: Path) -> bool:
-    return any(run.glob("**/*.ckpt"))
+    """Return True if a run, or a stage of it, has a checkpoint with which it resumes."""
+    return any(any(run.glob(f"**/checkpoints/{name}")) for name in CHECKPOINTS)
 
 
 def _folders(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -326,7 +349,7 @@ def _folders(folder: Path, seen: set[Path]) -> Iterator[Path]:
         yield from _folders(inner, seen)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
     """Return the optimiser step of a checkpoint; -1 for a damaged one, or none."""
     import torch
 

@@ -1,9 +1,10 @@
 """A training run: from its settings to the files it leaves."""
 
 import logging
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from fcn.config import TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
 from fcn.data.images import range_note
 from fcn.data.layouts import overlap_with_training, split_settings
-from fcn.data.loaders import SegmentationData, check_shared_memory
+from fcn.data.loaders import SameSizeBatches, SegmentationData, check_shared_memory
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
@@ -90,16 +91,17 @@ def train_one(
         module = make_module(plan, model, console)
         run = make_trainer(plan, module, console)
         print_start(plan, model, report, console)
-        fit(plan, run, module, console)
-        best = run.checkpoint_to_keep()
-        if best is None or processes.rank > 0:
-            return None
-        model = checkpoint.load(best)
-        # Before anything that may still fail.
-        checkpoint.write_safetensors(folder / "model.safetensors", model, module.metadata)
-        metrics = evaluate_best(plan, model, module.metadata, run.history, console)
-        for logger in run.trainer.loggers:
-            log_settings(logger, plan, metrics["mean_iou"])
+        with finished_loggers(run.trainer.loggers):
+            fit(plan, run, module, console)
+            best = run.checkpoint_to_keep()
+            if best is None or processes.rank > 0:
+                return None
+            model = checkpoint.load(best)
+            # Before anything that may still fail.
+            checkpoint.write_safetensors(folder / "model.safetensors", model, module.metadata)
+            metrics = evaluate_best(plan, model, module.metadata, run.history, console)
+            for logger in run.trainer.loggers:
+                log_settings(logger, plan, metrics["mean_iou"])
         record.finish(folder)
         print_last_line(console, metrics, f"after {time.monotonic() - started:.0f} s", folder)
         return metrics["mean_iou"]
@@ -118,6 +120,16 @@ def opened_folder(plan: Plan) -> Iterator[None]:
         if plan.record is None:
             write_settings(asdict(plan.settings), plan.folder)
         yield
+
+
+@contextmanager
+def finished_loggers(loggers: Sequence[Logger]) -> Iterator[None]:
+    """End a run of Weights & Biases: the next run of this process would be logged into it."""
+    try:
+        yield
+    finally:
+        if loggers and (wandb := sys.modules.get("wandb")):
+            wandb.finish()
 
 
 def check_data(plan: Plan, console: Console) -> None:
@@ -341,6 +353,7 @@ def write_run_record(plan: Plan, model: FCN) -> None:
         content = {
             "data": data_record(plan),
             "machine": describe_machine(plan.device),
+            "processes": plan.processes.world,
             "model": model.arguments,
             "config": asdict(plan.settings),
         }
@@ -350,7 +363,7 @@ def write_run_record(plan: Plan, model: FCN) -> None:
 def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Console) -> None:
     """Train to the end, or until a signal; known errors of torch become one line."""
     if plan.record:
-        _continue_run(plan, plan.record, run, console)
+        _continue_run(plan, plan.record, run, module, console)
     try:
         with run.interruption:
             run.trainer.fit(module, datamodule=run.data, ckpt_path=plan.resume, weights_only=True)
@@ -362,12 +375,25 @@ def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Cons
         raise UserError(f"{line} (step {run.trainer.global_step + 1})") from error
 
 
-def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console: Console) -> None:
+def _continue_run(
+    plan: Plan,
+    before: record.Record,
+    run: TrainerParts,
+    module: SegmentationModule,
+    console: Console,
+) -> None:
     """Print what changed since the resumed run; on other validation images the best starts anew."""
     console.print(f"resuming {before.folder} from {before.checkpoint.name}")
     changes = before.changes(asdict(plan.settings))
     for key, (old, new) in changes.items():
         console.print(f"  {key}: {old} -> {new}")
+    world = plan.processes.world
+    if before.processes not in (None, world):
+        warn(
+            console,
+            f"processes: {before.processes} before, {world} now: the images of a step, and the "
+            f"steps of an epoch, are others; the run ends after {plan.max_steps} steps",
+        )
     changed = set()
     for key, now in data_record(plan).items():
         old = now | before.data.get(key, {})
@@ -378,18 +404,40 @@ def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console:
                 f"the {key} images have changed: {old['images']} before, {now['images']} now; the "
                 "run is no longer equal to one left alone",
             )
-    best = plan.folder / "checkpoints" / "best.ckpt"
-    validated_otherwise = "val" in changed or "trainer.limit_val_batches" in changes
-    if validated_otherwise and run.best is not None and best.is_file():
+    best, limit = plan.folder / "checkpoints" / "best.ckpt", plan.trainer.get("limit_val_batches")
+    anew = "val" in changed or not changes.keys().isdisjoint(record.VALIDATION)
+    anew = anew or (limit is not None and "recipe.batch_size" in changes)
+    if anew and limit != 0 and run.best is not None and best.is_file():
         run.best.scored_again = _mean_iou(plan, run, best)
-        console.print("the best checkpoint so far was validated again on the new images")
+        console.print("the best checkpoint so far was validated again")
+    if record.step_of(before.checkpoint) >= plan.max_steps:  # Lightning calls no callback then
+        write_run_record(plan, module.model)
+        console.print("nothing to train: its last step is done; trainer.max_steps=N trains further")
+    _continue_stopping(run.trainer, anew=anew)
+
+
+def _continue_stopping(trainer: pl.Trainer, *, anew: bool) -> None:
+    """Let early stopping resume with the current patience; anew: without its best score so far."""
+    current = {own: own.state_dict() for own in trainer.early_stopping_callbacks}
+
+    def on_train_start(*_: Any) -> None:  # the state has been loaded
+        for own, fresh in current.items():
+            patience = {"patience": fresh["patience"]}
+            own.load_state_dict(fresh if anew else own.state_dict() | patience)
+            if own.wait_count >= max(own.patience, 1):  # it had stopped before the evaluation
+                trainer.should_stop = True
+
+    trainer.callbacks.append(LambdaCallback(on_train_start=on_train_start))  # type: ignore
 
 
 def _mean_iou(plan: Plan, run: TrainerParts, path: Path) -> float:
-    """Return the mean IoU of a checkpoint on the images of validation."""
+    """Return the mean IoU of a checkpoint on the images that validation sees."""
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
-    quiet = Console(quiet=True)
-    return evaluate(model, run.data.val, quiet, batch_size=plan.recipe.batch_size).metrics.mean_iou
+    val, batch_size = run.data.val, max(1, plan.recipe.batch_size // 2)
+    if (limit := plan.trainer.get("limit_val_batches")) is not None:
+        batches = SameSizeBatches(val.sizes(), batch_size).batches[: limit * plan.processes.world]
+        val = val.part(index for batch in batches for index in batch)
+    return evaluate(model, val, Console(quiet=True), batch_size=batch_size).metrics.mean_iou
 
 
 def evaluate_best(

@@ -49,7 +49,7 @@ def train_stages(
         done, started = processes.broadcast(state)
         if not done:
             console.rule(stage.model.name)
-            model = replace(stage.model, init_from=None if started else before)
+            model = replace(stage.model, init_from=before)
             resume = "last" if started else None
             train_one(replace(stage, model=model, resume=resume), own, processes, console)
             processes.barrier()
