@@ -464,7 +464,10 @@ def _schema_entry(schema: Any, parts: list[str]) -> dataclasses.Field[Any]:
 
 def console() -> None:
     """Run the installed command by whose name this was started, such as fcn-prepare-data."""
-    run(Path(sys.argv[0]).stem.removeprefix("fcn-").replace("-", "_"))
+    name = Path(sys.argv[0]).stem.removeprefix("fcn-").replace("-", "_")
+    if name not in COMMANDS:
+        sys.exit(f"error: {sys.argv[0]}: not a command's name; use python -m fcn.cli NAME")
+    run(name)
 
 
 if __name__ == "__main__":

@@ -462,8 +462,8 @@ def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
         if name in whole.metadata["unused"]:
             raise ConfigError(f"{text}: {command} does not use it; leave it out")
         if name in whole.metadata["converting"] and settings.convert:
-            instead = f", but {name}=" if hasattr(settings, name) else ""
-            raise ConfigError(f"{text}: conversion does not use it{instead}; leave it out")
+            instead = "use group= instead" if name == "group" else "leave it out"
+            raise ConfigError(f"{text}: conversion does not use it; {instead}")
         own = name in known and _unmet(settings.data, "data", known[name])
         if need := _unmet(settings, "", whole) or own:
             raise ConfigError(f"{text} needs {need}; leave it out")

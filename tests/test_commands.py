@@ -326,7 +326,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
     ],
     "prepare_data": [
         ("convert=export(1)", "quotes of their own"),
-        ("convert=mine to=new data.group=a", "conversion does not use it, but group="),
+        ("convert=mine to=new data.group=a", "conversion does not use it; use group= instead"),
         ("convert=mine to=new data.val_split=a", "data.val_split=a: conversion does not use it"),
         ("convert=a.png to=new", "a.png: a file; give the folder in which it lies"),
     ],

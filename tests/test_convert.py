@@ -129,6 +129,20 @@ def test_labels_choose_and_colours_show(
     check(masks, samples, [1, 255, 0] if write else lambda k: np.array([1, 255, 0])[k.clip(0, 2)])
 
 
+def test_one_coloured_pixel_changes_no_label_of_other_masks(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    root = pictures(tmp_path / "a", samples, lambda labels: labels.clip(0, 2))
+    spoilt = root / "labels" / samples[0].split / f"{samples[0].name}.png"
+    picture = Image.new("RGB", (32, 24))
+    picture.putpixel((3, 3), (255, 0, 0))
+    picture.save(spoilt)
+    masks, _ = converted(root, tmp_path / "new", labels=dict(enumerate(CLASSES)))
+    for s in samples[1:]:
+        (mask,) = (mask for name, mask in masks.items() if s.name in name)
+        np.testing.assert_array_equal(mask, s.labels.clip(0, 2))
+
+
 def test_a_mask_of_black_and_white_among_colours_holds_colours_too(
     tmp_path: Path, samples: list[Sample]
 ) -> None:

@@ -197,7 +197,9 @@ def test_voc_aug_has_vocs_masks_and_sbds_for_the_rest(tiny_voc: TinyVOC) -> None
     lists = voc2012 / "ImageSets" / "Segmentation"
     (lists / "trainaug.txt").unlink()  # as if the masks alone had been unpacked
     before = {path: path.read_bytes() for path in (voc2012 / "SegmentationClassAug").iterdir()}
-    fetch(data, QUIET)
+    fetch(data, QUIET)  # another list is used
+    assert not (lists / "trainaug.txt").exists()
+    fetch(replace(data, train_split="trainaug"), QUIET)
     assert {path: path.read_bytes() for path in before} == before
     train, val = open_split(data, "trainaug"), open_split(data, "val")
     assert train.ids == ["s0", "s1", "t0", "t1", "t2", "t3"]  # without v0, which is in val

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 import fcn
 from fcn import checkpoint
 from fcn.data import images
-from fcn.data.dataset import Pair, SegmentationDataset, read_mask
+from fcn.data.dataset import Pair, SegmentationDataset, read_labels, read_mask
 from fcn.data.files import is_image, unread_note
 from fcn.data.images import image_size, range_note, read_image, to_uint8
 from fcn.data.pixels import Pixels, upright
@@ -129,9 +129,15 @@ def test_names_of_bands_count_more_than_what_a_tiff_calls_rgb_and_alpha(
     four = raster(tmp_path / "four.tif", array[..., :4], extratags=[own], **form)
     with pytest.raises(DataError, match=r"TIFF of 4 bands \(red, green, blue, nir\); 3 are needed"):
         read_image(four)
-    plain = names_tag("Red", "Green", "Blue")
-    image = raster(tmp_path / "rgb.tif", array[..., :3], photometric="rgb", extratags=[plain])
-    assert read_image(image).shape == (3, 5, 7)
+    for plain in (names_tag("Red", "Green", "Blue"), names_tag("Band 1", "Band 2", "Band 3")):
+        image = raster(tmp_path / "rgb.tif", array[..., :3], photometric="rgb", extratags=[plain])
+        assert read_image(image).shape == (3, 5, 7)
+    own = names_tag("landcover")
+    palette = raster(
+        tmp_path / "map.tif", array[..., 0].astype(np.uint8), photometric="palette",
+        colormap=np.zeros((3, 256), np.uint16), extratags=[own],
+    )  # fmt: skip
+    assert np.array_equal(read_labels(palette), array[..., 0])
 
 
 def test_bands_are_chosen_by_name(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_masks_of_another_input_or_of_a_person_are_kept(predict: Predict) -> Non
     Path("other").mkdir()
     for index in (0, 1):
         Image.open(f"photos/{index}.jpg").rotate(180).save(f"other/{index}.jpg")
-    with pytest.raises(DataError, match="2 of 2 images have no mask"):
+    with pytest.raises(DataError, match="2 of 2 images have no usable mask"):
         predict(input="other", annotations="coco")
     kept = contents("out")
     assert {name: kept[name] for name in before} == before
@@ -180,7 +180,7 @@ def test_what_is_missing_is_made_from_a_mask_that_was_corrected(predict: Predict
     ]
     Image.new("L", (3, 3)).save("out/3.png")
     Path("out/overlays/3.png").unlink()
-    with pytest.raises(DataError, match="images have no mask"):
+    with pytest.raises(DataError, match="images have no usable mask"):
         predict(probabilities=True)
 
 
@@ -349,7 +349,7 @@ def test_the_advice_for_a_shared_name_works(
     photo(20, 30).save("photos/3.tif")
     arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
     error = error_line("predict", *arguments)
-    assert "2 of 8 images have no mask" in error
+    assert "2 of 8 images have no usable mask" in error
     assert sorted(path.name for path in Path("out").glob("*.png")) == [
         f"{index}.png" for index in (0, 1, 2, 4, 5, 6)
     ]

@@ -226,7 +226,7 @@ def read_run(folder: Path) -> Run:
     if checkpoint.goes_on(folder):
         raise UserError(
             f"{folder}: not a finished run: it was resumed, so its metrics.json is older than its "
-            f"settings; let resume={folder} come to its end"
+            f"settings; finish it with train.py resume={folder}"
         )
     path, cwd = folder / ".hydra" / "config.yaml", Path()
     if (folder / record.RECORD).is_file():

@@ -100,7 +100,8 @@ def class_of_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[
         ConfigError, DataError: a value without a class, or settings that do not fit.
     """
     names = _named_values(export, cfg, scan)
-    if max(scan.pixels, default=0) >= COLOUR:  # then a grey picture among them holds colours, too
+    # Among pictures in colours, a grey one holds colours, too.
+    if not cfg.labels and max(scan.pixels, default=0) >= COLOUR:
         colours = {value: name for value, name in names.items() if value >= COLOUR}
         grey = {value: colours.get(COLOUR + value * 0x10101) for value in range(256)}
         shades = {value: name for value, name in grey.items() if name and value in scan.pixels}
@@ -161,10 +162,11 @@ def _named_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[in
 def _named_by_colours(export: Export, cfg: PrepareDataConfig, scan: Scan) -> bool:
     """Return True if data.colours says which class a value of the masks is.
 
-    Otherwise, of masks whose numbers the export names, they are the colours to show classes in.
+    If not, labels= or the export name the values, and data.colours are only the colours to show.
     """
-    in_numbers = scan.pixels.keys() <= {*export.names, -1, VOID, TRANSPARENT}
-    in_numbers &= all(value < COLOUR for value in scan.pixels)
+    ignored = {-1, VOID, TRANSPARENT, cfg.data.ignore_index}
+    in_numbers = scan.pixels.keys() <= {*export.names, *ignored}
+    in_numbers &= max(scan.pixels, default=0) < COLOUR
     named = cfg.labels or export.numbered_here or (export.names and in_numbers)
     return bool(cfg.data.colours) and not named
 

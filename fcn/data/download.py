@@ -92,7 +92,8 @@ def fetch(data: DataConfig, console: Console) -> None:
             f"files in data.root={root}"
         )
     masks, lists = root / VOC2012 / AUG_MASKS, root / VOC2012 / "ImageSets" / "Segmentation"
-    built = masks.is_dir() and (lists / f"{AUG_SPLIT}.txt").is_file()
+    listed = AUG_SPLIT not in (data.train_split, data.val_split, data.split)
+    built = masks.is_dir() and (listed or (lists / f"{AUG_SPLIT}.txt").is_file())
     if built if augmented else all((root / path).is_dir() for path in wanted):
         return
     root.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ from fcn.data.pixels import (
     Pixels,
     Span,
     exif_orientation,
-    keeps_bits,
     open_pillow,
     open_tiff,
+    reads_all,
     upright_pixels,
 )
 from fcn.dataset_info import MEAN_COLOUR, DatasetInfo
@@ -216,7 +216,7 @@ def opened(source: Source, kind: str) -> Iterator[Any]:
             if stream.read(2) not in (b"II", b"MM"):  # no TIFF
                 raise
             image = None
-        if image and (image.format != "TIFF" or (image.n_frames == 1 and keeps_bits(image))):
+        if image and (image.format != "TIFF" or (image.n_frames == 1 and reads_all(image))):
             with image:
                 yield image
         else:

@@ -82,7 +82,7 @@ def upright_pixels(file: Any) -> Pixels:
         pixels = stored_pixels(file)
         return replace(pixels, values=upright(pixels.values, exif_orientation(file)))
     undecoded = file.format == "TIFF" and file.tile and file.fp is not None
-    if undecoded and not keeps_bits(file) and file.n_frames == 1:
+    if undecoded and not reads_all(file) and file.n_frames == 1:
         file.fp.seek(0)
         with open_tiff(file.fp, "image") as tiff:
             return upright_pixels(tiff)
@@ -146,7 +146,7 @@ def _has_late_text(png: Any) -> bool:
 
 
 def keeps_bits(tiff: Any) -> bool:
-    """Return True if Pillow reads all of a TIFF's page: unsigned, no band with a name or none."""
+    """Return True if Pillow reads all of a TIFF's page: unsigned, no band without a meaning."""
     tags = tiff.tag_v2
     bits, samples = max(tags.get(BITSPERSAMPLE, (1,))), tags.get(SAMPLESPERPIXEL, 1)
     extra = tags.get(EXTRASAMPLES, (0,) if "A" in tiff.getbands() else ())  # any is alpha to Pillow
@@ -155,9 +155,17 @@ def keeps_bits(tiff: Any) -> bool:
         and bits <= (16 if samples == 1 else 8)
         and set(extra) <= {1, 2}  # transparency
         and set(tags.get(SAMPLEFORMAT, (1,))) == {1}  # unsigned
-        and {name.lower() for name in _band_names(str(tags.get(GDAL_METADATA, "<none/>"))).values()}
-        <= {"red", "green", "blue", "grey", "gray", ALPHA}
     )
+
+
+def reads_all(tiff: Any) -> bool:
+    """Return True if Pillow keeps the bits of a TIFF, and takes none of its bands for another.
+
+    It calls three bands RGB, and a fourth one alpha, whatever names they have.
+    """
+    names = _band_names(str(tiff.tag_v2.get(GDAL_METADATA, "<none/>"))).values()
+    plain = all(re.fullmatch(r"red|green|blue|alpha|band[ _]?\d+", n, re.I) for n in names)
+    return keeps_bits(tiff) and (plain or len(tiff.getbands()) < 3)
 
 
 def _band_names(metadata: str) -> dict[int, str]:
@@ -330,7 +338,7 @@ def open_tiff(stream: Any, name: str) -> Any:
         import tifffile
     except ImportError:
         raise DataError(
-            f"{name}: a TIFF of several bands or pages, or with deep or signed pixels; to read it: "
+            f"{name}: a TIFF of several or named bands, or pages, or deep pixels; to read it: "
             'pip install "fcn-segmentation[tiff]"'
         ) from None
     return tifffile.TiffFile(stream)

@@ -87,8 +87,9 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
                 f"{folder / 'train'} holds networks of other steps or another seed; choose another "
                 "hydra.run.dir"
             )
-    if not (fcn8s / "model.safetensors").is_file():
+    if not (folder / DRAWN / "dataset.yaml").is_file():  # which is written last
         draw(folder / DRAWN)
+    if not (fcn8s / "model.safetensors").is_file():
         train(cfg, data, folder / "train", console)
     return ExplainConfig(
         explain=cfg.explain,

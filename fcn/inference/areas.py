@@ -5,6 +5,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby, repeat
 from operator import itemgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from fcn.data.dataset import read_labels
 from fcn.data.georeference import Georeference, read_georeference
-from fcn.errors import ConfigError
+from fcn.errors import ConfigError, DataError
 from fcn.output import atomic_write
 from fcn.processes import Processes
 
@@ -58,9 +59,11 @@ class Areas:
         counts, reasons = processes.sum(self.pixels).tolist(), Counter[str]()
         added = dict(zip(self.numbers, counts, strict=True))
         if processes.rank == 0:  # masks of other images that were corrected since
-            other = [mask for mask in self.changed if mask not in added]
-            added |= {mask: count(mask)[: len(self.classes)] for mask in other}
-            georeferences = dict(georeferences) | {m: read_georeference(m) for m in other}
+            georeferences = dict(georeferences)
+            for mask in (mask for mask in self.changed if mask not in added):
+                with suppress(DataError):  # no mask of labels any more: it has no row
+                    added[mask] = count(mask)[: len(self.classes)]
+                    georeferences[mask] = read_georeference(mask)
         for mask, pixels in added.items():
             if total := sum(pixels):
                 place, name = georeferences[mask], mask.relative_to(self.folder).as_posix()
@@ -88,7 +91,7 @@ def count(mask: Path) -> list[int]:
 
 
 def _read(path: Path, since: float) -> tuple[dict[Path, str], list[Path]]:
-    """Return the rows of each mask, as text; and of what masks they are older than the mask."""
+    """Return the rows of each mask, as text, and the masks that are newer than the table."""
     time = path.stat().st_mtime if path.is_file() else -math.inf
     if time < since:
         return {}, []
@@ -101,7 +104,9 @@ def _read(path: Path, since: float) -> tuple[dict[Path, str], list[Path]]:
         rows = {path.parent / name: _text(own) for name, own in groupby(lines, key=itemgetter(0))}
     there = {mask: row for mask, row in rows.items() if mask.exists()}
     changed = [mask for mask in there if mask.stat().st_mtime > time]
-    return {mask: row for mask, row in there.items() if mask not in changed}, changed
+    for mask in changed:
+        del there[mask]
+    return there, changed
 
 
 def _text(rows: Iterable[Iterable[object]]) -> str:

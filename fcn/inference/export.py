@@ -131,7 +131,7 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
             cost = small_precision.shrink(temporary, cfg, trained, console)
             write_json(output.with_suffix(".json"), cost)
     if (other := _other_than_photographs(trained)) and cfg.format != "safetensors":
-        console.print(f"note: the network takes {other}; the file leaves that to its user")
+        console.print(f"note: the network takes {other}, which a user of the file must provide")
     before = "before that, " if cfg.precision != "float32" else ""
     console.print(
         f"{cfg.format} in {output}: {output.stat().st_size / 1e6:.1f} MB; {before}on images of "

@@ -1,12 +1,14 @@
 """What a mask file remembers: of which image, and with which settings, it was predicted.
 
 So a later call knows its own masks from those of another image and from those that a person has
-corrected, whatever the times of the files say. All of it is checksums.
+corrected, whatever the times of the files say. Only checksums are stored.
 """
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,6 @@ from fcn.data.pixels import open_pillow
 from fcn.errors import DataError
 
 KEY = "fcn"  # of the text in a PNG; in a TIFF it is the description
-SAMPLE = 2**16  # bytes in the middle of an image that tell it from others, with its size
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Origin:
     """Checksums, each of 16 hexadecimal digits."""
 
     settings: str
-    image: str  # of its content
-    path: str  # of the image
+    path: str  # of the image, as seen from its mask
+    image: str = ""  # of its content
     labels: str = ""  # of the mask that was written
 
     def with_labels(self, mask: np.ndarray) -> "Origin":
@@ -53,13 +54,20 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def origin_of(image: Path, settings: str) -> Origin:
-    """Return what a mask of an image is to remember; `settings` is their checksum."""
-    size = image.stat().st_size
+def origin_of(image: Path, mask: Path, settings: str) -> Origin:
+    """Return what a mask is to remember of its image and settings.
+
+    Args:
+        image: the file.
+        mask: its file, there or not.
+        settings: checksum of those on which masks depend.
+    """
+    place = image.resolve()
+    with suppress(ValueError):  # on another drive of Windows
+        place = Path(os.path.relpath(place, mask.parent.resolve()))
     with image.open("rb") as stream:
-        stream.seek(size // 2)
-        content = checksum(size.to_bytes(8) + stream.read(SAMPLE))
-    return Origin(settings, content, checksum(os.fsencode(image.resolve())))
+        content = hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=8))
+    return Origin(settings, checksum(place.as_posix().encode()), content.hexdigest())
 
 
 def read_origin(mask: Path) -> Origin | None:

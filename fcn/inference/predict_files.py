@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, takewhile
@@ -29,7 +29,7 @@ from fcn.dataset_info import DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference import annotations, areas
-from fcn.inference.origin import Origin, checksum, is_changed, origin_of, read_origin
+from fcn.inference.origin import checksum, is_changed, origin_of, read_origin
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
@@ -113,7 +113,9 @@ def _predict_images(
     for line in filter(None, (note, *corrected, *notes)):
         console.print(f"note: {line}")
     if left := failed + spoilt + len(images) - len(jobs):
-        raise DataError(f"{left} of {len(images)} images have no mask; they are listed above")
+        raise DataError(
+            f"{left} of {len(images)} images have no usable mask; they are listed above"
+        )
 
 
 def _load(cfg: PredictConfig, processes: Processes) -> tuple[Predictor, dict[str, Any]]:
@@ -154,7 +156,7 @@ class Job:
     name: Path  # the image's, without suffix
     outputs: dict[str, Path]
     georeference: Georeference | None = None
-    origin: Origin | None = None  # that its mask is to remember
+    settings: str = ""  # checksum of those on which its mask depends
     missing: tuple[str, ...] = ()  # outputs to write
 
     @property
@@ -268,13 +270,11 @@ def compare_with_outputs(
     """
     result, foreign, kept = list[Job](), list[str](), 0
     for job in jobs:
-        missing = tuple(job.outputs)
-        try:
-            now = origin_of(job.image, settings)
-        except OSError:  # said when it is read
-            result.append(replace(job, missing=missing))
-            continue
+        missing, now = tuple(job.outputs), None
         if job.mask.exists() and not overwrite:
+            with suppress(OSError):  # said when the image is read
+                now = origin_of(job.image, job.mask, settings)
+        if now is not None:
             made = read_origin(job.mask) or now
             other = made.image != now.image
             if other and made.path != now.path:
@@ -289,9 +289,9 @@ def compare_with_outputs(
                     continue
                 kept += other or made.settings != now.settings
                 missing = tuple(kind for kind, path in job.outputs.items() if not path.exists())
-        result.append(replace(job, origin=now, missing=missing))
-    note = f"{kept} masks that were changed since they were predicted are kept, though their images"
-    notes = [f"{note} or the settings are others now; overwrite=true replaces them"] if kept else []
+        result.append(replace(job, settings=settings, missing=missing))
+    note = f"{kept} corrected mask{'s' * (kept > 1)} kept, although image or settings have changed"
+    notes = [f"{note} since; overwrite=true replaces corrections"] if kept else []
     return result, foreign, notes
 
 
@@ -313,12 +313,15 @@ def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: C
     """Write the masks of these jobs for the tool that the settings name."""
     assert cfg.annotations
     path = Path(cfg.output) / annotations.PLACES[cfg.annotations]
-    predictions = [
-        annotations.Prediction(job.image, Path(f"{job.name}{job.image.suffix}"), job.mask)
-        for job in jobs
-    ]
+    predictions = list[annotations.Prediction]()
+    for job in jobs:
+        name = Path(f"{job.name}{job.image.suffix}")
+        prediction = annotations.Prediction(job.image, name, job.mask)
+        with suppress(DataError):  # no mask of labels any more, which was said before
+            prediction.read()
+            predictions.append(prediction)
     annotations.write(cfg.annotations, predictions, info, path, cfg.overwrite)
-    console.print(f"annotations of {len(jobs)} images: {path}")
+    console.print(f"annotations of {len(predictions)} images: {path}")
 
 
 def _claim_folder(
@@ -427,8 +430,7 @@ def write(
     Returns:
         The number of pixels of each label 0..255.
     """
-    assert job.origin is not None
-    origin = job.origin.with_labels(mask)
+    origin = origin_of(job.image, job.mask, job.settings).with_labels(mask)
     for kind in sorted(job.missing, key=lambda kind: kind == "mask"):  # last: then all are there
         path = job.outputs[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
