@@ -102,8 +102,8 @@ def run(name: str) -> Any:
         with any_help_text(), _replaced(command.arguments(given), full_error="1"):
             try:
                 entry()  # Hydra raises its errors instead of printing them
-            except Exception:  # of a sweeper that a failed job gave no result, such as Optuna's
-                if not command.failures:
+            except (ValueError, TypeError):  # of a sweeper to which a failed job gave no result
+                if command.traceback or command.crashed or not command.failures:
                     raise
         for error in command.failures[:-1]:
             print(f"error: {_one_line(error, name)}", file=sys.stderr)
@@ -139,6 +139,7 @@ class Command:
         self.made: Path | None = None  # the folder that was made for this command
         self.result: Any = None
         self.failures: list[Exception] = []
+        self.crashed = False  # by an error that is nobody's mistake
         self.log = f"{name}.log"  # in the run's folder: what the console prints
         self.process = os.getpid()
 
@@ -236,6 +237,9 @@ class Command:
                 raise
             self.failures.append(error)  # Hydra would print more around it
             return None
+        except Exception:
+            self.crashed = True
+            raise
 
     def settings(self, cfg: Any, given: list[str]) -> Any:
         """Return the settings, checked: those of a run that is resumed or evaluated come first."""
@@ -275,7 +279,7 @@ class Command:
 def _sets_folder(config: Path) -> bool:
     """Return True if a file says itself where its run works."""
     content: Any = OmegaConf.to_container(OmegaConf.load(config))
-    return "dir" in content.get("hydra", {}).get("run", {})
+    return "dir" in ((content.get("hydra") or {}).get("run") or {})
 
 
 def trainer_files() -> list[list[str]]:

@@ -206,7 +206,7 @@ def test_annotations_that_are_converted_back_are_the_same_masks(
         path.write_text(path.read_text().replace('"predictions":', '"annotations":'))
     for name, mask in masks.items():
         put(export / "photos" / name, np.zeros((*mask.shape, 3), np.uint8))
-        (export / "out" / name).with_suffix(".png").unlink()
+    (export / "out" / "predict.json").write_text("{}")  # whose masks are no photographs
     back, _ = converted(export, tmp_path / "back")
     classes = np.array(info(tmp_path / "back")["classes"])
     assert len(back) == len(masks)

@@ -108,6 +108,10 @@ def test_settings_choose_and_colour_classes_and_never_rename_them(
                 assert new["colours"] == [[0, 0, 0]] * len(added) + colours
             for name, mask in masks.items():
                 np.testing.assert_array_equal(np.array(new["classes"])[mask], own[plain[name]])
+    more = {"classes": ["pond", "road", "background", "horse"]}  # no shape of the last so far
+    _, printed = converted(tmp_path / "a", tmp_path / "more", data=more)
+    assert info(tmp_path / "more")["classes"] == more["classes"]
+    assert "in no mask: horse" in printed
     masks, _ = converted(
         tmp_path / "a",
         tmp_path / "b",

@@ -59,7 +59,7 @@ def init():
         runs.append(run)
     return run
 
-def finish():
+def finish(exit_code=None):
     global run
     run = None
 

@@ -521,19 +521,21 @@ def test_a_setting_can_be_changed_and_changed_back(tiny_voc: TinyVOC, run_in: Ru
 
 
 def test_what_a_resumed_run_cannot_continue_is_said_and_recorded(
-    tiny_voc: TinyVOC, run_in: Run, capsys: Capture
+    tiny_voc: TinyVOC, run_in: Run, error_line: Run, capsys: Capture
 ) -> None:
     """Of a run at its last step, and of one that was trained by more processes."""
     run_in("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
     assert record("run")["processes"] == 1
     Path("run/run.json").write_text(json.dumps(record("run") | {"processes": 2}))
     capsys.readouterr()
-    run_in("train", "resume=run", "data.val_split=train", "data.train_split=val")
+    line = error_line("train", "resume=run", "data.val_split=train", "data.train_split=val")
+    assert "its last step is done, so data.train_split, data.val_split would change nothing" in line
+    run_in("train", "resume=run", "data.num_workers=1")
     shown = capsys.readouterr().out
     assert "nothing to train" in shown
     assert "processes: 2 before, 1 now" in " ".join(shown.split())
     protocol = json.loads(Path("run/metrics.json").read_text())["protocol"]
-    assert protocol["split"] == record("run")["config"]["data"]["val_split"] == "train"
+    assert protocol["split"] == record("run")["config"]["data"]["val_split"] == "val"
     assert "finished" in record("run")
 
 

@@ -232,8 +232,9 @@ def read_run(folder: Path) -> Run:
     if (folder / record.RECORD).is_file():
         content = record.read(folder)
         config, overrides = content["config"], content["overrides"]
-        if _follows_a_stage(folder):  # the one before, in the folder of this run
-            config["model"]["init_from"] = None
+        if _follows_a_stage(folder):  # its own is the stage before, beside it
+            whole = record.read(folder.absolute().parent)["config"]
+            config["model"]["init_from"] = whole["model"]["init_from"]
     else:
         try:
             config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)

@@ -285,7 +285,10 @@ def dataset_info(
         if export.numbered_here and not {*background} & {*chosen}:
             chosen = [*background, *chosen]
             black = {name: [0, 0, 0] for name in background}
-        if wrong := [name for name in chosen if name not in classes]:
+        wrong = [name for name in chosen if name not in classes]
+        if export.numbered_here and {*classes} <= {*chosen}:
+            wrong = []  # classes that no shape has yet
+        if wrong:
             raise ConfigError(
                 f"data.classes chooses of {', '.join(classes)}; there is no {wrong[0]}: rename "
                 'with "merge={OLD: NEW}"'

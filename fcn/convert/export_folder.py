@@ -37,6 +37,7 @@ IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "leftimg8bit", "p
 IMAGE_WORDS |= {"rgb", "sat"}
 OTHER_WORDS = {"", "dir", "l"}  # mmsegmentation's img_dir, CamVid's _L
 GAP = "[-_. ]"  # between words
+PREDICTIONS = "predict.json"  # in a folder of masks and overlays by predict.py: no photographs
 # Folders of pictures of masks, and of masks of single objects.
 PREVIEWS = re.compile(
     "SegmentationObject.*|.*Visualization|masks_human|masks_instances|instance|semantic_rgb"
@@ -94,14 +95,18 @@ class ExportFolder:
         chosen_images, chosen_masks = self._choose("images", images), self._choose("masks", masks)
         self.info = cache(self._info)
         pictures = self._pictures(self.files)
+        made = {path.parent for path in self.files if path.name == PREDICTIONS}
+        predicted = {path for path in pictures if not made.isdisjoint(path.parents)}
         self.pictures, self.masks_are_given = chosen_masks if masks else pictures, bool(masks)
         here = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
         named = [path for path in self.pictures if path not in here and self.info(path).is_mask]
         self.masks = chosen_masks if masks else named
-        photos = chosen_images if images else [p for p in pictures if not self.info(p).is_mask]
+        bare = [p for p in pictures if not self.info(p).is_mask and p not in predicted]
+        photos = chosen_images if images else bare
         self.photos = sorted(p for p in set(photos) - set(self.masks) if p.suffix != ".npy")
         self._by_name = defaultdict[str, list[Path]](list)
-        for path in dict.fromkeys((*self.photos, *self.pictures)):
+        others = (path for path in self.pictures if path not in predicted)
+        for path in dict.fromkeys((*self.photos, *others)):
             for key in {nfc(path.name), nfc(path.stem)}:
                 self._by_name[key].append(path)
 
@@ -197,7 +202,7 @@ class ExportFolder:
         found = self._by_name.get(parts[-1], []) if parts else []
         here = self.info(source)
         for rule in (
-            lambda path: [*map(nfc, path.parts[-len(parts) :])] == parts,
+            lambda path: [*map(nfc, path.absolute().parts[-len(parts) :])] == parts,
             lambda path: path.parent == source.parent,
             lambda path: self.info(path).split in (split or here.split, ""),
             lambda path: self.info(path).folders == here.folders,

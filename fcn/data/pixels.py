@@ -99,6 +99,8 @@ def upright_pixels(file: Any) -> Pixels:
     values, span = _stored(picture)
     turned = 1 if file.format == "TIFF" else exif_orientation(file)  # a TIFF is upright by now
     colours = ["red", "green", "blue"] if values.shape[2] > 2 else ["grey"]
+    if file.format == "TIFF" and len(colours) == 1:
+        colours = [_band_names(str(file.tag_v2.get(GDAL_METADATA, "<none/>"))).get(0, "grey")]
     return Pixels(upright(values, turned), [*colours, ALPHA][: values.shape[2]], span)
 
 
@@ -163,8 +165,12 @@ def reads_all(tiff: Any) -> bool:
 
     It calls three bands RGB, and a fourth one alpha, whatever names they have.
     """
-    names = _band_names(str(tiff.tag_v2.get(GDAL_METADATA, "<none/>"))).values()
-    plain = all(re.fullmatch(r"red|green|blue|alpha|band[ _]?\d+", n, re.I) for n in names)
+    names = _band_names(str(tiff.tag_v2.get(GDAL_METADATA, "<none/>")))
+    expected = dict(enumerate(["red", "green", "blue", "alpha"]))
+    plain = all(
+        name.lower() == expected.get(number) or re.fullmatch(r"band[ _]?\d+", name, re.I)
+        for number, name in names.items()
+    )
     return keeps_bits(tiff) and (plain or len(tiff.getbands()) < 3)
 
 
@@ -180,7 +186,7 @@ def _band_names(metadata: str) -> dict[int, str]:
 
 def _has_lost_bits(image: Image.Image) -> bool:
     """Return True if Pillow has decoded an image of more bits, as far as that can be known."""
-    if image.format == "TIFF" and not keeps_bits(image):
+    if image.format == "TIFF" and not reads_all(image):
         return True
     decoded = isinstance(image, ImageFile.ImageFile) and not image.tile
     if not decoded or image.format not in ("PNG", "PPM", "JPEG2000", "TIFF"):

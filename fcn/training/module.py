@@ -62,11 +62,17 @@ class SegmentationModule(pl.LightningModule):
         optimize(self.model, self.trainer.strategy.root_device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loss as the settings make it: its class weights may have changed."""
+        """Give the loss the class weights of the settings, which may have changed."""
         own = {key: value for key, value in self.state_dict().items() if key.startswith("loss.")}
         for name in {"state_dict", "current_model_state"} & checkpoint.keys():
-            kept = {k: v for k, v in checkpoint[name].items() if not k.startswith("loss.")}
-            checkpoint[name] = kept | own
+            saved = checkpoint[name]
+            restored = {
+                key: saved[key]
+                for key, value in own.items()
+                if key != "loss.weight" and key in saved and saved[key].shape == value.shape
+            }
+            others = {k: v for k, v in saved.items() if not k.startswith("loss.")}
+            checkpoint[name] = others | own | restored
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the model's scores."""

@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from fcn.config import REPOSITORY, TrainConfig, check, flat_keys, without_unused
+from fcn.config import REPOSITORY, TrainConfig, check, flat_keys, quoted, without_unused
 from fcn.errors import ConfigError
 from fcn.output import is_live, write_json
 from fcn.processes import is_first
@@ -44,6 +44,11 @@ FIXED = (
 VALIDATION = (
     "data.bands", "data.colours", "data.ignore_index", "data.masks", "data.value_range",
     "trainer.limit_val_batches", "trainer.overfit_batches",
+)  # fmt: skip
+# Settings, or the starts of their names, that say where and how a run works, not what it does.
+WHERE = (
+    "data.root", "data.num_workers", "data.scan", "trainer.accelerator", "trainer.devices",
+    "trainer.num_nodes", "trainer.strategy", "trainer.enable_progress_bar", "logger",
 )  # fmt: skip
 # Settings that say how a run was started, not what it is.
 NOT_COMPARED = ("resume", "model.init_from", "data.download")
@@ -268,7 +273,12 @@ def _is_group(key: str) -> bool:
 
 
 def _hydra_overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.hydra) if HydraConfig.initialized() else []
+    """Return the command line's settings of Hydra, with the search path of its config."""
+    if not HydraConfig.initialized():
+        return []
+    hydra_config = HydraConfig.get()
+    path = [f"hydra.searchpath=[{','.join(map(quoted, hydra_config.searchpath))}]"]
+    return [*(path if hydra_config.searchpath else []), *hydra_config.overrides.hydra]
 
 
 def run_of(checkpoint: str) -> Path | None:

@@ -125,11 +125,13 @@ def opened_folder(plan: Plan) -> Iterator[None]:
 @contextmanager
 def finished_loggers(loggers: Sequence[Logger]) -> Iterator[None]:
     """End a run of Weights & Biases: the next run of this process would be logged into it."""
+    code = 1
     try:
         yield
+        code = 0
     finally:
         if loggers and (wandb := sys.modules.get("wandb")):
-            wandb.finish()
+            wandb.finish(exit_code=code)
 
 
 def check_data(plan: Plan, console: Console) -> None:
@@ -406,17 +408,23 @@ def _continue_run(
             )
     best, limit = plan.folder / "checkpoints" / "best.ckpt", plan.trainer.get("limit_val_batches")
     anew = "val" in changed or not changes.keys().isdisjoint(record.VALIDATION)
-    anew = anew or (limit is not None and "recipe.batch_size" in changes)
+    batches_differ = "recipe.batch_size" in changes or before.processes not in (None, world)
+    anew = anew or (limit is not None and batches_differ)
     if anew and limit != 0 and run.best is not None and best.is_file():
         run.best.scored_again = _mean_iou(plan, run, best)
         console.print("the best checkpoint so far was validated again")
     if record.step_of(before.checkpoint) >= plan.max_steps:  # Lightning calls no callback then
+        if late := [key for key in changes if not key.startswith(record.WHERE)]:
+            raise ConfigError(
+                f"resume={before.folder}: its last step is done, so {', '.join(late)} would change "
+                "nothing; trainer.max_steps=N trains further, and evaluate.py evaluates otherwise"
+            )
         write_run_record(plan, module.model)
         console.print("nothing to train: its last step is done; trainer.max_steps=N trains further")
-    _continue_stopping(run.trainer, anew=anew)
+    _continue_stopping(run.trainer, console, anew=anew)
 
 
-def _continue_stopping(trainer: pl.Trainer, *, anew: bool) -> None:
+def _continue_stopping(trainer: pl.Trainer, console: Console, *, anew: bool) -> None:
     """Let early stopping resume with the current patience; anew: without its best score so far."""
     current = {own: own.state_dict() for own in trainer.early_stopping_callbacks}
 
@@ -426,6 +434,7 @@ def _continue_stopping(trainer: pl.Trainer, *, anew: bool) -> None:
             own.load_state_dict(fresh if anew else own.state_dict() | patience)
             if own.wait_count >= max(own.patience, 1):  # it had stopped before the evaluation
                 trainer.should_stop = True
+                console.print("early stopping had ended it; a larger patience trains further")
 
     trainer.callbacks.append(LambdaCallback(on_train_start=on_train_start))  # type: ignore
 

@@ -44,7 +44,9 @@ def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     for path, content in folder.json_files('"shapes"', '"imagePath"'):
         shapes = [_shape(entry, cfg.line_width or LINE_WIDTH) for entry in content["shapes"]]
         name = content["imagePath"] or path.stem
-        image = folder.find_image(name, path) or folder.find_image(path.stem, path)
+        beside = (path.parent / name.replace("\\", "/")).resolve()
+        image = beside if beside.is_file() else folder.find_image(name, path)
+        image = image or folder.find_image(path.stem, path)
         if image is None and content.get("imageData"):
             image = _unpacked(path, content["imageData"], folder.scratch / str(len(drawings)))
         width, height = content.get("imageWidth"), content.get("imageHeight")
