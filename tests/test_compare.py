@@ -32,7 +32,7 @@ from fcn.inference.metrics import estimate, rates, resample, tally
 from fcn.inference.predictor import Predictor
 from fcn.output import make_console, percent
 from fcn.pictures import page, visualize
-from tests.conftest import TinyVOC, random_model
+from tests.conftest import QUICK, TinyVOC, random_model
 
 QUIET = make_console(quiet=True)
 NASTY = "<b>&\"x'"
@@ -368,6 +368,7 @@ def test_stages_differ_in_the_model(data: TinyVOC) -> None:
         content["config"]["model"] = model | {"stride": int(name[3:-1]), "skip_scales": {}}
         content["overrides"] = ["stages=[fcn32s,fcn8s]"]
         (folder / "run.json").write_text(json.dumps(content))
+        content["config"]["model"]["init_from"] = None  # of the whole run
         (folder.parent / "run.json").write_text(json.dumps(content | {"stages": names}))
         os.utime(folder / "metrics.json", (age, age))
     found = find_runs(CompareConfig(sweep=str(data.root / "run")), QUIET)
@@ -386,6 +387,20 @@ def test_a_run_of_evaluate_is_read_where_it_was_started(data: TinyVOC) -> None:
     assert run.checkpoint == "/c/a/b"
     assert run.chosen("checkpoint") == "a/b"
     assert run.seed == "-"
+
+
+def test_evaluations_of_a_sweep_are_rows_of_its_settings(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any]
+) -> None:
+    own = [*tiny_voc.overrides(), *QUICK, "trainer.max_steps=2", "-m", "hydra.sweep.dir=sweep"]
+    run_in("train", *own, "seed=0,1")
+    sweep = ["-m", "checkpoint=sweep/0,sweep/1", "hydra.sweep.dir=again"]
+    run_in("evaluate", *sweep, "scales=[0.75]")
+    runs = [read_run(path) for path in find_runs(CompareConfig(sweep="again"), QUIET)]
+    (row,) = compare_runs(runs).groups
+    assert [run.seed for run in row.runs] == ["0", "1"]
+    assert [Path(run.checkpoint) for run in runs] == [Path.cwd() / "sweep" / n for n in "01"]
+    assert described(read_run(Path("sweep/0")), runs[0])[1] == "scales=[0.75]"
 
 
 def test_mistakes_are_one_line(

@@ -57,6 +57,7 @@ class Run:
     metrics: dict[str, Any]
     ids: list[str]
     per_image: Tensor  # int64 (N, 3, K)
+    evaluated: str | None = None  # the checkpoint, if the settings are those of its training
     _resampled: dict[tuple[str, ...], Resampled] = field(default_factory=dict)
 
     @cached_property
@@ -86,7 +87,7 @@ class Run:
     @property
     def checkpoint(self) -> str:
         """The path of the evaluated model: for a run of train.py its own folder."""
-        evaluated = self.config.get("checkpoint")
+        evaluated = self.evaluated or self.config.get("checkpoint")
         return str(self.folder) if evaluated is None else self.located(evaluated)
 
     def located(self, path: str) -> str:
@@ -220,7 +221,10 @@ def _order(run: Path) -> tuple[int, float]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder: its settings from run.json, or of evaluate.py from .hydra."""
+    """Read a run's folder: its settings from run.json, or of evaluate.py from .hydra.
+
+    What evaluate.py has evaluated keeps the settings of its training, its seed among them.
+    """
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder}: not a finished run (it has no metrics.json)")
     if checkpoint.goes_on(folder):
@@ -228,7 +232,8 @@ def read_run(folder: Path) -> Run:
             f"{folder}: not a finished run: it was resumed, so its metrics.json is older than its "
             f"settings; finish it with train.py resume={folder}"
         )
-    path, cwd = folder / ".hydra" / "config.yaml", Path()
+    path, cwd, evaluated = folder / ".hydra" / "config.yaml", Path(), None
+    config: Any
     if (folder / record.RECORD).is_file():
         content = record.read(folder)
         config, overrides = content["config"], content["overrides"]
@@ -242,11 +247,20 @@ def read_run(folder: Path) -> Run:
             cwd, overrides = Path(hydra.runtime.cwd), list(hydra.overrides.task)
         except (OSError, OmegaConfBaseException, YAMLError, TypeError) as error:
             raise UserError(f"{path}: the run's settings cannot be read ({error})") from None
+        evaluated = config.get("checkpoint")
+        local = evaluated if evaluated and "://" not in evaluated else None
+        if local and (trained := record.run_of(str(cwd / local))):
+            content, own = record.read(trained), {**config}
+            del own["checkpoint"]
+            trainer = content["config"].get("trainer", {}) | own.get("trainer", {})
+            config = content["config"] | own | {"trainer": trainer}
+            overrides = [o for o in overrides if not o.lstrip("+").startswith("checkpoint=")]
+            overrides = [*content["overrides"], *overrides]
     parts = (override.lstrip("+~").partition("=") for override in overrides)
     given = {key: value for key, _, value in parts}
     metrics = read_metrics(folder / "metrics.json")
     ids, per_image = read_per_image(folder / "per_image.npz")
-    return Run(folder, cwd, config, given, metrics, ids, per_image)
+    return Run(folder, cwd, config, given, metrics, ids, per_image, evaluated)
 
 
 def _follows_a_stage(folder: Path) -> bool:
