@@ -133,6 +133,11 @@ def resolve_num_workers(wanted: int | None, device: torch.device, processes: int
     return min(8, cores // 4 if device.type == "cpu" else max(1, cores))
 
 
+def validation_batch_size(recipe: RecipeConfig) -> int:
+    """Return the images of a batch of validation: half of training's, as they are not cropped."""
+    return max(1, recipe.batch_size // 2)
+
+
 def ignore_signals(worker: int) -> None:
     """Keep signals that a terminal, systemd or SLURM sends to all processes away from a worker.
 
@@ -282,7 +287,7 @@ class SegmentationData(pl.LightningDataModule):
     def val_dataloader(self) -> Loader:
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        batch_size = max(1, self.recipe.batch_size // 2)
+        batch_size = validation_batch_size(self.recipe)
         return evaluation_loader(self.val, batch_size, self._workers(), rank, world)
 
     def _workers(self) -> int:

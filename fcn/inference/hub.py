@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from fcn.errors import ConfigError, UserError
+from fcn.inference.demo import SPACE
 from fcn.inference.metrics import METRICS
 from fcn.output import percent
 
 FILES = {
     "model": ("config.json", "model.safetensors", "README.md"),
-    "space": ("app.py", "requirements.txt", "README.md", "model.onnx", "model.json"),
+    "space": (*SPACE, "model.onnx", "model.json"),
 }
 CARD = """\
 ---

@@ -23,7 +23,12 @@ from fcn.config import TrainConfig, flat_keys
 from fcn.data.check import class_pixels, scan
 from fcn.data.images import range_note
 from fcn.data.layouts import overlap_with_training, split_settings
-from fcn.data.loaders import SameSizeBatches, SegmentationData, check_shared_memory
+from fcn.data.loaders import (
+    SameSizeBatches,
+    SegmentationData,
+    check_shared_memory,
+    validation_batch_size,
+)
 from fcn.data.shapes import CLASSES as SHAPES
 from fcn.device import InferenceModel, describe_machine
 from fcn.errors import ConfigError, UserError, describe_failure
@@ -389,6 +394,13 @@ def _continue_run(
     changes = before.changes(asdict(plan.settings))
     for key, (old, new) in changes.items():
         console.print(f"  {key}: {old} -> {new}")
+    is_done = record.step_of(before.checkpoint) >= plan.max_steps
+    late = [key for key in changes if not key.startswith(record.WHERE)]
+    if is_done and late:
+        raise ConfigError(
+            f"resume={before.folder}: its last step is done, so {', '.join(late)} would change "
+            "nothing; trainer.max_steps=N trains further, and evaluate.py evaluates otherwise"
+        )
     world = plan.processes.world
     if before.processes not in (None, world):
         warn(
@@ -413,12 +425,7 @@ def _continue_run(
     if anew and limit != 0 and run.best is not None and best.is_file():
         run.best.scored_again = _mean_iou(plan, run, best)
         console.print("the best checkpoint so far was validated again")
-    if record.step_of(before.checkpoint) >= plan.max_steps:  # Lightning calls no callback then
-        if late := [key for key in changes if not key.startswith(record.WHERE)]:
-            raise ConfigError(
-                f"resume={before.folder}: its last step is done, so {', '.join(late)} would change "
-                "nothing; trainer.max_steps=N trains further, and evaluate.py evaluates otherwise"
-            )
+    if is_done:  # Lightning calls no callback then
         write_run_record(plan, module.model)
         console.print("nothing to train: its last step is done; trainer.max_steps=N trains further")
     _continue_stopping(run.trainer, console, anew=anew)
@@ -442,7 +449,7 @@ def _continue_stopping(trainer: pl.Trainer, console: Console, *, anew: bool) -> 
 def _mean_iou(plan: Plan, run: TrainerParts, path: Path) -> float:
     """Return the mean IoU of a checkpoint on the images that validation sees."""
     model = InferenceModel(checkpoint.load(path), plan.device, plan.precision)
-    val, batch_size = run.data.val, max(1, plan.recipe.batch_size // 2)
+    val, batch_size = run.data.val, validation_batch_size(plan.recipe)
     if (limit := plan.trainer.get("limit_val_batches")) is not None:
         batches = SameSizeBatches(val.sizes(), batch_size).batches[: limit * plan.processes.world]
         val = val.part(index for batch in batches for index in batch)
@@ -470,7 +477,7 @@ def evaluate_best(
             console,
             data=data.title,
             split=data.val_split,
-            batch_size=max(1, plan.recipe.batch_size // 2),  # no more memory than in validation
+            batch_size=validation_batch_size(plan.recipe),  # no more memory than in validation
             num_workers=plan.num_workers,
         )
     except Exception as error:
