@@ -261,7 +261,16 @@ class Command:
             run = None if chosen else run_of(values["checkpoint"])
             if run is not None:
                 own = [o for o in given if o.lstrip("+").startswith("data.")]
+                recorded = settings_to_resume(run, values, [])["data"]
                 values["data"] = settings_to_resume(run, values, own)["data"]
+                old, new = (os.path.abspath(d["root"]) for d in (recorded, values["data"]))
+                named = any(override.lstrip("+").startswith("data.fold=") for override in own)
+                if old != new and recorded["fold"] is not None and not named:
+                    raise ConfigError(
+                        f"data.root={values['data']['root']}: {run} validated fold "
+                        f"{recorded['fold']} of its own data; add data.fold=null for all images of "
+                        f"data.val_split, or data.fold={recorded['fold']} if it is the same data"
+                    )
         settings: Any = check(values, SCHEMAS[self.name])
         check_used_data(settings, given, self.name)
         if hasattr(settings, "data") and "://" not in settings.data.root:  # for run.json

@@ -15,6 +15,10 @@ class DataError(UserError, ValueError):
     """A data set is missing, or one of its files cannot be used."""
 
 
+class MissingData(DataError):
+    """A split of a data set, or one of its files, does not exist."""
+
+
 class CheckpointError(UserError, ValueError):
     """A file that holds no model of this project, or weights that do not fit."""
 

@@ -139,37 +139,46 @@ def test_every_pixel_of_a_mask_is_in_its_annotations(
     masks: Masks, tmp_path: Path, tool: str, background: bool
 ) -> None:
     info = DatasetInfo(classes=CLASSES, background=background)
-    drawn = {name: np.full(mask.shape, 255) for name, mask in masks.items()}
+    drawn = {name: np.full(mask.shape, -1) for name, mask in masks.items()}
+    labels = {name: label for label, name in enumerate(CLASSES)} | {"ignore": 255}
     for image, name, mask in READERS[tool](write(masks, tmp_path, tool, info)):
-        assert (drawn[image][mask] == 255).all(), "two classes at one pixel"
-        drawn[image][mask] = CLASSES.index(name)
+        assert (drawn[image][mask] == -1).all(), "two classes at one pixel"
+        drawn[image][mask] = labels[name]
     for image, mask in masks.items():
         np.testing.assert_array_equal(
-            drawn[image], np.where(mask == 0, 255, mask) if background else mask
+            drawn[image], np.where(mask == 0, -1, mask) if background else mask
         )
 
 
 def test_the_tools_get_classes_and_colours_without_background(masks: Masks, tmp_path: Path) -> None:
     info = DatasetInfo(classes=CLASSES)
+    names = [*CLASSES[1:], "ignore"]
     cvat = ElementTree.parse(write(masks, tmp_path, "cvat", info))
-    assert [name.text for name in cvat.iterfind("meta//label/name")] == CLASSES[1:]
+    assert [name.text for name in cvat.iterfind("meta//label/name")] == names
     interface = write(masks, tmp_path, "labelstudio", info).with_suffix(".xml")
     labels = {
         e.attrib["value"]: e.attrib["background"]
         for e in ElementTree.parse(interface).iter("Label")
     }
-    assert list(labels) == CLASSES[1:]
+    assert list(labels) == names
     assert labels["cat"] == "#800000"
 
 
 def test_nothing_that_labelme_has_corrected_is_replaced(masks: Masks, tmp_path: Path) -> None:
     info = DatasetInfo(classes=CLASSES)
     path = write(masks, tmp_path, "labelme", info)
-    (path / "noise.json").write_text("corrected")
+    saved = json.loads((path / "noise.json").read_text())
+    saved["shapes"].pop()  # by labelme, which keeps the checksum
+    (path / "noise.json").write_text(json.dumps(saved))
+    (path / "wide.json").write_text("by another program")
     (path / "dot.json").unlink()
+    Image.fromarray(np.full((20, 20), 3, np.uint8)).save(tmp_path / "out/empty.png")  # corrected
     write(masks, tmp_path, "labelme", info)
-    assert (path / "noise.json").read_text() == "corrected"
+    assert json.loads((path / "noise.json").read_text()) == saved
+    assert (path / "wide.json").read_text() == "by another program"
     assert (path / "dot.json").exists()
+    (shape,) = json.loads((path / "empty.json").read_text())["shapes"]
+    assert shape["label"] == "cow"
 
 
 def test_masks_that_are_there_are_annotated_without_predicting_again(
@@ -194,6 +203,33 @@ def test_masks_that_are_there_are_annotated_without_predicting_again(
 
 
 @pytest.mark.parametrize("tool", PLACES)
+def test_the_background_gets_its_name_back(
+    tmp_path: Path,
+    command: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tool: str,
+) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    monkeypatch.chdir(export)
+    classes = ["bg", "cat", "dog", "cow", "sheep"]
+    write_safetensors(Path("m.safetensors"), random_model(backbone="mini"), {"classes": classes})
+    for number in range(2):
+        noise(Path(f"photos/{number}.png"))
+    command("predict", "checkpoint=m.safetensors", "input=photos", "output=out")
+    Image.fromarray(np.eye(24, 32, dtype=np.uint8)).save("out/0.png")  # corrected
+    arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
+    command("predict", *arguments, f"annotations={tool}")
+    assert '"merge={background: bg}"' in capsys.readouterr().out
+    if tool == "labelstudio":
+        path = Path("out", PLACES[tool])
+        path.write_text(path.read_text().replace('"predictions":', '"annotations":'))
+    converted(export, tmp_path / "back", merge={"background": "bg"})
+    assert info(tmp_path / "back")["classes"][:2] == ["bg", "cat"]
+
+
+@pytest.mark.parametrize("tool", PLACES)
 def test_annotations_that_are_converted_back_are_the_same_masks(
     masks: Masks, tmp_path: Path, tool: str
 ) -> None:
@@ -212,5 +248,7 @@ def test_annotations_that_are_converted_back_are_the_same_masks(
     assert len(back) == len(masks)
     for name, mask in masks.items():
         (found,) = (found for key, found in back.items() if key.endswith(Path(name).stem))
-        drawn = np.where(mask == 255, 0, mask).astype(int)  # ignored pixels have no annotation
-        np.testing.assert_array_equal(classes[found], np.array(CLASSES)[drawn])
+        np.testing.assert_array_equal(found == 255, mask == 255)
+        kept = mask != 255
+        labels = mask[kept].astype(int)
+        np.testing.assert_array_equal(classes[found[kept]], np.array(CLASSES)[labels])

@@ -49,6 +49,18 @@ def two(shapes: Shapes) -> dict[str, Shapes]:
     return {"a": shapes, "b": shapes}
 
 
+@pytest.mark.parametrize("write", [coco_shapes, cvat_shapes], ids=IDS)
+def test_an_image_of_another_folder_does_not_take_the_place_of_a_missing_one(
+    tmp_path: Path, write: Write
+) -> None:
+    write(tmp_path / "a", {f"{camera}/{n}": POLYGONS for camera in ("left", "right") for n in "ab"})
+    next((tmp_path / "a").rglob("right/a.*")).unlink()
+    (tmp_path / "a" / "x").mkdir()
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert len(masks) == 3
+    assert "right/a" in printed
+
+
 @pytest.mark.parametrize("write", WRITERS, ids=IDS)
 def test_polygons_are_drawn_in_the_order_of_the_tool(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "a", two(POLYGONS))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fcn.data.dataset import check_overlap
 from fcn.data.groups import check_pattern, draw_folds, group_in
 from fcn.data.layouts import open_split
+from fcn.data.shards import write_shards
 from fcn.errors import ConfigError, DataError
 from tests.conftest import QUICK, TinyVOC
 
@@ -81,10 +84,14 @@ def test_every_image_of_both_splits_is_validated_once(tiny_voc: TinyVOC) -> None
     assert train.isdisjoint(val)
 
 
-@pytest.mark.parametrize("layout", ["voc", "folder"])
+@pytest.mark.parametrize("layout", ["voc", "folder", "shards"])
 def test_a_set_without_a_validation_split_is_divided_alone(tiny_voc: TinyVOC, layout: str) -> None:
     data = replace(tiny_voc.config(), fold=1, folds=2)
     tiny_voc.listing("val").unlink()
+    if layout == "shards":
+        files, folder = open_split(tiny_voc.config(), "train"), tiny_voc.root / "shards"
+        write_shards(files, folder, "train", Console(quiet=True))
+        data = replace(data, layout=layout, root=str(folder))
     if layout == "folder":
         data = replace(data, layout=layout, root=str(tiny_voc.root / "new"))
         for part, find in (("images", tiny_voc.image), ("annotations", tiny_voc.mask)):
@@ -147,6 +154,12 @@ def test_runs_know_their_own_fold(
     assert (content["images"], content["data"]) == (6, "tiny (folds 0, 1, 2)")
     (group,) = content["groups"]
     assert group["folds"] == [0, 1, 2]
+
+    copy = shutil.copytree(tiny_voc.root, tiny_voc.root.with_name("copy"))
+    moved = ["checkpoint=sweep/1", f"data.root={copy}"]
+    assert "add data.fold=null" in error_line("evaluate", *moved)
+    command("evaluate", *moved, "data.fold=1", "hydra.run.dir=moved")
+    assert Path("moved/metrics.json").read_bytes() == Path("sweep/1/metrics.json").read_bytes()
 
     other, first = [*data, "data.fold=1"], "checkpoint=sweep/0"
     for chosen, warned in (([*data, "data.fold=0"], False), (other, True), (data[:-1], True)):

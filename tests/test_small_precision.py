@@ -116,6 +116,24 @@ def test_convolutions_are_converted_and_the_cost_is_written_down(
     assert f"mean IoU {100 * iou.mean():.2f} % instead of 100.00" in printed
 
 
+def test_a_large_image_is_predicted_in_tiles_as_it_is_whole(
+    write: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(num_classes=3, backbone="mini")
+    path, _, _ = write(model, precision="float16")
+    side = 2 * model.reach + 2 * model.period + 1
+    image, session = (blobs(side + 70, side + 50)[0] * 255).byte(), open_session(path)
+    cfg = ExportConfig("", "")
+    expected = small_precision.predict_tiles(session, image, cfg, model)
+    sizes, run = [], session.run
+    monkeypatch.setattr(small_precision, "TILE", side)
+    monkeypatch.setattr(session, "run", lambda *a: sizes.append(a[1]["image"].shape) or run(*a))
+    found = small_precision.predict_tiles(session, image, cfg, model)
+    assert max(max(size[2:]) for size in sizes) <= side
+    assert len(np.unique(expected)) > 1
+    assert (found == expected).mean() > 0.999  # sums are rounded otherwise in tiles
+
+
 def test_a_file_of_one_size_of_bytes_to_labels_with_a_layer_in_float32_is_compared_too(
     write: Exporter,
 ) -> None:

@@ -23,6 +23,7 @@ from fcn.inference import demo, export
 from fcn.inference.small_precision import open_session
 from fcn.output import make_console
 from tests.conftest import random_model
+from tests.export_files import noise
 
 CLASSES = ["background", "cat", "dog", "horse", "cow"]
 DRIVER = Path(__file__).with_name("drive_page.js")
@@ -57,6 +58,21 @@ def test_files_of_the_page_that_are_missing_are_named_first(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"example=cat\.jpg: no such picture"):
         write(tmp_path, example="cat.jpg")
     assert not (tmp_path / "page").exists()
+
+
+def test_a_page_is_written_again_with_its_own_files(tmp_path: Path) -> None:
+    (assets := tmp_path / "dist").mkdir()
+    for name in demo.RUNTIME_FILES:
+        (assets / name).write_text(name)
+    example = noise(tmp_path / "cat.png")
+    page = write(tmp_path, assets=str(assets), example=str(example))
+    own = {"assets": f"{page}/runtime", "example": f"{page}/example.png"}
+    (page / "runtime" / demo.RUNTIME_FILES[0]).write_text("changed")
+    with pytest.raises(ConfigError, match="overwrite=true"):
+        write(tmp_path, **own)
+    write(tmp_path, **own, overwrite=True)
+    assert (page / "example.png").read_bytes() == example.read_bytes()
+    assert (page / "runtime" / demo.RUNTIME_FILES[0]).read_text() == "changed"
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ class ExportFolder:
         bare = [p for p in pictures if not self.info(p).is_mask and p not in predicted]
         photos = chosen_images if images else bare
         self.photos = sorted(p for p in set(photos) - set(self.masks) if p.suffix != ".npy")
+        self._innermost = {self.info(path).folders[-1:] for path in self.photos}
         self._by_name = defaultdict[str, list[Path]](list)
         others = (path for path in self.pictures if path not in predicted)
         for path in dict.fromkeys((*self.photos, *others)):
@@ -189,6 +190,7 @@ class ExportFolder:
         """Return the image of a name in an annotation file, None if there is none.
 
         Of several, prefer in turn the same path, beside `source`, its split, its folders, no mask.
+        If the export has the folder that the name says, an image elsewhere is another one.
 
         Args:
             name: of the image, or the end of its path; without its suffix if need be.
@@ -200,6 +202,9 @@ class ExportFolder:
         """
         parts = [part for part in re.split(r"[\\/]", nfc(name)) if part not in ("", ".", "..")]
         found = self._by_name.get(parts[-1], []) if parts else []
+        said = self.info(self.root.joinpath(*parts)).folders[-1:]
+        if said and said in self._innermost:
+            found = [path for path in found if self.info(path).folders[-1:] == said]
         here = self.info(source)
         for rule in (
             lambda path: [*map(nfc, path.absolute().parts[-len(parts) :])] == parts,

@@ -13,7 +13,7 @@ from fcn.data.files import finder, is_image, nfc, unread_note, walk
 from fcn.data.groups import check_folds, choose_fold
 from fcn.data.shards import open_shards
 from fcn.dataset_info import DatasetInfo
-from fcn.errors import ConfigError, DataError
+from fcn.errors import ConfigError, DataError, MissingData
 
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -25,10 +25,6 @@ VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # b
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
 # Settings that say which images a run is trained on; its checkpoints keep them.
 SPLIT_SETTINGS = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
-
-
-class NoSplit(DataError):
-    """A data set has no split of this name."""
 
 
 def open_split(
@@ -70,7 +66,7 @@ def _both_splits(data: DataConfig) -> list[Listing]:
     found = [LAYOUTS[data.layout](data, data.train_split)]
     try:
         found.append(LAYOUTS[data.layout](data, data.val_split))
-    except NoSplit:
+    except MissingData:
         if data.val_split != DataConfig.val_split:
             raise
     return found
@@ -132,7 +128,7 @@ def voc(data: DataConfig, split: str, classes: Sequence[str] = VOC_CLASSES) -> L
         raise DataError(f"{masks}: no such folder; data={data.name} needs it")
     if not ids.is_file():
         there = ", ".join(sorted(path.stem for path in ids.parent.glob("*.txt"))) or "none"
-        raise NoSplit(f"{ids}: no such list; available splits: {there}")
+        raise MissingData(f"{ids}: no such list; available splits: {there}")
     find = finder()
     pairs = [Pair(i, find(images / f"{i}.jpg"), find(masks / f"{i}.png")) for i in read_list(ids)]
     own = read_description(folder)
@@ -232,7 +228,7 @@ def _check_folders(data: DataConfig, split: str, images: Path, masks: Path, conv
             f"images holds {names}: choose with data.val_split=NAME, or to draw a "
             f"validation split from {data.train_split}, run {convert}"
         )
-    kind = NoSplit if missing == images and not masks.is_dir() else DataError
+    kind = MissingData if missing == images and not masks.is_dir() else DataError
     raise kind(
         f"{missing}: no such folder; data=folder needs images/{split}/NAME.jpg (or .png) and "
         f"annotations/{split}/NAME.png in data.root; {fix}"

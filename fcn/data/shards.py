@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fcn.data.dataset import Pair, SegmentationDataset, read_bytes, read_labels
 from fcn.dataset_info import INFO_KEYS, DatasetInfo
-from fcn.errors import DataError
+from fcn.errors import DataError, MissingData
 from fcn.output import progress, write_json
 
 FORMAT = "fcn-shards-1"
@@ -154,7 +154,7 @@ def _read(address: str, start: int = 0, length: int | None = None) -> bytes:
             content = filesystem.cat_file(path, start=start, end=stop)
             break
         except FileNotFoundError:
-            raise DataError(f"{address}: not found; check data.root and data.split") from None
+            raise MissingData(f"{address}: not found; check data.root and data.split") from None
         except Exception as error:  # every file system has its own errors
             if attempt == TRIES - 1 or isinstance(filesystem, LocalFileSystem):
                 raise DataError(f"{address}: unreadable ({error}); check data.root") from None

@@ -1,6 +1,7 @@
 """Predicted masks as annotations that a tool imports, to be corrected there.
 
-An image has one mask per class: semantic segmentation knows no objects. Background is left out.
+An image has one mask per class: semantic segmentation knows no objects. Background is left out;
+ignored pixels, which only a person can have painted, are of the class "ignore".
 All of these tools take masks as they are, so every pixel is kept; outlines would lose some.
 """
 
@@ -20,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from fcn.data.dataset import read_labels
-from fcn.dataset_info import DatasetInfo
+from fcn.dataset_info import IGNORED, VOID, DatasetInfo
+from fcn.inference.origin import checksum
 from fcn.output import atomic_write, write_json
 from fcn.pictures.visualize import palette
 
@@ -32,6 +34,7 @@ PLACES = {
     "labelstudio": "annotations/labelstudio.json",  # and .xml: the labelling interface for it
 }
 LABELME_VERSION = "5.5.0"  # of the format; masks came with 5.4
+IGNORE = IGNORED[0]  # the name of ignored pixels, which prepare_data.py reads as such
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,19 @@ class Segment:
 
 def write(
     tool: str, predictions: Sequence[Prediction], info: DatasetInfo, path: Path, overwrite: bool
-) -> None:
-    """Write the annotations of all predictions.
+) -> int:
+    """Write the annotations of all predictions; return how many changed files were kept.
 
     Args:
         tool: a key of `PLACES`.
         predictions: whose masks are written.
         info: classes and colours.
         path: the file to write, or labelme's folder.
-        overwrite: replace labelme's files, which it may have changed; other tools import theirs,
-            so they are replaced anyway.
+        overwrite: also replace labelme's files that it has changed; other tools import theirs, so
+            they are replaced anyway.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept = 0
     if tool == "coco":
         write_coco(predictions, info, path)
     elif tool == "cvat":
@@ -89,8 +93,26 @@ def write(
     else:
         for prediction in predictions:
             target = (path / prediction.name).with_suffix(".json")
-            if overwrite or not target.exists():
+            if overwrite or not _is_changed(target):
                 write_labelme(prediction, info, target)
+            else:
+                kept += 1
+    return kept
+
+
+def _is_changed(path: Path) -> bool:
+    """Return True if a file is there that no longer has the shapes that `write_labelme` wrote."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return content["shapes_checksum"] != _shapes_checksum(content["shapes"])
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def _shapes_checksum(shapes: list[dict[str, Any]]) -> str:
+    return checksum(json.dumps(shapes).encode())
 
 
 def write_coco(predictions: Iterable[Prediction], info: DatasetInfo, path: Path) -> None:
@@ -187,6 +209,7 @@ def write_labelme(prediction: Prediction, info: DatasetInfo, path: Path) -> None
         "imageData": None,  # labelme reads the image from its path
         "imageHeight": mask.shape[0],
         "imageWidth": mask.shape[1],
+        "shapes_checksum": _shapes_checksum(shapes),  # labelme keeps it
     }
     write_json(path, content)
 
@@ -238,14 +261,16 @@ def labelstudio_task(prediction: Prediction, info: DatasetInfo) -> dict[str, Any
 
 def _classes(info: DatasetInfo) -> dict[str, str]:
     """Return the classes that are annotated, and their colours such as #804000."""
-    colours = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(info).tolist())
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(info).tolist()]
     named = list(zip(info.classes, colours, strict=False))
-    return dict(named[1:] if info.background else named)
+    return dict(named[1:] if info.background else named) | {IGNORE: colours[VOID]}
 
 
 def segments(mask: np.ndarray, info: DatasetInfo) -> Iterator[Segment]:
     """Yield the pixels of each class that a mask, uint8 (H, W), has; background is left out."""
     counts = Image.fromarray(mask).histogram()
+    if counts[VOID]:
+        yield Segment(IGNORE, mask == VOID)
     for label, name in enumerate(info.classes):
         if counts[label] and not (label == 0 and info.background):
             yield Segment(name, mask == label)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -31,6 +32,14 @@ def check_files(cfg: ExportConfig) -> None:
         raise ConfigError(f"example={cfg.example}: no such picture")
 
 
+def files_of_page(folder: Path, cfg: ExportConfig) -> list[Path]:
+    """Return the files that `write_page` and the export before it write to a folder."""
+    files = [folder / name for name in PAGE_FILES]
+    files += [folder / "model.json"] if cfg.precision != "float32" else []
+    files += [folder / "runtime" / name for name in RUNTIME_FILES] if cfg.assets else []
+    return files + ([example_in(folder, cfg.example)] if cfg.example else [])
+
+
 def example_in(folder: Path, example: str) -> Path:
     """Return where the page keeps the picture that it starts with."""
     return folder / f"example{Path(example).suffix}"
@@ -44,10 +53,10 @@ def write_page(folder: Path, trained: Checkpoint, cfg: ExportConfig, console: Co
         runtime = "runtime/"
         (folder / runtime).mkdir(exist_ok=True)
         for name in RUNTIME_FILES:
-            shutil.copyfile(Path(cfg.assets, name), folder / runtime / name)
+            _copy_file(Path(cfg.assets, name), folder / runtime / name)
     if cfg.example is not None:
         example = example_in(folder, cfg.example).name
-        shutil.copyfile(cfg.example, folder / example)
+        _copy_file(Path(cfg.example), folder / example)
     settings = {
         "classes": trained.classes,
         "colours": complete_metadata(trained.model(), trained.metadata)["palette"],
@@ -76,3 +85,9 @@ def _copy(kind: str, names: Iterable[str], folder: Path) -> None:
     """Copy files of this package, from the folder fcn/inference/`kind`."""
     for name in names:
         shutil.copyfile(Path(__file__).parent / kind / name, folder / name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file of the user's; nothing is to do if it is there already."""
+    with suppress(shutil.SameFileError):
+        shutil.copyfile(source, target)

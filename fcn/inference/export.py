@@ -160,12 +160,12 @@ def check(cfg: ExportConfig) -> None:
         raise ConfigError(f"output={output}: format={cfg.format} writes a folder; name one")
     if suffix and output.suffix != suffix:
         raise ConfigError(f"output={output} must end in {suffix} for format={cfg.format}")
-    written = {"hub": [*hub.FILES["model"], "space"], "web": demo.PAGE_FILES}.get(cfg.format)
-    files = [output / name for name in written] if written else [output]
     if cfg.format == "web":
-        files += [output / "model.json"] if cfg.precision != "float32" else []
-        files += [demo.example_in(output, cfg.example)] if cfg.example else []
-    files += [output.with_suffix(".json")] if suffix and cfg.precision != "float32" else []
+        files = demo.files_of_page(output, cfg)
+    elif cfg.format == "hub":
+        files = [output / name for name in (*hub.FILES["model"], "space")]
+    else:
+        files = [output, *([output.with_suffix(".json")] if cfg.precision != "float32" else [])]
     refuse_overwriting(files, cfg.overwrite)
     if cfg.format == "web":
         demo.check_files(cfg)

@@ -25,7 +25,7 @@ from fcn.data.dataset import read_labels
 from fcn.data.files import finder, is_image, unread_note, walk
 from fcn.data.georeference import Georeference, read_georeference
 from fcn.data.images import image_size, read_image
-from fcn.dataset_info import DatasetInfo
+from fcn.dataset_info import BACKGROUND, DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference import annotations, areas
@@ -320,8 +320,17 @@ def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: C
         with suppress(DataError):  # no mask of labels any more, which was said before
             prediction.read()
             predictions.append(prediction)
-    annotations.write(cfg.annotations, predictions, info, path, cfg.overwrite)
+    kept = annotations.write(cfg.annotations, predictions, info, path, cfg.overwrite)
     console.print(f"annotations of {len(predictions)} images: {path}")
+    if kept:
+        console.print(
+            f"note: {kept} of them kept as labelme has saved them; overwrite=true replaces them"
+        )
+    if info.background and info.classes[0].lower() != BACKGROUND[0]:
+        console.print(
+            f"note: {info.classes[0]} is left out as background; when the annotations are "
+            f'converted, give it its name with "merge={{{BACKGROUND[0]}: {info.classes[0]}}}"'
+        )
 
 
 def _claim_folder(

@@ -7,6 +7,7 @@ would move labels.
 import logging
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,8 @@ from fcn.dataset_info import VOID
 from fcn.device import describe_machine
 from fcn.errors import ConfigError
 from fcn.inference.metrics import image_confusions, metrics_of
+from fcn.models.fcn import FCN
+from fcn.models.tiles import TILE, tiles, window
 from fcn.output import percent, progress
 
 TOLERATED = 0.01  # of mean IoU; if more is lost, a layer stays float32
@@ -58,13 +61,13 @@ def shrink(path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console)
             f"keep={cfg.keep}: no layer {unknown[0]}; choose from {', '.join(layers)}"
         )
     val, images = open_data(cfg, trained, console)
-    labels = trained.labels_in(val.classes, cfg.data.name)
+    labels, model = trained.labels_in(val.classes, cfg.data.name), trained.model()
     keep = list(cfg.keep)
     with TemporaryDirectory(dir=path.parent) as folder:
         before = path.rename(Path(folder, "before.onnx"))
         while True:
             convert(before, path, cfg.precision, images, keep)
-            found = compare(before, path, val, labels, cfg, console)
+            found = compare(before, path, val, labels, cfg, model, console)
             lost = found["before"]["mean_iou"] - found["after"]["mean_iou"]
             if lost <= TOLERATED or len(keep) == len(layers):
                 break
@@ -105,7 +108,13 @@ def open_data(
             f"note: the {count} calibration images show no pixel of {', '.join(absent)}; raise "
             "calibration if these classes lose much"
         )
-    return val, [_fit(image, cfg.size, 0) for image, _ in chosen]
+    return val, [_fit(_middle(image), cfg.size, 0) for image, _ in chosen]
+
+
+def _middle(image: Tensor) -> Tensor:
+    """Return the middle of a large image (C, H, W), at most `TILE` on a side."""
+    top, left = (max(0, side - TILE) // 2 for side in image.shape[-2:])
+    return image[..., top : top + TILE, left : left + TILE]
 
 
 def _fit(image: Tensor, size: Sequence[int] | None, value: int) -> Tensor:
@@ -219,12 +228,33 @@ def labels_of(result: np.ndarray) -> np.ndarray:
     return result.argmax(1) if result.ndim == 4 else result
 
 
+def predict_tiles(session: Any, image: Tensor, cfg: ExportConfig, model: FCN) -> np.ndarray:
+    """Return the labels (1, H, W) of an image, cut into tiles if it is large.
+
+    Args:
+        session: of an ONNX file.
+        image: uint8 (C, H, W).
+        cfg: input, and the size that the file takes if it takes only one.
+        model: the network in the file, which decides how tiles overlap.
+    """
+    height, width = image.shape[-2:]
+    side = TILE if cfg.size is None else None
+    mask = np.empty((1, height, width), np.int64)
+    for rows, columns in product(tiles(height, side, model), tiles(width, side, model)):
+        above, left = window(rows, height, model), window(columns, width, model)
+        found = labels_of(session.run(None, feed(image[:, above, left], cfg.input))[0])
+        found = found[:, rows.start - above.start :, columns.start - left.start :]
+        mask[:, rows, columns] = found[:, : rows.stop - rows.start, : columns.stop - columns.start]
+    return mask
+
+
 def compare(
     before: Path,
     after: Path,
     val: SegmentationDataset,
     labels: Sequence[int] | None,
     cfg: ExportConfig,
+    model: FCN,
     console: Console,
 ) -> dict[str, Any]:
     """Return size, mean IoU, time and IoU of each class of two ONNX files, in ONNX Runtime.
@@ -235,6 +265,7 @@ def compare(
         val: the images, at their own size; cut or padded to `cfg.size` if the files need it.
         labels: the data set's label of each of the files' classes; None: the same.
         cfg: size, input, data.
+        model: the network in the files.
         console: shows a progress bar.
     """
     import onnxruntime
@@ -248,12 +279,11 @@ def compare(
         for index in bar.track(range(len(val)), description=cfg.precision):
             image, target = val[index]
             image, target = _fit(image, cfg.size, 0), _fit(target, cfg.size, VOID)
-            given = feed(image, cfg.input)
             for name, session in list(sessions.items())[:: 1 if index % 2 else -1]:
                 start = time.perf_counter()
-                result = session.run(None, given)[0]
+                result = predict_tiles(session, image, cfg, model)
                 times[name].append(time.perf_counter() - start)
-                prediction = torch.from_numpy(own[labels_of(result)])
+                prediction = torch.from_numpy(own[result])
                 confusion[name] += image_confusions(prediction, target[None], classes)[0]
     found = {name: metrics_of(confusion[name]) for name in paths}
     pairs = zip(val.classes, found["before"].iou, found["after"].iou, strict=True)
