@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fcn.dataset_info import INFO_KEYS, DatasetInfo, class_problem, starts_with_background
 from fcn.errors import CheckpointError, ConfigError, UserError
-from fcn.models.fcn import FCN
+from fcn.models.fcn import FCN, MEAN, STD
 from fcn.models.surgery import (
     Report,
     SurgeryError,
@@ -23,6 +23,7 @@ from fcn.models.surgery import (
     normalisation_warning,
     transplant,
 )
+from fcn.models.vgg import Bands
 from fcn.output import atomic_write
 from fcn.pictures.visualize import palette
 
@@ -54,14 +55,12 @@ class Checkpoint:
 
     @property
     def info(self) -> DatasetInfo:
-        """What is known about the data it was trained on; of another writer, the classes alone."""
+        """Classes, colours, bands and value range of its data, as far as its writer named them."""
         metadata = {"background": starts_with_background(self.classes)} | self.metadata
         metadata["colours"] = metadata.get("palette", [])
         channels = metadata["model"].get("in_channels", 3)
         if channels != 3 and not metadata.get("bands"):
-            metadata["bands"] = list(
-                range(channels)
-            )  # as in training: without any they would be RGB
+            metadata["bands"] = list(range(channels))  # as in training: none would mean RGB
         return DatasetInfo(**{key: metadata[key] for key in INFO_KEYS if key in metadata})
 
     def labels_in(self, classes: Sequence[str], data: str) -> list[int] | None:
@@ -110,6 +109,9 @@ class Checkpoint:
 
         Args:
             classes: the model's, in the order in which it is to score them; None: its own order.
+
+        Raises:
+            CheckpointError: its description builds no model, or its weights do not fit.
         """
         try:
             with torch.device("meta"):
@@ -140,14 +142,20 @@ def find(path: str | Path) -> Path:
     Args:
         path: the file itself; a run's folder, whose best model is meant, of the last stage if there
             are several; or hf://USER/NAME.
+
+    Returns:
+        A .safetensors or .ckpt file.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError, UserError: of hf://, see `load`.
     """
     folder = _download(str(path)) if str(path).startswith(HUB) else Path(path)
     if folder.is_file():
         return folder
-    if (stages := folder / "stages.json").is_file():
-        folder /= list(json.loads(stages.read_text(encoding="utf-8")))[-1]
+    folder = last_stage(folder)
     kept = [folder / "model.safetensors", folder / "checkpoints" / "best.ckpt"]
-    if goes_on(folder):  # its model may be that of the time before it was resumed
+    if is_resumed_unfinished(folder):  # its model may be that of the time before it was resumed
         kept.reverse()
     if found := next((file for file in kept if file.is_file()), None):
         return found
@@ -156,7 +164,15 @@ def find(path: str | Path) -> Path:
     raise CheckpointError(f"{path}: no such checkpoint")
 
 
-def goes_on(run: Path) -> bool:
+def last_stage(run: Path) -> Path:
+    """Return the folder of the last stage of a finished run with `stages`, or the run's own."""
+    stages = run / "stages.json"
+    if not stages.is_file():
+        return run
+    return run / list(json.loads(stages.read_text(encoding="utf-8")))[-1]
+
+
+def is_resumed_unfinished(run: Path) -> bool:
     """Return True if a run was resumed and has not come to its end since."""
     try:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -182,6 +198,7 @@ def read(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: no such file, damaged, or not of this project.
+        ConfigError, UserError: of hf://, see `load`.
     """
     path = find(path)
     weights, metadata = _read_file(path)
@@ -248,6 +265,14 @@ def info_metadata(info: DatasetInfo) -> dict[str, Any]:
     return metadata
 
 
+def without_folder(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return `metadata` without the folder of its data, for files that others will read."""
+    if not (division := _nested(metadata, "data", "division")):
+        return metadata
+    kept = {key: value for key, value in division.items() if key != "root"}
+    return metadata | {"data": metadata["data"] | {"division": kept}}
+
+
 def as_text(metadata: dict[str, Any]) -> dict[str, str]:
     """Return `metadata` as the text that every kind of file can hold."""
     return {"format": "fcn-segmentation", "about": json.dumps(metadata)}
@@ -278,6 +303,7 @@ def initialise(
     weights: str | None,
     classes: Sequence[str],
     *,
+    bands: Bands = (),
     new_head: bool = False,
 ) -> Report | None:
     """Give a model its first weights.
@@ -289,6 +315,7 @@ def initialise(
             torchvision's weights, or a file. Mean and std come from torchvision, or from the
             file's metadata or tensors. Its score and upscore layers are not used.
         classes: the model's class names.
+        bands: of its images, which are matched by name with those that the weights were learned on.
         new_head: fc6 and fc7 start new.
 
     Returns:
@@ -296,19 +323,27 @@ def initialise(
 
     Raises:
         CheckpointError: the weights do not fit.
+        ConfigError: torchvision has no weights of this name.
         UserError: they cannot be fetched.
     """
     try:
         if source is not None:
-            return _transplant_all(model, source, classes)
+            return _transplant_all(model, source, classes, bands)
         if weights is None:
             return None
         local = Path(weights).suffix in WEIGHTS_FILES
-        tensors = _read_file(Path(weights))[0] if local else _torchvision(model, weights)
+        tensors, known = (
+            _read_file(Path(weights)) if local else (_torchvision(model, weights), None)
+        )
         # Scores belong to classes, and to a network's own scales of its skips: not to a backbone.
         scores = sorted(name for name in tensors if name.startswith(("score", "upscore")))
         backbone = {name: tensor for name, tensor in tensors.items() if name not in scores}
-        report = transplant(model, backbone, weights, new_head=new_head)
+        if bands:  # a file without mean and std is taken to have the usual ones
+            backbone = _normalisation(MEAN, STD) | backbone
+        theirs = _nested(known, "bands") or ()
+        report = transplant(
+            model, backbone, weights, bands=bands, source_bands=theirs, new_head=new_head
+        )
         note = "not of the backbone; see model.init_from"
         report.tensors += [
             TensorReport(name, "left over", tuple(tensors[name].shape), note) for name in scores
@@ -333,7 +368,7 @@ def surgery_table(report: Report) -> "Table":
     return table
 
 
-def _transplant_all(model: FCN, source: Checkpoint, classes: Sequence[str]) -> Report:
+def _transplant_all(model: FCN, source: Checkpoint, classes: Sequence[str], bands: Bands) -> Report:
     """Copy a checkpoint's weights, scores too, into a model of the same backbone."""
     path, backbone = str(source.path), model.arguments["backbone"]
     theirs = source.metadata["model"]["backbone"]
@@ -342,7 +377,15 @@ def _transplant_all(model: FCN, source: Checkpoint, classes: Sequence[str]) -> R
             f"model.init_from={path}: its backbone is {theirs}, but this model's is {backbone}; "
             f"set backbone={theirs}"
         )
-    return transplant(model, source.weights, path, classes=classes, source_classes=source.classes)
+    return transplant(
+        model,
+        source.weights,
+        path,
+        classes=classes,
+        source_classes=source.classes,
+        bands=bands,
+        source_bands=source.info.bands,
+    )
 
 
 def _torchvision(model: FCN, name: str) -> Mapping[str, Tensor]:

@@ -1,7 +1,4 @@
-"""The commands: Hydra composes the settings, pydantic checks them, errors are one line.
-
-`python -m fcn.cli NAME key=value ...` runs any of them.
-"""
+"""The commands: Hydra composes the settings, pydantic checks them, errors are one line."""
 
 import dataclasses
 import os
@@ -36,6 +33,7 @@ from fcn.config import (
     check,
     check_used_data,
     flat_keys,
+    help_of,
     quoted,
     unknown_key,
 )
@@ -155,7 +153,7 @@ class Command:
         overrides = _overrides(given)
         parse = OverridesParser.create().parse_overrides
         parsed = parse(overrides)
-        values = {override.key_or_group: override.value() for override in parsed}
+        values = {o.key_or_group: o.value() for o in parsed if not o.is_delete()}
         several = {"-m", "--multirun"} & set(given)
         if str(values.get("hydra.mode")).upper() == "MULTIRUN":
             several = {*several, "hydra.mode"}
@@ -209,7 +207,7 @@ class Command:
     def flags_first(self, arguments: list[str]) -> list[str]:
         """Return the command line as Hydra 1.3 reads it: no flag between two settings."""
         flags = {"-m", "--multirun", *self.flags}
-        return sorted(arguments, key=lambda a: a not in flags or a.startswith("~"))
+        return sorted(arguments, key=lambda a: a not in flags)
 
     def run_job(self, cfg: Any) -> Any:
         """Run the command on what Hydra has composed; an error is kept for `run`."""
@@ -248,8 +246,9 @@ class Command:
                 raise ConfigError(f"{key}: use backbone={value}, which also sets its weights")
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         if self.resumed is not None:
-            resume = values["resume"]
-            values = settings_to_resume(self.resumed, values, given) | {"resume": resume}
+            raw: Any = OmegaConf.to_container(cfg)  # ${...} are resolved by the run's own settings
+            raw = settings_to_resume(self.resumed, raw, given)
+            values = raw | {"resume": values["resume"]}
         if self.training:
             ConfigStore.instance().store(name="train_schema", node=SCHEMAS["train"])
             recipe = hydra.compose("train", self.training)["recipe"]
@@ -411,9 +410,10 @@ def check_one_value(override: Override, *, several: bool) -> None:
 
 
 def _overrides(given: list[str]) -> list[str]:
-    """Return the arguments that are settings, not flags or values of flags."""
+    """Return the arguments that set or remove settings, not flags or values of flags."""
     values = {b for a, b in pairwise(given) if a.startswith("--config-")}
-    return [a for a in given if "=" in a and not a.startswith("-") and a not in values]
+    is_setting = re.compile("~|[^-].*=")
+    return [a for a in given if is_setting.match(a) and a not in values]
 
 
 def _one_line(error: Exception, name: str) -> str:
@@ -453,9 +453,16 @@ def describe_settings(cfg: Any, schema: type) -> str:
     """Return a line for every setting: key, value and meaning."""
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     lines, above = [], None
+    unused = [
+        f"{entry.name}.{name}"
+        for entry in dataclasses.fields(schema)
+        for name in entry.metadata.get("unused", ())
+    ]
     for key, value in flat_keys(cfg).items():
+        if key in unused:
+            continue
         entry = _schema_entry(schema, key.split("."))
-        meaning = entry.metadata.get("description", "") if entry is not above else ""
+        meaning = help_of(entry, key.rpartition(".")[0]) if entry is not above else ""
         shown = as_typed(value)
         if value == MISSING:
             shown, meaning = "VALUE", f"must be given: {meaning}"
@@ -479,9 +486,5 @@ def console() -> None:
     """Run the installed command by whose name this was started, such as fcn-prepare-data."""
     name = Path(sys.argv[0]).stem.removeprefix("fcn-").replace("-", "_")
     if name not in COMMANDS:
-        sys.exit(f"error: {sys.argv[0]}: not a command's name; use python -m fcn.cli NAME")
+        sys.exit(f"error: {sys.argv[0]}: not a command's name, such as fcn-train")
     run(name)
-
-
-if __name__ == "__main__":
-    run(sys.argv.pop(1))

@@ -42,15 +42,27 @@ def setting(
         rules: for its value, in pydantic's words: ge, lt, max_length, pattern, ...
     """
     if choices:
-        meaning = f"{meaning}: {', '.join(choices)}"
+        meaning = f"{meaning} (one of: {', '.join(choices)})"
         rules["pattern"] = f"^({'|'.join(choices)})$"
-    for part in reversed(needs.split()):
-        if not part.endswith(("=null", "=false")):
-            meaning = f"{part.removeprefix('name=')}: {meaning}"
     metadata = {"description": meaning, "needs": needs, **rules}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def help_of(entry: dataclasses.Field[Any], group: str = "") -> str:
+    """Return the meaning of a setting for `--help`, with the other settings that it needs.
+
+    Args:
+        entry: made by `setting`.
+        group: the key of its group; "" for a setting of the command itself.
+    """
+    needs = [part for part in entry.metadata.get("needs", "").split() if not part.endswith("=null")]
+    keys = [part if "=" in part else f"{part}=..." for part in needs if part != "quick=false"]
+    if group:
+        keys = [f"{group}.{key}".replace(".name=", "=") for key in keys]
+    meaning = entry.metadata.get("description", "")
+    return f"{meaning} [with {', '.join(keys)}]" if keys else meaning
 
 
 def data_set(unused: str = "", needs: str = "", converting: str = "") -> Any:
@@ -71,8 +83,8 @@ DEVICE = "where to compute: auto (a GPU if there is one), cpu, cuda, mps"
 OVERWRITE = "replace files that are there already"
 FLIP = "average over the image and its mirror image"
 SCALES = "average over the image resized by these factors"
-PROCESSES = "accelerator, devices, num_nodes, strategy, precision, as in training"
-TRAINER = "any argument of Lightning's Trainer; precision may also be auto"
+PROCESSES = "accelerator, devices, num_nodes, strategy, precision of Lightning's Trainer"
+TRAINER = "arguments of Lightning's Trainer; precision may also be auto"
 # Words that a setting takes.
 CAFFE = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "vgg16"]
 DIVIDED = "fold folds fold_seed group train_split val_split split"
@@ -117,11 +129,11 @@ class Schema:
 
 @dataclass
 class ModelConfig(Schema):
-    stride: int = setting(8, "of the finest scores fused: 32, 16 or 8")
-    in_channels: int | None = setting(None, "of an image; null: those of data.bands, or 3", ge=1)
-    padding: int | str = setting("aligned", "aligned, or 100 as in the authors' networks")
-    skip_scales: dict[str, float] = setting({}, "factors on skips: {pool4: 0.01, ...}")
-    dropout: float = setting(0.5, "after fc6 and fc7", ge=0, lt=1)
+    stride: int = setting(8, "stride of the finest scores that are fused: 32, 16 or 8")
+    in_channels: int | None = setting(None, "channels of an image; null: one per band, or 3", ge=1)
+    padding: int | str = setting("aligned", "padding: aligned, or 100 as in the authors' networks")
+    skip_scales: dict[str, float] = setting({}, "factors of the skips: {pool4: 0.01, ...}")
+    dropout: float = setting(0.5, "rate of dropout after fc6 and fc7", ge=0, lt=1)
     init_from: str | None = setting(None, "a checkpoint to start from: 32s -> 16s -> 8s")
 
     @property
@@ -136,25 +148,23 @@ class BackboneConfig(Schema):
     width: int | None = setting(None, "channels of the first stage; null: its own", ge=1)
     head_width: int | None = setting(None, "channels of fc6 and fc7; null: its own", ge=1)
     weights: str | None = setting(None, "imagenet, a name of torchvision's, a file, or null")
-    head_weights: str | None = setting("weights", "of fc6, fc7; null: new", pattern="^weights$")
+    head_weights: str | None = setting("weights", "null: fc6, fc7 random", pattern="^weights$")
     freeze: str | None = setting(None, "the last stage that is not trained", choices=STAGES)
 
 
 @dataclass
 class UpsamplingConfig(Schema):
     name: str = setting("fixed", "set by upsampling=CHOICE")
-    _target_: str | None = setting(
-        None, "instead: your own subclass of fcn.models.upsampling.Upsampling"
-    )
+    _target_: str | None = setting(None, "your own subclass of Upsampling instead")
 
 
 @dataclass
 class DataConfig(Schema):
-    name: str = setting(MISSING, "name in metrics.json and on the screen")
+    name: str = setting(MISSING, "a label of your choice, printed and in metrics.json")
     layout: str = setting("voc", "how the files are arranged, see fcn/data/layouts.py")
     root: str = setting(DATA_ROOT, "folder of the data sets; for shards also an address")
-    folder: str = setting(".", "of this data set, below root", needs="layout=voc")
-    masks: str = setting("SegmentationClass", "their folder, below data.folder", needs="layout=voc")
+    folder: str = setting(".", "folder of VOC below data.root", needs="layout=voc")
+    masks: str = setting("SegmentationClass", "folder of the masks", needs="layout=voc")
     train_split: str = setting("train", "split to train on")
     val_split: str = setting("val", "split to validate on")
     split: str | None = setting(None, "split to evaluate; null: val_split")
@@ -167,9 +177,9 @@ class DataConfig(Schema):
     colours: list[Colour] = setting([], "RGB of each class, [[0,0,0],...]; []: VOC's")
     ignore_index: int | None = setting(None, "label to ignore; null: 255", ge=0, le=255)
     background: bool | None = setting(None, "class 0 is background; null: if its name says so")
-    value_range: Range | None = setting(None, "values of black and white; null: of 8 or 16 bits")
+    value_range: Range | None = setting(None, "values of black and white; null: 0 to 255 or 65535")
     bands: list[int | str] = setting([], "channels to use, by number from 0 or name; []: RGB")
-    limit: int | None = setting(None, "train on so many images, drawn by seed; null: all", ge=1)
+    limit: int | None = setting(None, "number of training images, drawn by seed; null: all", ge=1)
     scan: bool = setting(True, "read all masks before training or evaluation, for errors")
     num_workers: int | None = setting(None, "processes that load images; null: by cores", ge=0)
     download: bool = setting(False, "fetch what is missing: VOC, SBD")
@@ -188,37 +198,35 @@ class DataConfig(Schema):
 class RecipeConfig(Schema):
     """What Lightning's Trainer does not know; steps, precision and accumulation are `trainer.*`."""
 
-    optimizer: str = setting("sgd", "of torch.optim, by name: sgd, adamw, RMSprop, ...")
+    optimizer: str = setting("sgd", "a class of torch.optim: sgd, adamw, RMSprop, ...")
     optimizer_arguments: dict[str, Any] = setting({}, "more arguments of the optimizer")
     lr: float | None = setting(None, "learning rate; null: from lr_by_model", gt=0)
     lr_by_model: dict[str, float] = setting({}, "learning rate by network: fcn32s, ...")
     momentum: float = setting(0.9, "SGD's, or AdamW's beta 1", ge=0, lt=1)
-    weight_decay: float = setting(5e-4, "of weights, not biases or norms", ge=0)
-    bias_lr_factor: float = setting(2.0, "biases learn at lr times this", ge=0)
-    backbone_lr_factor: float = setting(1.0, "the backbone learns at lr times this", ge=0)
-    fit_to_features: bool = setting(True, "scale skips and a new fc6 to pretrained features")
+    weight_decay: float = setting(5e-4, "of weights; not of biases, norms and upsampling", ge=0)
+    bias_lr_factor: float = setting(2.0, "factor of the learning rate for biases", ge=0)
+    backbone_lr_factor: float = setting(1.0, "factor of the learning rate for the backbone", ge=0)
+    fit_to_features: bool = setting(True, "rescale skips and a new fc6 to pretrained features")
     schedule: str = setting("constant", "of the rate", choices=["constant", "poly", "cosine"])
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
-    loss_reduction: str = setting("mean", "over the pixels of a batch", choices=["sum", "mean"])
+    loss_reduction: str = setting("mean", "of the pixels' losses", choices=["sum", "mean"])
     batch_size: int = setting(1, "images of one forward pass of one process", ge=1)
     ema_decay: float | None = setting(None, "keep averaged weights; null: off", ge=0, lt=1)
     crop: int | None = setting(None, "side of square training crops; null: whole images", ge=1)
     scale: Scale = setting([1.0, 1.0], "random resize of crops, [from, to]")
     flip: bool = setting(False, "mirror half of the images")
-    jitter: float = setting(0.0, "of brightness, contrast and saturation", ge=0, le=1)
-    transforms: list[dict[str, Any]] = setting([], "of image and mask; see augmentation")
+    jitter: float = setting(0.0, "random change of brightness, contrast and saturation", ge=0, le=1)
+    transforms: list[dict[str, Any]] = setting([], "of image and mask; see augmentation=")
 
 
 @dataclass
 class LossConfig(Schema):
     name: str = setting("cross_entropy", "set by loss=CHOICE")
-    _target_: str | None = setting(None, "instead: a class of yours: (score, target) -> loss")
-    arguments: dict[str, Any] = setting(
-        {}, "its own; it also gets ignore_index=255", needs="_target_"
-    )
+    _target_: str | None = setting(None, "your own class instead: (score, target) -> loss")
+    arguments: dict[str, Any] = setting({}, "its keyword arguments", needs="_target_")
     class_weights: Any = setting(None, "one number per class, balanced (by pixels), or null")
-    label_smoothing: float = setting(0.0, "a share", needs="name=cross_entropy,dice", ge=0, lt=1)
-    dice_weight: float = setting(1.0, "its weight next to cross entropy", needs="name=dice", gt=0)
+    label_smoothing: float = setting(0.0, "strength", needs="name=cross_entropy,dice", ge=0, lt=1)
+    dice_weight: float = setting(1.0, "weight beside cross-entropy", needs="name=dice", gt=0)
     gamma: float = setting(2.0, "exponent, larger favours hard pixels", needs="name=focal", ge=0)
     hardest: float = setting(0.25, "share of the pixels that count", needs="name=ohem", gt=0, le=1)
 
@@ -234,10 +242,10 @@ class TrainConfig(Schema):
     trainer: dict[str, Any] = setting({}, TRAINER)
     logger: dict[str, Any] = setting({}, "Lightning's loggers, each with its _target_")
     callbacks: dict[str, Any] = setting({}, "Lightning's callbacks, likewise")
-    seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
+    seed: int = setting(0, "seed of all random numbers but data.fold_seed", ge=0, lt=2**32)
     resume: str | None = setting(None, "a run's folder or .ckpt, last, or auto")
     stages: list[str] = setting([], "models to train one after the other: [fcn32s,fcn16s,fcn8s]")
-    compile: bool = setting(False, "torch.compile the training step")
+    compile: bool = setting(False, "compile the model by torch.compile")
 
 
 @dataclass
@@ -262,7 +270,7 @@ class PredictConfig(Schema):
     probabilities: bool = setting(False, "also write NAME.npz, float16 (K, H, W)")
     annotations: str | None = setting(None, "also write annotations for a tool", choices=TOOLS)
     overwrite: bool = setting(False, "predict again what is there already")
-    tile: int | str | None = setting("auto", "longest side at once: auto (1280), pixels, or null")
+    tile: int | str | None = setting("auto", "side of a tile: auto (1280), pixels, or null")
     flip: bool = setting(False, FLIP)
     scales: list[Above0] = setting([1.0], SCALES, min_length=1)
     value_range: Range | None = setting(None, "values of black and white; null: the checkpoint's")
@@ -273,13 +281,13 @@ class PredictConfig(Schema):
 @dataclass
 class ExportConfig(Schema):
     checkpoint: str = setting(MISSING, CHECKPOINT)
-    output: str = setting(MISSING, "the file: .onnx, .pt2, .safetensors; hub, web: a folder")
-    format: str = setting("onnx", "of the file", choices=FORMATS)
+    output: str = setting(MISSING, "a file .onnx, .pt2, .safetensors; for hub and web a folder")
+    format: str = setting("onnx", "what to write", choices=FORMATS)
     size: Size | None = graph_setting(None, "[height, width] of images, for OpenCV; null: any")
-    input: str = graph_setting("float", "of images; float: in [0, 1]", choices=["float", "uint8"])
-    argmax: bool = graph_setting(False, "labels instead of scores")
-    precision: str = setting("float32", "of convolutions", needs=ONNX, choices=SMALLER)
-    calibration: int = setting(64, "images to find ranges on", needs="precision=int8", ge=1)
+    input: str = graph_setting("float", "dtype of images", choices=["float", "uint8"])
+    argmax: bool = graph_setting(False, "let the file return labels instead of scores")
+    precision: str = setting("float32", "dtype of convolutions", needs=ONNX, choices=SMALLER)
+    calibration: int = setting(64, "images to measure ranges on", needs="precision=int8", ge=1)
     keep: list[str] = small_setting([], "layers to leave in float32: [conv1_1,fc6]")
     data: DataConfig = data_set(NOT_MEASURED, needs="precision=float16,int8")
     push: str | None = hub_setting(None, "also upload to this repository, USER/NAME")
@@ -303,21 +311,25 @@ class ImportCaffeConfig(Schema):
 @dataclass
 class PrepareDataConfig(Schema):
     data: DataConfig = data_set(unused="limit", converting=DIVIDED)
-    processes: int | None = setting(None, "readers; null: one per core", ge=1)
+    processes: int | None = setting(None, "readers; null: by cores and images", ge=1)
     overwrite: bool = setting(False, OVERWRITE)
     shards: str | None = setting(None, "also write WebDataset tars to this folder")
     recipe: RecipeConfig | None = setting(None, "recipe=, augmentation=: draw what training sees")
     convert: str | None = setting(None, "first convert an export: folder, .zip, hf://datasets/NAME")
     to: str | None = conversion(None, "the new folder to write, for data=folder")
     images: str | None = conversion(None, "a folder, a pattern such as *.jpg, or a column")
-    masks: str | None = conversion(None, "likewise")
-    labels: Any = conversion(None, "{7: road, 11: building}, the rest ignored; or a file")
+    masks: str | None = conversion(None, "the same for masks")
+    labels: Any = conversion(None, "{7: road, 11: building}, others are ignored; or a file")
     merge: Any = conversion(None, "{truck: car, sky: null} merges and drops classes")
-    val_share: float = conversion(0.2, "drawn for val if there is no such split", gt=0, lt=1)
+    val_share: float = conversion(
+        0.2, "share of images for val, if it has no such split", gt=0, lt=1
+    )
     seed: int = setting(0, "seed of every random draw", ge=0, lt=2**32)
     group: str | None = conversion(None, "regular expression; equal matches stay in one split")
     nearest: bool = conversion(False, "smoothed mask values become the nearest class")
-    line_width: float | None = conversion(None, "of lines, pixels; null: the tool's", gt=0)
+    line_width: float | None = conversion(
+        None, "pixels, of lines; null: as the tool draws them", gt=0
+    )
     resize: bool = conversion(False, "enlarge or shrink masks to their images")
     link: bool = conversion(False, "link images: editing one then edits the original")
 
@@ -336,14 +348,14 @@ class CompareConfig(Schema):
 @dataclass
 class ExplainConfig(Schema):
     explain: str = setting("all", "what to show", choices=TOPICS)
-    checkpoint: str | None = topic_setting(None, "a trained model; null: train a small one")
+    checkpoint: str | None = topic_setting(None, "a trained model; null: train three small ones")
     fcn32s: str | None = setting(None, "a trained FCN-32s, to show beside it", needs="checkpoint")
     fcn16s: str | None = setting(None, "a trained FCN-16s, to show beside it", needs="checkpoint")
     image: str | None = topic_setting(None, "an image id; null: one with many classes")
     steps: int = setting(280, "training steps of the small FCN-32s", needs=OWN_NETWORK, ge=5)
     notebooks: bool = setting(False, "also write each topic as TOPIC.ipynb")
-    seed: int = setting(0, "seed of the small FCN-32s", needs=OWN_NETWORK, ge=0, lt=2**32)
-    data: DataConfig = data_set("limit", needs=NETWORK_TOPICS)
+    seed: int = setting(0, "seed of the small networks", needs=OWN_NETWORK, ge=0, lt=2**32)
+    data: DataConfig = data_set("limit", needs="checkpoint")
     overwrite: bool = setting(False, OVERWRITE)
 
 
@@ -351,10 +363,10 @@ class ExplainConfig(Schema):
 class BenchmarkConfig(Schema):
     quick: bool = speed_setting(False, "fewer rounds: about two minutes")
     size: Size = speed_setting([375, 500], "of the image: [height, width]")
-    num_classes: int = speed_setting(21, "K", ge=2)
+    num_classes: int = speed_setting(21, "number of classes", ge=2)
     rounds: int = setting(15, "of each measurement", needs="checkpoint=null quick=false", ge=3)
     device: str = speed_setting("auto", DEVICE)
-    precision: str = speed_setting("auto", "of this project's network", choices=SPEED_PRECISIONS)
+    precision: str = speed_setting("auto", "of this network", choices=SPEED_PRECISIONS)
     checkpoint: str | None = setting(None, "measure this network in each runtime here, on a CPU")
     data: DataConfig = data_set(NOT_MEASURED, needs="checkpoint")
     images: int | None = setting(None, "validation images; null: all", needs="checkpoint", ge=1)

@@ -140,6 +140,9 @@ def optimize(model: FCN, device: torch.device | str) -> FCN:
 
     Returns:
         The same model.
+
+    Raises:
+        RuntimeError, AssertionError: PyTorch's, if there is no such device.
     """
     device = torch.device(device)
     return model.to(device).to(memory_format=weight_layout(device))
@@ -164,7 +167,7 @@ def keep_memory() -> None:
 def large_tensors_freed() -> Iterator[None]:
     """Let freed memory of large tensors go back to the system at once, after `keep_memory` too.
 
-    Kept memory falls into pieces, into which the next large tensors do not fit.
+    Otherwise the heap fragments, and the next large tensors fit into none of its gaps.
     """
     if _mallopt_after_keeping:
         _mallopt_after_keeping[0](M_MMAP_MAX, MMAP_MAX)
@@ -176,10 +179,10 @@ def large_tensors_freed() -> Iterator[None]:
 
 
 def bound_memory() -> None:
-    """Make oneDNN forget the kernels of image sizes that it met long ago.
+    """Limit oneDNN's cache of kernels, which keeps 1,024 by default, each with memory of its own.
 
-    It keeps 1,024 by default, each with memory of its own, and every size needs others. Like
-    `keep_memory` this is for a process of our own, before its first convolution.
+    Every image size needs other kernels. Like `keep_memory` this is for a process of our own,
+    before its first convolution.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, PyTorch's
         os.environ.setdefault(name, "128")  # several times what one size needs
@@ -251,7 +254,11 @@ class InferenceModel:
 
     @torch.inference_mode()
     def score(self, image: Tensor) -> Tensor:
-        """Return the scores, float (B, K, H, W), of images on any device, see `FCN.forward`."""
+        """Return the scores of images on any device, see `FCN.forward`.
+
+        They are float (B, K, H, W): float32, since upsampling computes so in every precision, or
+        float64 if the precision is 64-true.
+        """
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.model(image.to(self.device))
 

@@ -123,10 +123,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def write_settings(settings: Mapping[str, Any], folder: Path) -> None:
+def write_settings(settings: Mapping[str, Any], folder: Path, **notes: str) -> None:
     """Write .hydra as Hydra does, for `--config-path FOLDER/.hydra`; nothing without Hydra.
 
     Hydra itself would write it before the folder is checked, over that of another run.
+
+    Args:
+        settings: of the command.
+        folder: where it works.
+        notes: more entries of hydra.yaml, from which no settings are read.
     """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -135,7 +140,7 @@ def write_settings(settings: Mapping[str, Any], folder: Path) -> None:
         hydra = HydraConfig.get()
         contents: dict[str, Any] = {
             "config": settings,
-            "hydra": {"hydra": hydra},
+            "hydra": {"hydra": hydra, **notes},
             "overrides": hydra.overrides.task,
         }
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)

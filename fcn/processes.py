@@ -57,7 +57,7 @@ class Processes:
         """Return integer counts summed over the processes, on the CPU."""
         import torch
 
-        counts = counts.cpu()
+        counts = counts.to("cpu", copy=True)
         if self.world > 1:
             torch.distributed.all_reduce(counts, group=self.group)
         return counts
@@ -175,6 +175,9 @@ def launch(trainer: Mapping[str, Any], *, training: bool = False) -> Iterator[Pr
     Args:
         trainer: accelerator, devices, num_nodes, strategy; by default one device, for training all.
         training: allow the arguments of Lightning's Trainer that are for training alone.
+
+    Yields:
+        This process's place among them, and its device.
 
     Raises:
         ConfigError: another argument, or no such devices on this machine.

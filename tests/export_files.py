@@ -231,13 +231,25 @@ def brush_code(mask: np.ndarray) -> list[int]:
     return [int(bits[k : k + 8].ljust(8, "0"), 2) for k in range(0, len(bits), 8)]
 
 
-def label_studio(root: Path, images: dict[str, Shapes], minimal: bool = False) -> None:
+def bitmask_text(mask: np.ndarray) -> str:
+    """Return Label Studio's bitmask: black on transparent."""
+    file = io.BytesIO()
+    black = np.dstack([np.zeros((*mask.shape, 3)), mask * 255]).astype(np.uint8)
+    Image.fromarray(black).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def label_studio(
+    root: Path, images: dict[str, Shapes], minimal: bool = False, bitmasks: bool = False
+) -> None:
     tasks = []
     for number, (name, shapes) in enumerate(images.items()):
         noise(root / f"photos/{name}.png")
         size = {"original_width": 32, "original_height": 24}
         values = [
-            {"format": "rle", "rle": brush_code(points), "brushlabels": [title]}
+            {"imageDataURL": bitmask_text(points), "bitmasklabels": [title]}
+            if kind == "mask" and bitmasks
+            else {"format": "rle", "rle": brush_code(points), "brushlabels": [title]}
             if kind == "mask"
             else {
                 "points": (np.array(points) * [100 / 32, 100 / 24]).tolist(),
@@ -258,6 +270,10 @@ def label_studio(root: Path, images: dict[str, Shapes], minimal: bool = False) -
 
 def label_studio_min(root: Path, images: dict[str, Shapes]) -> None:
     label_studio(root, images, minimal=True)
+
+
+def label_studio_bitmasks(root: Path, images: dict[str, Shapes]) -> None:
+    label_studio(root, images, bitmasks=True)
 
 
 def cvat_shapes(root: Path, images: dict[str, Shapes]) -> None:

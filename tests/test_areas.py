@@ -88,38 +88,79 @@ def check(masks: list[str]) -> None:
         assert shares == pytest.approx(counts / labels.size, abs=1e-6)
 
 
-def test_the_table_follows_the_masks_of_its_folder(
-    predict: Callable[..., str], error_line: Callable[..., str]
-) -> None:
+def test_the_table_follows_the_masks_of_its_folder(predict: Callable[..., str]) -> None:
     photograph("photos/b.png")
     photograph("photos/sub/a, c.png", 1)
     predict()
     check(["b.png", "sub/a, c.png"])
     assert {row["square_metres"] for rows in table().values() for row in rows} == {""}
-    before = Path("out/areas.csv").read_bytes()
+    before = Path("out/areas.csv").stat()
     predict()
-    assert Path("out/areas.csv").read_bytes() == before
+    assert Path("out/areas.csv").stat() == before
     # Another input keeps the rows of the masks that are there.
     Path("more").mkdir()
     photograph("more/c.png", 2)
     predict("input=more")
+    predict("input=more", "overwrite=true")
     check(["b.png", "c.png", "sub/a, c.png"])
-    # A mask that was written after the table, by a run that was interrupted.
-    Image.fromarray(np.zeros((40, 60), np.uint8)).save("out/sub/a, c.png")
-    later = Path("out/areas.csv").stat().st_mtime + 10
-    os.utime("out/sub/a, c.png", (later, later))
     Path("out/b.png").unlink()
     assert "1 images predicted, 1 were done before" in predict()
     check(["b.png", "c.png", "sub/a, c.png"])
+    # A mask that is none any more.
+    Image.open("out/c.png").convert("RGB").save("out/c.png")
+    assert "out/c.png: a mask must be" in predict()
+    check(["b.png", "sub/a, c.png"])
     # Masks of other settings do not count.
     Path("photos/b.png").unlink()
     predict("flip=true", "overwrite=true")
     check(["sub/a, c.png"])
-    text = Path("out/areas.csv").read_text()
-    Path("out/areas.csv").write_text("notes," + text)
-    arguments = ("checkpoint=m.safetensors", "input=photos", "output=out", "flip=true")
+
+
+@pytest.mark.parametrize("seconds", [-1e4, 0, 1e4])
+@pytest.mark.parametrize("source", ["photos", "more"])
+def test_the_table_counts_masks_of_any_age(
+    predict: Callable[..., str], source: str, seconds: float
+) -> None:
+    """Those of this call and of another, such as corrections and copies that were put back."""
+    Path("more").mkdir()
+    photograph("photos/a.png")
+    photograph("more/b.png", 1)
+    for folder in ("photos", "more"):
+        predict(f"input={folder}")
+    for mask in ("a", "b"):
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(f"out/{mask}.png")
+    now = Path("out/areas.csv").stat().st_mtime
+    for file in ("a.png", "b.png", "predict.json"):
+        os.utime(f"out/{file}", (now + seconds, now + seconds))
+    predict(f"input={source}")
+    check(["a.png", "b.png"])
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_read(predict: Callable[..., str]) -> None:
+    photograph("photos/ä, b.png")
+    predict()
+    written, empty = Path("out/areas.csv").read_text("utf-8"), ",,,,\r\n\r\n"
+    Path("out/areas.csv").write_text(written + empty, "utf-8-sig", newline="")
+    Path("more").mkdir()
+    photograph("more/c.png", 1)
+    predict("input=more")
+    check(["c.png", "ä, b.png"])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "separator"), [("utf-8", ";"), ("cp1252", ","), ("utf-16", ",")]
+)
+def test_a_table_of_other_columns_is_kept(
+    predict: Callable[..., str], error_line: Callable[..., str], encoding: str, separator: str
+) -> None:
+    photograph("photos/a.png")
+    predict()
+    text = Path("out/areas.csv").read_text("utf-8").replace(",", separator)
+    Path("out/areas.csv").write_text(text, encoding)
+    before = Path("out/areas.csv").read_bytes()
+    arguments = ("checkpoint=m.safetensors", "input=photos", "output=out")
     assert "areas.csv: other columns" in error_line("predict", *arguments)
-    assert Path("out/areas.csv").read_text() == "notes," + text
+    assert Path("out/areas.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("raw", [False, True])

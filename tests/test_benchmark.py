@@ -1,18 +1,20 @@
 """The benchmark: its operation counts, what it compares, and that it runs."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from fcn.config import BenchmarkConfig
+from fcn.errors import ConfigError
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import FixedUpsampling
-from fcn.tools import benchmark
+from fcn.tools import benchmark, deployment
+from tests.conftest import QUIET, TinyVOC, write_random_model
 
 
 def test_operations_are_those_counted_by_hand_and_ratios_are_to_the_first_task() -> None:
@@ -49,7 +51,29 @@ def test_the_plain_network_gives_our_scores() -> None:
         torch.testing.assert_close(plain(ours.normalise(image)), ours(image), atol=1e-5, rtol=1e-4)
 
 
-def test_a_run_writes_its_numbers_and_a_picture(
+def assert_each_file_is_kept(cfg: BenchmarkConfig, folder: Path) -> None:
+    """Check that another run would overwrite no file of the folder, even if it is there alone."""
+    for path in [*folder.iterdir()]:
+        alone = folder / f"only {path.name}"
+        (alone / path.name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"{re.escape(path.name)} exists; choose another hyd"):
+            benchmark.main(cfg, alone, QUIET)
+
+
+@pytest.mark.slow
+def test_the_files_of_the_runtimes_are_not_overwritten_unasked(
+    tmp_path: Path, tiny_voc: TinyVOC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "CELLS", {"PyTorch": {"32-true": "float32"}})
+    source, folder = write_random_model(tmp_path / "m.safetensors"), tmp_path / "out"
+    cfg = BenchmarkConfig(checkpoint=str(source), data=tiny_voc.config())
+    folder.mkdir()
+    benchmark.main(cfg, folder, QUIET)
+    assert (folder / "int8.onnx").is_file()
+    assert_each_file_is_kept(cfg, folder)
+
+
+def test_a_run_writes_its_numbers_and_a_picture_and_does_not_overwrite_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def narrow(num_classes: int, device: torch.device) -> dict[str, nn.Module]:
@@ -63,7 +87,7 @@ def test_a_run_writes_its_numbers_and_a_picture(
     cfg = BenchmarkConfig(
         quick=True, size=[32, 40], num_classes=3, device="cpu", precision="32-true"
     )
-    benchmark.main(cfg, tmp_path, Console(quiet=True))
+    benchmark.main(cfg, tmp_path, QUIET)
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert report["machine"]["cpu"]
     for mode in ("inference", "training step"):
@@ -73,6 +97,7 @@ def test_a_run_writes_its_numbers_and_a_picture(
         assert other["% of product"] == pytest.approx(100 * other["gflop"] / other["ms"] / rate)
     assert len(report["upsampling"]) == 2 * 4 * len(benchmark.FACTORS)
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+    assert_each_file_is_kept(cfg, tmp_path)
 
 
 @pytest.mark.parametrize("factor", benchmark.FACTORS)

@@ -1,9 +1,11 @@
 """The scan of all masks before a run, and sets without a background class."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from fcn import checkpoint
-from fcn.config import DataConfig
+from fcn.config import DataConfig, PrepareDataConfig
 from fcn.data import check
 from fcn.data.check import class_pixels, count_labels, scan
 from fcn.data.layouts import open_split
@@ -24,6 +26,8 @@ from fcn.errors import DataError
 from fcn.inference.evaluate import one_class_warning
 from fcn.inference.predictor import Predictor
 from fcn.pictures import visualize
+from fcn.tools.prepare_data import inspect
+from fcn.tools.prepare_data import main as prepare_data
 from tests.conftest import QUICK, QUIET, TinyVOC
 
 COLOURS = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -105,8 +109,9 @@ def test_masks_are_read_once_and_counted_again_when_they_change(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(check, "CACHED_FROM", 1)
-    split, read, own = open_split(folder(street), "train"), [], check.read_labels
-    monkeypatch.setattr(check, "read_labels", lambda mask: read.append(mask.name) or own(mask))
+    split, read, own = open_split(folder(street), "train"), [], check.read_labels_and_palette
+    reader = lambda mask: read.append(mask.name) or own(mask)  # noqa: E731
+    monkeypatch.setattr(check, "read_labels_and_palette", reader)
     first = count_labels(split, QUIET)
     assert first[0, [0, 1, 2, 9]].tolist() == [16 * 40 - 160, 15 * 40 - 140, 300, 40]
     assert sorted(read) == ["0.png", "1.png", "2.png", "3.png"]
@@ -117,7 +122,7 @@ def test_masks_are_read_once_and_counted_again_when_they_change(
     assert changed[1, 2] == 32 * 40
     assert np.array_equal(np.delete(changed, 1, 0), np.delete(first, 1, 0))
     assert class_pixels(split, QUIET) == changed[:, :3].sum(0).tolist()
-    (cache,) = (tmp_path / "cache/fcn-segmentation/labels").iterdir()
+    (cache,) = (tmp_path / "cache/fcn-segmentation/masks").iterdir()
     cache.write_text("{")  # damaged: the masks are read again
     assert np.array_equal(count_labels(split, QUIET), changed)
     assert not [path for path in street.iterdir() if path.name.startswith(".")]
@@ -134,6 +139,88 @@ def test_a_bad_label_stops_a_run_before_it_starts(
     Image.new("L", (40, 32), 77).save(bad)
     assert "2.png: label 77" in error_line("train", *training(street, run))
     assert not (run / "run.json").exists()
+
+
+def problems_of(root: Path) -> list[str]:
+    """What prepare_data finds; a scan before training must find it too, from its cache as well."""
+    data = folder(root)
+    found = inspect(data, QUIET, 1)[1]
+    for _ in range(2):
+        said = pytest.raises(DataError, match=re.escape(found[0])) if found else nullcontext()
+        with said:
+            scan([open_split(data, split) for split in ("train", "val")], QUIET, training=True)
+    return found
+
+
+PALETTE = np.array([*COLOURS, [1, 2, 3], *[[0, 0, 0]] * 6], np.uint8)  # 9 is ignored
+PALETTES = {  # of one mask -> whether it contradicts the others
+    "sorted": (PALETTE[[1, 0, *range(2, 10)]], True),
+    "another used colour": (np.concatenate([PALETTE[:9], PALETTE[:1]]), True),
+    "another unused colour": (np.concatenate([PALETTE[:8], PALETTE[:1], PALETTE[9:]]), False),
+    "longer": (np.concatenate([PALETTE, PALETTE]), False),
+    "shorter": (PALETTE[:3], False),
+    "none": (None, False),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("palette", PALETTES)
+def test_a_label_has_one_colour_in_all_palettes(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, palette: str, split: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(check, "CACHED_FROM", 1)
+    other, contradicts = PALETTES[palette]
+    for path in sorted(street.glob("annotations/*/*.png")):
+        with Image.open(path) as file:
+            mask = file.copy()
+        chosen = other if path.match(f"{split}/1.png") else PALETTE
+        if chosen is not None:
+            mask.putpalette(chosen.ravel().tolist())
+        mask.save(path)
+    found = problems_of(street)
+    assert len(found) == contradicts
+    if contradicts:
+        assert re.search(rf"{split}.1\.png: \d has the colour .* in .*train.0\.png; if", found[0])
+
+
+TURNS = {  # orientation, height and width as stored, whether the mask is stored upright
+    "turned": (6, 32, 40, False),
+    "upright": (8, 32, 40, True),
+    "half": (3, 32, 40, False),
+    "mirrored": (2, 32, 40, False),
+    "square": (6, 32, 32, False),
+}
+
+
+@pytest.mark.parametrize("evidence", [(), ("turned",), ("upright",), ("turned", "upright")])
+@pytest.mark.parametrize("unclear", ["half", "mirrored", "square"])
+def test_masks_whose_size_hides_a_turn_are_judged_by_the_others(
+    tmp_path: Path, unclear: str, evidence: tuple[str, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "dataset.yaml").write_text("classes: [sky, road]")
+    for split, kinds in (("train", (*evidence, "plain")), ("val", (unclear,))):
+        for part in ("images", "annotations"):
+            (tmp_path / part / split).mkdir(parents=True)
+        for kind in kinds:
+            turn, height, width, upright = TURNS.get(kind, (1, 32, 40, True))
+            exif, pixels = Image.Exif(), rng.integers(0, 256, (height, width, 3), np.uint8)
+            exif[0x0112] = turn
+            mask = np.eye(*((width, height) if upright and turn > 4 else (height, width)))
+            Image.fromarray(pixels).save(tmp_path / f"images/{split}/{kind}.png", exif=exif)
+            Image.fromarray(mask.astype(np.uint8)).save(
+                tmp_path / f"annotations/{split}/{kind}.png"
+            )
+    found = problems_of(tmp_path)
+    if "turned" in evidence:
+        (problem,) = found
+        assert re.search(rf"{unclear}\.png: EXIF .* as .*turned\.png .* exiftool", problem)
+        return
+    assert not found
+    cfg = PrepareDataConfig(data=folder(tmp_path), processes=1)
+    notes = prepare_data(cfg, tmp_path / "out", QUIET)["warnings"]
+    assert ["does not tell" in note for note in notes] == [True] * (not evidence)
 
 
 def test_numbers_that_rest_on_one_class_are_called_so() -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -22,16 +23,18 @@ from torch import Tensor
 
 from fcn.checkpoint import write_safetensors
 from fcn.compare import compare, gallery, report
-from fcn.compare.runs import FEW_IMAGES, Group, Run, _letters, compare_runs, find_runs, read_run
-from fcn.config import CompareConfig, flat_keys
+from fcn.compare.comparison import FEW_IMAGES, Group, _letters, compare_runs
+from fcn.compare.runs import Run, find_runs, read_run
+from fcn.config import CompareConfig, EvaluateConfig, TrainConfig, flat_keys
 from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
 from fcn.errors import ConfigError, UserError
 from fcn.inference import evaluate, metrics
-from fcn.inference.metrics import estimate, rates, resample, tally
+from fcn.inference.metrics import METRICS, estimate, rates, resample, tally
 from fcn.inference.predictor import Predictor
 from fcn.output import make_console, percent
 from fcn.pictures import page, visualize
+from fcn.training import record
 from tests.conftest import QUICK, TinyVOC, random_model
 
 QUIET = make_console(quiet=True)
@@ -66,7 +69,7 @@ def run_of(confusions: Tensor, names: str | list[str], folder: str, **given: Any
     }
     ids = [f"image {i}" for i in range(len(confusions))]
     typed = {key: str(value) for key, value in flat_keys(given).items()}
-    return Run(Path("sweep", folder), Path("."), dict(given), typed, metrics, ids, per_image)
+    return Run(Path("sweep", folder), dict(given), typed, metrics, ids, per_image)
 
 
 def make_run(correct: list[int], folder: str = "0", **given: Any) -> Run:
@@ -193,6 +196,36 @@ def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
     assert found.mean_iou(found.groups[0]) == pytest.approx([0.2, (0.4 + 0 + 1) / 3])
     assert compare.table(found)[1][1] == percent(fmean([0.2, 1.4 / 3]))
     assert compare.as_json(found)["groups"][0]["interval"]["value"] == pytest.approx(1 / 3)
+
+
+def with_false_c(net: str, seed: int, missed: int, false: int, *more: list[list[int]]) -> Run:
+    """Return a run on 10 pixels of a, some taken for b, 10 of b, some for c, and `more` images."""
+    image = [[10 - missed, missed, 0], [0, 10 - false, false], [0, 0, 0]]
+    confusions = torch.tensor([image, *more])
+    return run_of(confusions, "abc", f"{net}{seed}", net=net, seed=seed)
+
+
+@pytest.mark.parametrize("false", list(product((0, 1), repeat=4)))
+def test_seeds_are_averaged_over_the_classes_that_each_of_them_has(false: tuple[int, ...]) -> None:
+    """c is in no mask: it counts where every seed of both rows predicts it, as in a single pair."""
+    rows = [("A", 0, 2), ("A", 1, 2), ("B", 0, 0), ("B", 1, 0)]
+    found = compare_runs([with_false_c(*row, n) for row, n in zip(rows, false, strict=True)])
+    iou_b = [(10 - n) / (10 + missed) for (_, _, missed), n in zip(rows, false, strict=True)]
+    change = [10 / 10 - 8 / 10, fmean(iou_b[2:]) - fmean(iou_b[:2])] + [0] * all(false)
+    assert difference(found.groups[1]) == pytest.approx(fmean(change))
+    shown = {name: [e and e.value for e in row] for name, _, row in report._numbers(found)}
+    every = (false[:2], false[2:], false)
+    assert shown["c"] == [0 if all(predicted) else None for predicted in every]
+
+
+def test_seeds_are_averaged_over_the_classes_that_each_has_in_a_resample() -> None:
+    """Without the second image, which all predict rightly, one seed of each row predicts c."""
+    second = [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
+    rows = [("A", 0, 2, 1), ("A", 1, 2, 0), ("B", 0, 0, 0), ("B", 1, 0, 1)]
+    group = compare_runs([with_false_c(*row, second) for row in rows]).groups[1]
+    assert group.differences
+    change = [10 / 10 - 8 / 10, fmean([10 / 10, 9 / 10]) - fmean([9 / 12, 10 / 12])]
+    assert group.differences.metrics["mean_iou"].high == pytest.approx(fmean(change))
 
 
 def test_without_a_common_seed_all_runs_are_compared() -> None:
@@ -375,6 +408,169 @@ def test_stages_differ_in_the_model(data: TinyVOC) -> None:
     assert described(*map(read_run, found)) == ["model=fcn32s", "model=fcn8s"]
 
 
+def leave_numbers(folder: Path) -> None:
+    """Leave what every finished run has."""
+    run = make_run([5, 5])
+    folder.mkdir(parents=True)
+    metrics = dict.fromkeys(METRICS, 0.5) | {"confusion": [[1]]} | run.metrics
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    np.savez(folder / "per_image.npz", ids=run.ids, per_image=run.per_image)
+
+
+def changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with some of them changed, by dotted key."""
+    for key, value in changes.items():
+        *way, last = key.split(".")
+        target = settings
+        for part in way:
+            target = target[part]
+        target[last] = value
+    return settings
+
+
+def leave_training(folder: Path, typed: Mapping[str, Any], **content: Any) -> None:
+    """Leave a finished run as train.py does, but for its model."""
+    leave_numbers(folder)
+    config = changed(asdict(TrainConfig()), {"data.name": "voc"} | dict(typed))
+    overrides = [f"{key}={value}" for key, value in typed.items()]
+    record = {"config": config, "overrides": overrides} | content
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def evaluation_of(checkpoint: Path, typed: Mapping[str, Any] | None = None) -> Run:
+    """Leave what evaluate.py does, and read it; the data are those of the run, unless typed."""
+    folder, typed = Path(f"{checkpoint}, evaluated"), typed or {}
+    leave_numbers(folder)
+    config, run = asdict(EvaluateConfig()), record.run_of(str(checkpoint))
+    if run and "data.name" not in typed:
+        config["data"] = record.read(run)["config"]["data"]
+    given = {"checkpoint": str(checkpoint), **typed}
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(changed(config, given), folder / ".hydra" / "config.yaml")
+    overrides = {"task": [f"{key}={value}" for key, value in given.items()]}
+    hydra = {"runtime": {"cwd": str(Path.cwd())}, "overrides": overrides}
+    OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
+    return read_run(folder)
+
+
+OTHER_DATA = {"data.name": "other"}
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "typed", "name"),
+    [
+        ("recipe.lr", (1.0, 2.0), {}, "recipe.lr"),
+        ("data.limit", (50, 500), {}, "data.limit"),
+        ("data.limit", (50, 500), OTHER_DATA, "trained_on.limit"),
+        ("data.name", ("voc2012", "voc_aug"), OTHER_DATA, "trained_on.name"),
+        ("data.fold", (0, 1), {"data.split": "test"}, "trained_on.fold"),
+        ("trainer.precision", (16, 32), {"trainer.precision": 64}, "trainer.precision"),
+    ],
+)
+def test_evaluations_of_different_trainings_are_different_rows(
+    tmp_path: Path, key: str, values: tuple[Any, Any], typed: dict[str, Any], name: str
+) -> None:
+    """Not two seeds of one, whatever of the training the evaluation sets for itself."""
+    runs = [tmp_path / str(value) for value in values]
+    for seed, (run, value) in enumerate(zip(runs, values, strict=True)):
+        leave_training(run, {"seed": seed, key: value})
+    found = [evaluation_of(run, typed) for run in runs]
+    assert described(*found) == [f"{name}={value}" for value in values]
+
+
+@pytest.mark.parametrize("typed", [{}, OTHER_DATA, {"data.split": "test"}])
+def test_evaluations_of_seeds_are_a_row_wherever_they_were_trained(
+    tmp_path: Path, typed: dict[str, Any]
+) -> None:
+    for seed in range(2):
+        where = {"data.root": f"/{seed}", "data.num_workers": seed, "trainer.devices": [seed]}
+        leave_training(tmp_path / str(seed), {"seed": seed} | where)
+    found = [evaluation_of(tmp_path / str(seed), typed) for seed in range(2)]
+    (row,) = compare_runs(found).groups
+    assert [run.seed for run in row.runs] == ["0", "1"]
+
+
+def test_the_file_of_a_run_that_was_evaluated_is_a_setting(tmp_path: Path) -> None:
+    for seed in range(2):
+        leave_training(tmp_path / str(seed), {"seed": seed})
+    names = [Path("checkpoints", name) for name in ("best.ckpt", "last.ckpt")]
+    parts = [evaluation_of(tmp_path / str(seed) / name) for seed, name in enumerate(names)]
+    assert described(*parts) == [f"weights={name}" for name in names]
+    final = [evaluation_of(path) for path in (tmp_path / "0", tmp_path / "1" / "model.safetensors")]
+    assert len(compare_runs(final).groups) == 1
+
+
+def test_the_number_of_processes_is_a_setting(tmp_path: Path) -> None:
+    """Each takes recipe.batch_size images; trainer.devices alone says where a run works."""
+    runs = [tmp_path / str(processes) for processes in (1, 2, 8)]
+    for seed, run in enumerate(runs):
+        leave_training(run, {"seed": seed, "trainer.devices": -1}, processes=int(run.name))
+    assert described(*map(read_run, runs))[1:] == ["processes=2", "processes=8"]
+    assert described(*map(evaluation_of, runs))[1:] == ["processes=2", "processes=8"]
+
+
+def leave_stages(run: Path, typed: dict[str, Any]) -> None:
+    """Leave a finished run of two stages, fcn32s and fcn8s."""
+    names, before = ["fcn32s", "fcn8s"], None
+    leave_training(run, typed | {"stages": names}, stages=names)
+    for path in (run / "metrics.json", run / "per_image.npz"):
+        path.unlink()
+    for name in names:
+        own = {"model.stride": int(name[3:-1]), "model.init_from": before, "stages": []}
+        leave_training(run / name, typed | own)
+        content = json.loads((run / name / "run.json").read_text())
+        content["overrides"] = [f"{k}={v}" for k, v in (typed | {"stages": names}).items()]
+        (run / name / "run.json").write_text(json.dumps(content))
+        before = str(run / name)
+    (run / "stages.json").write_text(json.dumps(dict.fromkeys(names)))
+
+
+@pytest.mark.parametrize("part", ["", "fcn32s", "fcn8s"])
+def test_stages_are_compared_as_other_runs_are(tmp_path: Path, part: str) -> None:
+    """The whole run means its last stage: as it is, evaluated, and to compare with."""
+    rows = list(product(("fixed", "learned"), (0, 1)))
+    runs = [tmp_path / f"{name}{seed}" for name, seed in rows]
+    for run, (name, seed) in zip(runs, rows, strict=True):
+        leave_stages(run, {"upsampling.name": name, "seed": seed})
+    for read in (read_run, evaluation_of):
+        found = [read(run / part) for run in runs]
+        assert {run.chosen("model") for run in found} == {part or "fcn8s"}
+        groups = compare_runs(found).groups
+        assert [group.description for group in groups] == [
+            "upsampling.name=fixed",
+            "upsampling.name=learned",
+        ]
+    found = [read_run(run / part) for run in runs]
+    assert compare_runs(found, str(runs[2] / part)).base.name == "B"
+
+
+def test_a_network_that_was_trained_in_stages_is_another_one(tmp_path: Path) -> None:
+    leave_stages(tmp_path / "staged", {"seed": 0})
+    leave_training(tmp_path / "straight", {"seed": 1, "model.stride": 8})
+    names = described(read_run(tmp_path / "staged"), read_run(tmp_path / "straight"))
+    assert names == ['stages=["fcn32s", "fcn8s"]', "stages=[]"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_evaluation_of_what_has_changed_since_is_an_error(
+    tiny_voc: TinyVOC, run_in: Callable[..., Any], error_line: Callable[..., str]
+) -> None:
+    """Its numbers would stand beside the settings and the predictions of another model."""
+    run_in("train", *tiny_voc.overrides(), *QUICK, "hydra.run.dir=run")
+    run_in("evaluate", "checkpoint=run", "hydra.run.dir=old")
+    settings = ["--config-path", str(Path("old/.hydra").absolute()), "--config-name", "config"]
+    run_in("evaluate", *settings, "hydra.run.dir=again")  # from what is recorded
+    assert Path("again/metrics.json").read_bytes() == Path("old/metrics.json").read_bytes()
+    assert read_run(Path("old")).settings["trainer.max_steps"] == "4"
+    run_in("train", "resume=run", "trainer.max_steps=6")
+    line = error_line("compare", "runs=[run,old]", "hydra.run.dir=page")
+    assert f"old: {Path('run').absolute()} has changed since it was evaluated" in line
+    run_in("evaluate", "checkpoint=run", "hydra.run.dir=new")
+    assert read_run(Path("new")).settings["trainer.max_steps"] == "6"
+    shutil.rmtree("run")
+    read_run(Path("old"))
+
+
 def test_a_run_of_evaluate_is_read_where_it_was_started(data: TinyVOC) -> None:
     """evaluate.py leaves .hydra alone; its paths start in the folder where it was started."""
     folder = leave_run(data, "run")
@@ -528,8 +724,8 @@ def test_differences_of_means_count_the_classes_that_both_have_in_every_resample
 
 @pytest.mark.parametrize("given", ["hf://USER/NAME", "https://host/shards", "/data/a", "runs/a"])
 def test_addresses_are_no_paths(given: str) -> None:
-    run = make_run([1], checkpoint=given)
-    run.cwd = Path("/home/me")
+    run = make_run([1])
+    run.evaluated, run.cwd = given, Path("/home/me")
     assert run.checkpoint == (f"/home/me/{given}" if given == "runs/a" else given)
 
 

@@ -350,6 +350,6 @@ def test_the_help_says_what_every_setting_means() -> None:
     lines = describe_settings(OmegaConf.structured(Two), Two).splitlines()
     assert [line.split(maxsplit=1) for line in lines] == [
         ["given=VALUE", "must be given: a file"], ["one=false", "their weight"],
-        ["two=null", "their weight"], ["three=3", "one: their weight"],
+        ["two=null", "their weight"], ["three=3", "their weight [with one=...]"],
         ["trainer.a=1", "any argument"], ["trainer.b=2"],
     ]  # fmt: skip

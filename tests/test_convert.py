@@ -402,7 +402,7 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     (mask,) = (mask for name, mask in masks.items() if name.endswith("1"))
     np.testing.assert_array_equal(mask, expected)
     assert info(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
-    assert "1 annotations without an outline" in printed
+    assert "1 annotation without an outline" in printed
     assert "1 images without annotations" in printed
     assert "16 pixels (12.50 %) of 1 images have several classes" in printed
 

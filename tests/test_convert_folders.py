@@ -15,6 +15,7 @@ from PIL import Image
 from yaml import safe_load
 
 from fcn.config import DataConfig, PrepareDataConfig
+from fcn.convert.annotation_folder import split_in
 from fcn.convert.convert import convert
 from fcn.errors import ConfigError, DataError
 from fcn.output import make_console
@@ -96,6 +97,7 @@ PAIRS = {
     "mmsegmentation": ("img_dir/{s}/{n}", "ann_dir/{s}/{n}"),
     "nested": ("{s}/day{n}/image", "{s}/day{n}/label"),
     "both words": ("{n}_rgb", "{n}_gt"),
+    "one word of two": ("images/{n}", "ground_truth/{n}"),
 }
 
 
@@ -262,6 +264,7 @@ def test_the_split_that_another_is_drawn_from_is_named(
 
 LINES: dict[str, tuple[str, Callable[[Sample], str]]] = {
     "names": ("{}.txt", lambda s: s.name),
+    "with a year": ("ImageSets/instances_{}2017.txt", lambda s: s.name),
     "files": ("splits/{}.txt", lambda s: f"{s.name}.png"),
     "two columns": ("{}.txt", lambda s: f"images/{s.name}.png masks/{s.name}.png"),
     "with commas": ("{}.csv", lambda s: f"images/{s.name}.png,masks/{s.name}.png"),
@@ -307,17 +310,39 @@ def test_lists_that_cannot_be_used_are_named(tmp_path: Path, samples: list[Sampl
         converted(root, tmp_path / "2", **THREE)
 
 
+@pytest.mark.parametrize("file", ["{1}/{0}.txt", "{0}_{1}.txt", "fold{1}-{0}.txt", "{0}{1}.txt"])
 def test_of_several_folds_of_lists_one_is_used_and_the_others_are_named(
-    tmp_path: Path, samples: list[Sample]
+    tmp_path: Path, samples: list[Sample], file: str
 ) -> None:
     root = pictures(tmp_path / "a", samples, lambda labels: labels)
     for fold in (0, 1):
-        put(root / f"folds/{fold}/train.txt", "\n".join(s.name for s in samples[fold::2]))
-        put(root / f"folds/{fold}/val.txt", "\n".join(s.name for s in samples[1 - fold :: 2]))
+        for split, part in (("train", samples[fold::2]), ("val", samples[1 - fold :: 2])):
+            put(root / "folds" / file.format(split, fold), "\n".join(s.name for s in part))
     masks, printed = converted(root, tmp_path / "new", **THREE)
     val = sorted(name for name in masks if name.startswith("val"))
     assert val == [f"val/photo{k}" for k in (1, 3, 5)]
-    assert re.search(r"not used: .*folds/1/train.txt", printed)
+    assert re.search(rf"not used: .*folds/{file.format('train', 1)}", printed)
+
+
+def test_lists_of_one_split_in_parts_are_no_folds(tmp_path: Path, samples: list[Sample]) -> None:
+    root = put_all(samples, tmp_path / "a", "images/{n}", "masks/{n}")
+    for name, part in (("train_1", "012"), ("train_2", "3"), ("val", "45")):
+        put(root / f"{name}.txt", "\n".join(f"photo{n}" for n in part))
+    masks, printed = converted(root, tmp_path / "new", **THREE)
+    assert sorted(masks) == sorted(f"{s.split}/{s.name}" for s in samples)
+    assert "not used" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("instances_val2017", "val"), ("Train", "train"), ("set-1.testing", "test"),
+        ("dev3", "val"), ("train_val", ""), ("test-dev2015", ""), ("trainval", ""),
+        ("restrain", ""), ("photo1", ""),
+    ],
+)  # fmt: skip
+def test_a_file_name_says_one_split_or_none(name: str, split: str) -> None:
+    assert split_in(name) == split
 
 
 # A mask is not taken at face value.
@@ -505,12 +530,42 @@ def put_classes(samples: list[Sample], root: Path, layout: str, names: dict[int,
 
 
 @pytest.mark.parametrize("layout", PER_CLASS.values(), ids=PER_CLASS)
-def test_one_mask_for_each_class(tmp_path: Path, samples: list[Sample], layout: str) -> None:
-    root = put_classes(samples, tmp_path / "a", layout, {1: "road", 2: "pond"})
+@pytest.mark.parametrize("name", ["pond", "ground", "machine"])  # ground_truth, masks_machine
+def test_one_mask_for_each_class(
+    tmp_path: Path, samples: list[Sample], layout: str, name: str
+) -> None:
+    root = put_classes(samples, tmp_path / "a", layout, {1: "road", 2: name})
     masks, printed = converted(root, tmp_path / "new")
     assert "one mask for each class" in printed
-    assert info(tmp_path / "new")["classes"] == ["background", "pond", "road"]
+    assert info(tmp_path / "new")["classes"] == ["background", name, "road"]
     check(masks, samples, lambda labels: np.array([0, 2, 1] + [0] * 253)[labels])
+
+
+def by_class(root: Path, samples: list[Sample]) -> None:
+    """Write masks of one class each, in folders of their class."""
+    for number, s in enumerate(samples):
+        photo(s, root / "images" / s.name)
+        mask = (s.labels == 1) * np.uint8(255)
+        put(root / "masks" / ("grass", "road")[number % 2] / f"{s.name}.png", mask)
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        (["background", "road", "grass"], [2, 1]),
+        (["background", "defect"], [1, 1]),  # the folders are something else
+    ],
+)
+def test_folders_of_masks_are_classes_if_the_classes_are_called_so(
+    tmp_path: Path, samples: list[Sample], classes: list[str], labels: list[int]
+) -> None:
+    by_class(tmp_path / "a", samples)
+    masks, printed = converted(tmp_path / "a", tmp_path / "new", data={"classes": classes})
+    assert "over each other" not in printed
+    assert info(tmp_path / "new")["classes"] == classes
+    for number, s in enumerate(samples):
+        (mask,) = (mask for name, mask in masks.items() if name.endswith(s.name))
+        np.testing.assert_array_equal(mask, (s.labels == 1) * labels[number % 2])
 
 
 @pytest.mark.parametrize(
@@ -777,6 +832,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str, dict[str, Any] | None]] = {
         r"1 classes; .*the names ignore, .*void are of ignored",
         {"data": {"classes": ["unlabelled", "road"]}},
     ),
+    "classes by folder": (by_class, ROAD, "grass, road, but grass is no class; if the folders", {}),
     "two names": (two_names, {}, r"_classes\.csv: 1 is road and pond", None),
     "colours among labels": (colours_among_labels, {}, r"^(?!.*\d{8})", None),  # no numbers
     "cityscapes": (own_cityscapes, {}, "like those of Cityscapes; name them", {}),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,17 @@ from PIL import Image
 
 from fcn.convert.drawing import Shape, draw
 from fcn.errors import ConfigError, DataError
+from fcn.pictures.visualize import voc_palette
 from tests.export_files import (
+    CLASSES,
+    Sample,
     Shapes,
     coco_shapes,
     converted,
     cvat_shapes,
     info,
     label_studio,
+    label_studio_bitmasks,
     label_studio_min,
     labelme_shapes,
     noise,
@@ -27,6 +32,7 @@ from tests.export_files import (
     supervisely_shapes,
     yolo,
 )
+from tests.export_files import WRITERS as MASK_WRITERS
 
 ROAD = [[2, 3], [20, 3], [20, 15], [2, 15]]
 POND = [[10, 8], [24, 8], [24, 16], [10, 16]]
@@ -49,16 +55,110 @@ def two(shapes: Shapes) -> dict[str, Shapes]:
     return {"a": shapes, "b": shapes}
 
 
-@pytest.mark.parametrize("write", [coco_shapes, cvat_shapes], ids=IDS)
-def test_an_image_of_another_folder_does_not_take_the_place_of_a_missing_one(
-    tmp_path: Path, write: Write
+@pytest.mark.parametrize("write", [*WRITERS, *MASK_WRITERS], ids=IDS)
+@pytest.mark.parametrize("kind", ["relative", "link"])
+def test_a_folder_gives_the_same_by_whatever_path(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, write: Any, kind: str
 ) -> None:
-    write(tmp_path / "a", {f"{camera}/{n}": POLYGONS for camera in ("left", "right") for n in "ab"})
-    next((tmp_path / "a").rglob("right/a.*")).unlink()
-    (tmp_path / "a" / "x").mkdir()
+    if write in WRITERS:
+        write(tmp_path / "a/train", {"a": POLYGONS, "b": POLYGONS})
+        write(tmp_path / "a/val", {"c": POLYGONS})
+    else:
+        write(tmp_path / "a", samples, CLASSES, voc_palette())
+    expected, notes = converted(tmp_path / "a", tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    if kind == "link":
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked/a").symlink_to(tmp_path / "a")
+    root = Path("a") if kind == "relative" else tmp_path / "linked/a"
+    masks, printed = converted(root, tmp_path / "other/new")
+    assert {name: mask.tobytes() for name, mask in masks.items()} == {
+        name: mask.tobytes() for name, mask in expected.items()
+    }
+    assert re.sub(r"\S*/", "", printed) == re.sub(r"\S*/", "", notes)
+    with pytest.raises(ConfigError, match="is in no image's name"):
+        converted(root, tmp_path / "x", group=tmp_path.name)  # a folder above the export
+
+
+@pytest.mark.parametrize("given", ["photos", "a/photos", "linked/photos", "../a/photos"])
+def test_a_folder_of_images_is_the_same_by_whatever_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    labelme_shapes(tmp_path / "a/photos", two(POLYGONS))
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    for number, root in enumerate((Path("a"), Path("linked"), tmp_path / "a")):
+        masks, printed = converted(root, tmp_path / f"{number}", images=given)
+        assert len(masks) == 2
+        assert "left out" not in printed
+
+
+CAMERAS = {f"{camera}/{n}": POLYGONS for camera in ("left", "right") for n in "ab"}
+
+
+@pytest.mark.parametrize("write", [coco_shapes, cvat_shapes, yolo], ids=IDS)
+@pytest.mark.parametrize("missing", ["right/a.png", "right/*.png"])
+def test_an_image_of_another_folder_does_not_take_the_place_of_a_missing_one(
+    tmp_path: Path, write: Write, missing: str
+) -> None:
+    write(tmp_path / "a", CAMERAS | {"left/c": POLYGONS})
+    for path in [*(tmp_path / "a").rglob(missing)]:
+        path.unlink()
     masks, printed = converted(tmp_path / "a", tmp_path / "new")
-    assert len(masks) == 3
-    assert "right/a" in printed
+    assert len(masks) == (4 if missing == "right/a.png" else 3)
+    assert "of 5 images are not there and are left out, such as " in printed
+
+
+def test_an_image_in_another_folder_than_its_name_says_is_noted(tmp_path: Path) -> None:
+    coco_shapes(tmp_path / "a", {"left/a": POLYGONS, "left/b": POLYGONS})
+    (tmp_path / "a/left").rename(tmp_path / "a/right")
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert len(masks) == 2
+    assert re.search(
+        "2 images lie in other folders .*right/a.png, there called left/a.png", printed
+    )
+
+
+@pytest.mark.parametrize("write", [coco_shapes, cvat_shapes, yolo], ids=IDS)
+@pytest.mark.parametrize("others", [{}, {"val/d": POLYGONS}], ids=["no", "other"])
+def test_an_image_of_another_split_does_not_take_the_place_of_a_missing_one(
+    tmp_path: Path, write: Write, others: dict[str, Shapes]
+) -> None:
+    write(tmp_path / "a", {"train/a": POLYGONS, "train/b": POLYGONS, "val/c": POLYGONS} | others)
+    path = next((tmp_path / "a").rglob("val/c.png"))
+    path.rename(path.parents[1] / "train/c.png")
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(name[-1] for name in masks) == ["a", "b", *(name[-1] for name in others)]
+    assert "images are not there and are left out, such as " in printed
+
+
+def test_an_image_of_another_data_set_of_supervisely_is_another_one(tmp_path: Path) -> None:
+    supervisely_shapes(tmp_path / "a", two(POLYGONS))
+    (tmp_path / "a/ds/img").rename(tmp_path / "a/photos")
+    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
+    (tmp_path / "a/ds2").mkdir()
+    (tmp_path / "a/photos").rename(tmp_path / "a/ds2/img")
+    with pytest.raises(DataError, match=r"images are not there, such as ds/img/"):
+        converted(tmp_path / "a", tmp_path / "x")
+    assert len(converted(tmp_path / "a", tmp_path / "2", images="ds2/img")[0]) == 2
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_a_picture_in_a_folder_of_masks_is_no_photograph(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", {"a": POLYGONS, "seg_b": POLYGONS, "c": POLYGONS})
+    for name in ("a", "seg_b", "c"):
+        put(tmp_path / f"a/masks/{name}.png", np.zeros((24, 32), np.uint8))
+    next(path for path in (tmp_path / "a").rglob("c.png") if path.parent.name != "masks").unlink()
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(name.split("/")[-1].removeprefix("0123abcd-") for name in masks) == ["a", "seg_b"]
+    assert "1 of 3 images are not there" in printed
+    for path in (tmp_path / "new/images").rglob("*.png"):
+        assert np.asarray(Image.open(path)).any()
+
+
+def test_a_name_may_say_a_folder_of_masks(tmp_path: Path) -> None:
+    coco_shapes(tmp_path / "a", {"labels/a": POLYGONS, "labels/b": POLYGONS})
+    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=IDS)
@@ -81,7 +181,9 @@ def test_polygons_are_drawn_in_the_order_of_the_tool(tmp_path: Path, write: Writ
         np.testing.assert_array_equal(mask == 0, ~(road | pond))
 
 
-@pytest.mark.parametrize("write", [w for w in WRITERS if w is not yolo], ids=IDS)
+@pytest.mark.parametrize(
+    "write", [label_studio_bitmasks, *(w for w in WRITERS if w is not yolo)], ids=IDS
+)
 def test_masks_are_kept_to_the_pixel_and_given_classes_are_all(
     tmp_path: Path, write: Write
 ) -> None:
@@ -168,11 +270,139 @@ def test_an_empty_annotation_is_background_and_none_is_left_out(
     assert set(found) == {"a", "empty"}
     assert not found["empty"].any()
     assert "1 images without annotations are all background" in printed
-    assert "1 images without annotations are left out, such as" in printed
+    assert re.search("1 images without annotations of .* are left out, such as", printed)
     assert "of 3 images are not there and are left out, such as" in printed
     for path in (tmp_path / "a").rglob("*.png"):
         path.unlink()
     with pytest.raises(DataError, match=r"images are not there, such as .*; set images=FOLDER"):
+        converted(tmp_path / "a", tmp_path / "x")
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_an_image_that_only_points_or_boxes_annotate_is_left_out(
+    tmp_path: Path, write: Write
+) -> None:
+    bare: Shapes = [("road", "points", [[16, 12], [4, 3]])]  # of YOLO a box, of COCO no outline
+    write(tmp_path / "a", two(POLYGONS) | {"bare": bare, "empty": []})
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    names = sorted(Path(name).name.removeprefix("0123abcd-") for name in masks)
+    assert names == ["a", "b", "empty"]
+    assert "1 shapes without an area are left out" in printed
+    assert re.search(
+        r"1 images that only such shapes annotate are left out, such .*bare\.png", printed
+    )
+    assert "1 images without annotations are all background" in printed
+    assert "without annotations of" not in printed
+
+
+NAMED = [coco_shapes, cvat_shapes, label_studio, label_studio_min]
+
+
+@pytest.mark.parametrize("write", NAMED, ids=IDS)
+def test_the_name_of_a_file_with_all_annotations_may_say_a_split(
+    tmp_path: Path, write: Write
+) -> None:
+    for split, names in (("train", "ab"), ("val", "c")):
+        write(tmp_path / "a", dict.fromkeys(names, POLYGONS))
+        (path,) = (p for p in (tmp_path / "a").iterdir() if p.name[:5] in ("annot", "proje"))
+        path.rename(path.with_stem(f"my_{split}2017"))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(masks) == ["train/a", "train/b", "val/c"]
+
+
+def test_annotations_that_are_not_used_are_named(tmp_path: Path) -> None:
+    coco_shapes(tmp_path / "a/one", two(POLYGONS))
+    cvat_shapes(tmp_path / "a/two", {"c": POLYGONS})
+    yolo(tmp_path / "a/three", {"d": POLYGONS})
+    put(tmp_path / "a/README.txt", "1 2 3 of them")
+    _, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert re.search(
+        r"annotations that are not used: \S+d\.txt, \S+annotations\.xml$", printed, re.M
+    )
+    assert "2 images without annotations of COCO are left out" in printed
+
+
+def test_files_of_coco_beside_instances_count_if_they_have_images_of_their_own(
+    tmp_path: Path,
+) -> None:
+    coco_shapes(tmp_path / "a/one", two(POLYGONS))
+    coco_shapes(tmp_path / "a/two", {"a": POLYGONS, "c": POLYGONS})  # another picture called a
+    file = tmp_path / "a/one/annotations.json"
+    put(tmp_path / "a/one/person_keypoints.json", file.read_text())
+    file.rename(file.with_name("instances_default.json"))
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(name.split("/")[1] for name in masks) == ["b", "c", "one_a", "two_a"]
+    assert re.search(r"not used: \S+/a/one/person_keypoints\.json$", printed, re.M)
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "flat": lambda corners: np.ravel(corners).tolist(),
+    "pairs": lambda corners: corners,
+    "a list of pairs": lambda corners: [corners],
+    "two lists of pairs": lambda corners: [corners, corners],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("corners", [POND[:3], POND, [*POND, [9, 12], [9, 10]]])
+def test_polygons_of_coco_are_written_in_several_ways(
+    tmp_path: Path, form: Callable[[Any], Any], corners: Any
+) -> None:
+    coco_shapes(tmp_path / "a", two([("pond", "polygon", corners)]))
+    expected, _ = converted(tmp_path / "a", tmp_path / "1")
+    path = tmp_path / "a/annotations.json"
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        entry["segmentation"] = form(corners)
+    path.write_text(json.dumps(content))
+    masks, _ = converted(tmp_path / "a", tmp_path / "2")
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, expected[name])
+
+
+CLASS_LISTS = {
+    "class_names.txt": "__ignore__\nroad\npond\n",
+    "labelmap.txt": "road\npond\n",
+    "label_colors.txt": "1 2 3 road\n4 5 6 pond\n",
+    "_classes.csv": "Pixel Value, Class\n0, background\n1, road\n",
+    "obj_class_to_machine_color.json": '{"road": [1, 1, 1], "pond": [2, 2, 2]}',
+}
+
+
+@pytest.mark.parametrize("name", CLASS_LISTS)
+@pytest.mark.parametrize("write", [labelme_shapes, coco_shapes], ids=IDS)
+def test_a_list_of_classes_beside_shapes_hides_none(
+    tmp_path: Path, write: Write, name: str
+) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    put(tmp_path / "a" / name, CLASS_LISTS[name])
+    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
+
+
+OTHER_FILES: dict[str, bytes] = {
+    "README.txt": "Café".encode("latin-1"),
+    "notes.json": b"{'no': JSON}",
+    "old.json": '{"a": "Café"}'.encode("utf-16"),
+    "index.xml": b"<a><b></a>",
+    "latin.xml": "<a>Café</a>".encode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+def test_other_files_are_no_annotations_whatever_they_hold(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    for name, content in OTHER_FILES.items():
+        put(tmp_path / "a" / name, content)
+    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
+
+
+@pytest.mark.parametrize("write", [w for w in WRITERS if w is not yolo], ids=IDS)
+def test_a_damaged_file_of_annotations_is_named(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a", two(POLYGONS))
+    files = [p for p in (tmp_path / "a").rglob("*") if p.suffix in (".json", ".xml")]
+    path = max(files, key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=rf"{path.name}: unreadable file"):
         converted(tmp_path / "a", tmp_path / "x")
 
 
@@ -253,7 +483,8 @@ def test_labelme_erases_and_ignores_by_class_and_unpacks_images(tmp_path: Path) 
         if name == "b":  # the image is in the file alone
             stored = (tmp_path / "a/b.png").read_bytes()
             content["imageData"] = base64.b64encode(stored).decode()
-            (tmp_path / "a/b.png").unlink()
+            (tmp_path / "a/b.png").rename(tmp_path / "a/masks.png")
+            put(tmp_path / "a/masks/b.png", np.zeros((24, 32), np.uint8))
         file.write_text(json.dumps(content))
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     assert info(tmp_path / "new")["classes"] == ["_background_", "road"]
@@ -284,6 +515,48 @@ def test_names_and_splits_of_yolo_are_those_of_its_yaml(
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     assert sorted(masks) == ["train/a", "train/b", "val/c"]
     assert info(tmp_path / "new")["classes"] == ["background", first, "pond"]
+
+
+# What data.yaml says, the split of each image, and which key names a folder or file again.
+SPLITS: dict[str, tuple[str, list[str], str]] = {
+    "train and val": ("train: images/one\nval: images/one\n", [], "val"),
+    "val and test": (
+        "test: images/two\nval: images/two\ntrain: images/one\n",
+        ["train/a", "train/b", "val/c"],
+        "test",
+    ),
+    "a folder in another": (
+        "train: images\nval: images/two\n", ["train/a", "train/b", "val/c"], ""
+    ),
+    "lists": ("train: first.txt\nval: second.txt\n", ["train/a", "train/c", "val/b"], ""),
+    "lists of the other split": (
+        "path: .\ntrain: ./val.txt\nval: train.txt\n", ["train/a", "train/b", "val/c"], ""
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", ""])
+def test_splits_of_yolo_are_those_that_its_yaml_names(
+    tmp_path: Path, name: str, linked: bool
+) -> None:
+    text, expected, again = SPLITS[name]
+    yolo(tmp_path / "a", {"one/a": POLYGONS, "one/b": POLYGONS, "two/c": POLYGONS})
+    put(tmp_path / "a/data.yaml", f"{text}names: [road, pond]\n")
+    if "list" in name:
+        put(tmp_path / "a/first.txt", "./images/one/a.png\n./images/two/c.png\n")
+        put(tmp_path / "a/second.txt", "/home/me/images/one/b.png\n")
+        put(tmp_path / "a/val.txt", "images/one/a.png\nimages/one/b.png\n")
+        put(tmp_path / "a/train.txt", "images/two/c.png\n")
+    if linked:
+        (tmp_path / "store").mkdir()
+        for path in (tmp_path / "a/images").rglob("*.png"):
+            path.rename(tmp_path / "store" / path.name)
+            path.symlink_to(tmp_path / "store" / path.name)
+    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    assert not expected or sorted(masks) == expected
+    assert "".join(re.findall(r"yaml: (\w+) names \S+ too, whose images", printed)) == again
+    assert ("no validation split" in printed) == (not expected)
 
 
 YOLO_MISTAKES = {
@@ -357,6 +630,8 @@ def test_the_image_that_label_studio_annotates_is_known_or_asked_for(
         {"id": "k", "original_width": 32, "original_height": 24, "to_name": to_name,
          "value": {"x": 5, "y": 5, "width": 1, "keypointlabels": ["eye"]}}
     )  # fmt: skip
+    for value in ({"curve": [], "splinelabels": ["road"]}, {"choices": ["day"]}):  # a new kind
+        first["annotations"][0]["result"].append({"to_name": to_name, "value": value})
     path.write_text(json.dumps([first, third]))
     if taken is None:
         with pytest.raises(DataError, match=r"several images \(a\.png, b\.png\)"):
@@ -364,7 +639,7 @@ def test_the_image_that_label_studio_annotates_is_known_or_asked_for(
         return
     masks, printed = converted(tmp_path / "a", tmp_path / "new")
     assert {Path(name).name for name in masks} == {taken, "c"}
-    assert "1 shapes without an area are left out: 1 keypoint" in printed
+    assert "2 shapes without an area are left out: 1 keypoint, 1 spline" in printed
 
 
 def test_label_studio_takes_the_newest_annotation_that_is_not_cancelled(tmp_path: Path) -> None:
@@ -387,6 +662,17 @@ def test_label_studio_takes_the_newest_annotation_that_is_not_cancelled(tmp_path
     np.testing.assert_array_equal(mask > 0, expected)
     assert "1 tasks without a submitted annotation" in printed
     assert "1 tasks have several annotations, of which the newest counts" in printed
+    label_studio_min(tmp_path / "b", dict.fromkeys("abc", POLYGONS))
+    path = tmp_path / "b/project-1.json"
+    rows = json.loads(path.read_text())
+    again = rows[0] | {"tag": rows[0]["tag"][:1], "updated_at": "2026-02-01"}
+    path.write_text(json.dumps([again, *rows]))  # a row for each annotator
+    masks, printed = converted(tmp_path / "b", tmp_path / "min")
+    (mask,) = (mask for name, mask in masks.items() if name.endswith("a"))
+    assert len(masks) == 3
+    assert {*np.unique(mask)} == {0, 1}
+    assert "1 tasks have several annotations, of which the newest counts" in printed
+    path = tmp_path / "a/project-1.json"
     path.write_text(json.dumps(tasks[2:]))
     with pytest.raises(DataError, match="no task has an annotation; submit predictions first"):
         converted(tmp_path / "a", tmp_path / "x")

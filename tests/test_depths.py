@@ -91,8 +91,8 @@ def png_case(bits: int, colour: int, clear: bool = False) -> Case:
         case.colours = PALETTE[stored[..., 0]] / 255
         before = chunk(b"PLTE", PALETTE[: top + 1].tobytes())
         if clear:
-            before += chunk(b"tRNS", bytes([0, 99]))
-            case.alpha = np.select([stored == 0, stored == 1], [0, 99 / 255], 1.0)
+            before += chunk(b"tRNS", bytes([0, 199]))
+            case.alpha = np.select([stored == 0, stored == 1], [0, 199 / 255], 1.0)
     elif colour in (4, 6):
         case.stored, case.alpha = stored[..., :-1], stored[..., -1:] / top
     elif clear:

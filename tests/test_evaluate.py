@@ -217,9 +217,12 @@ def test_what_cannot_be_evaluated_is_an_error(tiny_voc: TinyVOC, tmp_path: Path)
     cfg = EvaluateConfig(checkpoint=path, data=tiny_voc.config(), submission=True)
     with pytest.raises(ConfigError, match="submission"):
         evaluate_checkpoint.main(cfg, tmp_path, QUIET)
+    cfg.submission, cfg.data.bands = False, [0, 1]
+    with pytest.raises(ConfigError, match=r"^data\.bands=\[0, 1\]: the checkpoint takes 3$"):
+        evaluate_checkpoint.main(cfg, tmp_path, QUIET)
+    cfg.data.bands = []
     for mask in tiny_voc.mask("v0").parent.iterdir():
         mask.unlink()
-    cfg.submission = False
     with pytest.raises(ConfigError, match=r"data\.split=.* submission=true"):
         evaluate_checkpoint.main(cfg, tmp_path, QUIET)
 
@@ -356,6 +359,24 @@ def test_nothing_is_overwritten_unasked(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     command("evaluate", *arguments, "batch_size=1", "overwrite=true")
     assert "batch_size: 1" in (folder / ".hydra" / "config.yaml").read_text()
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("submission", [False, True])
+def test_each_file_that_is_written_is_not_overwritten_unasked(
+    tiny_voc: TinyVOC, tmp_path: Path, command: Callable[..., Any], submission: bool
+) -> None:
+    run = write_random_model(tmp_path / "m.safetensors")
+    tiny_voc.folder.rename(tmp_path / "VOC2012")
+    given = [*tiny_voc.overrides(), "data.folder=VOC2012", f"submission={submission}"]
+    command("evaluate", f"checkpoint={run}", *given, f"hydra.run.dir={tmp_path}/out")
+    written = {path.name for path in (tmp_path / "out").iterdir()} - {"evaluate.log"}
+    assert ("results" in written) == submission
+    cfg = EvaluateConfig(str(run), tiny_voc.config(), submission=submission)
+    for name in written:
+        (tmp_path / f"only {name}" / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"{re.escape(name)} exists; choose another hydra"):
+            evaluate_checkpoint.main(cfg, tmp_path / f"only {name}", QUIET)
 
 
 def test_what_a_mean_counts_is_said() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fcn.models.fcn import FCN
 from fcn.models.upsampling import LearnedUpsampling
 from fcn.models.vgg import VGG
 from fcn.output import make_console
-from tests.conftest import TinyVOC, random_model, small
+from tests.conftest import QUIET, TinyVOC, random_model, small
 
 CLASSES = ["background", "cat", "dog"]
 
@@ -143,6 +144,19 @@ def test_the_deconvnet_is_a_backward_pass_with_another_rule_for_relu(backbone: s
         assert pattern.any()
 
 
+def test_the_deconvnet_holds_for_images_with_flat_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a black border many units have one value; its gradient goes to a single one of them."""
+    tied = 0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        about = subject(random_model(num_classes=3, backbone="mini"))
+        dark = nn.functional.pad(about.image // 30, (48, 48, 48, 48))
+        monkeypatch.setattr(demo, "load", partial(replace, about, image=dark))
+        names = run_script("deconvnet")
+        tied += int((names["values"] == names["top"]).sum() > 1)
+    assert tied
+
+
 @pytest.mark.parametrize(
     "chosen", [["matrix", "network"], pytest.param(TOPICS, marks=pytest.mark.slow)], ids=len
 )
@@ -180,6 +194,22 @@ def test_the_command_writes_a_folder_with_every_topic(
         assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
+@pytest.mark.parametrize("notebooks", [False, True])
+def test_each_file_that_is_written_is_not_overwritten_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notebooks: bool
+) -> None:
+    monkeypatch.setattr(explain, "execute", lambda *_: None)
+    cfg = ExplainConfig(explain="matrix", notebooks=notebooks)
+    (tmp_path / "out").mkdir()
+    explain.main(cfg, tmp_path / "out", QUIET)
+    written = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")}
+    assert (Path("pages/matrix.ipynb") in written) == notebooks
+    for name in written:
+        (tmp_path / f"only {name.name}" / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"{name} exists; choose another hydra"):
+            explain.main(cfg, tmp_path / f"only {name.name}", QUIET)
+
+
 def test_links_of_the_topics_lead_to_what_the_explorer_knows() -> None:
     """Every address that a topic links to: its names and its settings."""
     html = (Path(explain.__file__).parent / "explorer/index.html").read_text(encoding="utf-8")
@@ -205,7 +235,9 @@ def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_p
     assert "v0" in error_line("explain", *arguments, *tiny_voc.overrides(), f"hydra.run.dir={run}")
 
 
-@pytest.mark.parametrize("given", ["fcn32s=RUN", "data=folder"])
+@pytest.mark.parametrize(
+    "given", ["fcn32s=RUN", "data=folder", "data.root=/data", "data.val_split=train", "data.fold=0"]
+)
 def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> None:
     line = error_line("explain", "explain=network", given, f"hydra.run.dir={tmp_path}/run")
     assert "needs checkpoint=" in line

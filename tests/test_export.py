@@ -267,3 +267,46 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, kind: str) -> None:
     if kind == "safetensors":  # the fast one
         export.main(cfg, tmp_path, QUIET)
         assert b"mine" not in mine.read_bytes()[:4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside", "removed"),
+    [
+        ("onnx", {"precision": "int8", "keep": [], "calibration": 4}, True),
+        ("onnx", {"precision": "mine"}, False),
+        ("safetensors", {"precision": "int8", "keep": [], "calibration": 4}, False),
+    ],
+)
+def test_a_file_of_float32_has_no_report_of_an_older_one(
+    tmp_path: Path, kind: str, beside: dict[str, Any], removed: bool
+) -> None:
+    (report := tmp_path / "new/exported.json").parent.mkdir()
+    report.write_text(json.dumps(beside))
+    if removed:
+        with pytest.raises(ConfigError, match=r"exported\.json exists"):
+            exported(tmp_path, random_model(), format=kind)
+    exported(tmp_path, random_model(), format=kind, overwrite=True)
+    assert report.exists() != removed
+
+
+def test_a_page_of_float32_is_not_written_beside_the_report_of_an_older_one(
+    tmp_path: Path,
+) -> None:
+    report = {"precision": "int8", "keep": [], "calibration": 4}
+    (tmp_path / "model.json").write_text(json.dumps(report))
+    with pytest.raises(ConfigError, match=r"model\.json exists"):
+        export.check(ExportConfig("m.safetensors", str(tmp_path), "web"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx", "hub"])
+def test_no_file_names_the_folder_of_the_data(tmp_path: Path, kind: str) -> None:
+    source, output = tmp_path / "model.safetensors", tmp_path / f"new{SUFFIX.get(kind, '')}"
+    division = {"root": "/home/somebody/photos", "fold": 1}
+    about = {"classes": CLASSES, "data": {"name": "mine", "division": division}}
+    checkpoint.write_safetensors(source, random_model(backbone="mini"), about)
+    assert checkpoint.read(source).metadata["data"]["division"] == division
+    cfg = ExportConfig(checkpoint=str(source), output=str(output), format=kind)
+    export.main(cfg, tmp_path, QUIET)
+    written = [path for path in (output, *output.rglob("*")) if path.is_file()]
+    assert written
+    assert not any(b"somebody" in path.read_bytes() for path in written)

@@ -175,3 +175,16 @@ def test_a_wide_convolution_is_a_convolution(
         inputs, slope = (image, *layer.parameters()), torch.randn_like(wanted)
         ours, theirs = (torch.autograd.grad(y, inputs, slope) for y in (found, wanted))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [{"width": 0}, {"head_width": 0}, {"mean": (0.5, 0.5)}])
+def test_arguments_out_of_range_are_errors(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        FCN(backbone="mini", **arguments)
+
+
+def test_a_mean_and_std_of_integers_change_nothing() -> None:
+    image = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(
+        FCN(backbone="mini", mean=(0, 0, 0), std=(1, 1, 1)).normalise(image), image
+    )

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fcn
 from fcn import checkpoint
 from fcn.checkpoint import initialise
 from fcn.config import BackboneConfig, ModelConfig, RecipeConfig
+from fcn.dataset_info import DatasetInfo
 from fcn.models.fcn import FCN
+from fcn.models.fcn import MEAN as IMAGENET
 from fcn.models.surgery import Report, _torchvision_names, fit_to_features, transplant
 from fcn.training.optim import parameter_groups
 from fcn.training.run import train
@@ -89,6 +91,31 @@ def test_normalisation_comes_with_the_file(tmp_path: Path, kind: str) -> None:
     assert {"mean", "std"} <= set(report.with_status("copied"))
     assert model.mean.flatten().tolist() == pytest.approx(MEAN)
     assert model.std.flatten().tolist() == pytest.approx(STD)
+
+
+def test_bands_take_the_filters_and_the_normalisation_of_their_names(tmp_path: Path) -> None:
+    """From a file of RGB with its mean or without, and from a checkpoint in either way."""
+    bands = ["nir", "Red", "green", "blue"]
+    path = write(tmp_path / "rgb.safetensors")
+    for mean in (MEAN, IMAGENET):
+        source, model = load_file(path), small(in_channels=4)
+        report = initialise(model, None, str(path), CLASSES, bands=bands, new_head=True)
+        assert report is not None
+        assert "Red, green, blue by name; nir: the mean" in [entry.note for entry in report.tensors]
+        assert torch.equal(model.backbone.conv1_1.weight[:, 1:], source["features.0.weight"])
+        expected = [sum(mean) / 3, *mean]
+        assert model.mean.flatten().tolist() == pytest.approx(expected)
+        save_file(source, path)
+
+    info = checkpoint.info_metadata(DatasetInfo(CLASSES, bands=bands))
+    checkpoint.write_safetensors(own := tmp_path / "own.safetensors", model, info)
+    for start in ((checkpoint.read(own), None), (None, str(own))):
+        other = small(in_channels=2)
+        initialise(other, *start, CLASSES, bands=["green", "NIR"])
+        assert torch.equal(other.mean, model.mean[[2, 0]])
+        assert torch.equal(
+            other.backbone.conv1_1.weight, 2 * model.backbone.conv1_1.weight[:, [2, 0]]
+        )
 
 
 def fitted(source: dict[str, Tensor]) -> tuple[FCN, Report]:

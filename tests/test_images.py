@@ -1,5 +1,6 @@
 """Images as people have them: depth, sign, bands, pages, EXIF, from the file to the mask."""
 
+import re
 import struct
 import sys
 import threading
@@ -7,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from fcn import checkpoint
 from fcn.data import images
 from fcn.data.dataset import Pair, SegmentationDataset, read_labels, read_mask
 from fcn.data.files import is_image, unread_note
-from fcn.data.images import image_size, range_note, read_image, to_uint8
-from fcn.data.pixels import Pixels, upright
+from fcn.data.images import as_tensor, image_size, range_note, read_image, to_uint8
+from fcn.data.pixels import Pixels, upright, upright_pixels
 from fcn.dataset_info import MEAN_COLOUR, DatasetInfo
 from fcn.errors import DataError
 from tests.conftest import TinyVOC, random_model
@@ -79,11 +81,19 @@ def test_a_range_maps_its_ends_to_black_and_white() -> None:
     values = np.array([-1100, -1000, -998, -996, 0, 1000, 4000], np.int16)
     assert to_uint8(values, [-1000, 1000]).tolist() == [0, 0, 0, 1, 128, 255, 255]
     assert to_uint8(np.array([0.1, 0.5, 1]), [0, 1]).tolist() == [26, 128, 255]
-    grey = np.arange(256).astype(np.uint8)
-    assert to_uint8(grey, [0, 4095]) is grey  # 8 bits are finished pictures beside 12 bits
-    assert to_uint8(grey, [0, 15])[:17].tolist() == [*range(0, 256, 17), 255]
     assert to_uint8(np.array([1, 70_000], np.uint32), [0, 2**32 - 1]).tolist() == [0, 0]
     assert to_uint8(np.array([2**32 - 1], np.uint32), [0, 2**32 - 1]).tolist() == [255]
+
+
+@pytest.mark.parametrize("low", [-1350, -1, 0, 10])
+@pytest.mark.parametrize("high", [100, 255, 256, 4095])
+def test_a_range_that_8_bits_cannot_hold_is_not_for_8_bits(low: int, high: int) -> None:
+    """They are finished pictures, beside CT in Hounsfield units or images of 12 bits."""
+    grey = np.arange(256).astype(np.uint8)
+    window = ((grey - float(low)) * 255 / (high - low)).clip(0, 255)
+    expected = window if low >= 0 and high <= 255 else grey
+    assert np.abs(to_uint8(grey, [low, high]) - expected.astype(float)).max() <= 0.501
+    assert np.abs(to_uint8(grey.astype(np.int16), [low, high]) - window).max() <= 0.501
 
 
 LAYOUTS = {
@@ -124,11 +134,12 @@ def test_names_of_bands_count_more_than_what_a_tiff_calls_rgb_and_alpha(
     three = raster(tmp_path / "three.tif", array[..., :3], **form)
     chosen = DatasetInfo(bands=["red", "green", "nir"], value_range=[0, 255])
     assert np.array_equal(read_image(three, chosen).permute(1, 2, 0), array[..., [1, 2, 0]])
-    form = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
     own = names_tag("red", "green", "blue", "nir")
-    four = raster(tmp_path / "four.tif", array[..., :4], extratags=[own], **form)
-    with pytest.raises(DataError, match=r"TIFF of 4 bands \(red, green, blue, nir\); 3 are needed"):
-        read_image(four)
+    for meaning in ("unassalpha", "unspecified"):
+        form = {"photometric": "rgb", "extrasamples": [meaning], "extratags": [own]}
+        four = raster(tmp_path / "four.tif", array[..., :4], **form)
+        with pytest.raises(DataError, match=r"of 4 bands \(red, green, blue, nir\); 3 are needed"):
+            read_image(four)
     for plain in (names_tag("Red", "Green", "Blue"), names_tag("Band 1", "Band 2", "Band 3")):
         image = raster(tmp_path / "rgb.tif", array[..., :3], photometric="rgb", extratags=[plain])
         assert read_image(image).shape == (3, 5, 7)
@@ -170,6 +181,98 @@ def test_the_transparency_of_a_deep_tiff_counts_unless_bands_are_given(
     seen = 78 * (weight if kind == "unassalpha" else 1)
     expected = (seen + (1 - weight) * np.array(MEAN_COLOUR)[:, None]).round()
     assert np.array_equal(read_image(path)[:, 0], expected)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_an_alpha_channel_that_hides_the_picture_is_an_error(
+    tmp_path: Path, dtype: type, channels: int
+) -> None:
+    """It holds labels, or counts to 255 in 16 bits; a picture may be transparent altogether."""
+    white, path = np.iinfo(dtype).max, tmp_path / "a.tif"
+    info = DatasetInfo(value_range=[0, int(white)])
+    for largest in (0, 1, white // 2, white // 2 + 1, white):
+        array = np.full((5, 7, channels), white, dtype)
+        array[..., -1] = 0
+        array[0, 0, -1] = largest
+        form = {"photometric": "rgb"} if channels == 4 else {}
+        raster(path, array, extrasamples=["unassalpha"], **form)
+        if not 0 < largest < white / 2:
+            assert (read_image(path, info)[0, 0, 0] == 255) == (largest == white)
+            continue
+        with pytest.raises(DataError, match=rf"alpha of {largest} at most.*data.bands=\[") as error:
+            read_image(path, info)
+        advice = re.search(r"data\.bands=\[(.*)\]", str(error.value))
+        assert advice
+        assert (read_image(path, replace(info, bands=advice[1].split(","))) == 255).all()
+
+
+@pytest.mark.parametrize("overview", [False, True])
+@pytest.mark.parametrize("photometric", ["minisblack", 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pages_that_mask_an_image_are_not_bands_of_it(
+    tmp_path: Path, dtype: type, photometric: str | int, overview: bool
+) -> None:
+    """GDAL writes them with photometric 4, which Pillow does not know."""
+    array, mask = np.random.default_rng(0).integers(0, 256, (64, 48, 3)), np.ones((64, 48), bool)
+    array, labels = array.astype(dtype), (array[..., 0] % 5).astype(np.uint8)
+    for name, pixels in (("image", array), ("labels", labels)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as file:
+            form = {"photometric": "rgb" if pixels.ndim == 3 else "minisblack"}
+            file.write(pixels, **form)
+            if overview:
+                file.write(pixels[::2, ::2], subfiletype=1, **form)
+            file.write(mask, photometric=photometric, subfiletype=4)
+    info, path = DatasetInfo(value_range=[0, 255]), tmp_path / "image.tif"
+    assert np.array_equal(read_image(path, info).permute(1, 2, 0), array)
+    assert (image_size(path), images.orientation(path)) == ((48, 64), 1)
+    assert np.array_equal(read_labels(tmp_path / "labels.tif"), labels)
+    if not overview and photometric == 4:
+        with Image.open(path) as opened:
+            again = as_tensor(upright_pixels(opened), info)
+        assert np.array_equal(again.permute(1, 2, 0), array)
+
+
+STORED = {  # ways to store red, green and blue
+    "8 bits": {},
+    "16 bits": {"dtype": np.uint16},
+    "overviews": {"overview": True},
+    "JPEG": {"compression": "jpeg"},  # as YCbCr
+    "JPEG with overviews": {"compression": "jpeg", "overview": True},
+    "GDAL's names": {"names": ["Red", "GREEN", "blue"]},
+    "GDAL's names, 16 bits": {"names": ["Red", "GREEN", "blue"], "dtype": np.uint16},
+    "no names": {"names": ["Band 1", "Band 2", "Band 3"]},
+    "no names, 16 bits": {"names": ["Band 1", "Band 2", "Band 3"], "dtype": np.uint16},
+}
+
+
+@pytest.mark.parametrize("way", STORED)
+def test_a_band_has_one_name_however_it_is_stored(tmp_path: Path, way: str) -> None:
+    settings: dict[str, Any] = {"dtype": np.uint8, "photometric": "rgb"} | STORED[way]
+    array = np.full((64, 48, 3), (200, 100, 50), settings.pop("dtype"))
+    tags = [names_tag(*names)] if (names := settings.pop("names", None)) else []
+    overview = settings.pop("overview", False)
+    with tifffile.TiffWriter(path := tmp_path / "a.tif") as file:
+        file.write(array, extratags=tags, **settings)
+        if overview:
+            file.write(array[::2, ::2], subfiletype=1, **settings)
+    for bands in (["blue", "red"], ["Blue", "RED"], [2, 0]):
+        image = read_image(path, DatasetInfo(bands=bands, value_range=[0, 255]))
+        assert (image[:, 0, 0].int() - torch.tensor([50, 200])).abs().max() <= 2
+
+
+def test_grey_has_one_name_however_it_is_stored(tmp_path: Path) -> None:
+    for dtype in (np.uint8, np.uint16, np.int16, np.float32):
+        for array in (BANDS[..., 0], BANDS[..., :2]):
+            extra = {"extrasamples": ["unassalpha"]} if array.ndim == 3 else {"planarconfig": None}
+            path = raster(tmp_path / "a.tif", array.astype(dtype), **extra)
+            image = read_image(path, DatasetInfo(bands=["grey"], value_range=[0, 255]))
+            assert np.array_equal(image[0], BANDS[..., 0])
+    path = raster(
+        tmp_path / "a.tif", BANDS.astype(np.uint8), extratags=[names_tag("Band 1", "NIR")]
+    )
+    image = read_image(path, DatasetInfo(bands=["band 1", "nir"]))
+    assert np.array_equal(image.permute(1, 2, 0), BANDS[..., :2])
 
 
 @pytest.mark.parametrize(
@@ -288,6 +391,20 @@ def test_every_reader_agrees_on_size_and_orientation(
             oracle = ImageOps.exif_transpose(opened)
         assert oracle is not None
         assert np.array_equal(image, oracle.convert("RGB"))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"garbage!", bytes(8), b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08\0\x01"]
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's
+def test_an_image_with_damaged_exif_is_read_as_it_is_stored(
+    tmp_path: Path, suffix: str, damage: bytes
+) -> None:
+    image = Image.new("RGB", (24, 16), (90, 90, 90))
+    image.save(path := tmp_path / f"a.{suffix}", exif=b"Exif\0\0" + damage, dpi=(72, 72))
+    assert (read_image(path) == 90).all()
+    assert (image_size(path), images.orientation(path)) == ((24, 16), 1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

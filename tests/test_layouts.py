@@ -1,3 +1,4 @@
+import shutil
 import unicodedata
 from dataclasses import replace
 from itertools import product
@@ -14,7 +15,7 @@ from scipy.io import savemat
 from fcn.config import DataConfig
 from fcn.data import files
 from fcn.data.description import INPUT_DEFAULTS, merge_info
-from fcn.data.layouts import VOC_CLASSES, open_split
+from fcn.data.layouts import VOC_CLASSES, open_split, overlap_with_training, split_settings
 from fcn.dataset_info import INFO_KEYS, DatasetInfo
 from fcn.errors import ConfigError, DataError
 from tests.conftest import TinyVOC
@@ -211,9 +212,10 @@ def test_a_network_trained_without_a_range_or_bands_says_so(key: str, none: str)
     info, (note,) = merge_info(DataConfig(classes=["one"]), own, known)
     assert getattr(info, key) == DEFAULTS[key]
     assert note.startswith(f"{key}={none}, as the checkpoint was trained, not {own[key]}")
-    wished = DataConfig(classes=["one"], **{key: SAYS["settings"][key]})
+    of_settings = [2, 1, 0] if key == "bands" else SAYS["settings"][key]
+    wished = DataConfig(classes=["one"], **{key: of_settings})
     info, notes = merge_info(wished, own, known)
-    assert (getattr(info, key), notes) == (SAYS["settings"][key], [])
+    assert (getattr(info, key), notes) == (of_settings, [])
     again = DatasetInfo(["one"], **own)  # trained on this very set
     assert not merge_info(DataConfig(classes=["one"]), own, again)[1]
 
@@ -228,6 +230,73 @@ def test_a_note_says_where_a_checkpoint_and_the_set_disagree() -> None:
     obeyed, notes = merge_info(DataConfig(ignore_index=0, value_range=[0, 9]), own, known)
     assert (obeyed.ignore_index, obeyed.value_range, notes) == (0, [0, 9], [])
     assert not merge_info(DataConfig(), own)[1]
+
+
+@pytest.mark.parametrize("trained", [[], [0], [0, 1, 2, 3]])
+@pytest.mark.parametrize("wished", [[0], ["red", "green", "blue"], [3, 2, 1, 0]])
+def test_a_checkpoint_takes_its_own_number_of_bands(
+    wished: list[int | str], trained: list[int | str]
+) -> None:
+    data, known = DataConfig(classes=["one"], bands=wished), DatasetInfo(["one"], bands=trained)
+    if len(wished) == known.channels:
+        assert merge_info(data, {}, known)[0].bands == wished
+        return
+    with pytest.raises(ConfigError, match=rf"^data\.bands=\[.*\]: .* takes {known.channels}$"):
+        merge_info(data, {}, known)
+
+
+TRAINED = {  # what is evaluated -> how many of its images a run of tiny_voc was trained on
+    "its validation split": 0,
+    "its training split": 0,
+    "its validation split, moved": 0,
+    "its training split, moved": 0,
+    "both splits": 4,
+    "another list of the same root": 2,
+    "other images of the same root": 0,
+    "copies under other names": 2,
+    "copies under other names, of images that are gone": 0,
+    "other images of the same names": 0,
+}
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_images_that_a_checkpoint_was_trained_on_are_noticed_wherever_they_lie(
+    tiny_voc: TinyVOC, tmp_path: Path, case: str
+) -> None:
+    of_run = tiny_voc.config()
+    train, val = (open_split(of_run, split) for split in ("train", "val"))
+    known = {"train": train.fingerprint(), "val": val.fingerprint()}
+    metadata = {"classes": train.classes, "data": known | {"division": split_settings(of_run)}}
+    names = {"both": "t0 t1 t2 t3 v0 v1", "list": "v0 t1 t2 v1", "images": "v0 v1"}
+    for name, ids in names.items():
+        tiny_voc.listing(name).write_text("\n".join(ids.split()))
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_voc.folder, copy / "tiny")
+    other = DataConfig("other", layout="folder", root=str(copy), classes=train.classes)
+    for part, find in (("images", tiny_voc.image), ("annotations", tiny_voc.mask)):
+        for split, ids in (("val", ["v0", "t2", "t3"]), ("names", ["v0", "v1"])):
+            (copy / part / split).mkdir(parents=True)
+            for number, name in enumerate(ids):
+                new = f"t{number}" if split == "names" else f"new{number}"
+                shutil.copy(find(name), copy / part / split / (new + find(name).suffix))
+    data = {
+        "its validation split": of_run,
+        "its training split": replace(of_run, split="train"),
+        "its validation split, moved": replace(of_run, root=str(copy)),
+        "its training split, moved": replace(of_run, root=str(copy), split="train"),
+        "both splits": replace(of_run, split="both"),
+        "another list of the same root": replace(of_run, name="new", val_split="list"),
+        "other images of the same root": replace(of_run, name="new", val_split="images"),
+        "copies under other names": other,
+        "copies under other names, of images that are gone": other,
+        "other images of the same names": replace(other, val_split="names"),
+    }[case]
+    dataset = open_split(data, data.split or data.val_split)
+    if "gone" in case:
+        shutil.rmtree(tiny_voc.root)
+    found = overlap_with_training(data, dataset, metadata)
+    count = f"trained on {TRAINED[case]} of the {len(dataset)} images of {dataset.name}; use images"
+    assert count in found if TRAINED[case] else not found
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,10 @@ def test_batch_norm_over_one_value_is_found_from_the_settings(
             map_of_one = True
         with pytest.raises(ConfigError, match="batch norm") if map_of_one else nullcontext():
             check_batch_norm(recipe, on_meta)
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_arguments_that_the_recipe_sets_are_refused(key: str) -> None:
+    recipe = RecipeConfig(optimizer_arguments={key: 0.3})
+    with pytest.raises(ConfigError, match=f"use recipe.{key}"):
+        make_optimizer(nn.Conv2d(1, 1, 1), recipe, 0.1)

@@ -208,3 +208,20 @@ def test_stages_keep_every_setting_of_the_model_but_its_own(tmp_path: Path) -> N
     cfg.model = replace(base, skip_scales={"pool4": 0.5})
     with pytest.raises(ConfigError, match=r"model\.skip_scales"):
         _stages(cfg, tmp_path / "run")
+
+
+def test_a_summed_loss_takes_one_process(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    """Several average their gradients, as accumulation does."""
+    cfg = tiny_voc.training(loss_reduction="sum", lr=1e-10)
+    cfg.model.stride = 32
+    assert resolve(cfg, tmp_path, ALONE, QUIET)
+    with pytest.raises(ConfigError, match="2 processes do not fit"):
+        resolve(cfg, tmp_path, replace(ALONE, world=2), QUIET)
+
+
+def test_a_fused_optimiser_may_be_asked_for(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    cfg = tiny_voc.training(optimizer_arguments={"fused": True})
+    assert resolve(cfg, tmp_path, ALONE, QUIET)
+    cfg.trainer |= {"gradient_clip_val": 1.0, "precision": "bf16-mixed"}
+    with pytest.raises(ConfigError, match="gradient_clip_val"):
+        resolve(cfg, tmp_path, ALONE, QUIET)

@@ -184,6 +184,50 @@ def test_what_is_missing_is_made_from_a_mask_that_was_corrected(predict: Predict
         predict(probabilities=True)
 
 
+@pytest.mark.parametrize("again", [{}, {"flip": True, "overwrite": True}], ids=str)
+@pytest.mark.parametrize("kind", ["overlays", "probabilities"])
+@pytest.mark.parametrize("removed", [False, True])
+def test_no_output_is_of_an_older_mask(
+    predict: Predict, again: dict[str, bool], kind: str, removed: bool
+) -> None:
+    """Whatever was asked for in between: the folder becomes a fresh one's."""
+    every = {"overlays": True, "probabilities": True}
+    predict(**every)
+    before = contents("out")
+    if removed:
+        Path("out/0.png").unlink()
+    Image.open("photos/0.jpg").rotate(180).save("photos/0.jpg")
+    predict(**every | {kind: False} | again)
+    file = {"overlays": "overlays/0.png", "probabilities": "0.npz"}[kind]
+    assert before.keys() - contents("out").keys() >= {file}
+    settings = every | again | {"overwrite": False}
+    predict(**settings)
+    predict(**settings, output="fresh")
+    assert contents("out") == contents("fresh")
+
+
+def test_the_mask_of_another_image_is_no_overlay(predict: Predict) -> None:
+    Path("photos/overlays").mkdir()
+    photo(20, 30).save("photos/overlays/0.jpg")
+    predict(overlays=False)
+    mask = contents("out")["overlays/0.png"]
+    Image.open("photos/0.jpg").rotate(180).save("photos/0.jpg")
+    assert "1 images predicted, 7 were done before" in predict(overlays=False)
+    assert contents("out")["overlays/0.png"] == mask
+
+
+def test_masks_that_do_not_say_of_which_image_they_are_are_counted(predict: Predict) -> None:
+    assert "note" not in predict()
+    for index in (2, 5):
+        Image.open(f"out/{index}.png").save(f"out/{index}.png")
+        Image.open(f"photos/{index}.jpg").rotate(180).save(f"photos/{index}.jpg")
+    said = predict()
+    assert "0 images predicted, 7 were done before" in said
+    assert "note: masks kept that do not say of which image they are: 2; " in said
+    assert said.count("note") == 1
+    assert "note" not in predict(overwrite=True)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_run_resumes_to_identical_files(
     predict: Predict, monkeypatch: pytest.MonkeyPatch, overwrite: bool
@@ -231,12 +275,13 @@ def test_the_network_gets_a_range_and_bands_that_it_can_take(predict: Predict) -
     assert not contents("out")
 
 
-def test_files_of_unknown_origin_are_not_overwritten(predict: Predict) -> None:
-    Path("out").mkdir()
-    Path("out/3.png").write_text("a mask that somebody painted")
-    with pytest.raises(ConfigError, match=r"out/3\.png"):
-        predict()
-    assert list(contents("out")) == ["3.png"]
+@pytest.mark.parametrize("file", ["3.png", "overlays/3.png", "3.npz", "areas.csv"])
+def test_files_of_unknown_origin_are_not_overwritten(predict: Predict, file: str) -> None:
+    (path := Path("out", file)).parent.mkdir(parents=True)
+    path.write_text("by somebody")
+    with pytest.raises(ConfigError, match=rf"out/{file} exists and was not written by"):
+        predict(overlays=False)
+    assert contents("out") == {file: b"by somebody"}
 
 
 def test_unreadable_images_are_reported_and_the_rest_is_done(

@@ -19,6 +19,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning.callbacks import Callback
 
 from fcn import checkpoint, cli
 from fcn.compare.runs import read_run
@@ -46,6 +47,7 @@ from tests.conftest import (
     runner,
 )
 
+CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
 pytestmark = pytest.mark.usefixtures("no_pictures")
 TERM = 15
 
@@ -225,7 +227,12 @@ REFUSED = {
     "trainer.accumulate_grad_batches=2": "accumulate_grad_batches",
     "trainer.min_steps=20": "trainer.min_steps=20",
     "hydra.mode=MULTIRUN seed=0,1": "leave out --multirun",
+    "backbone.weights=vgg.pth": "backbone.weights",
+    "backbone.head_weights=null": "backbone.head_weights",
+    "recipe.fit_to_features=false": "recipe.fit_to_features",
+    "model.init_from=other": "keeps its weights",
     "callbacks.x=mine.Mine": "needs a _target_",
+    f"callbacks.x._target_={CHECKPOINTS} callbacks.x.every_n_epochs=5": "use every_n_train_steps",
     "callbacks.x._target_=nowhere.Mine": "No module named 'nowhere'",
     "+logger.x._target_=pathlib.Path": "is no Logger of Lightning's",
 }
@@ -312,7 +319,10 @@ def test_a_choice_of_a_users_folder_changes_its_own_keys_alone(run_in: Run) -> N
     own = {"log_every_n_steps": 2, "num_nodes": 1}
     assert after["trainer"] == before["trainer"] | own
     assert after["data"] == before["data"] | {"num_workers": 1}
-    run_in("train", "resume=run", "trainer.log_every_n_steps=3", "trainer.max_steps=5")
+    longer = ["trainer.max_steps=5", "trainer.log_every_n_steps=${trainer.val_check_interval}"]
+    run_in("train", "resume=run", *longer)
+    assert record("run")["config"]["trainer"]["log_every_n_steps"] == 2  # as in the run
+    run_in("train", "resume=run", "trainer.log_every_n_steps=3", "trainer.max_steps=6")
     run_in("train", "resume=run", *given, "trainer.max_steps=6")  # the choices are no news
     assert record("run")["config"]["trainer"]["log_every_n_steps"] == 3
 
@@ -334,7 +344,7 @@ def test_choices_that_a_resumed_run_can_change_are_changed(run_in: Run) -> None:
 def test_auto_continues_the_run_of_the_same_command_or_starts_one(
     tiny_voc: TinyVOC, run_in: Run
 ) -> None:
-    arguments = [*tiny_voc.overrides(), *QUICK, "resume=auto"]
+    arguments = [*tiny_voc.overrides(), *QUICK, "resume=auto", "~trainer.val_check_interval"]
     interrupt(run_in, *arguments, "seed=1")
     interrupt(run_in, *arguments, "seed=2")
     run_in("train", *arguments, "seed=1")
@@ -344,6 +354,73 @@ def test_auto_continues_the_run_of_the_same_command_or_starts_one(
     interrupt(run_in, *arguments, "hydra.run.dir=mine")
     run_in("train", *arguments, "hydra.run.dir=mine")
     assert last_step("mine") == 4
+
+
+def test_a_run_in_the_folder_of_one_that_left_nothing_has_a_record_of_its_own(
+    tiny_voc: TinyVOC, run_in: Run
+) -> None:
+    own = [*tiny_voc.overrides(), *QUICK, "hydra.run.dir=run"]
+    run_in("train", *own, "loss=focal", "trainer.fast_dev_run=true")
+    run_in("train", *own, "loss=dice")
+    assert "loss=dice" in record("run")["overrides"]
+    assert record("run")["history"] == []
+
+
+def test_stages_are_resumed_as_one_run(tiny_voc: TinyVOC, run_in: Run, error_line: Run) -> None:
+    """What is refused changes no record: within a stage, between two, and in a run that is live."""
+    own = [*tiny_voc.overrides(), *QUICK, "stages=[fcn32s,fcn16s]", "hydra.run.dir=run"]
+    assert error_line("train", *own, "trainer.precision=foo")
+    assert not Path("run/run.json").exists()
+    refused = ("upsampling=learned", "data.fold=1", "data.root=nowhere", "trainer.precision=foo")
+    for part in ("within the first", "between"):
+        if part == "between":
+            run_in("train", "resume=run", "trainer.enable_progress_bar=false")
+            shutil.rmtree("run/fcn16s")
+        else:
+            interrupt(run_in, *own)
+        before = record("run")
+        for setting in refused:
+            assert error_line("train", "resume=run", setting)
+            assert record("run") == before
+    with locked(Path("run")):
+        assert "is being trained" in error_line("train", "resume=run")
+    run_in("train", "resume=run", "trainer.enable_progress_bar=null")
+    assert len(record("run")["history"]) == 2
+
+
+class Unreadable(Callback):
+    """A callback whose state no checkpoint can give back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": np.float64(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("tests.test_record.Unreadable", "Unreadable: its state_dict cannot be read back"),
+        ("pytorch_lightning.callbacks.StochasticWeightAveraging", "trainer: "),
+    ],
+)
+def test_a_callback_that_does_not_fit_is_said_in_one_line(
+    tiny_voc: TinyVOC, error_line: Run, target: str, words: str
+) -> None:
+    own = [f"callbacks.mine._target_={target}"]
+    if target.endswith("Averaging"):
+        own.append("callbacks.mine.swa_lrs=0.1")
+    assert words in error_line("train", *tiny_voc.overrides(), *QUICK, *own)
+
+
+def test_logs_of_earlier_runs_are_kept(
+    tiny_voc: TinyVOC, run_in: Run, error_line: Run, tmp_path: Path
+) -> None:
+    own = [*tiny_voc.overrides(), *QUICK[:-1], "logger=csv", f"logger.csv.save_dir={tmp_path}"]
+    for seed in range(3):
+        run_in("train", *own, f"seed={seed}", f"hydra.run.dir={seed}")
+    names = ["metrics.1.csv", "metrics.2.csv", "metrics.csv"]
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == names
+    assert error_line("train", "resume=2", "recipe.lr=1e-4")  # its last step is done
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == names
 
 
 @pytest.mark.usefixtures("said")
@@ -644,24 +721,32 @@ def test_auto_knows_the_experiment_of_a_config_path(tiny_voc: TinyVOC, run_in: R
     assert len(list(Path("outputs/train").iterdir())) == 2
 
 
-def test_classes_in_another_order_are_no_continuation(
-    tiny_voc: TinyVOC, run_in: Run, error_line: Run
+def test_data_that_mean_something_else_are_no_continuation(
+    tiny_voc: TinyVOC, run_in: Run, error_line: Run, capsys: Capture
 ) -> None:
+    """Other classes or bands are refused, wherever they stand; another range is validated again."""
     data = [o for o in tiny_voc.overrides() if "data.classes" not in o]
     names = tiny_voc.folder / "dataset.yaml"
     names.write_text("classes: [background, cat, dog]\n")
-    interrupt(run_in, *data, *QUICK, "hydra.run.dir=run")
+    interrupt(run_in, *data, *QUICK, "hydra.run.dir=run", after=2)
     names.write_text("classes: [background, dog, cat]\n")
     assert "had the classes background, cat, dog" in error_line("train", "resume=run")
     names.write_text("classes: [background, cat, dog, cow]\n")
     assert "has background, cat, dog, cow" in error_line("train", "resume=run")
+    names.write_text("classes: [background, cat, dog]\nbands: [2, 1, 0]\n")
+    assert "had the bands RGB, but" in error_line("train", "resume=run")
+    names.write_text("classes: [background, cat, dog]\nvalue_range: [0, 200]\n")
+    run_in("train", "resume=run")
+    shown = capsys.readouterr().out
+    assert "value_range of the val images: None -> [0.0, 200.0]" in shown
+    assert "best checkpoint so far was validated again" in shown
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_callbacks_of_the_user_keep_files_of_their_own(
     tiny_voc: TinyVOC, run_in: Run, error_line: Run
 ) -> None:
-    target = "callbacks.mine._target_=pytorch_lightning.callbacks.ModelCheckpoint"
+    target = f"callbacks.mine._target_={CHECKPOINTS}"
     same = ["callbacks.mine.monitor=val/mean_iou", "callbacks.mine.mode=max"]
     own = [*tiny_voc.overrides(), *QUICK, target, *same, "callbacks.mine.filename=best"]
     interrupt(run_in, *own, "hydra.run.dir=run", after=3)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from fcn.config import TrainConfig
@@ -84,6 +86,30 @@ def train_only(cfg: TrainConfig, folder: Path) -> dict[str, Tensor]:
     training = make_module(plan, model, QUIET)
     fit(plan, make_trainer(plan, training, QUIET), training, QUIET)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class StopWithinStep(Callback):
+    """Ends the run after its fifth batch, as a time limit does after any."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx >= 4
+
+
+def test_a_run_that_a_callback_ends_stops_after_a_whole_step(
+    tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    cfg = tiny_voc.training()
+    cfg.trainer |= {"max_steps": 4, "val_check_interval": 12, "accumulate_grad_batches": 3}
+    drawn = Drawn(monkeypatch)
+    whole = train_only(cfg, tmp_path / "whole")
+    expected, drawn.steps = drawn.steps, {}
+    cfg.callbacks = {"stop": {"_target_": "tests.test_resume.StopWithinStep"}}
+    train_only(cfg, tmp_path / "run")
+    assert [len(batches) for batches in drawn.steps.values()] == [3, 3]
+    cfg.resume, cfg.callbacks = "last", {}
+    resumed = train_only(cfg, tmp_path / "run")
+    assert drawn.steps == expected
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
 
 
 @pytest.mark.usefixtures("listening")

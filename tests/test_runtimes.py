@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fcn.checkpoint import write_safetensors
 from fcn.config import ExportConfig
 from fcn.inference import export
-from fcn.inference.small_precision import convert, open_session
+from fcn.inference.reduced_precision import convert, open_session
 from fcn.output import make_console
 from tests.conftest import random_model
 

@@ -169,6 +169,55 @@ def test_further_channels_start_at_the_mean_of_rgb(channels: int) -> None:
     assert not transplant(small(in_channels=channels), model.state_dict()).with_status("adapted")
 
 
+BANDS = {  # (of the source, of the model) -> the source's channel of each; None: the mean
+    ((), ("nir", "Red", "green", "BLUE")): [None, 0, 1, 2],
+    ((), ("nir", "red", "green")): [None, 0, 1],
+    ((), ("red", "nir")): [0, None],
+    ((), ("red", "green", "blue")): [0, 1, 2],
+    ((), ("blue", 3, "red")): [2, None, 0],
+    ((), ("swir1", "swir2", "nir", "tir")): [None] * 4,
+    ((), (3, 0, 1, 2)): [0, 1, 2, None],
+    ((), (2, 1, 0)): [0, 1, 2],
+    (("nir", "red", "green", "blue"), ()): [1, 2, 3],
+    (("nir", "red", "green", "blue"), ("RED", "green", "blue", "nir")): [1, 2, 3, 0],
+    (("nir", "red", "green", "blue"), ("nir", "swir")): [0, None],
+    (("nir", "red", "green", "blue"), (0, 1, 2, 3)): [0, 1, 2, 3],
+    ((3, 0, 1, 2), ("nir", "red", "green", "blue")): [0, 1, 2, 3],
+}
+
+
+@pytest.mark.parametrize(("bands", "places"), BANDS.items())
+def test_the_first_layer_follows_the_names_of_bands(
+    bands: tuple[tuple, tuple], places: list[int | None]
+) -> None:
+    theirs, own = bands
+    source = small(in_channels=len(theirs) or 3)
+    source.mean.uniform_()
+    source.std.uniform_(0.1, 1)
+    model = small(in_channels=len(own) or 3)
+    report = transplant(model, source.state_dict(), bands=own, source_bands=theirs)
+    for name, dim in (("mean", 0), ("std", 0), ("backbone.conv1_1.weight", 1)):
+        before, after = source.state_dict()[name], model.state_dict()[name]
+        weight = max(1, source.in_channels / model.in_channels) if dim else 1
+        for channel, place in enumerate(places):
+            expected = before.mean(dim) if place is None else before.select(dim, place)
+            torch.testing.assert_close(after.select(dim, channel), weight * expected)
+    (entry,) = (t for t in report.tensors if t.name == "backbone.conv1_1.weight")
+    moved = places != list(range(source.in_channels))
+    assert entry.status == ("adapted" if moved else "copied")
+    if moved and any(isinstance(band, str) for band in own):
+        missing = [str(band) for band, place in zip(own, places, strict=True) if place is None]
+        assert entry.note.endswith(f"; {', '.join(missing)}: the mean" if missing else "by name")
+
+
+def test_bands_without_names_must_be_as_many() -> None:
+    source = small(in_channels=4).state_dict()
+    for bands in ((), (0, 1), (0, 1, 2, 3, 4)):
+        model = small(in_channels=len(bands) or 3)
+        with pytest.raises(SurgeryError, match=r"conv1_1\.weight is \(4, 4, 3, 3\), but"):
+            transplant(model, source, bands=bands, source_bands=(0, 1, 2, 3))
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 @torch.inference_mode()
 def test_fewer_channels_answer_to_grey_as_rgb_does(channels: int) -> None:

@@ -19,8 +19,8 @@ from PIL import Image
 from fcn.checkpoint import write_safetensors
 from fcn.config import ExportConfig
 from fcn.errors import ConfigError
-from fcn.inference import demo, export
-from fcn.inference.small_precision import open_session
+from fcn.inference import export, web_demo
+from fcn.inference.reduced_precision import open_session
 from fcn.output import make_console
 from tests.conftest import random_model
 from tests.export_files import noise
@@ -43,10 +43,10 @@ def test_the_page_knows_its_network_and_names_no_file_that_is_not_there(tmp_path
     settings = json.loads((page / "settings.json").read_text())
     assert settings["classes"] == CLASSES
     assert settings["colours"][:2] == [[0, 0, 0], [128, 0, 0]]
-    assert settings["runtime"] == demo.CDN
+    assert settings["runtime"] == web_demo.CDN
     html = (page / "index.html").read_text()
-    assert demo.CDN.partition("/npm/")[0] in html  # its policy lets the runtime in
-    assert {path.name for path in page.iterdir()} == set(demo.PAGE_FILES)
+    assert web_demo.CDN.partition("/npm/")[0] in html  # its policy lets the runtime in
+    assert {path.name for path in page.iterdir()} == set(web_demo.PAGE_FILES)
     session = open_session(page / "model.onnx")
     (image,), (labels,) = session.get_inputs(), session.get_outputs()
     assert (image.type, labels.type) == ("tensor(uint8)", "tensor(uint8)")
@@ -62,17 +62,17 @@ def test_files_of_the_page_that_are_missing_are_named_first(tmp_path: Path) -> N
 
 def test_a_page_is_written_again_with_its_own_files(tmp_path: Path) -> None:
     (assets := tmp_path / "dist").mkdir()
-    for name in demo.RUNTIME_FILES:
+    for name in web_demo.RUNTIME_FILES:
         (assets / name).write_text(name)
     example = noise(tmp_path / "cat.png")
     page = write(tmp_path, assets=str(assets), example=str(example))
     own = {"assets": f"{page}/runtime", "example": f"{page}/example.png"}
-    (page / "runtime" / demo.RUNTIME_FILES[0]).write_text("changed")
+    (page / "runtime" / web_demo.RUNTIME_FILES[0]).write_text("changed")
     with pytest.raises(ConfigError, match="overwrite=true"):
         write(tmp_path, **own)
     write(tmp_path, **own, overwrite=True)
     assert (page / "example.png").read_bytes() == example.read_bytes()
-    assert (page / "runtime" / demo.RUNTIME_FILES[0]).read_text() == "changed"
+    assert (page / "runtime" / web_demo.RUNTIME_FILES[0]).read_text() == "changed"
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,23 @@ def test_a_page_is_written_again_with_its_own_files(tmp_path: Path) -> None:
         (3, {"value_range": [50, 200]}, "the values 50 to 200"),
     ],
 )
-def test_a_page_takes_photographs_alone(
-    tmp_path: Path, channels: int, data: dict[str, Any], reason: str
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"format": "web"},
+        {"format": "hub", "space": "me/demo"},
+        {"format": "hub", "precision": "int8"},
+    ],
+)
+def test_a_demo_takes_photographs_alone(
+    tmp_path: Path, channels: int, data: dict[str, Any], reason: str, settings: dict[str, Any]
 ) -> None:
     model = random_model(in_channels=channels)
     write_safetensors(tmp_path / "m.safetensors", model, {"classes": CLASSES, **data})
-    cfg = ExportConfig(
-        checkpoint=f"{tmp_path}/m.safetensors", output=f"{tmp_path}/page", format="web"
-    )
+    cfg = ExportConfig(f"{tmp_path}/m.safetensors", f"{tmp_path}/page", **settings)
     with pytest.raises(ConfigError, match=f"takes {reason}"):
         export.main(cfg, tmp_path, make_console(quiet=True))
+    assert not (tmp_path / "page").exists()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     folder = tmp_path_factory.mktemp("npm")
-    npm = ["npm", "pack", demo.RUNTIME]
+    npm = ["npm", "pack", web_demo.RUNTIME]
     if subprocess.run(npm, cwd=folder, capture_output=True, check=False).returncode:
         pytest.skip("the npm registry cannot be reached")
     shutil.unpack_archive(next(folder.glob("*.tgz")), folder, "gztar")

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fcn.compare.comparison import Comparison, compare_runs
 from fcn.compare.gallery import gallery
 from fcn.compare.report import report
-from fcn.compare.runs import Comparison, compare_runs, find_runs, read_run
+from fcn.compare.runs import find_runs, read_run
 from fcn.config import CompareConfig
 from fcn.device import pick_device
 from fcn.errors import UserError

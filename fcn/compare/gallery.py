@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from fcn import checkpoint
-from fcn.compare.runs import Group, Run
+from fcn.compare.comparison import Group
+from fcn.compare.runs import Run
 from fcn.config import CompareConfig, DataConfig
 from fcn.data.dataset import SegmentationDataset
 from fcn.data.layouts import open_split

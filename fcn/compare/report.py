@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from fcn import checkpoint
+from fcn.compare.comparison import Comparison, Group, average, by_fold, classes_of
 from fcn.compare.gallery import SHOWN
-from fcn.compare.runs import Comparison, Group, average, classes_of
 from fcn.inference.metrics import LEVEL, METRICS, RESAMPLES, Estimate, estimate
 from fcn.pictures import page, plots
 
@@ -58,7 +58,8 @@ def _numbers(found: Comparison) -> list[tuple[str, str, list[Estimate | None]]]:
     columns: list[dict[str, Estimate]] = []
     for group in found.groups:
         own = classes_of(group.runs)
-        every = average([run.resampled(own) for run in group.runs])
+        folds = ([run.resampled(own) for run in fold] for fold in by_fold(group.runs).values())
+        every = average([average(runs, of_one_fold=True) for runs in folds])
         column = dict(zip(own, estimate(every, "iou"), strict=True))
         means = found.average(group)
         columns.append(column | {metric: estimate(means, metric)[0] for metric in METRICS})

@@ -20,7 +20,7 @@ from yaml import YAMLError, safe_load
 
 from fcn.config import PrepareDataConfig
 from fcn.convert import masks
-from fcn.convert.export import IGNORE, Export
+from fcn.convert.annotation_set import IGNORE, AnnotationSet
 from fcn.convert.formats.class_lists import colour_names
 from fcn.convert.masks import COLOUR, SMOOTHED, TRANSPARENT
 from fcn.dataset_info import (
@@ -88,18 +88,20 @@ def _mapping(cfg: PrepareDataConfig, key: str) -> dict[Any, str]:
         ) from None
 
 
-def class_of_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[int, str]:
+def class_of_values(
+    annotations: AnnotationSet, cfg: PrepareDataConfig, scan: Scan
+) -> dict[int, str]:
     """Return the class of each value, IGNORE where it has none.
 
     Args:
-        export: what was read.
+        annotations: what was read.
         cfg: the settings, see `check_mappings`.
         scan: what the masks hold.
 
     Raises:
         ConfigError, DataError: a value without a class, or settings that do not fit.
     """
-    names = _named_values(export, cfg, scan)
+    names = _named_values(annotations, cfg, scan)
     # Among pictures in colours, a grey one holds colours, too.
     if not cfg.labels and max(scan.pixels, default=0) >= COLOUR:
         colours = {value: name for value, name in names.items() if value >= COLOUR}
@@ -108,17 +110,17 @@ def class_of_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[
         names = colours | names | shades if shades else names
     for value in (-1, VOID):
         names.setdefault(value, IGNORE)
-    if cfg.data.ignore_index not in (None, VOID) and export.numbered_here:
+    if cfg.data.ignore_index not in (None, VOID) and annotations.numbered_here:
         raise ConfigError(
-            f"data.ignore_index={cfg.data.ignore_index} is a value of masks, but {export.format} "
-            'has names; ignore a class with "merge={NAME: null}"'
+            f"data.ignore_index={cfg.data.ignore_index} is a value of masks, but "
+            f'{annotations.format} has names; ignore a class with "merge={{NAME: null}}"'
         )
     if cfg.data.ignore_index is not None:
         names[cfg.data.ignore_index] = IGNORE
     background = (name for name in names.values() if name.lower() in BACKGROUND)
     names.setdefault(TRANSPARENT, next(background, IGNORE))
     if unknown := [value for value in scan.pixels if value not in names]:
-        names |= _nearest_classes(export, cfg, scan, names, unknown)
+        names |= _nearest_classes(annotations, cfg, scan, names, unknown)
     if wrong := set(cfg.merge) - set(names.values()):
         known = ", ".join(dict.fromkeys(names.values()))
         raise ConfigError(f"merge: the export has no class {min(wrong)}; its classes are {known}")
@@ -134,40 +136,40 @@ def class_of_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[
     return names
 
 
-def _named_values(export: Export, cfg: PrepareDataConfig, scan: Scan) -> dict[int, str]:
+def _named_values(annotations: AnnotationSet, cfg: PrepareDataConfig, scan: Scan) -> dict[int, str]:
     """Return the values that have a class: by labels, by colours, by the export, or by number."""
-    export.check(scan.pixels)
-    classes, colours = cfg.data.classes or export.classes, cfg.data.colours
+    annotations.check(scan.pixels)
+    classes, colours = cfg.data.classes or annotations.classes, cfg.data.colours
     if colours and len(colours) != len(classes):
         raise ConfigError(
             f"data.colours has {len(colours)} colours, but there are {len(classes)} classes: "
             f"data.classes={classes}"
         )
-    if cfg.labels and export.numbered_here:
+    if cfg.labels and annotations.numbered_here:
         raise ConfigError(
-            f"labels={cfg.labels} names values of masks, but {export.format} has names: "
-            f'{", ".join(export.names.values())}; rename with "merge={{OLD: NEW}}"'
+            f"labels={cfg.labels} names values of masks, but {annotations.format} has names: "
+            f'{", ".join(annotations.names.values())}; rename with "merge={{OLD: NEW}}"'
         )
     if cfg.labels:
         rest = () if cfg.nearest else scan.pixels.keys() - {TRANSPARENT, *cfg.labels}
         return cfg.labels | dict.fromkeys(rest, IGNORE)
-    if _named_by_colours(export, cfg, scan):
+    if _named_by_colours(annotations, cfg, scan):
         return colour_names([*zip(classes, colours, strict=True)], "data.colours")
-    if export.names:
-        return dict(export.names)
-    masks.check_palettes(item.mask for item in export.items)
-    return _numbered(export.classes or classes, cfg.data.ignore_index, scan)
+    if annotations.names:
+        return dict(annotations.names)
+    masks.check_palettes(item.mask for item in annotations.items)
+    return _numbered(annotations.classes or classes, cfg.data.ignore_index, scan)
 
 
-def _named_by_colours(export: Export, cfg: PrepareDataConfig, scan: Scan) -> bool:
+def _named_by_colours(annotations: AnnotationSet, cfg: PrepareDataConfig, scan: Scan) -> bool:
     """Return True if data.colours says which class a value of the masks is.
 
     If not, labels= or the export name the values, and data.colours are only the colours to show.
     """
     ignored = {-1, VOID, TRANSPARENT, cfg.data.ignore_index}
-    in_numbers = scan.pixels.keys() <= {*export.names, *ignored}
+    in_numbers = scan.pixels.keys() <= {*annotations.names, *ignored}
     in_numbers &= max(scan.pixels, default=0) < COLOUR
-    named = cfg.labels or export.numbered_here or (export.names and in_numbers)
+    named = cfg.labels or annotations.numbered_here or (annotations.names and in_numbers)
     return bool(cfg.data.colours) and not named
 
 
@@ -222,7 +224,11 @@ def _check_numbered(classes: list[str], scan: Scan, most: list[int]) -> None:
 
 
 def _nearest_classes(
-    export: Export, cfg: PrepareDataConfig, scan: Scan, names: dict[int, str], unknown: list[int]
+    annotations: AnnotationSet,
+    cfg: PrepareDataConfig,
+    scan: Scan,
+    names: dict[int, str],
+    unknown: list[int],
 ) -> dict[int, str]:
     """Return the nearest class of values that smooth the boundaries between others.
 
@@ -234,7 +240,8 @@ def _nearest_classes(
     smoothed = (
         len(known) > 1
         and pixels <= SMOOTHED * scan.pixels.total()
-        and sum(masks.smoothed_pixels(item.read(), known) for item in export.items) >= 0.8 * pixels
+        and sum(masks.smoothed_pixels(item.read(), known) for item in annotations.items)
+        >= 0.8 * pixels
     )
     if smoothed and cfg.nearest:
         levels = [value for value in known if value >= 0]
@@ -243,7 +250,7 @@ def _nearest_classes(
         hint = "they smooth the boundaries between others: nearest=true takes the nearest class"
     elif value >= COLOUR:
         hint = "add them to data.colours and data.classes, where the name ignore leaves them out"
-    elif value == len(cfg.data.classes or export.classes) and 0 in scan.pixels:
+    elif value == len(cfg.data.classes or annotations.classes) and 0 in scan.pixels:
         hint = f"if 0 is unlabelled, set data.ignore_index=0, or else data.ignore_index={value}"
     else:
         hint = f"name all with {_setting(names, (v for v in scan.pixels if abs(v) < COLOUR))}"
@@ -262,12 +269,12 @@ def _setting(names: dict[int, str], values: Iterable[int]) -> str:
 
 
 def dataset_info(
-    export: Export, cfg: PrepareDataConfig, scan: Scan, names: dict[int, str]
+    annotations: AnnotationSet, cfg: PrepareDataConfig, scan: Scan, names: dict[int, str]
 ) -> DatasetInfo:
     """Return what dataset.yaml is to say; its classes are in the order of their labels.
 
     Args:
-        export: what was read.
+        annotations: what was read.
         cfg: the settings; if the export names its values, data.classes chooses some.
         scan: what the masks hold.
         names: see `class_of_values`.
@@ -278,15 +285,15 @@ def dataset_info(
     data, black = cfg.data, dict[str, list[int]]()
     classes = [name for name in dict.fromkeys(names.values()) if name != IGNORE]
     chosen = [name for name in data.classes if name.lower() not in IGNORED]
-    chooses = export.names or cfg.labels or export.classes
-    if chosen and chooses and not _named_by_colours(export, cfg, scan):
+    chooses = annotations.names or cfg.labels or annotations.classes
+    if chosen and chooses and not _named_by_colours(annotations, cfg, scan):
         # What no shape covers is background, though nobody has drawn it.
         background = [name for name in classes[:1] if name.lower() in BACKGROUND]
-        if export.numbered_here and not {*background} & {*chosen}:
+        if annotations.numbered_here and not {*background} & {*chosen}:
             chosen = [*background, *chosen]
             black = {name: [0, 0, 0] for name in background}
         wrong = [name for name in chosen if name not in classes]
-        if export.numbered_here and {*classes} <= {*chosen}:
+        if annotations.numbered_here and {*classes} <= {*chosen}:
             wrong = []  # classes that no shape has yet
         if wrong:
             raise ConfigError(
@@ -301,9 +308,9 @@ def dataset_info(
     if not 2 <= len(classes) <= VOID:
         hint = f" (the names {', '.join(IGNORED)} are of ignored pixels)" if not classes[1:] else ""
         raise DataError(f"{cfg.convert}: {len(classes)} classes; training needs 2 to {VOID}{hint}")
-    given = zip(data.classes or export.classes, data.colours, strict=False)
+    given = zip(data.classes or annotations.classes, data.colours, strict=False)
     colours = dict[str, list[int]]()
-    for name, rgb in (*given, *export.colours.items(), *black.items()):
+    for name, rgb in (*given, *annotations.colours.items(), *black.items()):
         colours.setdefault(cfg.merge.get(name, name), list(rgb))
     return DatasetInfo(
         classes,

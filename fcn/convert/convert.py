@@ -24,6 +24,8 @@ from yaml import safe_dump
 
 from fcn.config import DataConfig, PrepareDataConfig
 from fcn.convert import splits
+from fcn.convert.annotation_folder import AnnotationFolder, Item
+from fcn.convert.annotation_set import AnnotationSet
 from fcn.convert.classes import (
     SHOWN,
     Scan,
@@ -32,8 +34,6 @@ from fcn.convert.classes import (
     dataset_info,
     shown,
 )
-from fcn.convert.export import Export
-from fcn.convert.export_folder import ExportFolder, Item
 from fcn.convert.formats import recognise
 from fcn.convert.formats.plain import class_settings
 from fcn.convert.unpack import is_table, unpack_table, unpack_zip
@@ -72,7 +72,7 @@ def convert(cfg: PrepareDataConfig, console: Console) -> DataConfig:
         elif is_table(str(cfg.convert)):
             root = unpack_table(str(cfg.convert), scratch, images, masks)
             images = masks = None
-        _convert(ExportFolder(root, scratch, images, masks), check_mappings(cfg), console)
+        _convert(AnnotationFolder(root, scratch, images, masks), check_mappings(cfg), console)
     console.print(f"converted to {target}: use data=folder data.root={target}")
     return DataConfig(name="folder", layout="folder", root=str(target))
 
@@ -90,31 +90,33 @@ def _check_target(cfg: PrepareDataConfig) -> Path:
     return target
 
 
-def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> None:
+def _convert(folder: AnnotationFolder, cfg: PrepareDataConfig, console: Console) -> None:
     """Convert the export in a folder: read masks, name and check what they hold, write."""
     pattern = check_pattern(cfg.group)
-    export, own = recognise(folder, cfg), class_settings(folder, cfg)
-    export.classes = own.pop("classes", [])
-    export.colours |= dict(zip(export.classes, own.pop("colours", []), strict=False))
-    if export.numbered_here:
+    annotations, own = recognise(folder, cfg), class_settings(folder, cfg)
+    annotations.classes = own.pop("classes", [])
+    annotations.colours |= dict(zip(annotations.classes, own.pop("colours", []), strict=False))
+    if annotations.numbered_here:
         own.pop("ignore_index", None)
     missing = {key: value for key, value in own.items() if getattr(cfg.data, key) in (None, [])}
     cfg = replace(cfg, data=replace(cfg.data, **missing))
-    folder.check_images_once(export.items)
-    console.print(f"{export.format} in {cfg.convert}: {len(export.items)} images with masks")
-    left_out = folder.left_out(export.items)
-    items, list_notes = splits.listed_splits(export.items, folder.files)
-    for note in (*export.notes, *left_out, *list_notes):
+    folder.check_images_once(annotations.items)
+    console.print(
+        f"{annotations.format} in {cfg.convert}: {len(annotations.items)} images with masks"
+    )
+    left_out = folder.left_out(annotations.items, annotations.format)
+    items, list_notes = splits.listed_splits(annotations, folder.files)
+    for note in (*annotations.notes, *left_out, *list_notes):
         console.print(note)
 
-    export.items = items
+    annotations.items = items
     scan = _scan(items, cfg, console)
-    names = class_of_values(export, cfg, scan)
-    info = dataset_info(export, cfg, scan, names)
+    names = class_of_values(annotations, cfg, scan)
+    info = dataset_info(annotations, cfg, scan, names)
     classes = info.classes
     labels = {value: classes.index(n) if n in classes else VOID for value, n in names.items()}
 
-    items, draw_notes = splits.split_items(items, pattern, folder.root, cfg)
+    items, draw_notes = splits.split_items(items, pattern, folder, cfg)
     items = _fitted(items, scan.sizes, cfg)
     unpacked = (item.image for item in items if item.image.is_relative_to(folder.scratch))
     if cfg.link and (image := next(unpacked, None)):
@@ -122,7 +124,7 @@ def _convert(folder: ExportFolder, cfg: PrepareDataConfig, console: Console) -> 
     new_names = names_of_files(items)
     _write(items, new_names, labels, info, cfg, console)
 
-    for note in (*draw_notes, *_overlap_note(export, scan)):
+    for note in (*draw_notes, *_overlap_note(annotations, scan)):
         console.print(note)
     counts = Counter(item.split for item in items)
     console.print(", ".join(f"{split} {counts[split]} images" for split in sorted(counts)))
@@ -278,11 +280,11 @@ def _link(source: Path, target: Path) -> None:
             raise DataError(f"{source}: cannot be linked ({error}); use link=false") from None
 
 
-def _overlap_note(export: Export, scan: Scan) -> list[str]:
+def _overlap_note(annotations: AnnotationSet, scan: Scan) -> list[str]:
     """Return a note on pixels that several classes cover, if there are any."""
-    if not (pixels := sum(export.overlaps.values())):
+    if not (pixels := sum(annotations.overlaps.values())):
         return []
-    images = sum(map(bool, export.overlaps.values()))
+    images = sum(map(bool, annotations.overlaps.values()))
     return [
         f"{pixels} pixels ({percent(pixels / scan.pixels.total())} %) of {images} images have "
         "several classes; the one drawn last counts"

@@ -156,7 +156,7 @@ def png_mask(content: bytes | str) -> np.ndarray:
     """Return the mask, bool (H, W), of a PNG or its base64: what is neither 0 nor transparent."""
     content = base64.b64decode(content) if isinstance(content, str) else content
     with Image.open(io.BytesIO(content)) as picture:
-        if picture.mode in ("LA", "RGBA"):
-            return np.asarray(picture)[..., -1] > 0
+        if picture.has_transparency_data:
+            return np.asarray(picture.convert("RGBA"))[..., 3] > 0
         bands = np.asarray(picture).reshape(picture.height, picture.width, -1)
         return np.asarray(bands.any(2))

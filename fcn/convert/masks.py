@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
+from fcn.data.dataset import Colours, palette_problem, used_colours
 from fcn.data.images import file_errors, opened
 from fcn.data.pixels import ALPHA, INVERTED, PREMULTIPLIED, Pixels, stored_pixels
 from fcn.dataset_info import VOID
@@ -167,20 +168,14 @@ def find_alpha(masks: Iterable[Path]) -> Alpha:
 
 def check_palettes(masks: Iterable[Path]) -> None:
     """Raise a DataError if a number has two colours in the palettes of masks of labels."""
-    seen = dict[int, tuple[list[int], Path]]()
-    for path in (path for path in masks if path.suffix != ".npy"):
+
+    def colours(path: Path) -> Colours:
         with _opened(path) as file:
             palette = file.getpalette() if isinstance(file, Image.Image) else None  # none in grey
-            numbers = np.unique(np.asarray(file)).tolist() if palette else []
-            for number in numbers:
-                colour = (palette or [])[3 * number : 3 * number + 3]
-                other, first = seen.setdefault(number, (colour, path))
-                if colour != other:
-                    raise DataError(
-                        f"{path}: {number} has the colour {colour}, but {other} in {first}; if "
-                        "colours are the classes, list them: data.classes=[...] "
-                        'data.colours=[[r,g,b],...]; if numbers are, "labels={0: NAME, ...}"'
-                    )
+            return used_colours(np.asarray(file), palette) if palette else {}
+
+    if problem := palette_problem((p, colours(p)) for p in masks if p.suffix != ".npy"):
+        raise DataError(problem)
 
 
 def smoothed_pixels(values: np.ndarray, known: Sequence[int]) -> int:

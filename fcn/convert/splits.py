@@ -3,52 +3,56 @@
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.export_folder import SPLITS, Item, without_suffixes
+from fcn.convert.annotation_folder import (
+    SPLITS,
+    AnnotationFolder,
+    Item,
+    shown_files,
+    split_in,
+    without_suffixes,
+)
+from fcn.convert.annotation_set import AnnotationSet
 from fcn.data.dataset import read_list
 from fcn.data.files import nfc
 from fcn.data.groups import group_in
 from fcn.errors import ConfigError, DataError
 
 Lists = dict[Path, str]  # file of a list -> split
-SHOWN = 3  # files in a note
 
 
-def listed_splits(items: Sequence[Item], files: Sequence[Path]) -> tuple[list[Item], list[str]]:
+def listed_splits(
+    annotations: AnnotationSet, files: Sequence[Path]
+) -> tuple[list[Item], list[str]]:
     """Return the items with the splits of lists such as val.txt, and notes.
 
-    The lists of one folder are used: of several, those that name most images. They count more than
-    folders. Images in no list are left out if there is one of train.
+    The lists that the export names are used, or those of one folder, or of one fold: of several,
+    those that name most images. They count more than folders. Images in no list are left out if
+    there is one of train.
 
     Raises:
         DataError: an image is in the lists of two splits.
     """
-    by_folder, unclear, usable = defaultdict[Path, Lists](dict), list[Path](), []
-    annotations = {item.mask for item in items}  # such as YOLO's train_0001.txt
-    for path in (path for path in files if path not in annotations):
-        words = [SPLITS[w] for w in re.split("[-_. ]", path.stem.lower()) if w in SPLITS]
-        if path.suffix in (".txt", ".lst", ".csv") and len(words) == 1:
-            by_folder[path.parent][path] = words[0]
-    ends = _path_ends(items) if by_folder else {}
-    for lists in by_folder.values():
+    items, unclear, usable = annotations.items, list[Path](), []
+    groups = [annotations.lists] if annotations.lists else _groups(files, annotations.sources)
+    ends = _path_ends(items) if groups else {}
+    for lists in groups:
         found, lines = _named_items(lists, ends)
         if found and 2 * len(found) >= min(lines, len(items)):
             usable.append((found, lists))
         else:
             unclear += lists
-    more = f" and {len(unclear) - SHOWN} more" if len(unclear) > SHOWN else ""
-    shown = ", ".join(map(str, unclear[:SHOWN])) + more
-    notes = [f"{shown}: there, but not understood"] if unclear else []
+    notes = [f"{shown_files(unclear)}: there, but not understood"] if unclear else []
     if not usable:
         return list(items), notes
     usable.sort(key=lambda entry: (-len(entry[0]), "Segmentation" not in str(min(entry[1]))))
     (found, lists), *others = usable
-    if others:
-        notes.append(f"not used: {', '.join(str(path) for _, other in others for path in other)}")
+    if left := [path for _, other in others for path in other if path not in lists]:
+        notes.append(f"not used: {', '.join(map(str, left))}")
     notes.append(f"splits by {', '.join(map(str, sorted(lists)))}")
     changed = [
         replace(item, split=lists[found[number]]) if number in found else item
@@ -60,6 +64,28 @@ def listed_splits(items: Sequence[Item], files: Sequence[Path]) -> tuple[list[It
         notes.append(f"{len(items) - len(found)} images in none of these lists are left out")
         changed = [changed[number] for number in sorted(found)]
     return changed, notes
+
+
+def _groups(files: Sequence[Path], annotations: Set[Path]) -> list[Lists]:
+    """Return the lists of each folder or fold; annotations, as YOLO's train_0001.txt, are none."""
+    by_folder = defaultdict[Path, Lists](dict)
+    for path in (path for path in files if path not in annotations):
+        if path.suffix in (".txt", ".lst", ".csv") and (split := split_in(path.stem)):
+            by_folder[path.parent][path] = split
+    return [group for lists in by_folder.values() for group in _folds(lists)]
+
+
+def _folds(lists: Lists) -> list[Lists]:
+    """Return the lists of each fold, such as train_0 and val_0; all together if there are none."""
+    by_words = defaultdict[tuple[str, ...], Lists](dict)
+    for path, split in lists.items():
+        words = re.findall(r"[^\W\d_]+|\d+", path.stem.lower())
+        by_words[tuple(word for word in words if word not in SPLITS)][path] = split
+    folds = [fold for fold in by_words.values() if {"train", "val"} <= {*fold.values()}]
+    if len(folds) < 2:
+        return [lists]
+    shared = {p: split for p, split in lists.items() if not any(p in fold for fold in folds)}
+    return [fold | shared for fold in folds]
 
 
 def _path_ends(items: Sequence[Item]) -> dict[str, set[int]]:
@@ -97,21 +123,24 @@ def _find(text: str, ends: dict[str, set[int]]) -> int | None:
 
 
 def split_items(
-    items: Sequence[Item], pattern: re.Pattern[str], root: Path, cfg: PrepareDataConfig
+    items: Sequence[Item],
+    pattern: re.Pattern[str],
+    folder: AnnotationFolder,
+    cfg: PrepareDataConfig,
 ) -> tuple[list[Item], list[str]]:
     """Return the items with a split each, and notes; val is drawn by groups if there is none.
 
     Args:
         items: in any split; those without one count as train.
         pattern: what its first group matches in a name or a path keeps images on one side.
-        root: of the export.
+        folder: the export.
         cfg: val_share of the images at most go to val, but one group at least, drawn by seed.
 
     Raises:
         ConfigError: the pattern is in no name.
         DataError: a single group.
     """
-    groups = [_group_of(item, pattern, root) for item in items]
+    groups = [_group_of(item, pattern, folder) for item in items]
     alone = sum(group == str(item.image) for group, item in zip(groups, items, strict=True))
     if cfg.group and alone == len(items):
         raise ConfigError(f"group={cfg.group}: is in no image's name, such as {items[0].image}")
@@ -157,9 +186,9 @@ def split_items(
     return items, notes
 
 
-def _group_of(item: Item, pattern: re.Pattern[str], root: Path) -> str:
+def _group_of(item: Item, pattern: re.Pattern[str], folder: AnnotationFolder) -> str:
     """Return what groups an image: a part of its name, or else of its path, or all of its path."""
-    path = item.image.relative_to(root) if item.image.is_relative_to(root) else item.image
+    path = folder.relative(item.image)
     return group_in((path.stem, path.name, path.as_posix()), pattern) or str(item.image)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcn.convert.export_folder import MASK_WORDS, strip_words
+from fcn.convert.annotation_folder import MASK_WORDS, strip_words
 from fcn.data.files import is_image, walk
 from fcn.data.images import file_errors
 from fcn.errors import DataError
@@ -17,11 +17,11 @@ from fcn.errors import DataError
 HUB = "hf://datasets/"
 
 
-def is_table(export: str) -> bool:
+def is_table(source: str) -> bool:
     """Return True if an export is a data set on the Hub, or a folder of tables without pictures."""
-    files = [*walk(Path(export))] if Path(export).is_dir() else []
+    files = [*walk(Path(source))] if Path(source).is_dir() else []
     tables = any(path.suffix in (".parquet", ".arrow") for path in files)
-    return export.startswith(HUB) or (tables and not any(map(is_image, files)))
+    return source.startswith(HUB) or (tables and not any(map(is_image, files)))
 
 
 def unpack_zip(path: Path, target: Path) -> Path:
@@ -37,11 +37,11 @@ def unpack_zip(path: Path, target: Path) -> Path:
     return target
 
 
-def unpack_table(export: str, target: Path, images: str | None, masks: str | None) -> Path:
+def unpack_table(source: str, target: Path, images: str | None, masks: str | None) -> Path:
     """Write a data set in tables as SPLIT/images and SPLIT/masks, and classes.txt if it has names.
 
     Args:
-        export: hf://datasets/NAME, or a folder of parquet or arrow files.
+        source: hf://datasets/NAME, or a folder of parquet or arrow files.
         target: the folder to write below.
         images: the column of the images; None: the one that is no mask.
         masks: the column of the masks; None: the one that is called label, mask, annotation.
@@ -52,23 +52,23 @@ def unpack_table(export: str, target: Path, images: str | None, masks: str | Non
     try:
         import datasets  # of the extra [datasets]
     except ImportError:
-        raise DataError(f'{export}: to read it: pip install "fcn-segmentation[datasets]"') from None
+        raise DataError(f'{source}: to read it: pip install "fcn-segmentation[datasets]"') from None
     datasets.disable_progress_bars()
     try:
-        if any(Path(export, name).is_file() for name in ("state.json", "dataset_dict.json")):
-            splits = datasets.load_from_disk(export)
+        if any(Path(source, name).is_file() for name in ("state.json", "dataset_dict.json")):
+            splits = datasets.load_from_disk(source)
         else:
-            cache = None if export.startswith(HUB) else str(target / "cache")
-            splits = datasets.load_dataset(export.removeprefix(HUB), cache_dir=cache)
+            cache = None if source.startswith(HUB) else str(target / "cache")
+            splits = datasets.load_dataset(source.removeprefix(HUB), cache_dir=cache)
     except Exception as error:  # of the network, of tables
         reason = " ".join(str(error).split())
-        raise DataError(f"{export}: cannot be loaded ({reason}); check its name") from None
+        raise DataError(f"{source}: cannot be loaded ({reason}); check its name") from None
     root = target / "tables"
     root.mkdir()
-    if (names_file := Path(export, "id2label.json")).is_file():
+    if (names_file := Path(source, "id2label.json")).is_file():
         shutil.copy(names_file, root)
     for split, rows in splits.items() if isinstance(splits, dict) else [("", splits)]:
-        image, mask = _columns(export, rows.features, datasets.Image, images, masks)
+        image, mask = _columns(source, rows.features, datasets.Image, images, masks)
         if names := _class_names(rows.features[mask]):
             (root / "classes.txt").write_text("\n".join(names), encoding="utf-8")
         for column in (image, mask):
@@ -84,7 +84,7 @@ def unpack_table(export: str, target: Path, images: str | None, masks: str | Non
 
 
 def _columns(
-    export: str, features: dict[str, Any], kind: Any, images: str | None, masks: str | None
+    source: str, features: dict[str, Any], kind: Any, images: str | None, masks: str | None
 ) -> tuple[str, str]:
     """Return the columns of images and masks."""
     pictures = [name for name, feature in features.items() if isinstance(feature, kind)]
@@ -93,7 +93,7 @@ def _columns(
     others = [images] if images else [name for name in pictures if name not in found]
     if len(found) != 1 or len(others) != 1 or not {*found, *others} <= {*features}:
         raise DataError(
-            f"{export}: its columns are {', '.join(features)}; say which are meant: images=COLUMN "
+            f"{source}: its columns are {', '.join(features)}; say which are meant: images=COLUMN "
             "masks=COLUMN"
         )
     return others[0], found[0]

@@ -1,7 +1,7 @@
-"""Count the labels in all masks of a data set before a run, so that an invalid mask fails early.
+"""Read all masks of a data set before a run, so that an invalid one fails early.
 
-Reading all masks of a large data set takes a while, so the counts are kept in the user's cache
-folder, by the path, size and time of each mask.
+For a large data set that takes a while, so what is in a mask is kept in the user's cache folder, by
+the path, size and time of its file.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pooch
@@ -18,14 +19,19 @@ from rich.console import Console
 
 from fcn.data.dataset import (
     CONVERT,
+    Colours,
     Pair,
     SegmentationDataset,
     Source,
     check_size,
-    read_labels,
+    exif_kind,
+    exif_problem,
+    palette_problem,
+    read_labels_and_palette,
+    used_colours,
     wrong_label,
 )
-from fcn.data.images import image_size
+from fcn.data.images import size_and_orientation
 from fcn.dataset_info import VOID, DatasetInfo
 from fcn.errors import DataError
 from fcn.output import progress, write_json
@@ -33,6 +39,22 @@ from fcn.processes import usable_cores
 
 CACHED_FROM = 200  # smallest number of masks in a split whose counts are cached
 Counts = NDArray[np.int64]  # (images, 256): pixels of each label in each mask
+
+
+class Mask(NamedTuple):
+    """What is kept of a mask.
+
+    Args:
+        labels: those in it.
+        pixels: of each of them.
+        colours: of its palette.
+        exif: see `exif_kind`.
+    """
+
+    labels: list[int]
+    pixels: list[int]
+    colours: Colours
+    exif: str
 
 
 def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: bool) -> None:
@@ -47,18 +69,22 @@ def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: b
 
     Raises:
         DataError: a mask is unreadable, has another size than its image, or holds a label that is
-            no class; the training masks hold fewer than two classes.
+            no class; the training masks hold fewer than two classes; see `set_problems`.
     """
     print_notes(splits, console)
+    seen = list[tuple[Pair, Colours, str]]()
     for split in splits:
         if not all(isinstance(pair.mask, Path) for pair in split.pairs):
             continue
-        counts = count_labels(split, console)
+        masks = read_masks(split, console)
+        seen += [(p, m.colours, m.exif) for p, m in zip(split.pairs, masks, strict=True)]
+        counts = _counts(masks)
         train = training and split is splits[0]
         problems = label_problems(split, counts)
         totals = as_targets(counts, split.info).sum(0)
         if train and not problems:
             problems = too_few_classes(split, totals)
+        problems = problems or set_problems(seen)[:1]
         if problems:
             more = f" (and {len(problems) - 1} more masks)" if len(problems) > 1 else ""
             raise DataError(problems[0] + more)
@@ -73,8 +99,19 @@ def print_notes(splits: Sequence[SegmentationDataset], console: Console) -> None
         console.print(f"note: {note}")
 
 
-def count_labels(split: SegmentationDataset, console: Console) -> Counts:
-    """Count the pixels of each label, as it is stored, in every mask of a split.
+def set_problems(masks: Sequence[tuple[Pair, Colours, str]]) -> list[str]:
+    """Return the problems of masks that do not fit together, though each may be right.
+
+    Args:
+        masks: of one data set, each with the colours of its palette and its `exif_kind`.
+    """
+    palettes = palette_problem((pair.mask, colours) for pair, colours, _ in masks)
+    turns = exif_problem((pair, exif) for pair, _, exif in masks)
+    return [problem for problem in (palettes, turns) if problem]
+
+
+def read_masks(split: SegmentationDataset, console: Console) -> list[Mask]:
+    """Read every mask of a split, or what is known of it.
 
     Raises:
         DataError: a mask is missing or unreadable, or has another size than its image.
@@ -84,19 +121,28 @@ def count_labels(split: SegmentationDataset, console: Console) -> Counts:
     states = [_file_state(pair.mask) + _file_state(pair.image) for pair in split.pairs]
     todo = [i for i, mask in enumerate(masks) if known.get(mask, [None])[0] != states[i]]
     with progress(console) as bar, ThreadPoolExecutor(usable_cores()) as pool:
-        rows = pool.map(_count_pair, (split.pairs[i] for i in todo))
-        done = zip(todo, rows, strict=True)
-        for i, row in bar.track(done, len(todo), description="reading masks"):
-            labels = np.flatnonzero(row)
-            known[masks[i]] = [states[i], labels.tolist(), row[labels].tolist()]
+        read = pool.map(_read_pair, (split.pairs[i] for i in todo))
+        done = zip(todo, read, strict=True)
+        for i, mask in bar.track(done, len(todo), description="reading masks"):
+            colours = [*mask.colours.items()]  # JSON has no numbers as keys
+            known[masks[i]] = [states[i], mask.labels, mask.pixels, colours, mask.exif]
     if cache and todo:
         with suppress(OSError):  # such as a home folder that cannot be written to
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_json(cache, known)
-    counts = np.zeros((len(split), 256), np.int64)
+    found = (known[mask][1:] for mask in masks)
+    return [Mask(labels, pixels, dict(kept), exif) for labels, pixels, kept, exif in found]
+
+
+def count_labels(split: SegmentationDataset, console: Console) -> Counts:
+    """Count the pixels of each label, as it is stored, in every mask of a split."""
+    return _counts(read_masks(split, console))
+
+
+def _counts(masks: Sequence[Mask]) -> Counts:
+    counts = np.zeros((len(masks), 256), np.int64)
     for row, mask in zip(counts, masks, strict=True):
-        _, labels, pixels = known[mask]
-        row[labels] = pixels
+        row[mask.labels] = mask.pixels
     return counts
 
 
@@ -106,11 +152,14 @@ def class_pixels(split: SegmentationDataset, console: Console) -> list[int]:
     return totals[: len(split.classes)].tolist()
 
 
-def _count_pair(pair: Pair) -> NDArray[np.int64]:
-    """Count the pixels of each label of a mask that has the size of its image."""
-    labels = read_labels(pair.mask)
-    check_size(pair, pair.size or image_size(pair.image), labels.shape)
-    return count_pixels(labels)
+def _read_pair(pair: Pair) -> Mask:
+    """Read a mask that has the size of its image."""
+    labels, palette = read_labels_and_palette(pair.mask)
+    size, turn = (pair.size, 1) if pair.size else size_and_orientation(pair.image)
+    turned = check_size(pair, size, labels.shape)
+    used = np.flatnonzero(row := count_pixels(labels))
+    colours, kind = used_colours(used, palette), exif_kind(turn, labels.shape, turned)
+    return Mask(used.tolist(), row[used].tolist(), colours, kind)
 
 
 def count_pixels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -181,11 +230,11 @@ def _cache_file(split: SegmentationDataset) -> Path:
     """Return where the counts of a data set are kept: one file for each folder of masks."""
     folders = sorted({str(Path(str(pair.mask)).parent.absolute()) for pair in split.pairs})
     name = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16]
-    return Path(pooch.os_cache("fcn-segmentation"), "labels", f"{name}.json")
+    return Path(pooch.os_cache("fcn-segmentation"), "masks", f"{name}.json")
 
 
 def _read_cache(cache: Path | None) -> dict[str, list]:
-    """Return the counts of each mask: its stamp, labels, and pixels of these labels."""
+    """Return the state of the files of each mask, and its `Mask`."""
     try:
         return json.loads(cache.read_text(encoding="utf-8")) if cache else {}
     except (OSError, ValueError):

@@ -25,6 +25,7 @@ from fcn.errors import ConfigError, DataError
 # Turns what an annotation tool exported into masks that can be read here.
 CONVERT = "scripts/prepare_data.py convert=FOLDER to=NEW"
 SAMPLE = 2**16  # bytes of a file that are compared before all of it is
+Colours = dict[int, list[int]]  # red, green and blue of each label that a mask uses
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,44 @@ def check_size(pair: Pair, size: tuple[int, int], shape: Sequence[int]) -> bool:
     )
 
 
+def exif_kind(turn: int, shape: Sequence[int], turned: bool) -> str:
+    """Return how a mask lies to an image that EXIF turns or mirrors; "" to others.
+
+    Args:
+        turn: the EXIF orientation of the image.
+        shape: (height, width) of the mask as it is stored.
+        turned: see `check_size`.
+
+    Returns:
+        As its size shows, "turned", since it is stored like the image, or "upright"; "unclear" if
+        both have the same size.
+    """
+    if turned:
+        return "turned"
+    if turn == 1:
+        return ""
+    return "upright" if turn >= 5 and shape[0] != shape[1] else "unclear"
+
+
+def exif_problem(masks: Iterable[tuple[Pair, str]]) -> str:
+    """Return a problem if some masks are stored like images that EXIF turns, and others may be.
+
+    Args:
+        masks: each with its `exif_kind`.
+    """
+    first = dict[str, Pair]()
+    for pair, kind in masks:
+        first.setdefault(kind, pair)
+    if not {"turned", "unclear"} <= first.keys():
+        return ""
+    turned, unclear = first["turned"], first["unclear"]
+    return (
+        f"{unclear.mask}: EXIF turns or mirrors its image {unclear.image}; its size does not tell "
+        f"whether the mask is stored unturned, as {turned.mask} is; if all masks are, remove the "
+        "orientation from the images: exiftool -r -Orientation= FOLDER"
+    )
+
+
 def read_mask(source: Source, num_classes: int, ignore_index: int) -> Tensor:
     """Read a mask of labels: a palette or grey 8-bit image, or one of SBD's .mat files.
 
@@ -216,12 +255,17 @@ def wrong_label(source: Source, label: int, num_classes: int, ignore_index: int)
 
 def read_labels(source: Source) -> np.ndarray:
     """Return the labels of a mask file as they are stored, uint8 (H, W)."""
+    return read_labels_and_palette(source)[0]
+
+
+def read_labels_and_palette(source: Source) -> tuple[np.ndarray, list[int]]:
+    """Return what `read_labels` does, and red, green and blue of label 0, of 1, ...; [] of none."""
     if source.suffix == ".mat":
         with file_errors(source, "mask"), source.open("rb") as stream:
             labels = loadmat(BytesIO(stream.read()))["GTcls"]["Segmentation"][0, 0]
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ValueError(f"GTcls.Segmentation is {labels.ndim}-D {labels.dtype}")
-            return np.array(labels, order="C")
+            return np.array(labels, order="C"), []
     with opened(source, "mask") as file:
         by_pillow = isinstance(file, Image.Image)
         if by_pillow and file.format in ("JPEG", "MPO", "GIF"):  # GIF's writers sort the palette
@@ -237,11 +281,36 @@ def read_labels(source: Source) -> np.ndarray:
             elif pixels.inverted or is_pbm:
                 problem = INVERTED
             else:
-                return pixels.values[..., 0]
+                palette = file.getpalette() if by_pillow else None  # None of a grey image
+                return pixels.values[..., 0], palette or []
     raise DataError(
         f"{source}: a mask must be a palette or grey image of class labels, of 8 bits at most, "
         f"but this one has {problem}; to convert it, run {CONVERT}"
     )
+
+
+def used_colours(labels: np.ndarray, palette: Sequence[int]) -> Colours:
+    """Return the colours that a palette gives to the labels of a mask."""
+    used = np.unique(labels[labels < len(palette) // 3]).tolist() if palette else []
+    return {label: list(palette[3 * label : 3 * label + 3]) for label in used}
+
+
+def palette_problem(masks: Iterable[tuple[Source, Colours]]) -> str:
+    """Return a problem if two masks use a label in two colours, or "".
+
+    Programs that sort or shorten palettes give the labels other numbers.
+    """
+    seen = dict[int, tuple[list[int], Source]]()
+    for mask, colours in masks:
+        for label, colour in colours.items():
+            other, first = seen.setdefault(label, (colour, mask))
+            if colour != other:
+                return (
+                    f"{mask}: {label} has the colour {colour}, but {other} in {first}; if colours "
+                    f"are the classes, run {CONVERT} data.classes=[...] "
+                    'data.colours=[[r,g,b],...]; if numbers are, with "labels={0: NAME, ...}"'
+                )
+    return ""
 
 
 def read_bytes(source: Source, kind: str) -> bytes:
@@ -260,13 +329,21 @@ def read_list(path: Path) -> list[str]:
 
 
 def check_overlap(train: SegmentationDataset, val: SegmentationDataset) -> None:
-    """Raise a DataError if an image is in both splits, by its id or with the same bytes.
-
-    Only files of the same size are read, and none in shards, which may be far away.
-    """
+    """Raise a DataError if an image is in both splits, by its id or with the same bytes."""
     remedy = "remove it from one; prepare_data lists all such images"
     if both := sorted(set(train.ids) & set(val.ids)):
         raise DataError(f"{both[0]} is in both {train.name} and {val.name}; {remedy}")
+    for path, twin in same_files(train, val):
+        raise DataError(
+            f"{path} of {val.name} is the same file as {twin} of {train.name}; {remedy}"
+        )
+
+
+def same_files(train: SegmentationDataset, val: SegmentationDataset) -> Iterator[tuple[Path, Path]]:
+    """Yield each image of `val` that has the same bytes as one of `train`, and that one.
+
+    Only files of the same size are read, and none in shards, which may be far away.
+    """
     by_size = defaultdict[int, list[Path]](list)
     for path, size in _file_sizes(train):
         by_size[size].append(path)
@@ -276,9 +353,8 @@ def check_overlap(train: SegmentationDataset, val: SegmentationDataset) -> None:
     for path, size in _file_sizes(val):
         for twin in by_size.get(size, ()):
             if middle(twin, size) == middle(path, size) and whole(twin) == whole(path):
-                raise DataError(
-                    f"{path} of {val.name} is the same file as {twin} of {train.name}; {remedy}"
-                )
+                yield path, twin
+                break
 
 
 def _digest(path: Path, start: int = 0, length: int = -1) -> bytes:

@@ -103,6 +103,8 @@ def merge_info(
         raise ConfigError(
             f"data.colours has {len(info.colours)} colours for {len(classes)} classes"
         )
+    if known and info.channels != known.channels:
+        raise ConfigError(f"data.bands={info.bands}: the checkpoint takes {known.channels}")
     if info.value_range and info.value_range[0] >= info.value_range[1]:
         raise ConfigError(f"data.value_range={info.value_range}: must be [from, to], from < to")
     return info, _notes(data, own, known, info) if known else []

@@ -15,6 +15,7 @@ from fcn.data.pixels import (
     PREMULTIPLIED,
     Pixels,
     Span,
+    count_pages,
     exif_orientation,
     open_pillow,
     open_tiff,
@@ -86,23 +87,36 @@ def _chosen(pixels: Pixels, info: DatasetInfo) -> np.ndarray:
         raise ValueError(
             f"TIFF of {has}; 3 are needed: set data.bands=[...], by number from 0 or by name"
         )
+    chosen = []
     for band in wanted:
-        if band not in (names if isinstance(band, str) else range(len(names))):
+        key = band.casefold() if isinstance(band, str) else band
+        if key not in (names if isinstance(key, str) else range(len(names))):
             raise ValueError(f"data.bands={list(wanted)}: no band {band}; the image has {has}")
-    chosen = [names.index(band) if isinstance(band, str) else band for band in wanted]
+        chosen.append(names.index(key) if isinstance(key, str) else key)
     chosen = chosen or (colours if len(colours) == 3 else colours * 3)
     whole = chosen == list(range(len(names)))
     return pixels.values if whole else pixels.values[..., chosen]
 
 
 def _composed(levels: np.ndarray, pixels: Pixels) -> np.ndarray:
-    """Return a picture, uint8 (H, W, 3), over the mean colour where it is transparent."""
+    """Return a picture, uint8 (H, W, 3), over the mean colour where it is transparent.
+
+    Raises:
+        ValueError: no pixel is half opaque, but some are more than transparent: as of an alpha
+            channel that holds labels, or counts to 255 in 16 bits.
+    """
     kind = next((name for name in (ALPHA, PREMULTIPLIED) if name in pixels.bands), None)
     if kind is None:
         return levels
     alpha = pixels.values[..., pixels.bands.index(kind), None]
     if (alpha == pixels.white).all():
         return levels
+    if 0 < (largest := alpha.max().item()) < pixels.white / 2:
+        colours = [name for name in pixels.bands if name != kind]
+        raise ValueError(
+            f"{kind} of {largest:g} at most, of {pixels.white}, hides the picture; to use its "
+            f"colours as they are, set data.bands=[{','.join(colours * (3 // len(colours)))}]"
+        )
     share = (alpha / np.float32(pixels.white)).clip(0, 1)
     seen = levels * (share if kind == ALPHA else 1)
     composed = seen + (1 - share) * np.array(MEAN_COLOUR, np.float32)
@@ -117,7 +131,7 @@ def to_uint8(
     Args:
         values: of any type and shape.
         value_range: the values that become 0 and 255; beyond them pixels are black or white. None
-            takes the span. A range beyond 255 leaves 8-bit pixels as they are.
+            takes the span. A range outside 0..255 leaves 8-bit pixels as they are.
         span: of the file, see `Pixels`; where white is stored as 0, a range is inverted too.
 
     Returns:
@@ -128,7 +142,7 @@ def to_uint8(
     """
     if span is None and values.dtype in (np.uint8, np.uint16):
         span = 0, int(np.iinfo(values.dtype).max)
-    if values.dtype == np.uint8 and value_range and value_range[1] > 255:
+    if values.dtype == np.uint8 and value_range and (value_range[0] < 0 or value_range[1] > 255):
         value_range = None
     if values.dtype == np.uint8 and value_range is None and span == (0, 255):
         return values
@@ -174,22 +188,27 @@ def range_note(sources: Sequence[Source], info: DatasetInfo) -> str:
     )
 
 
-def image_size(source: Source) -> tuple[int, int]:
-    """Return (width, height) of an image as `read_image` returns it, from the file header alone."""
+def size_and_orientation(source: Source) -> tuple[tuple[int, int], int]:
+    """Return what `image_size` and `orientation` do, from one look at the file header."""
     with opened(source, "image") as file:
+        turn = exif_orientation(file)
         if not isinstance(file, Image.Image):
             width, height = file.pages[0].imagewidth, file.pages[0].imagelength
         elif file.format == "TIFF":  # of which Pillow returns the upright size
-            return file.size
+            return file.size, turn
         else:
             width, height = file.size
-        return (height, width) if exif_orientation(file) >= 5 else (width, height)
+        return (height, width) if turn >= 5 else (width, height), turn
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Return (width, height) of an image as `read_image` returns it."""
+    return size_and_orientation(source)[0]
 
 
 def orientation(source: Source) -> int:
     """Return the EXIF orientation of an image, 1..8; 1 is upright."""
-    with opened(source, "image") as file:
-        return exif_orientation(file)
+    return size_and_orientation(source)[1]
 
 
 def tiff_tags(source: Source, numbers: Iterable[int]) -> dict[int, Any]:
@@ -216,7 +235,7 @@ def opened(source: Source, kind: str) -> Iterator[Any]:
             if stream.read(2) not in (b"II", b"MM"):  # no TIFF
                 raise
             image = None
-        if image and (image.format != "TIFF" or (image.n_frames == 1 and reads_all(image))):
+        if image and (image.format != "TIFF" or (count_pages(image) == 1 and reads_all(image))):
             with image:
                 yield image
         else:

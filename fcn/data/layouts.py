@@ -1,5 +1,6 @@
 """How the files of a data set lie: one function per layout, named by `data.layout`."""
 
+import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from fcn.config import DataConfig
 from fcn.data import shapes
-from fcn.data.dataset import CONVERT, Listing, Pair, SegmentationDataset, read_list
+from fcn.data.dataset import CONVERT, Listing, Pair, SegmentationDataset, read_list, same_files
 from fcn.data.description import DESCRIPTION, check_classes, merge_info, read_description
 from fcn.data.files import finder, is_image, nfc, unread_note, walk
 from fcn.data.groups import check_folds, choose_fold
@@ -23,8 +24,9 @@ VOC_CLASSES = [
 VOC2011, SBD = Path("VOCdevkit/VOC2011"), Path("benchmark_RELEASE/dataset")  # below data.root
 # Number of images of SBD train, VOC2011 segmentation val, and seg11valid, as published.
 SBD_TRAIN, VOC2011_VAL, SEG11VALID = 8498, 1111, 736
-# Settings that say which images a run is trained on; its checkpoints keep them.
+# Settings that say which images a run is trained on, and where they are; its checkpoints keep them.
 SPLIT_SETTINGS = ("train_split", "val_split", "fold", "folds", "fold_seed", "group")
+PLACE_SETTINGS = ("layout", "root", "folder", "masks")
 
 
 def open_split(
@@ -73,14 +75,17 @@ def _both_splits(data: DataConfig) -> list[Listing]:
 
 
 def split_settings(data: DataConfig) -> dict[str, Any]:
-    """Return how a data set is divided into images to train on and to validate."""
-    return {key: getattr(data, key) for key in SPLIT_SETTINGS}
+    """Return where a data set is, and how it is divided into images to train on and to validate."""
+    return {key: getattr(data, key) for key in (*SPLIT_SETTINGS, *PLACE_SETTINGS)}
 
 
 def overlap_with_training(
     data: DataConfig, dataset: SegmentationDataset, metadata: Mapping[str, Any]
 ) -> str:
-    """Return a problem if a split holds images that a checkpoint, with other folds, trained on.
+    """Return a problem if a split holds images that a checkpoint was trained on.
+
+    The training split is opened again, if it is still there. Below the same data.root images are
+    recognised by their ids, as those of VOC in SBD, and otherwise by their bytes.
 
     Args:
         data: the settings with which the split was opened.
@@ -89,23 +94,37 @@ def overlap_with_training(
             fingerprint of its validation images, by which the data set is recognised.
 
     Returns:
-        The problem and what to do; "" if there is none, or it is not known.
+        The problem and what to do; "" if there is none, it is not known, or the training split is
+        evaluated on purpose.
     """
-    kept = metadata.get("data") or {}
-    own = kept.get("division", split_settings(data))
-    if own == split_settings(data) or (own["fold"] is None and data.fold is None):
+    kept, here = metadata.get("data") or {}, split_settings(data)
+    own = here | kept.get("division", {})
+    if own == here and data.split in (None, data.train_split, data.val_split):
         return ""
+    if own["fold"] is None and data.split == own["train_split"]:
+        return ""
+    same_root = own["root"] == data.root
+    if not same_root and not os.path.isdir(own["root"]):  # nor an address
+        return ""
+    run = DataConfig(data.name, classes=metadata.get("classes", []), **own)
     try:
-        train, val = (open_split(replace(data, **own), own[key]) for key in SPLIT_SETTINGS[:2])
-    except (ConfigError, DataError):
-        return ""  # another data set
-    seen = set(train.ids) & set(dataset.ids)
-    if not seen or val.fingerprint() != kept.get("val"):
+        train, val = (open_split(run, split) for split in (run.train_split, run.val_split))
+        if val.fingerprint() != kept.get("val"):
+            return ""
+        common = set(train.ids) & set(dataset.ids) if same_root else ()
+        seen = len(common) or len(list(same_files(train, dataset)))
+    except (ConfigError, DataError, OSError):
+        return ""  # it has changed
+    if not seen:
         return ""
-    settings = " ".join(f"data.{key}={'null' if v is None else v}" for key, v in own.items())
+    remedy = "use images that it has not seen"
+    if run.fold is not None or data.fold is not None:
+        settings = {key: "null" if own[key] is None else own[key] for key in SPLIT_SETTINGS}
+        remedy = "divide the data as its run did: "
+        remedy += " ".join(f"data.{key}={value}" for key, value in settings.items())
     return (
-        f"the checkpoint was trained on {len(seen)} of the {len(dataset)} images of {dataset.name}"
-        f"; divide the data as its run did: {settings}"
+        f"the checkpoint was trained on {seen} of the {len(dataset)} images of {dataset.name}; "
+        f"{remedy}"
     )
 
 

@@ -36,6 +36,15 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     Each epoch is a new permutation of the images. Batches may span two epochs, and ranks take
     batches alternately, so that every image occurs once per epoch.
+
+    Args:
+        images: of the split.
+        batch_size: images of one batch of one rank.
+        batches: of one rank, in the whole run.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+        start: the first batch to yield: where a resumed run continues.
     """
 
     def __init__(
@@ -50,7 +59,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.images, self.batch_size, self.batches = images, batch_size, batches
         self.seed, self.rank, self.world = seed, rank, world
-        self.start = start  # first batch to yield: where a resumed run continues
+        self.start = start
 
     def __len__(self) -> int:
         return self.batches
@@ -88,6 +97,12 @@ class SameSizeBatches(Sampler[list[int]]):
 
     All ranks yield the same number of batches, or a collective call would wait forever. Those with
     fewer repeat the last batch with negative indices, which `EvaluationSamples` ignores.
+
+    Args:
+        sizes: (width, height) of each image.
+        batch_size: the most images of one batch.
+        rank: of this process.
+        world: number of processes.
     """
 
     def __init__(

@@ -30,6 +30,7 @@ from PIL.TiffImagePlugin import (
 from fcn.errors import DataError
 
 GDAL_METADATA = 42112  # a tag with the names of bands
+RGB = ["red", "green", "blue"]
 ALPHA = "alpha"  # a band that is used only if it is asked for
 PREMULTIPLIED = "premultiplied alpha"  # where the colours are multiplied by it already
 NAMES = dict.fromkeys("LIF1", "grey") | {"R": "red", "G": "green", "B": "blue", "A": ALPHA}
@@ -47,7 +48,7 @@ class Pixels:
 
     Args:
         values: (H, W, bands), of any type.
-        bands: their names.
+        bands: their names, in lower case.
         span: values of black and white; the first is larger where white is 0. None: all of 8 or 16
             bits.
     """
@@ -82,7 +83,7 @@ def upright_pixels(file: Any) -> Pixels:
         pixels = stored_pixels(file)
         return replace(pixels, values=upright(pixels.values, exif_orientation(file)))
     undecoded = file.format == "TIFF" and file.tile and file.fp is not None
-    if undecoded and not reads_all(file) and file.n_frames == 1:
+    if undecoded and not reads_all(file) and count_pages(file) in (1, None):
         file.fp.seek(0)
         with open_tiff(file.fp, "image") as tiff:
             return upright_pixels(tiff)
@@ -98,9 +99,9 @@ def upright_pixels(file: Any) -> Pixels:
         picture = file.convert("RGB")
     values, span = _stored(picture)
     turned = 1 if file.format == "TIFF" else exif_orientation(file)  # a TIFF is upright by now
-    colours = ["red", "green", "blue"] if values.shape[2] > 2 else ["grey"]
+    colours = RGB if values.shape[2] > 2 else ["grey"]
     if file.format == "TIFF" and len(colours) == 1:
-        colours = [_band_names(str(file.tag_v2.get(GDAL_METADATA, "<none/>"))).get(0, "grey")]
+        colours = _named(colours, file.tag_v2.get(GDAL_METADATA))
     return Pixels(upright(values, turned), [*colours, ALPHA][: values.shape[2]], span)
 
 
@@ -123,13 +124,16 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def exif_orientation(file: Any) -> int:
-    """Return the EXIF orientation of an opened image, 1..8; 1 is upright."""
+    """Return the EXIF orientation of an opened image, 1..8; 1 is upright, or damaged EXIF."""
     if not isinstance(file, Image.Image):
         found = file.pages[0].tags.valueof(Base.Orientation, 1)
-    elif file.format == "PNG" and not _has_late_text(file):
-        found = Image.Image.getexif(file).get(Base.Orientation, 1)  # PNG's own would decode it
     else:
-        found = file.getexif().get(Base.Orientation, 1)
+        if file.format == "PNG" and _has_late_text(file):
+            file.load()
+        try:
+            found = Image.Image.getexif(file).get(Base.Orientation, 1)  # PNG's own would decode it
+        except (SyntaxError, struct.error):
+            found = 1
     return found if found in range(1, 9) else 1
 
 
@@ -145,6 +149,17 @@ def _has_late_text(png: Any) -> bool:
         png.fp.seek(length + 4, 1)
     png.fp.seek(place)
     return not LATE_TEXT.isdisjoint(dropwhile(lambda kind: kind != b"IDAT", kinds))
+
+
+def count_pages(tiff: Any) -> int | None:
+    """Return the number of pages of a TIFF opened by Pillow.
+
+    None: some are of a kind that Pillow does not know, as the masks that GDAL adds to images are.
+    """
+    try:
+        return tiff.n_frames
+    except SyntaxError:
+        return None
 
 
 def keeps_bits(tiff: Any) -> bool:
@@ -165,23 +180,25 @@ def reads_all(tiff: Any) -> bool:
 
     It calls three bands RGB, and a fourth one alpha, whatever names they have.
     """
-    names = _band_names(str(tiff.tag_v2.get(GDAL_METADATA, "<none/>")))
-    expected = dict(enumerate(["red", "green", "blue", "alpha"]))
-    plain = all(
-        name.lower() == expected.get(number) or re.fullmatch(r"band[ _]?\d+", name, re.I)
-        for number, name in names.items()
-    )
-    return keeps_bits(tiff) and (plain or len(tiff.getbands()) < 3)
+    bands = [*RGB, ALPHA][: len(tiff.getbands())]
+    plain = len(bands) < 3 or _named(bands, tiff.tag_v2.get(GDAL_METADATA)) == bands
+    return keeps_bits(tiff) and plain
 
 
-def _band_names(metadata: str) -> dict[int, str]:
-    """Return the names of bands in GDAL's metadata, by their numbers."""
+def _named(bands: list[str], metadata: Any) -> list[str]:
+    """Return names of bands, or those in GDAL's metadata, in lower case.
+
+    A name such as "Band 4" says nothing, and counts only for a band that has none but its number.
+    """
     try:
-        items = list(ElementTree.fromstring(metadata.strip("\0 \n")).iter("Item"))
+        items = list(ElementTree.fromstring(str(metadata).strip("\0 \n")).iter("Item"))
     except ElementTree.ParseError:
-        return {}
-    named = (item for item in items if item.get("role") == "description" and item.text)
-    return {int(item.attrib["sample"]): str(item.text) for item in named}
+        return bands
+    named = [item for item in items if item.get("role") == "description" and item.text]
+    names = {int(item.attrib["sample"]): str(item.text).casefold() for item in named}
+    numbered = [n for n, name in names.items() if re.fullmatch(r"band[ _]?\d+", name)]
+    kept = [n for n, band in enumerate(bands) if n in numbered and not band[-1].isdigit()]
+    return [band if n in kept else names.get(n, band) for n, band in enumerate(bands)]
 
 
 def _has_lost_bits(image: Image.Image) -> bool:
@@ -314,7 +331,9 @@ def _tiff_pixels(file: Any) -> Pixels:
     first, bands, span = file.pages[0], [], None
     size, kind = (first.imagelength, first.imagewidth), first.photometric.name
     bits = first.bitspersample
-    if kind == "PALETTE" or "LAB" in kind or "LOG" in kind:
+    if kind == "YCBCR" and first.compression.name in ("OJPEG", "JPEG"):
+        kind = "RGB"  # to which tifffile decodes it
+    if kind in ("PALETTE", "YCBCR") or "LAB" in kind or "LOG" in kind:
         raise ValueError(f"TIFF of several pages or deep pixels in {kind}; save it as RGB or grey")
     for series in file.series:  # pages of one shape; smaller copies of an image do not count
         y, x = series.axes.index("Y"), series.axes.index("X")
@@ -328,14 +347,14 @@ def _tiff_pixels(file: Any) -> Pixels:
     page = "page " if len(bands[0][0, 0]) > first.samplesperpixel == 1 else ""
     names = [f"{page}{number}" for number in range(values.shape[2])]
     if kind == "RGB":
-        names[:3] = ["red", "green", "blue"]
+        names[:3] = RGB
     if len(names) == first.samplesperpixel:
         for number, meaning in enumerate(reversed(first.extrasamples), start=1):
             if meaning.name != "UNSPECIFIED":
                 names[-number] = PREMULTIPLIED if meaning.name == "ASSOCALPHA" else ALPHA
-    for number, name in _band_names(first.tags.valueof(GDAL_METADATA, "<none/>")).items():
-        names[number] = name
-    return Pixels(values, names, span)
+    if names[0] == "0" and all(name in (ALPHA, PREMULTIPLIED) for name in names[1:]):
+        names[0] = "grey"
+    return Pixels(values, _named(names, first.tags.valueof(GDAL_METADATA)), span)
 
 
 def open_tiff(stream: Any, name: str) -> Any:

@@ -76,8 +76,6 @@ def with_networks(cfg: ExplainConfig, folder: Path, console: Console) -> Explain
         fetch(cfg.data, console)
     if cfg.checkpoint:
         return cfg
-    if cfg.data.layout != "shapes":
-        raise ConfigError(f"data={cfg.data.name} needs checkpoint=RUN, the network to explain")
     data = DataConfig(name="demo", layout="folder", root=str((folder / DRAWN).resolve()))
     fcn32s, fcn16s, fcn8s = (folder / "train" / f"fcn{stride}s" for stride in (32, 16, 8))
     if (fcn32s / record.RECORD).is_file():

@@ -21,7 +21,7 @@ from fcn.config import TOPICS as CHOICES
 from fcn.config import ExplainConfig
 from fcn.errors import ConfigError, UserError
 from fcn.explain import demo
-from fcn.explain.pages import section, write_pages
+from fcn.explain.pages import PAGES, section, write_pages
 from fcn.output import refuse_overwriting, write_json
 
 TOPICS = CHOICES[1:]  # without "all", in the order of the page
@@ -37,8 +37,9 @@ class ClaimError(UserError, AssertionError):
 def main(cfg: ExplainConfig, folder: Path, console: Console) -> None:
     """Write the pages to folder/pages, which any static host can serve as it is."""
     pages = folder / "pages"
-    refuse_overwriting([pages / "explain.html"], cfg.overwrite, "hydra.run.dir")
     chosen = TOPICS if cfg.explain == "all" else [cfg.explain]
+    written = [*PAGES, *(f"{key}.ipynb" for key in chosen if cfg.notebooks)]
+    refuse_overwriting([pages / name for name in written], cfg.overwrite, "hydra.run.dir")
     about_network = [key for key in chosen if key in ABOUT_NETWORK]
     others = [key for key in chosen if key not in ABOUT_NETWORK]
     notebooks = {key: read(key) for key in chosen}

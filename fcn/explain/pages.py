@@ -19,6 +19,7 @@ from fcn.output import atomic_write
 from fcn.pictures.page import page, templates
 
 EXPLORER = Path(__file__).with_name("explorer")
+PAGES = ("explain.html", "index.html", "explorer.html", "preview.png")
 TITLE = "What are deconvolutional layers?"
 DESCRIPTION = (
     "Transposed convolution with all its numbers: stamps, zeros, padding, channels, checkerboards, "
@@ -107,7 +108,7 @@ def explorer(kernels: dict[str, list[list[float]]]) -> str:
 def learned_kernels(subject: Subject) -> dict[str, list[list[float]]]:
     """Return the kernels of doubling layers from each class to itself, by layer and class."""
     return {
-        f"{name}: {label}": [[round(weight, 4) for weight in row] for row in kernel.tolist()]
+        f"{name}: {label}": [[float(f"{weight:.5g}") for weight in row] for row in kernel.tolist()]
         for name, layer in subject.model.named_modules()
         if isinstance(layer, TransposedConvolution) and layer.factor == 2
         for label, kernel in zip(subject.classes, layer.diagonal(), strict=True)

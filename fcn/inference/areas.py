@@ -2,20 +2,16 @@
 
 import csv
 import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import groupby, repeat
-from operator import itemgetter
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fcn.data.dataset import read_labels
 from fcn.data.georeference import Georeference, read_georeference
-from fcn.errors import ConfigError, DataError
+from fcn.errors import ConfigError
 from fcn.output import atomic_write
 from fcn.processes import Processes
 
@@ -26,57 +22,64 @@ HEADER = ["mask", "class", "pixels", "share", "square_metres"]
 class Areas:
     """The table of a folder, which the processes of a command fill together.
 
+    The masks of earlier commands stay in it. They too are counted each time, so the table agrees
+    with the files whatever their times say.
+
     Args:
         folder: of the masks.
         classes: the names of the labels.
         masks: those of this command, the same in all processes.
-        since: when predict.json was written; an older table is of other masks, and replaced.
 
     Raises:
         ConfigError: the table there has other columns.
     """
 
-    def __init__(
-        self, folder: Path, classes: Sequence[str], masks: Sequence[Path], since: float
-    ) -> None:
-        self.folder, self.classes = folder, classes
-        self.numbers = {mask: number for number, mask in enumerate(masks)}
-        self.pixels = torch.zeros((len(masks), len(classes)), dtype=torch.int64)
-        self.rows, self.changed = _read(folder / NAME, since)
+    def __init__(self, folder: Path, classes: Sequence[str], masks: Sequence[Path]) -> None:
+        self.path, self.classes = folder / NAME, classes
+        self.others = sorted(_read(self.path) - set(masks))  # of earlier commands
+        self.numbers = {mask: number for number, mask in enumerate([*masks, *self.others])}
+        # The last column is of the pixels without a class.
+        self.pixels = torch.zeros((len(self.numbers), len(classes) + 1), dtype=torch.int64)
 
     def add(self, mask: Path, pixels: Sequence[int]) -> None:
-        """Add a mask with the pixels of each label, of which only the classes count."""
-        self.pixels[self.numbers[mask]] = torch.tensor(pixels[: len(self.classes)])
+        """Add a mask with the pixels of each label 0..255."""
+        known = len(self.classes)
+        counts = [*pixels[:known], sum(pixels[known:])]
+        self.pixels[self.numbers[mask]] = torch.tensor(counts)
 
-    def write(
-        self, processes: Processes, georeferences: Mapping[Path, Georeference | None]
-    ) -> list[str]:
-        """Write what all processes have added, and what the table had; all must call this.
+    def gather(self, processes: Processes) -> set[Path]:
+        """Return the masks that any process has added; all must call this."""
+        self.pixels = processes.sum(self.pixels)
+        found = self.pixels.any(1).tolist()
+        return {mask for mask, added in zip(self.numbers, found, strict=True) if added}
+
+    def write(self, georeferences: Mapping[Path, Georeference | None]) -> list[str]:
+        """Write the table, unless it stands there already.
+
+        Args:
+            georeferences: those of the images of this command, by mask.
 
         Returns:
-            Why the square metres of GeoTIFFs are not known, a line for each reason.
+            Why the square metres of GeoTIFFs are not known, a line for each reason; none if the
+            table is the one that stood there.
         """
-        counts, reasons = processes.sum(self.pixels).tolist(), Counter[str]()
-        added = dict(zip(self.numbers, counts, strict=True))
-        if processes.rank == 0:  # masks of other images that were corrected since
-            georeferences = dict(georeferences)
-            for mask in (mask for mask in self.changed if mask not in added):
-                with suppress(DataError):  # no mask of labels any more: it has no row
-                    added[mask] = count(mask)[: len(self.classes)]
-                    georeferences[mask] = read_georeference(mask)
-        for mask, pixels in added.items():
+        rows, reasons = list[Iterable[object]]([HEADER]), Counter[str]()
+        for mask in sorted(self.numbers, key=Path.as_posix):
+            pixels = self.pixels[self.numbers[mask], :-1].tolist()
             if total := sum(pixels):
-                place, name = georeferences[mask], mask.relative_to(self.folder).as_posix()
+                place = georeferences[mask] if mask in georeferences else read_georeference(mask)
                 metres, reason = place.pixel_area() if place else (None, "")
                 reasons[reason] += 1
+                name = mask.relative_to(self.path.parent).as_posix()
                 areas = ["" if metres is None else f"{n * metres:.12g}" for n in pixels]
                 shares = [f"{n / total:.6f}" for n in pixels]
-                columns = repeat(name), self.classes, pixels, shares, areas
-                self.rows[mask] = _text(zip(*columns, strict=False))
-        if reasons and processes.rank == 0:
-            rows = (self.rows[mask] for mask in sorted(self.rows, key=Path.as_posix))
-            with atomic_write(self.folder / NAME) as temporary:
-                temporary.write_text("".join((_text([HEADER]), *rows)), "utf-8", newline="")
+                rows += zip(repeat(name), self.classes, pixels, shares, areas, strict=False)
+        csv.writer(text := io.StringIO()).writerows(rows)
+        table = text.getvalue().encode()
+        if self.path.is_file() and self.path.read_bytes() == table:
+            return []
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes(table)
         return [
             f"{NAME} has no square metres for {count} GeoTIFF{'s' * (count > 1)} {reason}; "
             "reproject to a UTM zone, for example"
@@ -85,31 +88,23 @@ class Areas:
         ]
 
 
-def count(mask: Path) -> list[int]:
-    """Return the pixels of each label 0..255 in the file of a mask."""
-    return np.bincount(read_labels(mask).ravel(), minlength=256).tolist()
+def count(mask: np.ndarray) -> list[int]:
+    """Return the pixels of each label 0..255 in a mask, uint8 (H, W)."""
+    return np.bincount(mask.ravel(), minlength=256).tolist()
 
 
-def _read(path: Path, since: float) -> tuple[dict[Path, str], list[Path]]:
-    """Return the rows of each mask, as text, and the masks that are newer than the table."""
-    time = path.stat().st_mtime if path.is_file() else -math.inf
-    if time < since:
-        return {}, []
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file)
-        if next(lines, []) != HEADER:
-            raise ConfigError(
-                f"{path}: other columns than {','.join(HEADER)}; rename the file, or overwrite=true"
-            )
-        rows = {path.parent / name: _text(own) for name, own in groupby(lines, key=itemgetter(0))}
-    there = {mask: row for mask, row in rows.items() if mask.exists()}
-    changed = [mask for mask in there if mask.stat().st_mtime > time]
-    for mask in changed:
-        del there[mask]
-    return there, changed
-
-
-def _text(rows: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+def _read(path: Path) -> set[Path]:
+    """Return the masks that a table names and that are still there."""
+    if not path.is_file():
+        return set()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a mark
+            header, *rows = csv.reader(file)
+    except ValueError:  # empty, or in another encoding
+        header, rows = [], []
+    if header != HEADER:
+        raise ConfigError(
+            f"{path}: other columns than {','.join(HEADER)} in UTF-8; rename or remove the file"
+        )
+    masks = {path.parent / row[0] for row in rows if row}
+    return {mask for mask in masks if mask.is_file()}

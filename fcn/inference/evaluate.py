@@ -75,6 +75,12 @@ def evaluate(
             may where two scores are equal up to rounding.
         num_workers: processes that load images; None chooses for the device.
         processes: those that share the images; each must call this.
+
+    Returns:
+        The numbers of all images, the same in every process.
+
+    Raises:
+        DataError: an image or a mask cannot be used.
     """
     processes = processes or Processes(0, 1, model.device)
     num_classes = len(dataset.classes)
@@ -121,10 +127,10 @@ def evaluate_and_write(
     """Evaluate a model, print the table, write metrics.json, per_image.npz and pictures.
 
     Args:
+        model, dataset, console, batch_size, num_workers, processes: see `evaluate`.
         folder: where to write.
         data: name of the data set, for metrics.json.
         split: of the data set, likewise.
-        batch_size, num_workers, processes: see `evaluate`.
 
     Returns:
         The contents of metrics.json; None in processes other than the first.
@@ -235,9 +241,9 @@ def counted_classes_note(confusion: Tensor, classes: Sequence[str]) -> str | Non
     count = len(classes) - len(absent)
     parts = [f"the mean IoU counts {count} of {len(classes)} classes"]
     if only:
-        parts.append(f"with 0 % those that are predicted but not in the masks: {', '.join(only)}")
+        parts.append(f"as 0 %, since predicted but in no mask: {', '.join(only)}")
     if absent:
-        parts.append(f"not those that are in neither: {', '.join(absent)}")
+        parts.append(f"not counted, since neither predicted nor in a mask: {', '.join(absent)}")
     return "; ".join(parts)
 
 
@@ -292,5 +298,5 @@ def predicted_rows(
 
 
 def predicted_mask(model: InferenceModel, image: Tensor) -> NDArray[np.uint8]:
-    """Return the labels (H, W) of one image (C, H, W)."""
+    """Return the labels, uint8 (H, W), of one image (C, H, W)."""
     return model.predict(image[None])[0].cpu().numpy()

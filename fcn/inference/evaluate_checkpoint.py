@@ -21,6 +21,10 @@ from fcn.output import progress, refuse_overwriting, write_settings
 from fcn.pictures import visualize
 from fcn.processes import Processes, is_first, launch
 
+FILES = ("metrics.json", "per_image.npz", "predictions.png", "worst.png", "iou.png",
+         "confusion.png", "trimap.png", ".hydra")  # fmt: skip
+SUBMISSION = ("results", "results.tar.gz")
+
 
 def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] | None:
     """Evaluate a checkpoint on a split, and write VOC's submission if asked for.
@@ -29,13 +33,13 @@ def main(cfg: EvaluateConfig, folder: Path, console: Console) -> dict[str, Any] 
         The contents of metrics.json; None for a split without masks.
     """
     if is_first():
-        written = ("metrics.json", "results.tar.gz", ".hydra")
-        paths = [folder / name for name in written]
-        refuse_overwriting(paths, cfg.overwrite, "hydra.run.dir")
+        written = [*FILES, *(SUBMISSION if cfg.submission else ())]
+        refuse_overwriting([folder / name for name in written], cfg.overwrite, "hydra.run.dir")
     with launch(cfg.trainer) as processes:
+        checksum = checkpoint.sha256(checkpoint.find(cfg.checkpoint))  # before it changes
         metrics = _evaluate_checkpoint(cfg, folder, console, processes)
         if processes.rank == 0:
-            write_settings(asdict(cfg), folder)
+            write_settings(asdict(cfg), folder, checkpoint_sha256=checksum)
         return metrics
 
 

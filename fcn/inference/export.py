@@ -1,5 +1,6 @@
 """Export a model to ONNX, torch.export or safetensors, checked in the file's own runtime."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from fcn import checkpoint
 from fcn.config import ExportConfig
 from fcn.errors import ConfigError, ExportError
-from fcn.inference import demo, hub, small_precision
+from fcn.inference import hub, reduced_precision, web_demo
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import (
     FixedUpsampling,
@@ -64,15 +65,15 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
         return
     output, trained = Path(cfg.output), checkpoint.read(cfg.checkpoint)
     other = _other_than_photographs(trained)
-    if other and (cfg.format == "web" or cfg.space is not None):
+    if other and (cfg.format == "web" or cfg.space is not None or cfg.precision != "float32"):
         raise ConfigError(
             f"checkpoint={cfg.checkpoint} takes {other}, and a demo takes photographs; use "
-            "format=onnx, or leave out space"
+            "format=onnx, or format=hub without space and precision"
         )
     output.mkdir(parents=True, exist_ok=True)
     if cfg.format == "web":
         _write_for_demo(cfg, output, console)
-        demo.write_page(output, trained, cfg, console)
+        web_demo.write_page(output, trained, cfg, console)
         return
     _write_hub_folder(output, trained, cfg, console)
     space = output / "space"
@@ -82,7 +83,7 @@ def main(cfg: ExportConfig, folder: Path, console: Console) -> None:
     else:
         space.mkdir(exist_ok=True)
         _write_for_demo(cfg, space, console)
-        demo.write_space(space, trained, cfg.licence, console)
+        web_demo.write_space(space, trained, cfg.licence, console)
     if cfg.push is not None:
         console.print(f"uploaded to {hub.push(output, cfg.push)}")
     if cfg.space is not None:
@@ -114,7 +115,8 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
     model = trained.model().requires_grad_(False)
     origin = {"file": source.name, "sha256": checkpoint.sha256(source)}
     known = {"checkpoint": origin, "background": trained.info.background}
-    metadata = checkpoint.complete_metadata(model, trained.metadata | known)
+    metadata = checkpoint.without_folder(trained.metadata)
+    metadata = checkpoint.complete_metadata(model, metadata | known)
     uint8 = cfg.input == "uint8"
     sizes = SIZES if cfg.format == "torch_export" else [(1, 1), *SIZES]
     batches: tuple[int, ...] = (1, 2)
@@ -128,8 +130,11 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
         images = [_blobs(*shape, uint8=uint8) for shape in shapes]
         difference = max(_difference(model, run, image, output) for image in images)
         if cfg.precision != "float32":
-            cost = small_precision.shrink(temporary, cfg, trained, console)
+            cost = reduced_precision.reduce_precision(temporary, cfg, trained, console)
             write_json(output.with_suffix(".json"), cost)
+    if cfg.precision == "float32":
+        for older in _reports(output, cfg):
+            older.unlink()
     if (other := _other_than_photographs(trained)) and cfg.format != "safetensors":
         console.print(f"note: the network takes {other}, which a user of the file must provide")
     before = "before that, " if cfg.precision != "float32" else ""
@@ -144,9 +149,9 @@ def _write_hub_folder(
     output: Path, trained: checkpoint.Checkpoint, cfg: ExportConfig, console: Console
 ) -> None:
     """Write config.json, model.safetensors and a model card."""
-    model = trained.model()
-    write_json(output / "config.json", checkpoint.complete_metadata(model, trained.metadata))
-    checkpoint.write_safetensors(output / "model.safetensors", model, trained.metadata)
+    model, metadata = trained.model(), checkpoint.without_folder(trained.metadata)
+    write_json(output / "config.json", checkpoint.complete_metadata(model, metadata))
+    checkpoint.write_safetensors(output / "model.safetensors", model, metadata)
     (output / "README.md").write_text(
         hub.model_card(trained.metadata, cfg.licence), encoding="utf-8"
     )
@@ -161,17 +166,34 @@ def check(cfg: ExportConfig) -> None:
     if suffix and output.suffix != suffix:
         raise ConfigError(f"output={output} must end in {suffix} for format={cfg.format}")
     if cfg.format == "web":
-        files = demo.files_of_page(output, cfg)
+        files = [*web_demo.files_of_page(output, cfg), *_reports(output / "model.onnx", cfg)]
     elif cfg.format == "hub":
         files = [output / name for name in (*hub.FILES["model"], "space")]
     else:
-        files = [output, *([output.with_suffix(".json")] if cfg.precision != "float32" else [])]
+        files = [output, *_reports(output, cfg)]
     refuse_overwriting(files, cfg.overwrite)
     if cfg.format == "web":
-        demo.check_files(cfg)
+        web_demo.check_files(cfg)
     needed = cfg.format in ("onnx", "web") or cfg.space is not None or cfg.precision != "float32"
     if needed and (missing := _missing()):
         raise ConfigError(f"format={cfg.format} needs {', '.join(missing)}: {INSTALL}")
+
+
+def _reports(file: Path, cfg: ExportConfig) -> list[Path]:
+    """Return what this command replaces beside an ONNX file: the .json on its precision, if any.
+
+    A float32 file has none, so that of an older file is removed.
+    """
+    path = file.with_suffix(".json")
+    if cfg.precision != "float32":
+        return [path]
+    if file.suffix != ".onnx":
+        return []
+    try:
+        is_report = {"precision", "keep", "calibration"} <= set(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        is_report = False
+    return [path] if is_report else []
 
 
 def _missing() -> list[str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fcn.errors import ConfigError, UserError
-from fcn.inference.demo import SPACE
 from fcn.inference.metrics import METRICS
+from fcn.inference.web_demo import SPACE
 from fcn.output import percent
 
 FILES = {

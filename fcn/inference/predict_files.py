@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -69,50 +68,34 @@ def _predict_images(
 ) -> None:
     """Predict images (path -> name), see `main`; `note` says which files are left out."""
     output, first = Path(cfg.output), processes.rank == 0
-    jobs, unclear = plan_jobs(
-        images, output, overlays=cfg.overlays, probabilities=cfg.probabilities
-    )
+    jobs, shared = plan_jobs(images, output, overlays=cfg.overlays, probabilities=cfg.probabilities)
     predictor, settings = _load(cfg, processes)
     if first:
         _claim_folder(cfg, output, settings, jobs)
     processes.barrier()
-    since = (output / SETTINGS).stat().st_mtime  # an older table is of other settings
     key = checksum(json.dumps(settings, sort_keys=True).encode())
-    jobs, foreign, corrected = compare_with_outputs(jobs, key, overwrite=cfg.overwrite)
-    unclear += foreign
-    table = areas.Areas(output, predictor.classes, [job.mask for job in jobs], since)
-    done, todo = ([job for job in jobs if bool(job.missing) == wanted] for wanted in (False, True))
-    uncounted = [job.mask for job in done if job.mask not in table.rows]
+    jobs, foreign, kept = compare_with_outputs(jobs, key, overwrite=cfg.overwrite)
+    table = areas.Areas(output, predictor.classes, [job.mask for job in jobs])
+    done = [job.mask for job in jobs if not job.missing]
+    todo = [job for job in jobs if job.missing]
     processes.barrier()  # all have seen what there is to do
-    share, failed, spoilt = slice(processes.rank, None, processes.world), 0, 0
-    for mask in uncounted[share]:
-        try:
-            table.add(mask, areas.count(mask))
-        except DataError as error:
-            spoilt += 1
-            print(error, flush=True)
-    with progress(console) as bar:
-        predicted = _predict(predictor, todo[share], cfg.raw)
-        for job, found in bar.track(predicted, len(todo[share]), description="images"):
-            if isinstance(found, DataError):
-                failed += 1
-                print(found, flush=True)  # of whichever process
-            else:
-                table.add(job.mask, found)
-    failed, spoilt = processes.sum(torch.tensor([failed, spoilt])).tolist()
-    notes = table.write(processes, {job.mask: job.georeference for job in jobs})
+    share = slice(processes.rank, None, processes.world)
+    _fill(table, (done + table.others)[share], predictor, todo[share], cfg.raw, console)
+    counted = table.gather(processes)
     if not first:
         return
-    for line in unclear:
+    notes = table.write({job.mask: job.georeference for job in jobs})
+    usable = [job for job in jobs if job.mask in counted]
+    predicted = sum(job.mask in counted for job in todo)
+    for line in (*shared, *foreign):
         print(line, flush=True)
     before = f", {len(done)} were done before" if done else ""
-    console.print(f"{len(todo) - failed} images predicted{before}; masks in {output}")
+    console.print(f"{predicted} images predicted{before}; masks in {output}")
     if cfg.annotations:
-        written, *_ = compare_with_outputs(jobs, key, overwrite=False)
-        _annotate(cfg, [job for job in written if not job.missing], predictor.info, console)
-    for line in filter(None, (note, *corrected, *notes)):
+        _annotate(cfg, usable, predictor.info, console)
+    for line in filter(None, (note, *kept, *notes)):
         console.print(f"note: {line}")
-    if left := failed + spoilt + len(images) - len(jobs):
+    if left := len(images) - len(usable):
         raise DataError(
             f"{left} of {len(images)} images have no usable mask; they are listed above"
         )
@@ -155,6 +138,7 @@ class Job:
     image: Path
     name: Path  # the image's, without suffix
     outputs: dict[str, Path]
+    unwanted: tuple[Path, ...] = ()  # its overlay and probabilities, where they are not written
     georeference: Georeference | None = None
     settings: str = ""  # checksum of those on which its mask depends
     missing: tuple[str, ...] = ()  # outputs to write
@@ -226,13 +210,16 @@ def plan_jobs(
     jobs: list[Job] = []
     owners = defaultdict[Path, list[Path]](list)
     given = {image.resolve() for image in images}
+    wanted = {"mask": True, "overlay": overlays, "probabilities": probabilities}
     for image, name in images.items():
         georeference = read_georeference(image)
-        outputs = {"mask": output / f"{name}{'.tif' if georeference else '.png'}"}
-        if overlays:
-            outputs["overlay"] = output / "overlays" / f"{name}.png"
-        if probabilities:
-            outputs["probabilities"] = output / f"{name}.npz"
+        paths = {
+            "mask": output / f"{name}{'.tif' if georeference else '.png'}",
+            "overlay": output / "overlays" / f"{name}.png",
+            "probabilities": output / f"{name}.npz",
+        }
+        outputs = {kind: path for kind, path in paths.items() if wanted[kind]}
+        unwanted = tuple(path for kind, path in paths.items() if not wanted[kind])
         for path in outputs.values():
             if path.resolve() in given:
                 raise ConfigError(
@@ -240,7 +227,7 @@ def plan_jobs(
                     "another output"
                 )
             owners[path].append(image)
-        jobs.append(Job(image, name, outputs, georeference))
+        jobs.append(Job(image, name, outputs, unwanted, georeference))
     shared = {tuple(owning): path for path, owning in reversed(owners.items()) if owning[1:]}
     lines = [
         f"{', '.join(map(str, owning))}: all belong to {path}, so none is predicted; rename all "
@@ -248,7 +235,11 @@ def plan_jobs(
         for owning, path in shared.items()
     ]
     left_out = set(chain(*shared))
-    return [job for job in jobs if job.image not in left_out], lines
+    return [
+        replace(job, unwanted=tuple(path for path in job.unwanted if path not in owners))
+        for job in jobs
+        if job.image not in left_out
+    ], lines
 
 
 def compare_with_outputs(
@@ -257,7 +248,8 @@ def compare_with_outputs(
     """Decide which outputs of each image to write.
 
     A mask is predicted again only if this command has predicted it, nobody has changed it, and its
-    image or the settings are others now. Its overlay and probabilities are written if missing.
+    image or the settings are others now. Its overlay and probabilities are written with it, or if
+    they are missing.
 
     Args:
         jobs: the images.
@@ -265,33 +257,41 @@ def compare_with_outputs(
         overwrite: write everything.
 
     Returns:
-        The jobs with what is missing; a line for each image whose name the mask of another has; a
-        note on corrected masks, if there are any whose image or settings are others now.
+        The jobs with what is missing; a line for each image whose name the mask of another has;
+        notes on masks that are kept although they may be of another image or of other settings.
     """
-    result, foreign, kept = list[Job](), list[str](), 0
+    result, foreign, kept, unknown = list[Job](), list[str](), 0, 0
     for job in jobs:
         missing, now = tuple(job.outputs), None
         if job.mask.exists() and not overwrite:
             with suppress(OSError):  # said when the image is read
                 now = origin_of(job.image, job.mask, settings)
         if now is not None:
-            made = read_origin(job.mask) or now
+            origin = read_origin(job.mask)
+            made = origin or now
             other = made.image != now.image
+            outdated = other or made.settings != now.settings
             if other and made.path != now.path:
                 foreign.append(
                     f"{job.mask} is the mask of another image than {job.image}; choose another "
                     "output, or overwrite=true"
                 )
                 continue
-            if not (other or made.settings != now.settings) or is_changed(job.mask, made):
+            if not outdated or is_changed(job.mask, made):
                 if problem := _size_problem(job):
                     foreign.append(problem)
                     continue
-                kept += other or made.settings != now.settings
+                kept += outdated
+                unknown += origin is None
                 missing = tuple(kind for kind, path in job.outputs.items() if not path.exists())
         result.append(replace(job, settings=settings, missing=missing))
     note = f"{kept} corrected mask{'s' * (kept > 1)} kept, although image or settings have changed"
     notes = [f"{note} since; overwrite=true replaces corrections"] if kept else []
+    if unknown:
+        notes.append(
+            f"masks kept that do not say of which image they are: {unknown}; another program has "
+            "saved them; overwrite=true predicts them again"
+        )
     return result, foreign, notes
 
 
@@ -313,13 +313,10 @@ def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: C
     """Write the masks of these jobs for the tool that the settings name."""
     assert cfg.annotations
     path = Path(cfg.output) / annotations.PLACES[cfg.annotations]
-    predictions = list[annotations.Prediction]()
-    for job in jobs:
-        name = Path(f"{job.name}{job.image.suffix}")
-        prediction = annotations.Prediction(job.image, name, job.mask)
-        with suppress(DataError):  # no mask of labels any more, which was said before
-            prediction.read()
-            predictions.append(prediction)
+    predictions = [
+        annotations.Prediction(job.image, Path(f"{job.name}{job.image.suffix}"), job.mask)
+        for job in jobs
+    ]
     kept = annotations.write(cfg.annotations, predictions, info, path, cfg.overwrite)
     console.print(f"annotations of {len(predictions)} images: {path}")
     if kept:
@@ -338,30 +335,59 @@ def _claim_folder(
 ) -> None:
     """Write the settings on which masks depend to output/predict.json, unless they stand there.
 
+    A table of masks of other settings is removed.
+
     Raises:
         ConfigError: masks there were made with others, or a file was not written by this command.
     """
-    record, advice = output / SETTINGS, "choose another output, or overwrite=true"
-    if record.is_file() and not cfg.overwrite:
+    record, table = output / SETTINGS, output / areas.NAME
+    if record.is_file():
         try:
             recorded = dict(json.loads(record.read_text(encoding="utf-8")))
+            different = [k for k in recorded | settings if recorded.get(k) != settings.get(k)]
+            if not different:
+                return
+            keys = ", ".join(different).replace("checkpoint_sha256", "checkpoint")
+            problem = f"{record}: the masks there were made with another {keys}"
         except (ValueError, TypeError):
-            raise ConfigError(f"{record}: damaged; {advice}") from None
-        different = [k for k in recorded | settings if recorded.get(k) != settings.get(k)]
-        if not different:
-            return
-        raise ConfigError(
-            f"{record}: the masks there were made with another "
-            f"{', '.join(different).replace('checkpoint_sha256', 'checkpoint')}; {advice}"
-        )
-    written = [path for job in jobs for path in job.outputs.values()]
-    written.append(output / areas.NAME)
-    if cfg.annotations:
-        written.append(output / annotations.PLACES[cfg.annotations])
-    existing = (path for path in written if path.exists())
-    if not cfg.overwrite and (file := next(existing, None)):
-        raise ConfigError(f"{file} exists and was not written by this command; {advice}")
+            problem = f"{record}: damaged"
+    else:
+        files = [path for job in jobs for path in (*job.outputs.values(), *job.unwanted)]
+        files.append(table)
+        if cfg.annotations:
+            files.append(output / annotations.PLACES[cfg.annotations])
+        existing = next((path for path in files if path.exists()), None)
+        problem = f"{existing} exists and was not written by this command" if existing else ""
+    if problem and not cfg.overwrite:
+        raise ConfigError(f"{problem}; choose another output, or overwrite=true")
+    table.unlink(missing_ok=True)
     write_json(record, settings)
+
+
+def _fill(
+    table: areas.Areas,
+    masks: Iterable[Path],
+    predictor: Predictor,
+    jobs: list[Job],
+    raw: bool,
+    console: Console,
+) -> None:
+    """Add to the table the masks that are there, and those that are predicted now.
+
+    What has no mask of labels is printed, by whichever process.
+    """
+    for mask in masks:
+        try:
+            table.add(mask, areas.count(read_labels(mask)))
+        except DataError as error:
+            print(error, flush=True)
+    with progress(console) as bar:
+        predicted = _predict(predictor, jobs, raw)
+        for job, found in bar.track(predicted, len(jobs), description="images"):
+            if isinstance(found, DataError):
+                print(found, flush=True)
+            else:
+                table.add(job.mask, found)
 
 
 def _predict(
@@ -436,10 +462,15 @@ def write(
 ) -> list[int]:
     """Write the outputs of one image that are missing, each of them atomically.
 
+    With a new mask, unwanted outputs of an older one are removed.
+
     Returns:
         The number of pixels of each label 0..255.
     """
     origin = origin_of(job.image, job.mask, job.settings).with_labels(mask)
+    if "mask" in job.missing:
+        for path in job.unwanted:
+            path.unlink(missing_ok=True)
     for kind in sorted(job.missing, key=lambda kind: kind == "mask"):  # last: then all are there
         path = job.outputs[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -460,4 +491,4 @@ def write(
             elif probabilities is not None:
                 classes = np.array(info.classes)
                 np.savez_compressed(file, probabilities=probabilities, classes=classes)
-    return np.bincount(mask.ravel(), minlength=256).tolist()
+    return areas.count(mask)

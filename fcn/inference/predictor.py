@@ -41,7 +41,8 @@ class Predictor:
 
     Raises:
         CheckpointError: the path holds no model.
-        ConfigError: an argument outside its range.
+        ConfigError: an argument outside its range; a tile too small for the network.
+        UserError: the Hub cannot be reached, or has no such model.
     """
 
     def __init__(

@@ -95,7 +95,10 @@ class FCN(nn.Module):
         if unknown := set(scales) - set(SKIPS[stride]):
             raise ValueError(f"skip_scales names {sorted(unknown)}, which stride {stride} lacks")
         spec = variant(backbone)
-        width, head_width = width or spec.width, head_width or spec.head_width
+        width = spec.width if width is None else width
+        head_width = spec.head_width if head_width is None else head_width
+        if min(width, head_width, in_channels) < 1:
+            raise ValueError("width, head_width and in_channels must be at least 1")
         self.arguments: dict[str, Any] = {
             "stride": stride,
             "num_classes": num_classes,
@@ -111,7 +114,11 @@ class FCN(nn.Module):
         self.stride, self.in_channels = stride, in_channels
         conv1_padding, fc6_padding = (100, 0) if padding == 100 else (1, 3)
         for name, values in (("mean", mean), ("std", std)):
-            own = for_channels(torch.tensor(values), in_channels, 0)
+            own = for_channels(
+                torch.as_tensor(values, dtype=torch.get_default_dtype()), in_channels, 0
+            )
+            if len(own) != in_channels:
+                raise ValueError(f"{name} must have {in_channels} values, got {values}")
             self.register_buffer(name, own.view(-1, 1, 1))
         self.backbone = VGG(backbone, padding=conv1_padding, width=width, in_channels=in_channels)
         channels = self.backbone.channels
@@ -154,7 +161,7 @@ class FCN(nn.Module):
         return self.upscore8(score, self.offset, size)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Return images with zero mean and unit variance; only here bytes become floats."""
+        """Return images minus `mean`, divided by `std`; bytes become floats in [0, 1] first."""
         if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != self.in_channels:
             is_tensor = isinstance(image, Tensor)
             got = tuple(image.shape) if is_tensor else f"{type(image).__name__}, not a tensor"

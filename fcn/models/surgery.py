@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fcn.models.fcn import FCN, SKIPS
-from fcn.models.vgg import for_channels, variant
+from fcn.models.vgg import RGB, Bands, for_channels, match_bands, variant
 
 # Of pool5's response to plain grey over that to noise, see `normalisation_warning`.
 LEAST_RATIO, MOST_RATIO = 0.01, 0.6
@@ -73,14 +73,16 @@ def transplant(
     *,
     classes: Sequence[str] | None = None,
     source_classes: Sequence[str] | None = None,
+    bands: Bands = (),
+    source_bands: Bands = (),
     new_head: bool = False,
 ) -> Report:
     """Copy weights into a model: from an FCN by name, or from torchvision's VGG by position.
 
     Fully connected weights are reshaped to convolutions: the same numbers. Score and upscore layers
     are copied class by class where both lists of names are known; classes that the source lacks
-    keep their initialisation (scores zero, upsampling bilinear). RGB's first convolution is adapted
-    to other images, see `first_convolution`. The model changes only if everything fits.
+    keep their initialisation (scores zero, upsampling bilinear). The first convolution is adapted
+    to other bands, see `match_bands`. The model changes only if everything fits.
 
     Args:
         model: changed in place.
@@ -88,6 +90,8 @@ def transplant(
         name: of the source, for the report and errors.
         classes: the model's class names.
         source_classes: the source's class names.
+        bands: of the model's images, see `match_bands`.
+        source_bands: of the source's images.
         new_head: fc6 and fc7 keep their initialisation, whatever the source holds.
 
     Raises:
@@ -109,7 +113,7 @@ def transplant(
         if absent or (in_head and new_head):
             report.tensors.append(TensorReport(own, "initialised", shape))
             continue
-        given, status, note = _fit(own, left_over.pop(key), shape)
+        given, status, note = _fit(own, left_over.pop(key), shape, bands, source_bands)
         if not given.isfinite().all():
             raise SurgeryError(f"{name}: {key} holds values that are not finite")
         if by_class and own.startswith(("score", "upscore")):
@@ -129,28 +133,40 @@ def transplant(
     return report
 
 
-def _fit(own: str, given: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str, str]:
+def _fit(
+    own: str, given: Tensor, shape: tuple[int, ...], bands: Bands, source_bands: Bands
+) -> tuple[Tensor, str, str]:
     """Return a source tensor in the shape of ours, if it can be; how, and a note for the report."""
     if own in ("mean", "std"):
-        return for_channels(given, shape[0], 0), "copied", ""
+        places = match_bands(len(given), shape[0], source_bands, bands)
+        return for_channels(given, shape[0], 0, places), "copied", ""
     if given.ndim == 2 and len(shape) == 4 and given.numel() == math.prod(shape):
         return given.reshape(shape), "reshaped", f"{tuple(given.shape)} before"
-    if own == "backbone.conv1_1.weight" and given.shape != shape and given.shape[1] == 3:
-        return first_convolution(given, shape[1]), "adapted", f"from RGB to {shape[1]} channels"
+    if own == "backbone.conv1_1.weight":
+        return _first_convolution(given, shape[1], bands, source_bands)
     return given, "copied", ""
 
 
-def first_convolution(rgb: Tensor, channels: int) -> Tensor:
-    """Return the kernels of an RGB image's first convolution for images of other channels.
+def _first_convolution(
+    given: Tensor, channels: int, bands: Bands, source_bands: Bands
+) -> tuple[Tensor, str, str]:
+    """Return a source's first convolution for images of other bands, see `for_channels`.
 
-    See `for_channels`. One or two channels are also weighted by 3 / C, so that the response to a
-    grey image stays what it was in RGB.
-
-    Args:
-        rgb: (out, 3, k, k).
-        channels: C.
+    Fewer channels than the source has are also weighted by their ratio, so that the response to a
+    grey image stays what it was.
     """
-    return for_channels(rgb, channels, 1) * max(1, 3 / channels)
+    source = given.shape[1]
+    places = match_bands(source, channels, source_bands, bands)
+    fitted = for_channels(given, channels, 1, places)
+    if fitted is given:
+        return given, "copied", ""
+    note = f"from RGB to {channels} channels"
+    if places is not None:
+        named = [*zip(bands or RGB, places, strict=True)]
+        known = ", ".join(str(band) for band, place in named if place is not None)
+        others = ", ".join(str(band) for band, place in named if place is None)
+        note = f"{known or 'no band'} by name" + (f"; {others}: the mean" if others else "")
+    return fitted * max(1, source / channels), "adapted", note
 
 
 @torch.no_grad()

@@ -96,7 +96,16 @@ def score_tile(
 
 
 def interpolate(score: Tensor, at: Tensor, dim: int) -> Tensor:
-    """Return the values of `score` at fractional indices `at` along a negative dim, bilinear."""
+    """Return the values of `score` at fractional indices along a dim, interpolated linearly.
+
+    Args:
+        score: float, of any shape with `dim`.
+        at: float64 (N,), indices along `dim`.
+        dim: negative.
+
+    Returns:
+        float, N long along `dim`.
+    """
     low = at.long()
     high = (low + 1).clamp(max=score.shape[dim] - 1)
     weight = (at - low).to(score).view(-1, *[1] * (-1 - dim))

@@ -78,6 +78,14 @@ class Upsampling(nn.Module):
         return full[..., offset : offset + height, offset : offset + width]
 
     def full(self, score: Tensor) -> Tensor:
+        """Return the full result; every layer has a form of its own.
+
+        Args:
+            score: float32 or float64 (B, K, h, w).
+
+        Returns:
+            the same type (B, K, H, W), (H, W) as `full_size` says.
+        """
         raise NotImplementedError
 
     def full_size(self, score: Tensor) -> Size:

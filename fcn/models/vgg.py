@@ -2,6 +2,7 @@
 
 import string
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from fcn.models.fast_forms import image_layout, uses_matrix_product
 
+RGB = ("red", "green", "blue")
+Bands = Sequence[int | str]  # of images, by name or number; empty: RGB
 # Convolutions in each stage: columns A, B, D and E of Simonyan & Zisserman 2015, table 1.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -76,7 +79,11 @@ class VGG(nn.Sequential):
         _initialise(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pool3, pool4 and pool5, at strides 8, 16 and 32, of a normalised (B, C, H, W)."""
+        """Return pool3, pool4 and pool5 of normalised images, float (B, C, H, W).
+
+        They are float (B, 4w, ...), (B, 8w, ...) and (B, 8w, ...), w = `width`, at strides 8, 16
+        and 32; each pool halves the size, rounded up.
+        """
         ends = {}
         for name, layer in self.named_children():
             if isinstance(layer, nn.Conv2d):
@@ -155,22 +162,51 @@ class WideConv2d(nn.Conv2d):
         return score.view(-1, len(image), height, width).transpose(0, 1)  # C,B,h,w -> B,C,h,w
 
 
-def for_channels(rgb: Tensor, channels: int, dim: int) -> Tensor:
-    """Return values for images of another number of channels than RGB's.
-
-    The first three channels keep their values, and further ones get their mean. Images of one or
-    two channels have nothing of RGB: each channel gets the mean.
+def match_bands(
+    source: int, channels: int, source_bands: Bands, bands: Bands
+) -> list[int | None] | None:
+    """Match the bands of images with those of a source by name, in any case.
 
     Args:
-        rgb: has 3 entries along `dim`; others are returned unchanged.
-        channels: C.
-        dim: of the channels.
+        source: channels of the source.
+        channels: C, of the images.
+        source_bands: of the source.
+        bands: of the images.
+
+    Returns:
+        The source's channel of each band; None where it lacks the band. None in place of the list
+        if one side has numbers alone, or bands that are not known.
     """
-    if rgb.shape[dim] != 3 or channels == 3:
-        return rgb
-    mean = rgb.mean(dim, keepdim=True)
-    kept = [rgb] if channels > 3 else []
-    return torch.cat([*kept, *[mean] * (channels - 3 * len(kept))], dim)
+    theirs, own = (
+        [band.casefold() if isinstance(band, str) else band for band in side or RGB]
+        for side in (source_bands, bands)
+    )
+    named = all(any(isinstance(band, str) for band in side) for side in (theirs, own))
+    if not named or (len(theirs), len(own)) != (source, channels):
+        return None
+    return [theirs.index(band) if band in theirs else None for band in own]
+
+
+def for_channels(
+    values: Tensor, channels: int, dim: int, places: Sequence[int | None] | None = None
+) -> Tensor:
+    """Return values for images of other channels than those of a source.
+
+    Args:
+        values: of the source.
+        channels: C.
+        dim: of the channels in `values`.
+        places: see `match_bands`; a channel without a place gets the mean of all. Without a list,
+            the first three channels keep the values of RGB, of images with one or two channels
+            none has a place, and values of other numbers of channels are returned unchanged.
+    """
+    same = list(range(values.shape[dim]))
+    if places == same or (places is None and (len(same) != 3 or channels == 3)):
+        return values
+    if places is None:
+        places = [0, 1, 2, *[None] * (channels - 3)] if channels > 3 else [None] * channels
+    mean = values.mean(dim, keepdim=True)
+    return torch.cat([mean if n is None else values.narrow(dim, n, 1) for n in places], dim)
 
 
 def _initialise(module: nn.Module) -> None:

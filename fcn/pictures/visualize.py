@@ -175,8 +175,8 @@ def panel(
 ) -> Image.Image:
     """Draw rows of image | ground truth | prediction | errors, with legends of their colours.
 
-    Each row may have its own size, and only one of them is kept at its full size. `captions` are
-    lines of text below them.
+    Rows may differ in size; they are taken one at a time, so that only one is in memory at full
+    size. `captions` are lines of text below them.
     """
     cells: list[tuple[Image.Image, str]] = []
     seen: list[Labels] = []  # the labels of each mask

@@ -28,7 +28,7 @@ from fcn.device import optimize
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import LearnedUpsampling, make_upsampling
 from fcn.output import atomic_write, refuse_overwriting, write_json
-from fcn.tools.deployment import deployment
+from fcn.tools.deployment import ONNX_FILES, deployment
 
 Task = Callable[[], object]
 Rows = dict[str, dict[str, float]]
@@ -200,7 +200,8 @@ def upsampling(factor: int, size: list[int], classes: int, device: torch.device,
 
 def main(cfg: BenchmarkConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Measure, print tables, write benchmark.json and benchmark.png, and return the former."""
-    refuse_overwriting([folder / "benchmark.json"], cfg.overwrite, "hydra.run.dir")
+    written = ["benchmark.json", *(ONNX_FILES if cfg.checkpoint else ["benchmark.png"])]
+    refuse_overwriting([folder / name for name in written], cfg.overwrite, "hydra.run.dir")
     device = torch.device("cpu") if cfg.checkpoint else devices.pick_device(cfg.device)
     report: dict[str, Any] = {"machine": devices.describe_machine(device), "settings": asdict(cfg)}
     if cfg.checkpoint is not None:

@@ -18,7 +18,7 @@ from fcn.data.layouts import open_split
 from fcn.device import InferenceModel
 from fcn.inference import export
 from fcn.inference.metrics import image_confusions, metrics_of
-from fcn.inference.small_precision import convert, feed, labels_of, open_data, open_session
+from fcn.inference.reduced_precision import convert, feed, labels_of, open_data, open_session
 
 # runtime -> precision -> the file that it runs, and what is asked of the runtime
 CELLS = {
@@ -26,6 +26,7 @@ CELLS = {
     "ONNX Runtime": {"float32": "float32", "float16": "float16", "int8": "int8"},
     "OpenVINO": {"f32": "float32", "bf16": "float32", "int8": "int8"},
 }
+ONNX_FILES = ("float32.onnx", "float16.onnx", "int8.onnx")
 Predict = Callable[[torch.Tensor], np.ndarray]  # uint8 (C, H, W) -> labels (H, W)
 
 

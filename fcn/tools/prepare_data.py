@@ -6,9 +6,9 @@ Files are read by the functions that training reads them with, in several proces
 import hashlib
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,17 @@ from rich.table import Column, Table
 
 from fcn.config import DataConfig, PrepareDataConfig, RecipeConfig
 from fcn.convert.convert import convert
-from fcn.data.check import absent_classes, count_pixels, too_few_classes
-from fcn.data.dataset import Pair, SegmentationDataset, fit_mask, read_mask
+from fcn.data.check import absent_classes, count_pixels, set_problems, too_few_classes
+from fcn.data.dataset import (
+    Colours,
+    Pair,
+    SegmentationDataset,
+    exif_kind,
+    fit_mask,
+    read_labels_and_palette,
+    read_mask,
+    used_colours,
+)
 from fcn.data.download import fetch
 from fcn.data.images import orientation, range_note, read_image
 from fcn.data.layouts import open_split
@@ -50,7 +59,8 @@ class Reading:
 
     problem: str = ""
     digest: bytes = b""  # of the image's pixels
-    exif: str = ""  # "turned": the mask with its image; "unclear": it has the image's size anyway
+    exif: str = ""  # see `exif_kind`
+    colours: Colours = field(default_factory=dict)  # in the palette of the mask
     size: tuple[int, int] = (0, 0)  # width, height
     moments: np.ndarray | None = None  # float64 (2, C): sums of pixels in [0, 1], of their squares
     labels: np.ndarray | None = None  # int64 (256,): pixels of each label, 255 = ignored
@@ -100,7 +110,8 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     if data.download:
         fetch(data, console)
     splits, problems = inspect(data, console, cfg.processes)
-    notes = list(dict.fromkeys(note for split in splits for note in _notes(split)))
+    kinds = {reading.exif for split in splits for reading in split.readings}
+    notes = list(dict.fromkeys(note for split in splits for note in _notes(split, kinds)))
     summaries = {split.name: _summary(split) for split in splits}
     report = {
         "data": data.name,
@@ -174,6 +185,8 @@ def inspect(
             problems += too_few_classes(split.dataset, split.labels().sum(0))
     for one, other in combinations(splits, 2):
         problems += _shared(one, other)
+    seen = [(s.dataset.pairs[i], s.readings[i]) for s in splits for i in s.usable()]
+    problems += set_problems([(pair, reading.colours, reading.exif) for pair, reading in seen])
     return splits, list(dict.fromkeys(problems))
 
 
@@ -207,11 +220,9 @@ def _read(task: tuple[Pair, DatasetInfo]) -> Reading:
     counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in image.numpy()], 1)
     moments = np.stack([levels @ counts, levels**2 @ counts])
     labels = count_pixels(target.numpy())
-    (height, width), exif = target.shape, ""
-    if (turned := orientation(pair.image)) > 1:
-        turns_unseen = turned < 5 or height == width  # the size does not tell
-        exif = "turned" if fitted is not target else "unclear" if turns_unseen else ""
-    return Reading("", digest, exif, (pixels.shape[1], pixels.shape[0]), moments, labels)
+    exif = exif_kind(orientation(pair.image), target.shape, fitted is not target)
+    colours = used_colours(*read_labels_and_palette(pair.mask))
+    return Reading("", digest, exif, colours, (pixels.shape[1], pixels.shape[0]), moments, labels)
 
 
 def _shared(one: Split, other: Split) -> list[str]:
@@ -234,8 +245,13 @@ def _shared(one: Split, other: Split) -> list[str]:
     return problems
 
 
-def _notes(split: Split) -> list[str]:
-    """Return what training accepts, but the user may want to know."""
+def _notes(split: Split, kinds: Set[str]) -> list[str]:
+    """Return what training accepts, but the user may want to know.
+
+    Args:
+        split: of the data set.
+        kinds: how the masks of all its splits lie to images that EXIF turns, see `exif_kind`.
+    """
     labels, notes = split.labels(), list(split.dataset.notes)
     if absent := split.absent_classes() if split.usable() else []:
         notes.append(f"{split.name}: no pixel of {', '.join(absent)}")
@@ -250,7 +266,8 @@ def _notes(split: Split) -> list[str]:
             "is slow: smaller pieces of it, saved with their masks, train faster"
         )
     for kind, text in EXIF_NOTES.items():
-        if found := [index for index in split.usable() if split.readings[index].exif == kind]:
+        found = [index for index in split.usable() if split.readings[index].exif == kind]
+        if found and not (kind == "unclear" and kinds & {"turned", "upright"}):  # which tell
             example = split.dataset.pairs[found[0]].image
             notes.append(f"{split.name}: {len(found)} images such as {example} {text}")
     ignored = [i for i, row in zip(split.usable(), labels, strict=True) if row[VOID] == row.sum()]

@@ -242,7 +242,7 @@ class DivergenceCheck(Callback):
         return f"resume={self.folder} continues from the last checkpoint: {self.remedy}"
 
 
-class Pictures(Callback):
+class PictureLogger(Callback):
     """Logs pictures at every validation, to loggers that take them: predictions, kernels.
 
     Args:

@@ -7,6 +7,7 @@ save in the middle of a step; neither allows to resume a run bit for bit.
 import os
 import signal
 import time
+from io import BytesIO
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
-from fcn.errors import CheckpointError, Interrupted, UserError
+from fcn.errors import CheckpointError, ConfigError, Interrupted, UserError
 from fcn.output import atomic_write
 from fcn.processes import Processes
 
@@ -33,6 +34,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Write a checkpoint; a full disk or a read-only folder is a UserError."""
         path = Path(path)
+        for name, state in checkpoint.get("callbacks", {}).items():
+            _check_loadable(name, state)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -58,6 +61,19 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise CheckpointError(
                 f"{path}: damaged ({error or type(error).__name__}){advice}"
             ) from error
+
+
+def _check_loadable(callback: str, state: Any) -> None:
+    """Raise a ConfigError if a callback's state could not be read again."""
+    try:
+        torch.save(state, stream := BytesIO())
+        stream.seek(0)
+        torch.load(stream, weights_only=True)
+    except Exception as error:  # pickle's and torch's readers raise almost anything
+        raise ConfigError(
+            f"callbacks: {callback}: its state_dict cannot be read back ({type(error).__name__}); "
+            "return numbers, texts, tensors, and lists or dicts of them; float(...) for NumPy's"
+        ) from error
 
 
 class Interruption(Callback):

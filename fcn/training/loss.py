@@ -196,6 +196,13 @@ def cross_entropy_loss(
 def dice_loss(score: Tensor, target: Tensor) -> Tensor:
     """Return one minus the soft Dice coefficient, averaged over the classes in the batch.
 
+    Args:
+        score: float (B, K, H, W).
+        target: int64 (B, H, W), 255 = ignored.
+
+    Returns:
+        float (), 0..1.
+
     Source: Milletari et al. 2016 (V-Net).
     """
     seen = (target != VOID)[:, None]
@@ -212,6 +219,15 @@ def focal_loss(score: Tensor, target: Tensor, gamma: float, weight: Tensor | Non
     """Return the mean cross entropy, each pixel weighted by (1 - p)^gamma.
 
     p is the probability of the pixel's true class.
+
+    Args:
+        score: float (B, K, H, W).
+        target: int64 (B, H, W), 255 = ignored.
+        gamma: exponent >= 0; 0 is plain cross entropy.
+        weight: float (K,), of the classes.
+
+    Returns:
+        float (), in nats; the mean is over all pixels that are not ignored.
 
     Source: Lin et al. 2017.
     """

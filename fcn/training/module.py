@@ -18,7 +18,7 @@ from fcn.device import optimize
 from fcn.inference.metrics import ConfusionMatrix, metrics_of
 from fcn.models.fcn import FCN
 from fcn.models.tiles import TILE, score_tile, tiles
-from fcn.training.optim import make_optimizer, make_schedule, rate_at
+from fcn.training.optim import clips_gradients, make_optimizer, make_schedule, rate_at
 
 Batch = tuple[Tensor, Tensor]  # image uint8 (B, C, H, W), target uint8 (B, H, W)
 
@@ -55,6 +55,7 @@ class SegmentationModule(pl.LightningModule):
         # module, so that its weights are not stored twice.
         self.training_forward = torch.compile(model.forward) if compile else model.forward
         self.recipe, self.loss, self.seed = recipe, loss, seed
+        self.to_stop = False  # a callback has asked for it
         self.confusion = ConfusionMatrix(model.arguments["num_classes"], sync_on_compute=True)
 
     def setup(self, stage: str) -> None:
@@ -98,6 +99,13 @@ class SegmentationModule(pl.LightningModule):
         """Seed dropout from the run's seed and the batch's number: a resumed run draws the same."""
         position = [self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let a callback that ends the run, such as a time limit, wait for the whole step."""
+        self.to_stop |= self.trainer.should_stop
+        batches = self.trainer.fit_loop.total_batch_idx + 1
+        is_whole = batches % self.trainer.accumulate_grad_batches == 0
+        self.trainer.should_stop = self.to_stop and is_whole
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -149,7 +157,6 @@ class SegmentationModule(pl.LightningModule):
         }
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        # Lightning clips no gradients of a fused optimiser in mixed precision, bfloat16 included.
-        clips = self.trainer.gradient_clip_val and self.trainer.precision.endswith("-mixed")
+        clips = clips_gradients(self.trainer.gradient_clip_val, self.trainer.precision)
         assert self.recipe.lr is not None
         return make_optimizer(self.model, self.recipe, self.recipe.lr, fused=not clips)

@@ -80,6 +80,8 @@ def make_optimizer(
         arguments["betas"] = (recipe.momentum, 0.999)
     # These two exclude the fused form, and whoever names them wants them.
     given = recipe.optimizer_arguments
+    if own := sorted({"lr", "weight_decay"} & given.keys()):
+        raise ConfigError(f"recipe.optimizer_arguments.{own[0]}: use recipe.{own[0]}")
     if "fused" in accepted and fused and not (given.get("foreach") or given.get("differentiable")):
         arguments["fused"] = True
     if given.get("fused") and not fused:
@@ -91,6 +93,11 @@ def make_optimizer(
         return kind(groups, **arguments | given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"recipe.optimizer={recipe.optimizer}: {error}") from error
+
+
+def clips_gradients(limit: float | None, precision: str) -> bool:
+    """Return whether Lightning clips gradients in mixed precision, which no fused optimiser can."""
+    return bool(limit) and precision.endswith("-mixed")
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:

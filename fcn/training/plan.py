@@ -34,7 +34,7 @@ from fcn.models.upsampling import make_upsampling
 from fcn.processes import Processes
 from fcn.targets import import_class, reason_of
 from fcn.training.loss import check_class_weights, check_loss
-from fcn.training.optim import check_batch_norm, make_optimizer
+from fcn.training.optim import check_batch_norm, clips_gradients, make_optimizer
 from fcn.training.record import Record, read_record
 
 # What becomes of each argument of Lightning's Trainer that is not simply passed on.
@@ -124,6 +124,11 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
         CheckpointError: a checkpoint that cannot be read, or does not fit.
     """
     check_combinations(cfg)
+    if cfg.recipe.loss_reduction == "sum" and processes.world > 1:
+        raise ConfigError(
+            f"{processes.world} processes do not fit recipe.loss_reduction=sum: they average their "
+            "gradients; use trainer.devices=1, or mean"
+        )
     record = _read_record(cfg, folder)
     trainer = _trainer_arguments(cfg.trainer, processes.device)
     recipe = replace(cfg.recipe, lr=learning_rate(cfg.recipe, cfg.model.name))
@@ -133,14 +138,14 @@ def resolve(cfg: TrainConfig, folder: Path, processes: Processes, console: Conso
         _check_target(entry, "callbacks", pl.Callback)
     source = None if record else _read_source(cfg)
     if new := _data_to_make(cfg.data):  # what does not fit it fails before it is fetched or drawn
-        _check_learning(cfg, recipe, new, None)
+        _check_learning(cfg, recipe, trainer, new, None)
         _network(cfg, new, source, record)
 
     train, val = _open_splits(cfg, processes, console)
     if record:
-        record.check_classes("train", train.name, train.classes)
-        record.check_classes("val", val.name, val.classes)
-    _check_learning(cfg, recipe, train.info, train)
+        record.check_data("train", train.name, train.info)
+        record.check_data("val", val.name, val.info)
+    _check_learning(cfg, recipe, trainer, train.info, train)
     model = _network(cfg, train.info, source, record)
     train = _resolve_length(trainer, train, recipe.batch_size, processes.world)
     return Plan(
@@ -232,8 +237,9 @@ def check_combinations(cfg: TrainConfig) -> None:
         )
     if model.stride < 32 and not (starts or model.skip_scales):
         raise ConfigError(
-            f"{model.name} straight from VGG {unfit}: its unscaled skips would drown the scores; "
-            "set model.init_from to an FCN of the next coarser stride, or use model=fcn8s_atonce"
+            f"{model.name} straight from VGG {unfit}: its unscaled skips would dominate the "
+            "scores; set model.init_from to an FCN of the next coarser stride, or use "
+            "model=fcn8s_atonce"
         )
 
 
@@ -282,6 +288,11 @@ def _check_target(entry: Mapping[str, Any], group: str, kind: type) -> None:
         raise ConfigError(f"{group}: {entry['_target_']}: {reason_of(error)}") from error
     if not issubclass(target, kind):
         raise ConfigError(f"{group}: {entry['_target_']} is no {kind.__name__} of Lightning's")
+    if (entry.get("every_n_epochs") or 1) > 1:
+        raise ConfigError(
+            f"{group}: {entry['_target_']}: a run is one epoch to Lightning, so every_n_epochs="
+            f"{entry['every_n_epochs']} never comes; use every_n_train_steps"
+        )
 
 
 def _read_source(cfg: TrainConfig) -> Checkpoint | None:
@@ -303,7 +314,11 @@ def _data_to_make(data: DataConfig) -> DatasetInfo | None:
 
 
 def _check_learning(
-    cfg: TrainConfig, recipe: RecipeConfig, info: DatasetInfo, train: SegmentationDataset | None
+    cfg: TrainConfig,
+    recipe: RecipeConfig,
+    trainer: Mapping[str, Any],
+    info: DatasetInfo,
+    train: SegmentationDataset | None,
 ) -> None:
     """Check the loss, the optimiser and the transforms; the latter on the training images' size."""
     _class_weights(cfg.loss, info)
@@ -311,7 +326,10 @@ def _check_learning(
     with torch.device("meta"):
         layer = torch.nn.Conv2d(1, 1, 1)
     assert recipe.lr is not None
-    make_optimizer(layer, recipe, recipe.lr, fused=False)
+    clips = clips_gradients(trainer.get("gradient_clip_val"), trainer["precision"])
+    # The meta device has no fused optimisers.
+    kept = {k: v for k, v in recipe.optimizer_arguments.items() if clips or k != "fused"}
+    make_optimizer(layer, replace(recipe, optimizer_arguments=kept), recipe.lr, fused=False)
     size = None
     if train and recipe.transforms and not recipe.crop:
         width, height = train.pairs[0].size or image_size(train.pairs[0].image)

@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fcn.config import REPOSITORY, TrainConfig, check, flat_keys, quoted, without_unused
+from fcn.dataset_info import DatasetInfo
 from fcn.errors import ConfigError
 from fcn.output import is_live, write_json
 from fcn.processes import is_first
@@ -35,15 +36,15 @@ PACKAGES = ("hydra-core", "numpy", "omegaconf", "pillow", "pytorch-lightning", "
 # images would not fit, or it would become another experiment.
 FIXED = (
     "model.stride", "model.in_channels", "model.padding", "model.skip_scales", "model.dropout",
-    "backbone.name", "backbone.width", "backbone.head_width", "backbone.freeze", "upsampling.name",
-    "upsampling._target_", "loss._target_", "data.fold", "data.folds", "data.fold_seed",
-    "data.group", "recipe.optimizer", "recipe.backbone_lr_factor", "recipe.ema_decay",
+    "backbone.name", "backbone.width", "backbone.head_width", "backbone.weights",
+    "backbone.head_weights", "backbone.freeze", "upsampling.name", "upsampling._target_",
+    "loss._target_", "data.fold", "data.folds", "data.fold_seed", "data.group", "recipe.optimizer",
+    "recipe.fit_to_features", "recipe.backbone_lr_factor", "recipe.ema_decay",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 # Settings by which the same weights get another mean IoU in validation.
 VALIDATION = (
-    "data.bands", "data.colours", "data.ignore_index", "data.masks", "data.value_range",
-    "trainer.limit_val_batches", "trainer.overfit_batches",
+    "data.colours", "data.masks", "trainer.limit_val_batches", "trainer.overfit_batches",
 )  # fmt: skip
 # Settings, or the starts of their names, that say where and how a run works, not what it does.
 WHERE = (
@@ -63,7 +64,7 @@ class Record:
     checkpoint: Path
     settings: dict[str, Any]
     model: dict[str, Any]  # arguments of FCN
-    data: dict[str, Any]  # by split: the number and the checksum of its ids
+    data: dict[str, Any]  # by split: its name, images, classes and what else `data_record` says
     processes: int | None  # that trained together; None: not recorded
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -85,14 +86,17 @@ class Record:
                     "with the same settings, or start a new run with model.init_from"
                 )
 
-    def check_classes(self, key: str, split: str, classes: list[str]) -> None:
-        """Raise a ConfigError if a split ("train" or "val") had other classes than now."""
-        before = self.data.get(key, {}).get("classes", classes)
-        if classes != before:
-            raise ConfigError(
-                f"resume={self.folder}: its data had the classes {', '.join(before)}, but {split} "
-                f"has {', '.join(classes)}; start a new run with model.init_from={self.folder}"
-            )
+    def check_data(self, key: str, split: str, info: DatasetInfo) -> None:
+        """Raise a ConfigError if a split ("train" or "val") had other classes or bands than now."""
+        for name in ("classes", "bands"):
+            now = [str(part) for part in getattr(info, name)]
+            before = [str(part) for part in self.data.get(key, {}).get(name, now)]
+            if now != before:
+                raise ConfigError(
+                    f"resume={self.folder}: its data had the {name} {', '.join(before) or 'RGB'}, "
+                    f"but {split} has {', '.join(now) or 'RGB'}; start a new run with "
+                    f"model.init_from={self.folder}"
+                )
 
 
 def new_folder(parent: Path) -> Path:
@@ -207,14 +211,24 @@ def read_record(folder: Path, resume: str) -> Record:
     path = Path(resume) if resume.endswith(".ckpt") else max(kept, key=step_of)
     if not path.is_file():
         raise ConfigError(f"resume={resume}: no checkpoint in {folder / 'checkpoints'}")
-    content = read(folder)
-    if "model" not in content:
+    record = record_of(folder, path)
+    if not record.model:
         raise ConfigError(
             f"{folder / RECORD}: no model in it; start a new run with model.init_from={folder}"
         )
+    return record
+
+
+def record_of(folder: Path, checkpoint: Path) -> Record:
+    """Return the record of a run, or of one with stages, which has no model.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    content = read(folder)
     settings = asdict(check(content["config"], TrainConfig))
-    processes = content.get("processes")
-    return Record(folder, path, settings, content["model"], content["data"], processes)
+    model, processes = content.get("model", {}), content.get("processes")
+    return Record(folder, checkpoint, settings, model, content["data"], processes)
 
 
 def settings_to_resume(
@@ -224,7 +238,7 @@ def settings_to_resume(
 
     Args:
         folder: of the run.
-        composed: what Hydra makes of the new command line.
+        composed: what Hydra makes of the new command line; ${...} in it mean the run's settings.
         given: the overrides of the new command line; those of the first one may be repeated.
 
     Raises:
@@ -250,10 +264,12 @@ def settings_to_resume(
                 f"{override}: a resumed run keeps its stages ({settings['stages']}); start a new "
                 "run in another hydra.run.dir"
             )
+        if key == "model.init_from" and value != str(settings["model"]["init_from"]):
+            raise ConfigError(f"{override}: a resumed run keeps its weights; start a new run")
+        if key == "augmentation":  # a new choice replaces the transforms of the one before
+            settings["recipe"]["transforms"] = composed["recipe"]["transforms"]
         if key in ("logger", "callbacks", "data"):
             settings[key] = composed[key]
-        elif key == "augmentation":  # its choices set one key of the recipe
-            settings["recipe"]["transforms"] = composed["recipe"]["transforms"]
         elif is_choice:
             if "_target_" in settings.get(key, {}):
                 settings[key]["_target_"] = None
@@ -263,7 +279,8 @@ def settings_to_resume(
                 settings[key] = without_unused(settings[key], key)
         else:
             _set(settings, composed, key.split("."))
-    return settings
+    resolved: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    return resolved
 
 
 def _is_group(key: str) -> bool:
@@ -290,7 +307,7 @@ def run_of(checkpoint: str) -> Path | None:
     return None
 
 
-def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+def write_record(folder: Path, content: Mapping[str, Any], *, resumed: bool) -> None:
     """Write run.json: how the run was started, and its content.
 
     A resumed run keeps how it was first started, and adds to its history.
@@ -305,7 +322,7 @@ def write_record(folder: Path, content: Mapping[str, Any]) -> None:
     }
     versions = {name: version(name) for name in PACKAGES}
     record: dict[str, Any] = {**started, "versions": versions, **content, "history": []}
-    if (folder / RECORD).is_file():
+    if resumed:
         before = read(folder)
         record |= {key: before[key] for key in started if key in before}
         record["history"] = [*before["history"], started]

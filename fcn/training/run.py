@@ -4,16 +4,17 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LambdaCallback, LearningRateMonitor
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +47,7 @@ from fcn.training.callbacks import (
     DivergenceCheck,
     History,
     LastCheckpoint,
-    Pictures,
+    PictureLogger,
     ProgressBar,
 )
 from fcn.training.interruption import AtomicCheckpoints, Interruption
@@ -85,16 +86,23 @@ main = train  # of the command
 
 
 def train_one(
-    cfg: TrainConfig, folder: Path, processes: Processes, console: Console
+    cfg: TrainConfig,
+    folder: Path,
+    processes: Processes,
+    console: Console,
+    on_start: Callable[[], None] = lambda: None,
 ) -> float | None:
-    """Train a model, evaluate its best checkpoint, and write what the run leaves; see `train`."""
+    """Train a model, evaluate its best checkpoint, and write what the run leaves; see `train`.
+
+    `on_start` is called when training begins: whatever could refuse the settings has passed.
+    """
     started = time.monotonic()
     plan = resolve(cfg, folder, processes, console)
     with opened_folder(plan):
         check_data(plan, console)
         model, report = initial_model(plan, console)
         module = make_module(plan, model, console)
-        run = make_trainer(plan, module, console)
+        run = make_trainer(plan, module, console, on_start)
         print_start(plan, model, report, console)
         with finished_loggers(run.trainer.loggers):
             fit(plan, run, module, console)
@@ -166,7 +174,12 @@ def initial_model(plan: Plan, console: Console) -> tuple[FCN, Report | None]:
     if plan.resume is not None:
         return model, None
     report = checkpoint.initialise(
-        model, plan.source, plan.weights, plan.train.classes, new_head=plan.new_head
+        model,
+        plan.source,
+        plan.weights,
+        plan.train.classes,
+        bands=plan.train.info.bands,
+        new_head=plan.new_head,
     )
     if plan.source is not None:
         plan.source.weights.clear()  # the model has them now; the plan lives as long as the run
@@ -222,6 +235,7 @@ class TrainerParts:
     interruption: Interruption
     best: BestCheckpoint | None  # None: the run keeps no checkpoints
     last: Path
+    write_record: Callable[[], None]
 
     def checkpoint_to_keep(self) -> Path | None:
         """Return the best checkpoint; if nothing was validated, save the last one and return it."""
@@ -233,26 +247,33 @@ class TrainerParts:
         return Path(self.best.best_model_path)
 
 
-def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> TrainerParts:
-    """Build Lightning's Trainer and the callbacks; an earlier metrics.csv is kept aside."""
+def make_trainer(
+    plan: Plan,
+    module: SegmentationModule,
+    console: Console,
+    on_start: Callable[[], None] = lambda: None,
+) -> TrainerParts:
+    """Build Lightning's Trainer and the callbacks; `on_start` is called when training begins."""
     folder, recipe = plan.folder / "checkpoints", plan.recipe
     data = SegmentationData(
         plan.train, plan.val, recipe, plan.seed, plan.num_workers, plan.val_limit
     )
-    log = plan.folder / "metrics.csv"
-    if log.is_file() and plan.processes.rank == 0:  # Lightning's logger would delete it
-        log.rename(log.with_suffix(f".{len(list(plan.folder.glob('metrics*.csv')))}.csv"))
+
+    def write_record() -> None:
+        write_run_record(plan, module.model)
+        on_start()
+
     loggers = [_built(entry, "logger", plan.folder) for entry in plan.loggers]
     history = History(console)
     interruption = Interruption(folder / "last.ckpt", console, plan.processes)
     callbacks: list[Callback] = [
         *(_built(own, "callbacks", plan.folder, name) for name, own in plan.callbacks.items()),
         # Once a resumed run's state has been loaded.
-        LambdaCallback(on_train_start=lambda *_: write_run_record(plan, module.model)),
+        LambdaCallback(on_train_start=lambda *_: write_record()),
         history,
         DivergenceCheck(plan.train.classes, plan.precision, plan.folder, console),
         interruption,
-        Pictures(plan.train.info),
+        PictureLogger(plan.train.info),
     ]
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
@@ -278,7 +299,8 @@ def make_trainer(plan: Plan, module: SegmentationModule, console: Console) -> Tr
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    return TrainerParts(trainer, data, history, interruption, best, folder / "last.ckpt")
+    last = folder / "last.ckpt"
+    return TrainerParts(trainer, data, history, interruption, best, last, write_record)
 
 
 def _built(entry: Mapping[str, Any], group: str, folder: Path, name: str = "") -> Any:
@@ -307,7 +329,7 @@ def print_start(plan: Plan, model: FCN, report: Report | None, console: Console)
     chosen, recipe, info = plan.settings, plan.recipe, plan.train.info
     images = recipe.batch_size * plan.trainer["accumulate_grad_batches"] * plan.processes.world
     bands = f", bands {', '.join(map(str, info.bands))}" if info.bands else ""
-    count = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.startswith("upscore"))
     source = f"resumed from {plan.resume}" if plan.resume else report and report.source
@@ -321,7 +343,7 @@ def print_start(plan: Plan, model: FCN, report: Report | None, console: Console)
         f"padding {chosen.model.padding}",
         "upsampling": f"{chosen.upsampling._target_ or chosen.upsampling.name}, "
         f"{kernels:,} trainable parameters",
-        "parameters": f"{count:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
+        "parameters": f"{parameters:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "data": f"{chosen.data.title} in {chosen.data.root}: {len(plan.train)} training images, "
         f"{len(plan.val)} validation images, {len(info.classes)} classes{bands}",
         "recipe": f"{plan.max_steps} steps of {images} image{'s' * (images > 1)}, "
@@ -349,6 +371,9 @@ def data_record(plan: Plan) -> dict[str, Any]:
             "images": len(split),
             "ids_sha256": split.fingerprint(),
             "classes": split.classes,
+            "bands": split.info.bands,
+            "value_range": split.info.value_range,
+            "ignore_index": split.info.ignore_index,
         }
         for key, split in (("train", plan.train), ("val", plan.val))
     }
@@ -364,31 +389,38 @@ def write_run_record(plan: Plan, model: FCN) -> None:
             "model": model.arguments,
             "config": asdict(plan.settings),
         }
-        record.write_record(plan.folder, content)
+        record.write_record(plan.folder, content, resumed=plan.record is not None)
 
 
 def fit(plan: Plan, run: TrainerParts, module: SegmentationModule, console: Console) -> None:
     """Train to the end, or until a signal; known errors of torch become one line."""
     if plan.record:
-        _continue_run(plan, plan.record, run, module, console)
+        _continue_run(plan, plan.record, run, console)
+    if plan.processes.rank == 0:
+        keep_logs(run.trainer.loggers)
     try:
         with run.interruption:
             run.trainer.fit(module, datamodule=run.data, ckpt_path=plan.resume, weights_only=True)
     except UserError:
         raise
+    except MisconfigurationException as error:  # of a callback
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     except Exception as error:
         if (line := describe_failure(error)) is None:
             raise
         raise UserError(f"{line} (step {run.trainer.global_step + 1})") from error
 
 
-def _continue_run(
-    plan: Plan,
-    before: record.Record,
-    run: TrainerParts,
-    module: SegmentationModule,
-    console: Console,
-) -> None:
+def keep_logs(loggers: Sequence[Logger]) -> None:
+    """Rename CSV logs that are there: Lightning's logger would delete them."""
+    for logger in loggers:
+        log = Path(logger.log_dir or "", "metrics.csv")
+        if isinstance(logger, CSVLogger) and log.is_file():
+            names = (log.with_suffix(f".{number}.csv") for number in count(1))
+            log.rename(next(name for name in names if not name.exists()))
+
+
+def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console: Console) -> None:
     """Print what changed since the resumed run; on other validation images the best starts anew."""
     console.print(f"resuming {before.folder} from {before.checkpoint.name}")
     changes = before.changes(asdict(plan.settings))
@@ -405,28 +437,32 @@ def _continue_run(
     if before.processes not in (None, world):
         warn(
             console,
-            f"processes: {before.processes} before, {world} now: the images of a step, and the "
-            f"steps of an epoch, are others; the run ends after {plan.max_steps} steps",
+            f"processes: {before.processes} before, {world} now: the images of a step and the "
+            f"steps of an epoch change; the run ends after {plan.max_steps} steps",
         )
-    changed = set()
+    changed, read_otherwise = set(), False
     for key, now in data_record(plan).items():
         old = now | before.data.get(key, {})
+        for name in ("value_range", "ignore_index"):
+            if old[name] != now[name]:
+                read_otherwise = True
+                console.print(f"  {name} of the {key} images: {old[name]} -> {now[name]}")
         if old["ids_sha256"] != now["ids_sha256"]:
             changed.add(key)
             warn(
                 console,
                 f"the {key} images have changed: {old['images']} before, {now['images']} now; the "
-                "run is no longer equal to one left alone",
+                "result will differ from that of an uninterrupted run",
             )
     best, limit = plan.folder / "checkpoints" / "best.ckpt", plan.trainer.get("limit_val_batches")
-    anew = "val" in changed or not changes.keys().isdisjoint(record.VALIDATION)
+    anew = "val" in changed or read_otherwise or not changes.keys().isdisjoint(record.VALIDATION)
     batches_differ = "recipe.batch_size" in changes or before.processes not in (None, world)
     anew = anew or (limit is not None and batches_differ)
     if anew and limit != 0 and run.best is not None and best.is_file():
         run.best.scored_again = _mean_iou(plan, run, best)
         console.print("the best checkpoint so far was validated again")
     if is_done:  # Lightning calls no callback then
-        write_run_record(plan, module.model)
+        run.write_record()
         console.print("nothing to train: its last step is done; trainer.max_steps=N trains further")
     _continue_stopping(run.trainer, console, anew=anew)
 

@@ -1,6 +1,7 @@
 """Staged training: FCN-32s, then 16s from it, then 8s (PAMI 2016, sec. 4.3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 from fcn.config import CONFIGS, ModelConfig, TrainConfig
 from fcn.errors import ConfigError
 from fcn.inference.evaluate import read_metrics
-from fcn.output import percent, write_json, write_settings
+from fcn.output import locked, percent, write_json, write_settings
 from fcn.processes import Processes
 from fcn.training import record
 from fcn.training.plan import check_combinations
@@ -23,7 +24,7 @@ def train_stages(
     folder: Path,
     processes: Processes,
     console: Console,
-    train_one: Callable[[TrainConfig, Path, Processes, Console], float | None],
+    train_one: Callable[[TrainConfig, Path, Processes, Console, Callable[[], None]], float | None],
 ) -> float | None:
     """Train each model of `cfg.stages` from the best checkpoint of the one before.
 
@@ -36,12 +37,41 @@ def train_stages(
     Raises:
         UserError: as `train`; the stages are not in order.
     """
-    stages = _stages(cfg, folder)
-    if processes.rank == 0:
+    stages, first = _stages(cfg, folder), processes.rank == 0
+    if first:
         folder.mkdir(parents=True, exist_ok=True)
-        if cfg.resume is None:
-            write_settings(asdict(cfg), folder)
-        record.write_record(folder, {"stages": cfg.stages, "config": asdict(cfg)})
+    with locked(folder) if first else nullcontext():
+        _train_all(stages, cfg, folder, processes, console, train_one)
+        if not first:
+            return None
+        names = [stage.model.name for stage in stages]
+        results = {name: read_metrics(folder / name / "metrics.json") for name in names}
+        write_json(folder / "stages.json", results)
+        record.finish(folder)
+    _print_stages(cfg, results, console)
+    return results[names[-1]]["mean_iou"]
+
+
+def _train_all(
+    stages: Sequence[TrainConfig],
+    cfg: TrainConfig,
+    folder: Path,
+    processes: Processes,
+    console: Console,
+    train_one: Callable[[TrainConfig, Path, Processes, Console, Callable[[], None]], float | None],
+) -> None:
+    """Train the stages that are not done; the run is recorded once the first of them has begun."""
+    recorded = processes.rank > 0
+
+    def record_once() -> None:
+        nonlocal recorded
+        if not recorded:
+            if cfg.resume is None:
+                write_settings(asdict(cfg), folder)
+            content = {"stages": cfg.stages, "config": asdict(cfg)}
+            record.write_record(folder, content, resumed=cfg.resume is not None)
+        recorded = True
+
     before = cfg.model.init_from
     for stage in stages:
         own = folder / stage.model.name
@@ -49,19 +79,11 @@ def train_stages(
         done, started = processes.broadcast(state)
         if not done:
             console.rule(stage.model.name)
-            model = replace(stage.model, init_from=before)
             resume = "last" if started else None
-            train_one(replace(stage, model=model, resume=resume), own, processes, console)
+            stage = replace(stage, model=replace(stage.model, init_from=before), resume=resume)
+            train_one(stage, own, processes, console, record_once)
             processes.barrier()
         before = str(own)
-    if processes.rank > 0:
-        return None
-    names = [stage.model.name for stage in stages]
-    results = {name: read_metrics(folder / name / "metrics.json") for name in names}
-    write_json(folder / "stages.json", results)
-    record.finish(folder)
-    _print_stages(cfg, results, console)
-    return results[names[-1]]["mean_iou"]
 
 
 def _is_done(stage: Path) -> bool:
@@ -91,15 +113,20 @@ def _stages(cfg: TrainConfig, folder: Path) -> list[TrainConfig]:
     stages = [replace(cfg, model=model, stages=[], resume=None) for model in models]
     if cfg.resume is None:
         record.check_free(folder)
+    else:
+        record.record_of(folder, folder).check_unchanged(asdict(cfg))
     for index, stage in enumerate(stages):
         previous = "the stage before" if index else stage.model.init_from
         check_combinations(replace(stage, model=replace(stage.model, init_from=previous)))
         own = folder / stage.model.name
-        if _is_done(own) and record.read(own)["config"]["trainer"] != stage.trainer:
-            raise ConfigError(
-                f"resume={folder}: {own.name} is finished and keeps its trainer settings; start a "
-                "new run"
-            )
+        if _is_done(own):
+            changed = record.record_of(own, own).changes(asdict(stage))
+            arguments = [key for key in changed if key.startswith("trainer.")]
+            if late := [key for key in arguments if not key.startswith(record.WHERE)]:
+                raise ConfigError(
+                    f"resume={folder}: {own.name} is finished, and {', '.join(late)} would change "
+                    "it; start a new run"
+                )
     return stages
 
 

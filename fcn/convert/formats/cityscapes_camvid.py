@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.export import IGNORE, Export
-from fcn.convert.export_folder import ExportFolder
+from fcn.convert.annotation_folder import AnnotationFolder
+from fcn.convert.annotation_set import IGNORE, AnnotationSet
 from fcn.convert.formats.class_lists import (
     ClassList,
     colour_list,
     colour_rows,
-    listed_export,
+    listed_set,
     paired,
 )
 from fcn.dataset_info import VOID
@@ -35,7 +35,7 @@ SEGNET = [  # the classes of SegNet's copy; 11 is ignored
 ]  # fmt: skip
 
 
-def read_cityscapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_cityscapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png, leftImg8bit/SPLIT/CITY/NAME_....png.
 
     KITTI has the same ids: training/image_2/NAME.png and training/semantic/NAME.png. CVAT and
@@ -54,10 +54,10 @@ def read_cityscapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | No
         for path, rows in ((path, colour_rows(path)) for path in paths):
             numbers = dict(enumerate(name for name, _ in rows))
             lists.append(ClassList(path, numbers, {name: rgb for name, rgb in rows if rgb}))
-        return listed_export("Cityscapes' layout", folder, lists, cfg)
+        return listed_set("Cityscapes' layout", folder, lists, cfg)
     items = paired(folder, cfg)
     if not all(NAME.fullmatch(mask.stem) for mask in masks):
-        return Export("Cityscapes' layout", items)  # of a team's own classes
+        return AnnotationSet("Cityscapes' layout", items)  # of a team's own classes
     names = dict.fromkeys(range(-1, 34), IGNORE) | {k: name for k, (name, _) in CLASSES.items()}
 
     def check(values: Iterable[int]) -> None:
@@ -75,10 +75,10 @@ def read_cityscapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | No
                 f'like those of Cityscapes; name them: "labels={{{given}}}"'
             )
 
-    return Export(title, items, names, dict(CLASSES.values()), check=check)
+    return AnnotationSet(title, items, names, dict(CLASSES.values()), check=check)
 
 
-def read_camvid(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_camvid(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read masks with a list of colours: label_colors.txt of "r g b name", or class_dict.csv.
 
     CamVid's own masks are called NAME_L.png. SegNet's copy of it has labels and no list.
@@ -86,7 +86,7 @@ def read_camvid(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     if lists := folder.files_named("label_colors.txt", "class_dict.csv"):
         folder.select_masks("_L")
         tables = [colour_list(path, colour_rows(path)) for path in lists]
-        return listed_export(f"masks with {lists[0].name}", folder, tables, cfg)
+        return listed_set(f"masks with {lists[0].name}", folder, tables, cfg)
     if any(p.name.startswith(FILMS) and "trainannot" in p.parts for p in folder.masks):
-        return Export("CamVid of SegNet", paired(folder, cfg), dict(enumerate(SEGNET)))
+        return AnnotationSet("CamVid of SegNet", paired(folder, cfg), dict(enumerate(SEGNET)))
     return None

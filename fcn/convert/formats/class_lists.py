@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.export import Export
-from fcn.convert.export_folder import ExportFolder, Item
+from fcn.convert.annotation_folder import AnnotationFolder, Item
+from fcn.convert.annotation_set import AnnotationSet
 from fcn.convert.masks import COLOUR, find_alpha, read_values
 from fcn.data.dataset import read_list
 from fcn.dataset_info import IGNORED
@@ -28,9 +28,9 @@ class ClassList:
     colours: dict[str, list[int]] = field(default_factory=dict)  # RGB of classes
 
 
-def listed_export(
-    title: str, folder: ExportFolder, lists: Sequence[ClassList], cfg: PrepareDataConfig
-) -> Export:
+def listed_set(
+    title: str, folder: AnnotationFolder, lists: Sequence[ClassList], cfg: PrepareDataConfig
+) -> AnnotationSet:
     """Return an export of masks whose values lists of classes name.
 
     Raises:
@@ -50,11 +50,11 @@ def listed_export(
         for name, count in counts.items():
             if count > 1 and name.lower() not in IGNORED:
                 notes.append(f"{entry.path}: {name} is in several rows, which become one class")
-    return Export(title, items, names, colours, notes)
+    return AnnotationSet(title, items, names, colours, notes)
 
 
 def paired(
-    folder: ExportFolder,
+    folder: AnnotationFolder,
     cfg: PrepareDataConfig,
     by_colour: bool = False,
     matches: Mapping[Path, list[Path]] | None = None,

@@ -1,6 +1,5 @@
 """COCO: JSON files with polygons or RLE, and COCO panoptic."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -10,77 +9,86 @@ from typing import Any
 import numpy as np
 
 from fcn.config import PrepareDataConfig
+from fcn.convert.annotation_folder import AnnotationFolder, Item, names_that_end_alike, split_in
+from fcn.convert.annotation_set import IGNORE, AnnotationSet, Drawing, drawn_set, with_background
 from fcn.convert.drawing import Shape, as_points
-from fcn.convert.export import IGNORE, Drawing, Export, drawn_export, with_background
-from fcn.convert.export_folder import SPLITS, ExportFolder, Item
 from fcn.convert.formats.foreign import BOXES
 from fcn.convert.masks import COLOUR, read_values
 from fcn.errors import DataError
 
+WORDS = ('"categories"', '"images"')  # in each file
 
-def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+
+def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read outlines; what is not annotated is background.
 
     Small objects are drawn over large ones, and both over crowd regions.
     """
-    files = coco_files(folder)
+    notes, files = list[str](), coco_files(folder)
+    found = {path: _drawings(folder, path, content, notes) for path, content in files.items()}
+    main = {d.image or d.name for p in found if "instances" in p.name for d in found[p]}
     # Other files annotate the same images: with sentences, with the parts of persons.
-    files = {path: c for path, c in files.items() if "instances" in path.name} or files
-    if not files:
+    used = {
+        path: content
+        for path, content in files.items()
+        if "instances" in path.name or not {d.image or d.name for d in found[path]} <= main
+    }
+    drawings = [drawing for path in used for drawing in found[path]]
+    if not drawings:
         return None
-    drawings, notes, boxes = list[Drawing](), list[str](), 0
-    for path, content in files.items():
-        names = {str(row["id"]): row["name"] for row in content["categories"]}
-        sizes = {str(image["id"]): _size(path, image) for image in content["images"]}
-        shapes, lost = defaultdict[str, list[Shape]](list), list[str]()
-        for entry in content["annotations"]:
-            title = f"annotation {entry.get('id', '')} of image_id {entry['image_id']}"
-            image, category = str(entry["image_id"]), str(entry["category_id"])
-            if not (outline := _outline(entry)):
-                boxes += 1
-            elif category not in names:
-                raise DataError(
-                    f"{path}: {title} has category_id {category}, which no category of the file "
-                    "has; add the category there or export it again"
-                )
-            elif image not in sizes:
-                lost.append(title)
-            else:
-                name, layer = names[category], -1 if entry.get("iscrowd") else 0
-                mask = partial(coco_mask, outline, sizes[image])
-                shape = Shape(name, "mask", [(0, 0)], mask=mask, layer=layer, title=title)
-                shapes[image].append(shape)
-        if lost:
-            notes.append(
-                f"{path}: {len(lost)} annotations belong to none of its images and are left out, "
-                f"such as {lost[0]}"
-            )
-            if not shapes:
-                raise DataError(f"{notes[-1]}; so are all others: export it again")
-        split = split_of_file(path)
-        for row in content["images"]:
-            key, name = str(row["id"]), row["file_name"]
-            photo = folder.find_image(name, path, split)
-            drawings.append(Drawing(path, name, photo, shapes[key], sizes[key], split))
-    if not any(drawing.shapes for drawing in drawings):
-        raise DataError(f"{min(files)}: {BOXES}; annotate polygons or masks and export instances")
-    if boxes:
-        notes.append(f"{boxes} annotations without an outline are left out")
-    classes = _classes(files.values())
-    return drawn_export("COCO", folder, drawings, classes, small_on_top=True, notes=notes)
+    shapes = [shape for drawing in drawings for shape in drawing.shapes]
+    if shapes and not any(shape.has_area for shape in shapes):
+        raise DataError(f"{min(used)}: {BOXES}; annotate polygons or masks and export instances")
+    classes = _classes(used.values())
+    return drawn_set("COCO", folder, drawings, classes, small_on_top=True, notes=notes)
 
 
-def coco_files(folder: ExportFolder) -> dict[Path, dict[str, Any]]:
+def coco_files(folder: AnnotationFolder) -> dict[Path, dict[str, Any]]:
     """Return the content of the files of COCO."""
     keys = {"images", "annotations", "categories"}
-    found = folder.json_files('"categories"', '"images"')
+    found = folder.json_files(*WORDS)
     return {path: c for path, c in found if isinstance(c, dict) and keys <= c.keys()}
 
 
-def split_of_file(path: Path) -> str:
-    """Return the split that the name of a file says, such as instances_val2017.json."""
-    words = re.split("[^a-z]+", path.stem.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "")
+def _drawings(
+    folder: AnnotationFolder, path: Path, content: dict[str, Any], notes: list[str]
+) -> list[Drawing]:
+    """Return the images of a file with their shapes; notes may be added."""
+    names = {str(row["id"]): row["name"] for row in content["categories"]}
+    sizes = {str(image["id"]): _size(path, image) for image in content["images"]}
+    shapes, lost = defaultdict[str, list[Shape]](list), list[str]()
+    for entry in content["annotations"]:
+        title = f"annotation {entry.get('id', '')} of image_id {entry['image_id']}"
+        image, category = str(entry["image_id"]), str(entry["category_id"])
+        outline = _outline(entry)
+        if outline and category not in names:
+            raise DataError(
+                f"{path}: {title} has category_id {category}, which no category of the file has; "
+                "add the category there or export it again"
+            )
+        if image not in sizes:
+            lost.append(title)
+        elif not outline:
+            shapes[image].append(Shape("", "annotation without an outline", ()))
+        else:
+            name, layer = names[category], -1 if entry.get("iscrowd") else 0
+            mask = partial(coco_mask, outline, sizes[image])
+            shape = Shape(name, "mask", [(0, 0)], mask=mask, layer=layer, title=title)
+            shapes[image].append(shape)
+    if lost:
+        notes.append(
+            f"{path}: {len(lost)} annotations belong to none of its images and are left out, "
+            f"such as {lost[0]}"
+        )
+        if not shapes:
+            raise DataError(f"{notes[-1]}; so are all others: export it again")
+    split, result = split_in(path.stem), list[Drawing]()
+    alike = names_that_end_alike(row["file_name"] for row in content["images"])
+    for row in content["images"]:
+        key, name = str(row["id"]), row["file_name"]
+        photo = folder.find_image(name, path, split, name in alike)
+        result.append(Drawing(path, name, photo, shapes[key], sizes[key], split))
+    return result
 
 
 def _size(path: Path, image: dict[str, Any]) -> tuple[int, int]:
@@ -95,9 +103,15 @@ def _size(path: Path, image: dict[str, Any]) -> tuple[int, int]:
 
 
 def _outline(annotation: dict[str, Any]) -> Any:
-    """Return the polygons of three corners or more, or the RLE; nothing if it has none."""
+    """Return the polygons of three corners or more, or the RLE; nothing if it has none.
+
+    A polygon may also be a list of pairs, and a single one may stand without a list around it.
+    """
     found = annotation.get("segmentation")
-    return [ring for ring in found if len(ring) >= 6] if isinstance(found, list) else found
+    if not isinstance(found, list):
+        return found
+    rings = [found] if all(np.size(part) <= 2 for part in found) else found
+    return [ring for ring in rings if np.size(ring) >= 6]
 
 
 def coco_mask(outline: Any, size: tuple[int, int]) -> np.ndarray:
@@ -138,7 +152,7 @@ def _classes(contents: Iterable[dict[str, Any]]) -> list[str]:
     return with_background(names)
 
 
-def read_panoptic(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_panoptic(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read COCO panoptic: a JSON file and a PNG for each image, whose colours number its segments.
 
     A segment is a thing or stuff; its category is its class. Pixels of no segment are ignored.
@@ -160,7 +174,7 @@ def read_panoptic(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None
     for path, content in files.items():
         labels = {row["id"]: classes.index(row["name"]) for row in content["categories"]}
         images = {image["id"]: image["file_name"] for image in content["images"]}
-        split = split_of_file(path)
+        split = split_in(path.stem)
         for entry in content["annotations"]:
             image = folder.find_image(images[entry["image_id"]], path, split)
             found = [mask for mask in by_name[Path(entry["file_name"]).name] if mask != image]
@@ -176,7 +190,9 @@ def read_panoptic(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None
     folder.masks = [item.mask for item in items]
     folder.photos = [path for path in folder.photos if path not in set(folder.masks)]
     names = dict(enumerate([*classes, IGNORE]))
-    return Export("COCO panoptic", items, names, colours, notes, numbered_here=True)
+    return AnnotationSet(
+        "COCO panoptic", items, names, colours, notes, numbered_here=True, sources={*files}
+    )
 
 
 def _panoptic_mask(path: Path, segments: Mapping[int, int], ignored: int) -> np.ndarray:

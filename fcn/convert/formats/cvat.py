@@ -1,20 +1,29 @@
 """CVAT: Segmentation mask 1.1, and CVAT for images 1.1."""
 
 import re
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from xml.etree import ElementTree
 
 from fcn.config import PrepareDataConfig
+from fcn.convert.annotation_folder import (
+    AnnotationFolder,
+    has_words,
+    names_that_end_alike,
+    split_in,
+)
+from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
 from fcn.convert.drawing import Shape, ellipse, run_mask, turned_box
-from fcn.convert.export import Drawing, Export, drawn_export
-from fcn.convert.export_folder import SPLITS, ExportFolder
-from fcn.convert.formats.class_lists import colour_list, listed_export
+from fcn.convert.formats.class_lists import colour_list, listed_set
 from fcn.convert.formats.coco import coco_mask
 from fcn.data.dataset import read_list
 from fcn.data.images import file_errors
 
+WORDS = ("<annotations", "<image")  # in each file of shapes
 
-def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+
+def read_masks(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read Segmentation mask 1.1: labelmap.txt of name:r,g,b:parts:actions, SegmentationClass."""
     lists = []
     for path in folder.files_named("labelmap.txt"):
@@ -28,29 +37,36 @@ def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
         lists.append(colour_list(path, rows))
     if not lists:
         return None
-    return listed_export("CVAT segmentation masks", folder, lists, cfg)
+    return listed_set("CVAT segmentation masks", folder, lists, cfg)
 
 
-def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_shapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read CVAT for images 1.1: annotations.xml with polygons, masks, ellipses, boxes, lines.
 
     Polygons and boxes are drawn by COCO's tool, as in CVAT's own export of masks. Shapes of a
     higher z_order lie over those of a lower one, later ones over earlier ones.
     """
     drawings, classes = list[Drawing](), list[str]()
-    for path in (path for path in folder.files if path.suffix == ".xml"):
-        with file_errors(path, "file"):
-            root = ElementTree.parse(path).getroot()
+    for path, root in _files(folder):
         images = root.findall("image") if root.tag == "annotations" else []
         classes += [name.text or "" for name in root.iterfind("meta//labels/label/name") if images]
+        alike = names_that_end_alike(about.attrib["name"] for about in images)
         for about in images:
-            name, split = about.attrib["name"], SPLITS.get(about.get("subset", "").lower(), "")
+            name, split = about.attrib["name"], split_in(about.get("subset") or path.stem)
             size = int(about.attrib["width"]), int(about.attrib["height"])
-            elements = (element for element in about if "label" in element.attrib)
+            elements = (e for e in about if "label" in e.attrib and e.tag != "tag")
             shapes = [_shape(element, size, cfg.line_width or 0) for element in elements]
-            image = folder.find_image(name, path, split)
+            image = folder.find_image(name, path, split, name in alike)
             drawings.append(Drawing(path, name, image, shapes, size, split))
-    return drawn_export("CVAT for images", folder, drawings, classes) if drawings else None
+    return drawn_set("CVAT for images", folder, drawings, classes) if drawings else None
+
+
+def _files(folder: AnnotationFolder) -> Iterator[tuple[Path, ElementTree.Element]]:
+    for path in (path for path in folder.files if path.suffix == ".xml"):
+        if has_words(path, WORDS):
+            with file_errors(path, "file"):
+                root = ElementTree.parse(path).getroot()
+            yield path, root
 
 
 def _shape(element: ElementTree.Element, size: tuple[int, int], line_width: float) -> Shape:

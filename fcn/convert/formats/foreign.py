@@ -2,7 +2,7 @@
 
 import re
 
-from fcn.convert.export_folder import ExportFolder
+from fcn.convert.annotation_folder import AnnotationFolder
 
 BOXES = "boxes without outlines, from which no masks can be drawn"
 LABELBOX = (
@@ -28,7 +28,7 @@ FOREIGN = (
 LABEL_STUDIO_PNG = re.compile(r"task-\d+-annotation-\d+-by-.+\.(png|npy)")
 
 
-def describe_foreign(folder: ExportFolder) -> str:
+def describe_foreign(folder: AnnotationFolder) -> str:
     """Return what an export that cannot be read is, and what to export instead; "" if unknown."""
     for path in folder.files:
         if path.suffix in (".csv", ".geojson", ".json", ".ndjson", ".xml"):

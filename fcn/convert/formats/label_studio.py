@@ -1,4 +1,4 @@
-"""Label Studio's JSON and JSON-MIN: polygons, rectangles and ellipses in percent, and brushes.
+"""Label Studio's JSON, JSON-MIN: polygons, rectangles, ellipses in percent; brushes, bitmasks.
 
 Corners are rounded to pixels. Later regions are drawn over earlier ones. A task without an
 annotation is left out; one whose annotation is empty is all background. Of several annotations of a
@@ -6,6 +6,7 @@ task the newest counts.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,29 +16,30 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.drawing import Shape, ellipse, turned_box
-from fcn.convert.export import Drawing, Export, drawn_export
-from fcn.convert.export_folder import ExportFolder
+from fcn.convert.annotation_folder import AnnotationFolder, split_in
+from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
+from fcn.convert.drawing import Shape, ellipse, png_mask, turned_box
 from fcn.convert.formats.foreign import LABEL_STUDIO_PNG, describe_foreign
 from fcn.data.files import is_image
 from fcn.errors import DataError
 
-GEOMETRY = {"points", "rle", "radiusX", "x", "vertices"}  # keys of regions with a shape or a place
+WORDS = ('"original_width"',)  # in each file
+GEOMETRY = {"points", "rle", "imageDataURL", "radiusX", "x", "vertices"}  # of shapes and places
 UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded file
 
 
-def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
-    newest, several, bare = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), 0, 0
-    for path, tasks in folder.json_files('"original_width"'):
+def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
+    newest, counts = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), Counter[Any]()
+    for path, tasks in folder.json_files(*WORDS):
         for task in tasks if isinstance(tasks, list) else []:
-            found = list(_annotations(task))
-            bare += not found
-            several += len(found) > 1
-            for date, regions in found:
-                key = path, task.get("id", id(task))
+            key = path, task.get("id", id(task))  # JSON-MIN has a row for each annotation
+            counts[key] += 0
+            for date, regions in _annotations(task):
+                counts[key] += 1
                 if key not in newest or date >= newest[key][2]:
                     newest[key] = path, task.get("data", task), date, regions
     pictures = {path for path in folder.pictures if LABEL_STUDIO_PNG.fullmatch(path.name)}
+    bare, several = list(counts.values()).count(0), sum(n > 1 for n in counts.values())
     if not newest and bare:
         raise DataError(f"{folder.root}: no task has an annotation; submit predictions first")
     if not newest and pictures:
@@ -51,13 +53,14 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
         labelled = {region.get("id") for region in regions if _names(region)}
         shapes = [shape for region in regions for shape in _shapes(region, labelled)]
         sizes = (_size(region) for region in regions if GEOMETRY & region.keys())
-        drawings.append(Drawing(path, name, image, shapes, next(sizes, None)))
+        split = split_in(path.stem)
+        drawings.append(Drawing(path, name, image, shapes, next(sizes, None), split))
     notes = []
     if bare:
         notes.append(f"{bare} tasks without a submitted annotation are left out")
     if several:
         notes.append(f"{several} tasks have several annotations, of which the newest counts")
-    return drawn_export("Label Studio", folder, drawings, notes=notes)
+    return drawn_set("Label Studio", folder, drawings, notes=notes)
 
 
 def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -75,7 +78,7 @@ def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any
 
 
 def _find_image(
-    folder: ExportFolder, path: Path, data: dict[str, Any], regions: Sequence[dict[str, Any]]
+    folder: AnnotationFolder, path: Path, data: dict[str, Any], regions: Sequence[dict[str, Any]]
 ) -> tuple[str, Path | None]:
     """Return the name of a task's image, and its file.
 
@@ -107,10 +110,11 @@ def _path_in(value: Any) -> str:
     return text
 
 
-def _file_called(folder: ExportFolder, name: str, path: Path) -> Path | None:
-    image = folder.find_image(name, path)
+def _file_called(folder: AnnotationFolder, name: str, path: Path) -> Path | None:
+    split = split_in(path.stem)
+    image = folder.find_image(name, path, split)
     if image is None and (upload := UPLOAD.fullmatch(Path(name).name)):
-        image = folder.find_image(upload[1], path)
+        image = folder.find_image(upload[1], path, split)
     return image
 
 
@@ -126,9 +130,11 @@ def _names(region: dict[str, Any]) -> list[str]:
 def _shapes(region: dict[str, Any], labelled: set[Any]) -> Iterator[Shape]:
     """Yield the shape of a region, once for each of its labels."""
     names = _names(region)
-    if not GEOMETRY & region.keys() or (not names and region.get("id") in labelled):
-        return  # text of an image, or the same region follows with its label
-    if not names:
+    kind = next((key.removesuffix("labels") for key in region if key.endswith("labels")), "")
+    if not GEOMETRY & region.keys():  # text of an image, which has no names, or a new kind
+        yield from (Shape(name, kind or "region", ()) for name in names)
+        return
+    if not names and region.get("id") not in labelled:  # or the same region follows with its label
         yield Shape("", "region without a label", ())
     width, height = _size(region)
     share = np.array([width, height]) / 100
@@ -136,7 +142,10 @@ def _shapes(region: dict[str, Any], labelled: set[Any]) -> Iterator[Shape]:
     for name in names:
         if "rle" in region:
             mask = partial(brush_mask, region["rle"], (height, width))
-            yield Shape(name, "brush", [(0, 0)], mask=mask)
+            yield Shape(name, kind, [(0, 0)], mask=mask)
+        elif "imageDataURL" in region:
+            mask = partial(png_mask, region["imageDataURL"].partition(",")[2])
+            yield Shape(name, kind, [(0, 0)], mask=mask)
         elif "radiusX" in region:
             radii = np.array([region["radiusX"], region["radiusY"]]) * share
             yield ellipse(name, place, radii, region.get("rotation", 0))
@@ -147,7 +156,7 @@ def _shapes(region: dict[str, Any], labelled: set[Any]) -> Iterator[Shape]:
             box = turned_box(place, end, region.get("rotation", 0), place)
             yield Shape(name, "polygon", np.rint(box))
         else:
-            yield Shape(name, "keypoint", ())
+            yield Shape(name, kind or "region", ())
 
 
 def brush_mask(code: Sequence[int], shape: tuple[int, int]) -> np.ndarray:

@@ -10,19 +10,20 @@ from typing import Any
 from PIL import Image
 
 from fcn.config import PrepareDataConfig
+from fcn.convert.annotation_folder import AnnotationFolder
+from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
 from fcn.convert.drawing import Shape, png_mask
-from fcn.convert.export import Drawing, Export, drawn_export
-from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import ClassList, listed_export
+from fcn.convert.formats.class_lists import ClassList, listed_set
 from fcn.data.dataset import read_list
 from fcn.data.images import file_errors
 
+WORDS = ('"shapes"', '"imagePath"')  # in each file
 LINE_WIDTH = 10  # of labelme2voc
 KINDS = {"oriented_rectangle": "polygon", "linestrip": "line"}
 KINDS |= {"rotation": "polygon", "quadrilateral": "polygon"}  # of X-AnyLabeling
 
 
-def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_masks(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read what labelme2voc writes: class_names.txt, JPEGImages, masks in PNG or .npy."""
     lists = []
     for path in folder.files_named("class_names.txt"):
@@ -31,28 +32,27 @@ def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     if not lists:
         return None
     folder.masks = [path for path in folder.masks if path.suffix != ".npy"] or folder.masks
-    return listed_export("labelme's VOC export", folder, lists, cfg)
+    return listed_set("labelme's VOC export", folder, lists, cfg)
 
 
-def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_shapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read JSON files, one for each image; an image without one is not annotated.
 
     Later shapes are drawn over earlier ones, as labelme2voc does. Groups make no difference, since
     their shapes are of one class.
     """
     drawings = list[Drawing]()
-    for path, content in folder.json_files('"shapes"', '"imagePath"'):
+    for path, content in folder.json_files(*WORDS):
         shapes = [_shape(entry, cfg.line_width or LINE_WIDTH) for entry in content["shapes"]]
         name = content["imagePath"] or path.stem
-        beside = (path.parent / name.replace("\\", "/")).resolve()
-        image = beside if beside.is_file() else folder.find_image(name, path)
-        image = image or folder.find_image(path.stem, path)
+        image = folder.file_at(path.parent / name.replace("\\", "/"))
+        image = image or folder.find_image(name, path) or folder.find_image(path.stem, path)
         if image is None and content.get("imageData"):
             image = _unpacked(path, content["imageData"], folder.scratch / str(len(drawings)))
         width, height = content.get("imageWidth"), content.get("imageHeight")
         size = (width, height) if width and height else None
         drawings.append(Drawing(path, name, image, shapes, size))
-    return drawn_export("labelme's JSON", folder, drawings) if drawings else None
+    return drawn_set("labelme's JSON", folder, drawings) if drawings else None
 
 
 def _shape(entry: dict[str, Any], line_width: float) -> Shape:

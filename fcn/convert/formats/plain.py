@@ -6,16 +6,16 @@ the end of its name is the class.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fcn.config import PrepareDataConfig
+from fcn.convert.annotation_folder import AnnotationFolder
+from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set, with_background
 from fcn.convert.drawing import Shape
-from fcn.convert.export import Drawing, Export, drawn_export, with_background
-from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import ClassList, listed_export, paired
+from fcn.convert.formats.class_lists import ClassList, listed_set, paired
 from fcn.convert.formats.foreign import describe_foreign
 from fcn.convert.masks import covered_pixels, find_alpha, read_values
 from fcn.data.dataset import read_list
@@ -30,7 +30,7 @@ LISTS |= {"label2id", "label_map", "labelmap", "class_dict", "colormap", "palett
 Matches = dict[Path, list[Path]]  # the images of each mask
 
 
-def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
+def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet:
     if not folder.masks:
         raise DataError(
             describe_foreign(folder)
@@ -38,10 +38,11 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
             "folders (masks, labels, annotations) or files (NAME_mask); set images=FOLDER "
             "masks=FOLDER, or patterns such as images=*.jpg masks=*.png"
         )
-    if named := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
-        tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in named]
-        return listed_export("masks with id2label.json", folder, tables, cfg)
-    known = cfg.labels or cfg.data.colours or cfg.data.classes or class_settings(folder, cfg)
+    if files := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
+        tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in files]
+        return listed_set("masks with id2label.json", folder, tables, cfg)
+    own = class_settings(folder, cfg)
+    known = cfg.labels or cfg.data.colours or cfg.data.classes or own
     lists = [path for path in folder.files if path.stem.lower() in LISTS]
     lists = [p for p in lists if p not in folder.pictures and p != folder.root / "classes.txt"]
     if lists and not known:
@@ -49,17 +50,18 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export:
             f"{', '.join(map(str, lists))}: if this names the classes, it is in no form that is "
             'read here; give them with data.classes=[...] or "labels={0: NAME, 1: NAME}"'
         )
+    named = [] if cfg.labels or cfg.data.colours else cfg.data.classes or own.get("classes", [])
     matches = folder.match()
-    class_of = _classes_by_folder(folder, matches)
+    class_of = _classes_by_folder(folder, matches, named)
     if not class_of and not any(matches.values()):
         matches, class_of = _classes_by_name(folder, matches)
     if len(set(class_of.values())) > 1:
         return _one_mask_for_each_class(folder, cfg, matches, class_of)
     # If there is a class, all names end alike, so that the end means mask.
-    return Export("images and masks", paired(folder, cfg, matches=matches))
+    return AnnotationSet("images and masks", paired(folder, cfg, matches=matches))
 
 
-def class_settings(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
+def class_settings(folder: AnnotationFolder, cfg: PrepareDataConfig) -> dict[str, Any]:
     """Return what dataset.yaml or classes.txt says of masks; YOLO's dataset.yaml is another one.
 
     Raises:
@@ -77,8 +79,16 @@ def class_settings(folder: ExportFolder, cfg: PrepareDataConfig) -> dict[str, An
     return {} if is_yolo else read_description(folder.root)
 
 
-def _classes_by_folder(folder: ExportFolder, matches: Matches) -> dict[Path, str]:
-    """Return the class of each mask by its folder, if an image has masks in several."""
+def _classes_by_folder(
+    folder: AnnotationFolder, matches: Matches, named: Sequence[str]
+) -> dict[Path, str]:
+    """Return the class of each mask by its folder, if an image has masks in several.
+
+    If each image has one mask, the folders are classes if `named`, the given classes, has them all.
+
+    Raises:
+        DataError: it has some of them.
+    """
     classes, pairs = dict[Path, str](), list[tuple[Path, str]]()
     for mask, images in matches.items():
         for image in images:
@@ -88,11 +98,23 @@ def _classes_by_folder(folder: ExportFolder, matches: Matches) -> dict[Path, str
                 return {}
             classes[mask] = inner[-1]
             pairs.append((image, inner[-1]))
-    several = len({image for image, _ in pairs}) < len(pairs)
-    return classes if several and len(set(pairs)) == len(pairs) else {}
+    if len(set(pairs)) < len(pairs):
+        return {}
+    if len({image for image, _ in pairs}) < len(pairs):
+        return classes
+    found = sorted({*classes.values()})
+    lacking = [name for name in found if name not in named]
+    if 0 < len(lacking) < len(found):
+        raise DataError(
+            f"{folder.root}: the masks of each image are in one of the folders {', '.join(found)}, "
+            f"but {lacking[0]} is no class; if the folders are classes, give all of them: "
+            f"data.classes=[{','.join(dict.fromkeys([*named, *found]))}], or else the values of "
+            'the masks: "labels={0: NAME, 255: NAME}"'
+        )
+    return {} if lacking else classes
 
 
-def _classes_by_name(folder: ExportFolder, matches: Matches) -> tuple[Matches, dict[Path, str]]:
+def _classes_by_name(folder: AnnotationFolder, matches: Matches) -> tuple[Matches, dict[Path, str]]:
     """Return image and class of each mask called IMAGE_CLASS or CLASS_IMAGE, if all are."""
     photos = defaultdict[str, list[Path]](list)
     for photo in folder.photos:
@@ -115,11 +137,11 @@ def _classes_by_name(folder: ExportFolder, matches: Matches) -> tuple[Matches, d
 
 
 def _one_mask_for_each_class(
-    folder: ExportFolder,
+    folder: AnnotationFolder,
     cfg: PrepareDataConfig,
     matches: Mapping[Path, list[Path]],
     classes: Mapping[Path, str],
-) -> Export:
+) -> AnnotationSet:
     """Return an export whose masks are drawn over each other, in the order of their names."""
     folder.note_bare(matches)
     order = sorted({*classes.values()}, key=lambda name: (name.lower() in IGNORED, name))
@@ -137,7 +159,9 @@ def _one_mask_for_each_class(
             for mask, area in zip(masks, areas, strict=True)
         ]
         drawings.append(Drawing(masks[0], image.name, image, shapes, size))
-    notes = [f"{', '.join(names[1:])} are drawn over each other in this order"]
-    export = drawn_export("one mask for each class", folder, drawings, names, notes=notes)
+    notes = []
+    if any(len(masks) > 1 for masks in by_image.values()):
+        notes.append(f"{', '.join(names[1:])} are drawn over each other in this order")
+    annotations = drawn_set("one mask for each class", folder, drawings, names, notes=notes)
     folder.masks = [mask for mask in folder.masks if mask not in classes]  # the rest is left out
-    return export
+    return annotations

@@ -1,14 +1,14 @@
 """Roboflow's semantic masks: SPLIT/_classes.csv, NAME.jpg, NAME_mask.png."""
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.export import Export
-from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import ClassList, cells, listed_export
+from fcn.convert.annotation_folder import AnnotationFolder
+from fcn.convert.annotation_set import AnnotationSet
+from fcn.convert.formats.class_lists import ClassList, cells, listed_set
 from fcn.data.dataset import read_list
 from fcn.errors import DataError
 
 
-def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     lists = []
     for path in folder.files_named("_classes.csv"):
         head, *lines = read_list(path) or [""]
@@ -23,4 +23,4 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     if not lists:
         return None
     folder.select_masks("_mask")
-    return listed_export("Roboflow semantic masks", folder, lists, cfg)
+    return listed_set("Roboflow semantic masks", folder, lists, cfg)

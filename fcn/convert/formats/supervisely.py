@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from fcn.config import PrepareDataConfig
+from fcn.convert.annotation_folder import AnnotationFolder
+from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
 from fcn.convert.drawing import Shape, png_mask
-from fcn.convert.export import Drawing, Export, drawn_export
-from fcn.convert.export_folder import ExportFolder
-from fcn.convert.formats.class_lists import colour_list, listed_export
+from fcn.convert.formats.class_lists import colour_list, listed_set
+
+WORDS = ('"objects"', '"size"')  # in each file of shapes
 
 
-def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_masks(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read masks: obj_class_to_machine_color.json, DATASET/img/NAME, DATASET/masks_machine."""
     black = {"background": [0, 0, 0]}
     lists = [
@@ -25,11 +27,11 @@ def read_masks(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
     ]
     if not lists:
         return None
-    export = listed_export("Supervisely masks", folder, lists, cfg)
-    return replace(export, colours=black | _colours(folder))
+    annotations = listed_set("Supervisely masks", folder, lists, cfg)
+    return replace(annotations, colours=black | _colours(folder))
 
 
-def _colours(folder: ExportFolder) -> dict[str, list[int]]:
+def _colours(folder: AnnotationFolder) -> dict[str, list[int]]:
     """Return the classes of a project and the colours that people see."""
     entries = [
         entry
@@ -39,24 +41,25 @@ def _colours(folder: ExportFolder) -> dict[str, list[int]]:
     return {entry["title"]: list(bytes.fromhex(entry["color"].lstrip("#"))) for entry in entries}
 
 
-def read_shapes(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read_shapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     """Read a project: meta.json, DATASET/img/NAME and DATASET/ann/NAME.json.
 
     Later objects are drawn over earlier ones. An image without a file is not annotated.
     """
     drawings = list[Drawing]()
-    for path, content in folder.json_files('"objects"', '"size"'):
+    for path, content in folder.json_files(*WORDS):
         if path.parent.name == "ann":
             shapes = [_shape(entry, cfg.line_width or 0) for entry in content["objects"]]
             size = content["size"]["width"], content["size"]["height"]
             name = f"{path.parent.parent.name}/img/{path.stem}"
-            drawings.append(Drawing(path, name, folder.find_image(name, path), shapes, size))
+            image = folder.find_image(name, path, folder_counts=True)
+            drawings.append(Drawing(path, name, image, shapes, size))
     if not drawings:
         return None
     colours = _colours(folder)
-    export = drawn_export("Supervisely project", folder, drawings, colours)
-    export.colours = {"background": [0, 0, 0]} | colours
-    return export
+    annotations = drawn_set("Supervisely project", folder, drawings, colours)
+    annotations.colours = {"background": [0, 0, 0]} | colours
+    return annotations
 
 
 def _shape(entry: dict[str, Any], line_width: float) -> Shape:

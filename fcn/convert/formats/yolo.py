@@ -4,7 +4,9 @@ The corners are shares of width and height; they are rounded to pixels. Smaller 
 over larger ones. An image whose file is empty is all background; one without a file is left out.
 """
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import numpy as np
 from yaml import BaseLoader, YAMLError, load
 
 from fcn.config import PrepareDataConfig
+from fcn.convert.annotation_folder import SPLITS, AnnotationFolder, names_that_end_alike
+from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
 from fcn.convert.drawing import Shape
-from fcn.convert.export import Drawing, Export, drawn_export
-from fcn.convert.export_folder import SPLITS, ExportFolder
 from fcn.convert.formats.foreign import BOXES
 from fcn.data.dataset import read_list
 from fcn.data.images import image_size
@@ -28,7 +30,7 @@ ADVICE = (
 )
 
 
-def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
+def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     settings = {path: content for path in folder.files if (content := _settings(path))}
     if pose := next((path for path, content in settings.items() if "kpt_shape" in content), None):
         raise DataError(f"{pose}: keypoints (kpt_shape), not outlines; {ADVICE}")
@@ -40,31 +42,53 @@ def read(folder: ExportFolder, cfg: PrepareDataConfig) -> Export | None:
         return None
     if boxes == len(sides):
         raise DataError(f"{next(path for path in files if files[path])}: {BOXES}; {ADVICE}")
-    names, splits, drawings = _names(folder, settings, cfg), _splits(settings), list[Drawing]()
-    for path in texts:
-        image, rows = folder.find_image(path.stem, path), files.get(path)
-        if rows is None or image is None:
-            drawings += [Drawing(path, path.stem, None, [])] if rows else []
-            continue
-        size = image_size(image)
-        shapes = [_shape(path, row, names, size) for row in rows if len(row) > 5]
-        inside = [place for place in splits if image.resolve().is_relative_to(place)]
-        split = splits[max(inside, key=lambda place: len(place.parts))] if inside else ""
-        drawings.append(Drawing(path, path.stem, image, shapes, size, split))
+    names, drawings = _names(folder, settings, cfg), list[Drawing]()
+    splits, notes = _splits(settings)
+    titles = {path: "/".join([*folder.info(path).folders, path.stem]) for path in texts}
+    alike = names_that_end_alike(titles.values())
+    images = {p: folder.find_image(t, p, folder_counts=t in alike) for p, t in titles.items()}
+    for path, rows in files.items():
+        if image := images[path]:
+            size = image_size(image)
+            shapes = [_shape(path, row, names, size) for row in rows]
+            split = _split_of(image, splits)
+            drawings.append(Drawing(path, titles[path], image, shapes, size, split))
+        elif rows:
+            drawings.append(Drawing(path, titles[path], None, []))
     drawn = {drawing.image for drawing in drawings}
-    for path in texts:
-        image = folder.find_image(path.stem, path)
+    for path, image in images.items():
         if path not in files and image and image not in drawn:
             raise _wrong_line(path, 1)
-    notes = [f"{boxes} boxes without an outline are left out"] if boxes else []
     classes = [names[number] for number in sorted(names)]
-    return drawn_export("YOLO", folder, drawings, classes, small_on_top=True, notes=notes)
+    annotations = drawn_set("YOLO", folder, drawings, classes, small_on_top=True, notes=notes)
+    lists = ((place, split) for place, split in splits.items() if place.is_file())
+    annotations.lists = {folder.file_at(place) or place: split for place, split in lists}
+    return annotations
+
+
+def _split_of(image: Path, splits: dict[Path, str]) -> str:
+    """Return the split of the innermost folder that data.yaml names and the image lies in."""
+    parent = Path(os.path.realpath(image.parent))  # the image itself may be a link
+    inside = [place for place in splits if parent.is_relative_to(place)]
+    return splits[max(inside, key=lambda place: len(place.parts))] if inside else ""
+
+
+def is_annotation(path: Path) -> bool:
+    """Return True if a text annotates an image."""
+    try:
+        return bool(_rows(path))
+    except DataError:  # after some that are right
+        return True
 
 
 def _rows(path: Path) -> list[np.ndarray] | None:
     """Return the numbers in each line of an annotation file, None of another text."""
     rows = list[np.ndarray]()
-    for line in read_list(path):
+    try:
+        lines = read_list(path)
+    except DataError:  # not in UTF-8
+        return None
+    for line in lines:
         try:
             row = np.array(line.split(), float)
         except ValueError:
@@ -85,6 +109,8 @@ def _wrong_line(path: Path, line: int) -> DataError:
 
 
 def _shape(path: Path, row: np.ndarray, names: dict[int, str], size: tuple[int, int]) -> Shape:
+    if len(row) == 5:
+        return Shape("", "box without an outline", ())
     if (number := int(row[0])) not in names:
         raise DataError(
             f"{path}: the class {number} has no name in data.yaml or classes.txt; add it there, or "
@@ -108,7 +134,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _names(
-    folder: ExportFolder, settings: dict[Path, dict[str, Any]], cfg: PrepareDataConfig
+    folder: AnnotationFolder, settings: dict[Path, dict[str, Any]], cfg: PrepareDataConfig
 ) -> dict[int, str]:
     """Return the class of each number: by data.yaml, a list, or data.classes but for background."""
     lists = {path: content["names"] for path, content in settings.items()}
@@ -125,17 +151,23 @@ def _names(
     return next(iter(tables.values()), dict(enumerate(given)))
 
 
-def _splits(settings: dict[Path, dict[str, Any]]) -> dict[Path, str]:
-    """Return the folders that data.yaml names, and their splits."""
-    found = dict[Path, str]()
+def _splits(settings: dict[Path, dict[str, Any]]) -> tuple[dict[Path, str], list[str]]:
+    """Return the folders and lists that data.yaml names, with their splits, and notes."""
+    found, notes = dict[Path, str](), list[str]()
     for path, content in settings.items():
-        for key in SPLITS.keys() & content.keys():
-            entries = content[key] if isinstance(content[key], list) else [content[key]]
-            ends = (end for e in map(str, entries) for end in (e, e.lstrip("./")))
-            # Roboflow's ../train/images lies beside data.yaml. An empty entry is no folder.
-            for entry in filter(None, ends):
-                for start in (content.get("path") or "", ""):
-                    place = (path.parent / start / entry).resolve()
-                    if place.is_dir():
-                        found.setdefault(place, SPLITS[key])
-    return found
+        for key in (key for key in SPLITS if key in content):
+            for place in dict.fromkeys(_places(path, content, key)):
+                if (split := found.setdefault(place, SPLITS[key])) != SPLITS[key]:
+                    notes.append(f"{path}: {key} names {place} too, whose images count as {split}")
+    return found, notes
+
+
+def _places(path: Path, content: dict[str, Any], key: str) -> Iterator[Path]:
+    """Yield the folders and files that a key of data.yaml names."""
+    entries = content[key] if isinstance(content[key], list) else [content[key]]
+    ends = (end for e in map(str, entries) for end in (e, e.lstrip("./")))
+    # Roboflow's ../train/images lies beside data.yaml. An empty entry is no folder.
+    for entry in filter(None, ends):
+        for start in (content.get("path") or "", ""):
+            if (place := path.parent / start / entry).exists():
+                yield Path(os.path.realpath(place))

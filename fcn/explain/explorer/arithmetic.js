@@ -143,6 +143,18 @@ function phaseSums(kernel, stride, dilation) {
   return sums;
 }
 
+/**
+ * Return what a constant input of 1 becomes far from the edges: `sums`, where it repeats, their mean and range;
+ * `vanishes`, if the weights sum to 0; `even`, if there is no checkerboard. What is less than a thousandth of the
+ * mean is taken for rounding: a quarter of a grey level.
+ */
+function constantThrough({ kernel, stride, dilation }) {
+  const sums = phaseSums(kernel, stride, dilation), flat = sums.flat(), largest = most(kernel.flat());
+  const mean = flat.reduce((a, b) => a + b) / flat.length, range = max(...flat) - min(...flat);
+  const vanishes = abs(mean) <= 1e-6 * largest;
+  return { sums, mean, range, vanishes, even: range <= 1e-3 * (vanishes ? largest : abs(mean)) };
+}
+
 // Return |H| of a kernel at a frequency down and one across, in cycles per pixel.
 function gainAt(kernel, dilation, down, across) {
   const turn = (i, j) => 2 * Math.PI * dilation * (i * down + j * across);

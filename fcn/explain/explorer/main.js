@@ -122,7 +122,8 @@ function addStepper(key) {
 }
 
 function addChooser(key) {
-  const [label, names] = FILLS[key], words = { count: "1, 2, 3, …", dot: "a single 1", repeat: "repeat + q", diagonal: "w, diagonal" };
+  const [label, names] = FILLS[key];
+  const words = { count: "1, 2, 3, …", dot: "a single 1", repeat: "repeat + q", diagonal: "w, diagonal" };
   const options = names.map((name) => `<option value="${name}">${words[name] ?? name}</option>`).join("");
   addSetting(key, label, `<select id="${key}">${options}
     <option value="again">random, again</option><option value="edited" disabled>edited by hand</option></select>`);

@@ -34,11 +34,11 @@ function pixelsOf(source, side) {
   return { width, height, channels: [0, 1, 2].map(channel) };
 }
 
-// Enlarge a picture by the layer, each colour by itself; a constant keeps its brightness on average.
+// Enlarge a picture by the layer, each colour by itself; a constant keeps its brightness on average, or vanishes.
 function enlarge({ width, height, channels }, layer) {
   const { kernel, stride, dilation, padding } = layer, k = kernel.length;
-  const sums = phaseSums(kernel, stride, dilation).flat(), mean = sums.reduce((a, b) => a + b) / sums.length;
-  const gain = abs(mean) > 1e-6 ? 1 / mean : 1, [w, h] = [width, height].map((n) => outputSize(n, k, layer));
+  const { mean, vanishes } = constantThrough(layer), gain = vanishes ? 1 : 1 / mean;
+  const [w, h] = [width, height].map((n) => outputSize(n, k, layer));
   const result = channels.map(() => new Float32Array(w * h));
   for (let i = 0; i < height; i++) for (let a = 0; a < k; a++) {
     const y = i * stride + a * dilation - padding;
@@ -90,10 +90,9 @@ function drawPicture() {
   $("largeTitle").textContent = title;
   $("small").ariaLabel = `the picture, ${size(small)} pixels`;
   $("large").ariaLabel = title;
-  const sums = phaseSums(now.layer.kernel, s, state.d).flat();
-  const even = max(...sums) - min(...sums) < 1e-9 * max(1, most(sums));
-  say("picture", `Every colour goes through the kernel above, ${k} × ${k} at stride ${s}, with its brightness kept. `
-    + "The weights that meet have "
+  const { vanishes, even } = constantThrough(now.layer);
+  say("picture", `Every colour goes through the kernel above, ${k} × ${k} at stride ${s}`
+    + `${vanishes ? "" : ", with its brightness kept"}. The weights that meet have `
     + (even ? "equal sums: no checkerboard." : "unequal sums: look for the checkerboard.")
     + (layers < m ? ` ${m} layers would make more than ${LARGEST} pixels a side.` : ""));
 }

@@ -195,24 +195,22 @@ function drawOverlap() {
 }
 
 function drawCheckerboard() {
-  const { s, k, d } = state, sums = phaseSums(now.layer.kernel, s, d), flat = sums.flat();
+  const { s, k, d } = state, { sums, mean, range, vanishes, even } = constantThrough(now.layer);
   const shown = s * max(1, floor(8 / s));
-  const mean = flat.reduce((a, b) => a + b) / flat.length, range = max(...flat) - min(...flat);
   grids.phases.show("a constant 1, far from edges",
     zeros(shown, shown).map((row, r) => row.map((_, c) => sums[r % s][c % s])));
   const counts = k % s ? `Stride ${s} does not divide kernel size ${k}: the counts are uneven, in the middle too. `
     : `Stride ${s} divides kernel size ${k}: away from the edges the counts are even. `;
-  const ripple = abs(mean) > 1e-9 ? `: its range is ${short(100 * range / abs(mean))} % of its mean` : "";
+  const ripple = vanishes ? "" : `: its range is ${short(100 * range / abs(mean))} % of its mean`;
   say("overlap", `${d > 1 ? "" : counts}With these weights a constant input `
-    + `${range > 1e-9 ? `leaves a pattern, a checkerboard${ripple}` : "stays constant, so there is no checkerboard"}.`);
-  drawCurve();
+    + `${even ? "stays constant, so there is no checkerboard" : `leaves a pattern, a checkerboard${ripple}`}.`);
+  drawCurve(vanishes);
 }
 
 // Draw the gain; zeros between pixels copy a constant to multiples of 1/stride.
-function drawCurve() {
-  const { kernel, dilation, stride } = now.layer;
-  const constant = gainAt(kernel, dilation, 0, 0), vanishes = constant < 1e-9;
-  const gain = (down, across) => gainAt(kernel, dilation, down, across) / (vanishes ? 1 : constant);
+function drawCurve(vanishes) {
+  const { kernel, dilation, stride } = now.layer, constant = vanishes ? 1 : gainAt(kernel, dilation, 0, 0);
+  const gain = (down, across) => gainAt(kernel, dilation, down, across) / constant;
   const upTo = (n) => [...Array(n).keys()], places = upTo(stride - 1).map((i) => (i + 1) / stride);
   const points = upTo(121).map((i) => [i / 240, gain(0, i / 240)]), top = max(1, ...points.map(([, g]) => g));
   const half = places.slice(0, floor(stride / 2)), copies = half.map((f) => [f, gain(0, f)]);
@@ -239,8 +237,9 @@ function drawSize() {
     : `⌊(${n} + 2 × ${p} − ${d} × (${k} − 1) − 1) / ${s}⌋ + 1`;
   $("numbers").textContent = `= ${numbers} = ${size}`;
   const least = t ? size - o : outputSize(size, k, { ...now.layer, transposed: true });
-  const sizes = s > 1 ? `sizes ${max(1, least)} ${s > 2 ? "to" : "and"} ${least + s - 1}` : `size ${least}`;
-  const choice = s > 1 ? ` On the way back, output_padding chooses one of them: ${o} gives ${size}.` : "";
+  if (least < 1) return say("size", ""); // without output padding nothing would be left
+  const sizes = s > 1 ? `sizes ${least} ${s > 2 ? "to" : "and"} ${least + s - 1}` : `size ${least}`;
+  const choice = s > 1 && o < s ? ` On the way back, output_padding chooses one of them: ${o} gives ${size}.` : "";
   const other = n > least ? `, or with output_padding ${n - least} into ${n}` : "";
   say("size", t ? `A convolution with these settings turns ${sizes} into ${n}.${choice}`
     : `The transposed convolution with these settings turns ${size} into ${least}${other}.`);

@@ -3,10 +3,10 @@
 #
 # Linear interpolation draws straight lines between neighbours. Every input then counts most at its
 # own place and less and less towards its neighbours, where its weight reaches zero: a tent. Stamp a
-# tent for each input; their sum is the interpolated signal. For a factor *f* the kernel has 2*f*
-# taps; for *f* = 2 these are 1/4, 3/4, 3/4, 1/4. New pixels lie between the old ones, so no tap
-# falls on the tent's peak or on its feet. In two dimensions the kernel is the tent across times the
-# tent down.
+# tent for each input; their sum is the interpolated signal. For an even factor *f* the kernel has
+# 2*f* taps; for *f* = 2 these are 1/4, 3/4, 3/4, 1/4. New pixels lie between the old ones, so no
+# tap falls on the tent's peak or on its feet. In two dimensions the kernel is the tent across times
+# the tent down.
 
 # %%
 import numpy as np

@@ -100,8 +100,8 @@ show_lines(
 )
 
 # %% [markdown]
-# The gains at the copies are the Fourier transform of the sums of the taps that meet at each place.
-# So there is no ripple exactly where these gains are 0.
+# The gains at 0 and at the copies are the absolute values of the Fourier transform of the sums of
+# the taps that meet at each place. So there is no ripple exactly where those at the copies are 0.
 
 # %%
 row, stride = rng.normal(size=9), 4

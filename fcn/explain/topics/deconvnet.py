@@ -59,6 +59,7 @@ linear = torch.nn.Sequential(*(layer for layer in layers if not isinstance(layer
 normalised.requires_grad_()
 result = linear(normalised)
 for channel, value, pattern in strongest(linear, normalised, 3):
-    top = result[0, channel].max()
+    values = result[0, channel].flatten()
+    top = values[values.argmax()]  # the gradient of `max` would be shared among equal values
     (gradient,) = torch.autograd.grad(top, normalised, torch.tensor(value), retain_graph=True)
     assert torch.allclose(gradient[0], pattern, atol=1e-4 * float(pattern.abs().max()))

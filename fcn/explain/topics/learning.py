@@ -18,7 +18,7 @@ subject = demo.load()
 model, classes = subject.model, subject.classes
 layers = {n: m for n, m in model.named_modules() if isinstance(m, TransposedConvolution)}
 if not layers:
-    print("This network has no upsampling layer with weights of its own.")
+    print("This network has none of this project's learned transposed convolutions.")
     print("Train one with upsampling=learned.")
 for name, layer in layers.items():
     print(f"{name}: enlarges {layer.factor} times, {layer.kernel} × {layer.kernel} taps")
@@ -67,8 +67,9 @@ caption = f"The lengths; {100 * largest:.3g} % has the strongest colour."
 show(lengths, caption, 2.4, limit=largest or 1.0, numbers=False)
 
 # %% [markdown]
-# What a layer makes of scores that are 1 everywhere, relative to the mean: a checkerboard ("When
-# stamps overlap unevenly"). Bilinear would be flat. 10 % has the strongest colour.
+# What a layer makes of scores that are 1 everywhere, relative to the mean. A pattern is a
+# checkerboard ("When stamps overlap unevenly"); bilinear would be flat. 10 % has the strongest
+# colour.
 
 # %%
 ripples = {}
@@ -84,7 +85,7 @@ show(ripples, "The ripple of each class.", 1.1, limit=0.1, numbers=False)
 # ## Must it be learned?
 #
 # The authors found no significant difference on their data, and fix the kernels. This project's
-# README has two measurements, three seeds each. On its small sample, trained from nothing for a
+# README has measurements of three seeds each. On its small sample, trained from nothing for a
 # minute, learned kernels were ahead: mean IoU 84.2 against 82.7 %, difference +1.6, 95 % interval
 # +0.9 to +2.2. From an ImageNet VGG16 on part of Pascal VOC they were not: FCN-8s −0.2, interval
 # −0.4 to 0.0; FCN-32s −0.2, interval −0.4 to −0.1. To answer for other data, train several networks

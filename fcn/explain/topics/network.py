@@ -9,7 +9,7 @@
 # layers, is called a skip. FCN-8s doubles once more (upscore_pool4), adds scores made from pool3,
 # after the third halving, and enlarges by 8 (upscore8).
 #
-# `model` below is a trained network, `image` an image as (1, 3, H, W), and `target` its ground
+# `model` below is a trained network, `image` an image as (1, C, H, W), and `target` its ground
 # truth: the right class of every pixel, 255 where none is given.
 
 # %%
@@ -33,8 +33,8 @@ print(f"{size} pixels; after five halvings {places} places with a score for each
 # %% [markdown]
 # ## Coarse to fine: FCN-32s, 16s, 8s
 #
-# FCN-32s has one score for 32 × 32 pixels, the skips add scores for 16 × 16 and for 8 × 8. Each was
-# trained from the one before, as in the paper.
+# FCN-32s has one score for 32 × 32 pixels, the skips add scores for 16 × 16 and for 8 × 8. In the
+# paper each network is trained from the one before.
 
 # %%
 panels = {"image": as_rgb(image[0]), "ground truth": colorize(target.numpy(), subject.info)}
@@ -45,13 +45,14 @@ images = [subject.data[i] for i in range(min(demo.MEASURED, len(subject.data)))]
 for net in subject.stages:
     score = 100 * mean_iou(net, images)
     print(f"FCN-{net.stride}s: mean IoU {score:.1f} % on {len(images)} images")
-show(panels, "The classes that networks give to the pixels; ignored pixels are white.", 1.5)
+show(panels, "The classes that networks give to the pixels; ignored pixels are pale.", 1.5)
 
 # %% [markdown]
 # ## What each upsampling layer does
 #
-# Scores of the class of the largest object, before and after each layer. Between one layer and the
-# next, the scores of the skip are added. A learned layer mixes classes, so it may change signs.
+# Scores of the class with most pixels, background aside, before and after each layer. Between one
+# layer and the next, the scores of the skip are added. A learned layer may mix classes, and then
+# change signs.
 
 # %%
 first = int(subject.info.background)

@@ -41,7 +41,7 @@ assert torch.equal(F.conv_transpose1d(four, weights, stride=2)[:, 0].T, (D @ C).
 # %% [markdown]
 # A strided convolution is *D C*: convolve everywhere, keep every second. The transposed one is
 # *CᵀDᵀ*: zeros between the pixels, then a convolution with the kernel turned. A dilated one has
-# zeros between the weights of its kernel: it sees further, and the image does not shrink.
+# zeros between the weights of its kernel: it sees further, and the image keeps its resolution.
 #
 # [See dilation in the explorer](explorer.html#dilation).
 #

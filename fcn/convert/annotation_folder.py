@@ -9,12 +9,13 @@
 """
 
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 SPLITS |= {"validation": "val", "test": "test", "testing": "test"}
 MASK_WORDS = {
     "ann", "annotation", "annotations", "annot", "label", "labels", "labelids", "mask", "masks",
-    "machine", "gt", "gtfine", "gtcoarse", "ground", "truth", "groundtruth", "seg", "segmentation",
+    "masksmachine", "gt", "gtfine", "gtcoarse", "truth", "groundtruth", "seg", "segmentation",
     "semantic", "segmentationclass", "segmentationclasspng", "segmentationclassnpy",
     "segmentationclassaug",
 }  # fmt: skip
@@ -37,6 +38,8 @@ IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "leftimg8bit", "p
 IMAGE_WORDS |= {"rgb", "sat"}
 OTHER_WORDS = {"", "dir", "l"}  # mmsegmentation's img_dir, CamVid's _L
 GAP = "[-_. ]"  # between words
+PAIR = re.compile(f"(ground){GAP}(truth)|(masks){GAP}(machine)", re.IGNORECASE)  # one word each
+SHOWN = 3  # files in a note
 PREDICTIONS = "predict.json"  # in a folder of masks and overlays by predict.py: no photographs
 # Folders of pictures of masks, and of masks of single objects.
 PREVIEWS = re.compile(
@@ -65,10 +68,11 @@ class PathInfo:
     split: str
     folders: tuple[str, ...]  # without splits and such words
     is_mask: bool
+    mask_folder: str  # the nearest folder with a word for either, if that says masks
     name: str  # of the file, with its folders
 
 
-class ExportFolder:
+class AnnotationFolder:
     """The files of an export, those in linked folders too.
 
     Args:
@@ -90,21 +94,24 @@ class ExportFolder:
             )
         if not root.is_dir():
             raise DataError(f"{root}: no such folder, nor an archive that ends in .zip")
-        self.root, self.scratch, self.bases, self.notes = root, scratch, [root], list[str]()
-        self.files = list(walk(root))
+        self.root, self.scratch = Path(os.path.abspath(root)), Path(os.path.abspath(scratch))
+        self.bases, self.notes, self.files = [self.root], list[str](), list(walk(self.root))
         chosen_images, chosen_masks = self._choose("images", images), self._choose("masks", masks)
         self.info = cache(self._info)
         pictures = self._pictures(self.files)
         made = {path.parent for path in self.files if path.name == PREDICTIONS}
         predicted = {path for path in pictures if not made.isdisjoint(path.parents)}
         self.pictures, self.masks_are_given = chosen_masks if masks else pictures, bool(masks)
-        here = set() if self.bases == [root] else set(chosen_images)  # a pattern finds masks too
+        # A pattern finds masks too.
+        here = set() if self.bases == [self.root] else set(chosen_images)
         named = [path for path in self.pictures if path not in here and self.info(path).is_mask]
         self.masks = chosen_masks if masks else named
         bare = [p for p in pictures if not self.info(p).is_mask and p not in predicted]
         photos = chosen_images if images else bare
         self.photos = sorted(p for p in set(photos) - set(self.masks) if p.suffix != ".npy")
-        self._innermost = {self.info(path).folders[-1:] for path in self.photos}
+        about = [self.info(path) for path in self.photos]
+        self._innermost = {info.folders[-1:] for info in about}
+        self._splits = {info.split for info in about}
         self._by_name = defaultdict[str, list[Path]](list)
         others = (path for path in self.pictures if path not in predicted)
         for path in dict.fromkeys((*self.photos, *others)):
@@ -115,10 +122,10 @@ class ExportFolder:
         """Return the pictures that a setting names, by a folder or by a pattern."""
         if not given:
             return []
-        for base in (self.root / given, Path(given)):
-            if base.is_dir():
-                self.bases.insert(0, base)
-                files = list(walk(base))
+        for path in (self.root / given, Path(given)):
+            if path.is_dir():
+                self.bases.insert(0, self._listed_folder(path))
+                files = list(walk(self.bases[0]))
                 self.files = list(dict.fromkeys((*self.files, *files)))
                 return self._pictures(files)
         found = [
@@ -133,9 +140,36 @@ class ExportFolder:
             )
         return self._pictures(found)
 
-    def _parts(self, path: Path) -> tuple[str, ...]:
+    def _listed_folder(self, path: Path) -> Path:
+        """Return a folder by its path below root if it lies there, whatever links lead to it."""
+        target, root = Path(os.path.realpath(path)), os.path.realpath(self.root)
+        if target.is_relative_to(root):
+            return self.root / target.relative_to(root)
+        return Path(os.path.abspath(path))
+
+    @cached_property
+    def _by_target(self) -> dict[str, list[Path]]:
+        """The listed files by the path that they have without links."""
+        found = defaultdict[str, list[Path]](list)
+        for path in self.files:
+            found[os.path.realpath(path)].append(path)
+        return found
+
+    def file_at(self, path: Path) -> Path | None:
+        """Return the file at a path, as the export lists it if it does; None if there is none.
+
+        Whatever links lead to a file, it has one path; outside the export that without links.
+        """
+        target = os.path.realpath(path)
+        listed = self._by_target.get(target, [Path(target)])
+        plain = Path(os.path.normpath(path))
+        found = plain if plain in listed else listed[0]
+        return found if found.is_file() else None
+
+    def relative(self, path: Path) -> Path:
+        """Return a path below the folder that was given; of a file elsewhere, its name."""
         base = next((base for base in self.bases if path.is_relative_to(base)), path.parent)
-        return path.relative_to(base).parts
+        return path.relative_to(base)
 
     def _pictures(self, files: Iterable[Path]) -> list[Path]:
         """Return the files that can be read as images or masks, without previews of masks."""
@@ -143,7 +177,7 @@ class ExportFolder:
             path
             for path in files
             if (is_image(path) or path.suffix == ".npy")
-            and not any(map(PREVIEWS.fullmatch, self._parts(path)[:-1]))
+            and not any(map(PREVIEWS.fullmatch, self.relative(path).parts[:-1]))
         ]
 
     def files_named(self, *names: str) -> list[Path]:
@@ -153,12 +187,10 @@ class ExportFolder:
     def json_files(self, *words: str, name: str = "") -> Iterator[tuple[Path, Any]]:
         """Yield the JSON files, of a name if one is given, that hold some words, with content."""
         for path in self.files_named(name) if name else self.files:
-            if path.suffix.lower() == ".json":
+            if path.suffix.lower() == ".json" and has_words(path, words):
                 with file_errors(path, "file"):
-                    text = path.read_text("utf-8-sig")
-                    content = json.loads(text) if all(word in text for word in words) else None
-                if content is not None:
-                    yield path, content
+                    content = json.loads(path.read_bytes())
+                yield path, content
 
     def select_masks(self, suffix: str) -> None:
         """Keep only masks whose stem ends in suffix, if there are any; all others are images."""
@@ -168,48 +200,64 @@ class ExportFolder:
 
     def _info(self, path: Path) -> PathInfo:
         """Take a path apart."""
-        *parents, name = map(nfc, self._parts(path))
+        *parents, name = map(nfc, self.relative(path).parts)
         name = without_suffixes(name)
         mask_stem, has_word = strip_words(name, MASK_WORDS)
         stem, _ = strip_words(name, MASK_WORDS | IMAGE_WORDS)
-        is_mask = has_word or (None if stem else False)  # IMG_1234 says nothing
-        split, folders = "", list[str]()
+        split, folders, mask_folder = "", list[str](), None
         for parent in reversed(parents):
             rest, mask_word = strip_words(parent, MASK_WORDS)
             rest, image_word = strip_words(rest, IMAGE_WORDS)
-            if is_mask is None and (mask_word or image_word):
-                is_mask = mask_word
+            if mask_folder is None and (mask_word or image_word):
+                mask_folder = parent if mask_word else ""
             if known := SPLITS.get(rest.lower().rstrip("0123456789")):
                 split = split or known
             elif rest:
                 folders.insert(0, rest)
         full = "_".join([*folders, name] if stem or not folders else folders)
-        return PathInfo((mask_stem, stem), split, tuple(folders), bool(is_mask), full)
+        is_mask = has_word or bool(stem and mask_folder)
+        return PathInfo((mask_stem, stem), split, tuple(folders), is_mask, mask_folder or "", full)
 
-    def find_image(self, name: str, source: Path, split: str = "") -> Path | None:
+    def find_image(
+        self, name: str, source: Path, split: str = "", folder_counts: bool = False
+    ) -> Path | None:
         """Return the image of a name in an annotation file, None if there is none.
 
-        Of several, prefer in turn the same path, beside `source`, its split, its folders, no mask.
-        If the export has the folder that the name says, an image elsewhere is another one.
+        An image in another split than the name or the folder of `source` says is another one. If
+        the export has the folder that the name says, or the split that the file says, so is an
+        image elsewhere. A picture in a folder of masks is no image, unless the name says this
+        folder. Of several, prefer in turn the same path, beside `source`, no split, the folders of
+        `source`, no mask.
 
         Args:
             name: of the image, or the end of its path; without its suffix if need be.
             source: the annotation file.
             split: that the file says, if it does.
+            folder_counts: the image is in the folder that the name says, or in none.
 
         Raises:
             DataError: several remain.
         """
-        parts = [part for part in re.split(r"[\\/]", nfc(name)) if part not in ("", ".", "..")]
-        found = self._by_name.get(parts[-1], []) if parts else []
-        said = self.info(self.root.joinpath(*parts)).folders[-1:]
-        if said and said in self._innermost:
-            found = [path for path in found if self.info(path).folders[-1:] == said]
-        here = self.info(source)
+        *folders, last = _path_parts(name) or [""]
+        said, here = self.info(self.root.joinpath(*folders, last)), self.info(source)
+        own_split = said.split or (split if split in self._splits else here.split)
+        inner = said.folders[-1:]
+
+        def may_be(path: Path) -> bool:
+            about = self.info(path)
+            if about.mask_folder not in ("", *folders):
+                return False
+            if own_split and about.split not in ("", own_split):
+                return False
+            if not inner or about.folders[-1:] == inner:
+                return True
+            return inner not in self._innermost and not (folder_counts and about.folders)
+
+        found = list(filter(may_be, self._by_name.get(last, [])))
         for rule in (
-            lambda path: [*map(nfc, path.absolute().parts[-len(parts) :])] == parts,
+            lambda path: [*map(nfc, path.parts[-len(folders) - 1 :])] == [*folders, last],
             lambda path: path.parent == source.parent,
-            lambda path: self.info(path).split in (split or here.split, ""),
+            lambda path: not self.info(path).split or own_split,
             lambda path: self.info(path).folders == here.folders,
             lambda path: path in self.photos,
         ):
@@ -219,6 +267,12 @@ class ExportFolder:
                 f"{source}: {found[0]} and {found[1]} are both called {name}; set images=FOLDER"
             )
         return found[0] if found else None
+
+    def is_moved(self, image: Path, name: str) -> bool:
+        """Return True if an image is in another folder than its name in an annotation file says."""
+        said = self.info(self.root.joinpath(*_path_parts(name))).folders[-1:]
+        inner = self.info(image).folders[-1:]
+        return bool(said and inner) and said != inner
 
     def match(self) -> dict[Path, list[Path]]:
         """Find the images of each mask by name, split and folders, or fewer if that pairs more."""
@@ -304,11 +358,11 @@ class ExportFolder:
         here, there = self.info(mask), self.info(image)
         return Item(image, split or here.split or there.split, there.name, mask, read)
 
-    def left_out(self, items: Sequence[Item]) -> list[str]:
-        """Return notes on the files that are not used."""
+    def left_out(self, items: Sequence[Item], title: str) -> list[str]:
+        """Return notes on the files that are not used; the title is that of the format."""
         used = {path for item in items for path in (item.image, item.mask)}
         names = {nfc(item.image.stem) for item in items}
-        lacking = "a mask" if items[0].mask in self.pictures else "annotations"
+        lacking = "a mask" if items[0].mask in self.pictures else f"annotations of {title}"
         left = [path for path in self.photos if path not in used]
         groups = {
             f"images without {lacking} are": [p for p in left if nfc(p.stem) not in names],
@@ -317,6 +371,37 @@ class ExportFolder:
         }
         notes = [f"{len(p)} {text} left out, such as {p[0]}" for text, p in groups.items() if p]
         return [note for note in (*self.notes, *notes, self._unread()) if note]
+
+
+def split_in(name: str) -> str:
+    """Return the split that a name says, such as instances_val2017; "" if none, or several."""
+    found = {SPLITS[word] for word in re.split(r"[\W\d_]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else ""
+
+
+def has_words(path: Path, words: Iterable[str]) -> bool:
+    """Return True if the text of a file holds some words, whatever else it is."""
+    with file_errors(path, "file"):
+        content = path.read_bytes()
+    return all(word.encode() in content for word in words)
+
+
+def shown_files(paths: Sequence[Path]) -> str:
+    """Return the first of some paths, as a note names them, and how many more there are."""
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(map(str, paths[:SHOWN])) + more
+
+
+def _path_parts(name: str) -> list[str]:
+    """Return the folders and the name in a path of any system."""
+    return [part for part in re.split(r"[\\/]", nfc(name)) if part not in ("", ".", "..")]
+
+
+def names_that_end_alike(names: Iterable[str]) -> set[str]:
+    """Return the names in an annotation file whose last part another one has, too."""
+    ends = {name: _path_parts(name)[-1:] for name in names}
+    counts = Counter(map(tuple, ends.values()))
+    return {name for name, end in ends.items() if counts[tuple(end)] > 1}
 
 
 def without_suffixes(name: str) -> str:
@@ -343,6 +428,7 @@ def _unclear(matches: dict[Path, list[Path]]) -> int:
 
 def strip_words(name: str, known: Set[str]) -> tuple[str, bool]:
     """Return a name without some words at its start and end, and whether it had any of them."""
+    name = PAIR.sub(lambda pair: re.sub(GAP, "", pair[0]), name)
     words, removed = re.split(GAP, re.sub("annot$", "_annot", name)), False  # trainannot
     for end in (-1, 0):
         while words and words[end].lower() in known | OTHER_WORDS:

@@ -33,9 +33,8 @@ def check_files(cfg: ExportConfig) -> None:
 
 
 def files_of_page(folder: Path, cfg: ExportConfig) -> list[Path]:
-    """Return the files that `write_page` and the export before it write to a folder."""
+    """Return the files of a page in a folder, with model.onnx."""
     files = [folder / name for name in PAGE_FILES]
-    files += [folder / "model.json"] if cfg.precision != "float32" else []
     files += [folder / "runtime" / name for name in RUNTIME_FILES] if cfg.assets else []
     return files + ([example_in(folder, cfg.example)] if cfg.example else [])
 

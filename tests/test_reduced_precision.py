@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from fcn.checkpoint import write_safetensors
 from fcn.config import ExportConfig
-from fcn.inference import export, small_precision
-from fcn.inference.small_precision import open_session
+from fcn.inference import export, reduced_precision
+from fcn.inference.reduced_precision import open_session
 from fcn.models.fcn import FCN
 from fcn.models.upsampling import UPSAMPLINGS
 from fcn.output import make_console
@@ -61,7 +61,7 @@ def write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Exporter:
     """Random networks lose more than trained ones, which is no reason to leave layers out."""
-    monkeypatch.setattr(small_precision, "TOLERATED", 0.5)
+    monkeypatch.setattr(reduced_precision, "TOLERATED", 0.5)
     return Exporter(tmp_path, tiny_voc, capsys)
 
 
@@ -124,11 +124,11 @@ def test_a_large_image_is_predicted_in_tiles_as_it_is_whole(
     side = 2 * model.reach + 2 * model.period + 1
     image, session = (blobs(side + 70, side + 50)[0] * 255).byte(), open_session(path)
     cfg = ExportConfig("", "")
-    expected = small_precision.predict_tiles(session, image, cfg, model)
+    expected = reduced_precision.predict_tiles(session, image, cfg, model)
     sizes, run = [], session.run
-    monkeypatch.setattr(small_precision, "TILE", side)
+    monkeypatch.setattr(reduced_precision, "TILE", side)
     monkeypatch.setattr(session, "run", lambda *a: sizes.append(a[1]["image"].shape) or run(*a))
-    found = small_precision.predict_tiles(session, image, cfg, model)
+    found = reduced_precision.predict_tiles(session, image, cfg, model)
     assert max(max(size[2:]) for size in sizes) <= side
     assert len(np.unique(expected)) > 1
     assert (found == expected).mean() > 0.999  # sums are rounded otherwise in tiles
@@ -157,7 +157,7 @@ def test_the_layer_that_costs_most_is_named_and_stays_float32(
     write: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights of fc7 that nothing reaches leave no levels for the others."""
-    monkeypatch.setattr(small_precision, "TOLERATED", 0.25)
+    monkeypatch.setattr(reduced_precision, "TOLERATED", 0.25)
     model = random_model(num_classes=3, stride=32, backbone="mini")
     with torch.no_grad():
         model.head.fc6.bias[0] = -1e4

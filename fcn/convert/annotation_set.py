@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fcn.convert.annotation_folder import AnnotationFolder, Item
 from fcn.convert.drawing import Shape, draw
-from fcn.convert.export_folder import ExportFolder, Item
 from fcn.data.images import image_size
 from fcn.dataset_info import BACKGROUND
 from fcn.errors import DataError
@@ -18,7 +18,7 @@ IGNORE = "ignore"  # class name of pixels without a class
 
 
 @dataclass
-class Export:
+class AnnotationSet:
     """What a tool has written."""
 
     format: str
@@ -30,6 +30,8 @@ class Export:
     check: Callable[[Iterable[int]], None] = lambda values: None  # raises if they do not fit
     classes: list[str] = field(default_factory=list)  # of classes.txt or dataset.yaml
     numbered_here: bool = False  # the values are numbers that the reader has given to `names`
+    sources: set[Path] = field(default_factory=set)  # the annotation files that were read
+    lists: dict[Path, str] = field(default_factory=dict)  # files that list the images of a split
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Drawing:
     size: tuple[int, int] | None = None  # (width, height) of the image; None: as its file says
     split: str = ""  # if the source says it
 
+    @property
+    def is_drawn(self) -> bool:
+        """Return False of an image that is annotated, but by nothing that has an area."""
+        return not self.shapes or any(shape.has_area for shape in self.shapes)
+
 
 def with_background(names: Iterable[str]) -> list[str]:
     """Return the classes, each once, with that of the pixels that no shape covers as the first."""
@@ -51,21 +58,22 @@ def with_background(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([background, *names]))
 
 
-def drawn_export(
+def drawn_set(
     title: str,
-    folder: ExportFolder,
+    folder: AnnotationFolder,
     drawings: Sequence[Drawing],
     classes: Iterable[str] = (),
     *,
     small_on_top: bool = False,
     notes: Iterable[str] = (),
-) -> Export:
+) -> AnnotationSet:
     """Return an export whose masks are drawn from shapes; what no shape covers is background.
 
     Args:
         title: of the format.
         folder: the files.
-        drawings: the annotated images; those whose file is missing are left out.
+        drawings: the annotated images. Those without a file are left out, and those that only
+            shapes without an area annotate: what is background there is not known.
         classes: in the order of the labels; others follow by name.
         small_on_top: draw smaller shapes over larger ones, instead of later over earlier.
         notes: of the reader.
@@ -79,7 +87,7 @@ def drawn_export(
     labels, overlaps = {name: label for label, name in enumerate(names)}, dict[str, int]()
     items, notes, source = list[Item](), list(notes), drawings[0].source
     for drawing in drawings:
-        if drawing.image:
+        if drawing.image and drawing.is_drawn:
             read = partial(_read, drawing, drawing.image, labels, small_on_top, overlaps)
             items.append(folder.item(drawing.image, drawing.source, read, drawing.split))
     if missing := [drawing for drawing in drawings if not drawing.image]:
@@ -87,7 +95,13 @@ def drawn_export(
         text = f"{source}: {len(missing)} of {len(drawings)} images are not there"
         if not items:
             raise DataError(f"{text}, such as {missing[0].name}; set images=FOLDER")
-        notes.append(f"{text} and are left out, such as {missing[0].name}")
+        text += f" and are left out, such as {missing[0].name}; if they lie elsewhere, "
+        notes.append(text + "set images=FOLDER")
+    if moved := [d for d in drawings if d.image and folder.is_moved(d.image, d.name)]:
+        notes.append(
+            f"{len(moved)} images lie in other folders than their annotations say, such as "
+            f"{moved[0].image}, there called {moved[0].name}"
+        )
     if not kinds:
         raise DataError(
             f"{source}: no shape with an area in this file or another of {title}; annotate "
@@ -97,15 +111,20 @@ def drawn_export(
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(flat.items()))
         advice = "; line_width=10 draws lines of 10 pixels" if "line" in flat else ""
         notes.append(f"{flat.total()} shapes without an area are left out: {counts}{advice}")
+    if bare := {d.image: 1 for d in drawings if d.image and not d.is_drawn}:
+        text = f"{len(bare)} images that only such shapes annotate are left out, such as "
+        notes.append(f"{text}{next(iter(bare))}")
+        folder.photos = [photo for photo in folder.photos if photo not in bare]
     if empty := sum(not drawing.shapes for drawing in drawings if drawing.image):
         notes.append(f"{empty} images without annotations are all background")
     if {*kinds.values()} <= {"rectangle"}:
         notes.append("all shapes are boxes: a network learns to draw boxes from them")
     if small_on_top:
         notes.append("smaller shapes are drawn over larger ones")
-    return Export(
-        title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps, numbered_here=True
-    )
+    return AnnotationSet(
+        title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps, numbered_here=True,
+        sources={drawing.source for drawing in drawings},
+    )  # fmt: skip
 
 
 def _read(
