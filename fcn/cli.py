@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fcn.config import (
     CONFIGS,
     SCHEMAS,
+    DataConfig,
     as_typed,
     check,
     check_used_data,
@@ -41,7 +42,14 @@ from fcn.errors import ConfigError, Interrupted, UserError, describe_failure, me
 from fcn.hydra_versions import VERSION_BASE, any_help_text
 from fcn.output import LOCK, add_line, make_console, size_of
 from fcn.processes import is_first
-from fcn.training.record import OUTPUTS, find_run, new_folder, run_of, settings_to_resume
+from fcn.training.record import (
+    OUTPUTS,
+    find_run,
+    new_folder,
+    read,
+    run_of,
+    settings_to_resume,
+)
 
 # What base.yaml says, which a config of --config-path lacks: Hydra writes nothing itself.
 BASE = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -260,16 +268,8 @@ class Command:
             run = None if chosen else run_of(values["checkpoint"])
             if run is not None:
                 own = [o for o in given if o.lstrip("+").startswith("data.")]
-                recorded = settings_to_resume(run, values, [])["data"]
                 values["data"] = settings_to_resume(run, values, own)["data"]
-                old, new = (os.path.abspath(d["root"]) for d in (recorded, values["data"]))
-                named = any(override.lstrip("+").startswith("data.fold=") for override in own)
-                if old != new and recorded["fold"] is not None and not named:
-                    raise ConfigError(
-                        f"data.root={values['data']['root']}: {run} validated fold "
-                        f"{recorded['fold']} of its own data; add data.fold=null for all images of "
-                        f"data.val_split, or data.fold={recorded['fold']} if it is the same data"
-                    )
+                check_fold(values["data"], own, run)
         settings: Any = check(values, SCHEMAS[self.name])
         check_used_data(settings, given, self.name)
         if hasattr(settings, "data") and "://" not in settings.data.root:  # for run.json
@@ -327,6 +327,34 @@ def later_wins(
         if order and not (pair is checks and len(set(typed)) > 1):
             trainer = {k: v for k, v in trainer.items() if k not in pair or k == order[-1]}
     return trainer
+
+
+def check_fold(data: dict[str, Any], given: Sequence[str], run: Path) -> None:
+    """Check that the fold of a run is not silently taken of another data set.
+
+    Args:
+        data: settings of the run's data set, with those that are given; without a fold, the others
+            of its folds are removed.
+        given: overrides of data.*.
+        run: the folder of the run.
+
+    Raises:
+        ConfigError: names what to type.
+    """
+    typed = {override.lstrip("+").partition("=")[0].removeprefix("data.") for override in given}
+    if data["fold"] is None:
+        unused = ("folds", "fold_seed", "group")
+        data |= {key: getattr(DataConfig, key) for key in unused if key not in typed}
+        return
+    recorded = read(run)["config"]["data"]
+    old, new = (
+        (of["layout"], os.path.abspath(of["root"]), of["folder"]) for of in (recorded, data)
+    )
+    if old != new and "fold" not in typed:
+        raise ConfigError(
+            f"{run} validated fold {data['fold']} of {recorded['root']}; for another data set add "
+            f"data.fold=null, or data.fold={data['fold']} if it is the same data elsewhere"
+        )
 
 
 @contextmanager
@@ -462,7 +490,8 @@ def describe_settings(cfg: Any, schema: type) -> str:
         if key in unused:
             continue
         entry = _schema_entry(schema, key.split("."))
-        meaning = help_of(entry, key.rpartition(".")[0]) if entry is not above else ""
+        group = key.partition(".")[0] if "." in key else ""
+        meaning = help_of(entry, group) if entry is not above else ""
         shown = as_typed(value)
         if value == MISSING:
             shown, meaning = "VALUE", f"must be given: {meaning}"

@@ -62,7 +62,8 @@ def help_of(entry: dataclasses.Field[Any], group: str = "") -> str:
     if group:
         keys = [f"{group}.{key}".replace(".name=", "=") for key in keys]
     meaning = entry.metadata.get("description", "")
-    return f"{meaning} [with {', '.join(keys)}]" if keys else meaning
+    shown = ", ".join(key.replace(",", " or ") for key in keys)
+    return f"{meaning} [with {shown}]" if shown else meaning
 
 
 def data_set(unused: str = "", needs: str = "", converting: str = "") -> Any:
@@ -148,7 +149,7 @@ class BackboneConfig(Schema):
     width: int | None = setting(None, "channels of the first stage; null: its own", ge=1)
     head_width: int | None = setting(None, "channels of fc6 and fc7; null: its own", ge=1)
     weights: str | None = setting(None, "imagenet, a name of torchvision's, a file, or null")
-    head_weights: str | None = setting("weights", "null: fc6, fc7 random", pattern="^weights$")
+    head_weights: str | None = setting("weights", "null: random fc6, fc7", pattern="^weights$")
     freeze: str | None = setting(None, "the last stage that is not trained", choices=STAGES)
 
 

@@ -1,3 +1,5 @@
+"""What many tests share: small networks and data sets, commands, and stops within a run."""
+
 import os
 
 # Before torch counts them: tests run one process per core, and so must what they start.

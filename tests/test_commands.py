@@ -79,7 +79,7 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_help_names_every_key_with_its_meaning(name: str, command: Run, capsys: Capture) -> None:
+def test_help_names_every_key(name: str, command: Run, capsys: Capture) -> None:
     command(name, "--help")
     shown = capsys.readouterr().out
     assert f"python scripts/{name}.py" in shown

@@ -59,7 +59,7 @@ def test_every_choice_is_a_file_and_every_file_a_choice() -> None:
     assert composed("model=fcn8s", "model.stride=32").model.name == "fcn32s"
 
 
-def test_an_augmentation_adds_transforms_to_any_recipe() -> None:
+def test_an_augmentation_changes_the_transforms_alone() -> None:
     plain = composed("experiment=voc_vgg16").recipe
     assert plain.transforms == []
     for choice in choices("augmentation") - {"none"}:

@@ -787,7 +787,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str, dict[str, Any] | None]] = {
         {"data": {"classes": [], "ignore_index": None}},
     ),
     "palettes": (
-        palettes, THREE, r"photo1\.png: 0 has the colour .*photo0\.png; if colours are the classes",
+        palettes, THREE, r"photo1\.png: label 0 has the colour .*photo0\.png; if colours",
         None,
     ),
     "0 unlabelled": (

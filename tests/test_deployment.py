@@ -1,4 +1,4 @@
-"""One network in each runtime: all rows are of the same images, and agree."""
+"""One network in each runtime: PyTorch and ONNX Runtime agree; others get a row."""
 
 import json
 from pathlib import Path

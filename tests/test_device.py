@@ -82,7 +82,7 @@ def test_inference_computes_at_the_precision_that_it_names(name: str, upsampling
         assert value.dtype == before[key].dtype
 
 
-def test_apples_gpus_get_contiguous_layouts_and_others_channels_last() -> None:
+def test_gpus_but_apples_get_weights_channels_last() -> None:
     """pytorch#175189: batch norm's backward pass there."""
     assert weight_layout(torch.device("mps")) == torch.contiguous_format
     assert weight_layout(CPU) == torch.contiguous_format

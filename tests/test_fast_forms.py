@@ -1,4 +1,4 @@
-"""The forms in which layers run: the same results, and what each is for."""
+"""Layouts of weights and forms of layers: equal scores and gradients; memory that is kept."""
 
 import subprocess
 import sys

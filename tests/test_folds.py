@@ -158,6 +158,9 @@ def test_runs_know_their_own_fold(
     copy = shutil.copytree(tiny_voc.root, tiny_voc.root.with_name("copy"))
     moved = ["checkpoint=sweep/1", f"data.root={copy}"]
     assert "add data.fold=null" in error_line("evaluate", *moved)
+    assert "add data.fold=null" in error_line("evaluate", moved[0], "data.folder=other")
+    command("evaluate", *moved, "data.fold=null", "hydra.run.dir=whole")
+    assert json.loads(Path("whole/metrics.json").read_text())["protocol"]["images"] == 2
     command("evaluate", *moved, "data.fold=1", "hydra.run.dir=moved")
     assert Path("moved/metrics.json").read_bytes() == Path("sweep/1/metrics.json").read_bytes()
 

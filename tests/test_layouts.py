@@ -1,3 +1,5 @@
+"""How data sets lie on the disk: splits, names, classes, and images seen in training."""
+
 import shutil
 import unicodedata
 from dataclasses import replace
@@ -256,6 +258,7 @@ TRAINED = {  # what is evaluated -> how many of its images a run of tiny_voc was
     "copies under other names": 2,
     "copies under other names, of images that are gone": 0,
     "other images of the same names": 0,
+    "other images of the same names below the same root": 0,
 }
 
 
@@ -279,6 +282,11 @@ def test_images_that_a_checkpoint_was_trained_on_are_noticed_wherever_they_lie(
             for number, name in enumerate(ids):
                 new = f"t{number}" if split == "names" else f"new{number}"
                 shutil.copy(find(name), copy / part / split / (new + find(name).suffix))
+    site = shutil.copytree(tiny_voc.folder, tiny_voc.root / "site")
+    (site / "ImageSets" / "Segmentation" / "val.txt").write_text("t0\nt1\n")
+    for number in range(2):  # as another camera names its pictures
+        shutil.copy(tiny_voc.image(f"v{number}"), site / "JPEGImages" / f"t{number}.jpg")
+        shutil.copy(tiny_voc.mask(f"v{number}"), site / "SegmentationClass" / f"t{number}.png")
     data = {
         "its validation split": of_run,
         "its training split": replace(of_run, split="train"),
@@ -290,6 +298,7 @@ def test_images_that_a_checkpoint_was_trained_on_are_noticed_wherever_they_lie(
         "copies under other names": other,
         "copies under other names, of images that are gone": other,
         "other images of the same names": replace(other, val_split="names"),
+        "other images of the same names below the same root": replace(of_run, folder="site"),
     }[case]
     dataset = open_split(data, data.split or data.val_split)
     if "gone" in case:
@@ -297,6 +306,14 @@ def test_images_that_a_checkpoint_was_trained_on_are_noticed_wherever_they_lie(
     found = overlap_with_training(data, dataset, metadata)
     count = f"trained on {TRAINED[case]} of the {len(dataset)} images of {dataset.name}; use images"
     assert count in found if TRAINED[case] else not found
+
+
+def test_no_sample_is_drawn_to_compare_images_with_it(tiny_voc: TinyVOC) -> None:
+    here, before = tiny_voc.config(), sorted(tiny_voc.root.rglob("*"))
+    division = split_settings(DataConfig("shapes", layout="shapes", root=here.root))
+    known = {"classes": list(tiny_voc.classes), "data": {"val": "", "division": division}}
+    assert overlap_with_training(here, open_split(here, "val"), known) == ""
+    assert sorted(tiny_voc.root.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

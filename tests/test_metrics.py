@@ -1,3 +1,5 @@
+"""Metrics against values computed by hand, and by other libraries."""
+
 import math
 from collections.abc import Iterator
 

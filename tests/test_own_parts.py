@@ -163,7 +163,7 @@ def test_targets_take_the_words_of_hydra() -> None:
         ("augmentation=nowhere", "choices: aerial"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_before_anything_is_written(
+def test_what_cannot_be_used_is_one_line_before_a_run_is_recorded(
     tiny_voc: TinyVOC, own_package: Path, error_line: Run, override: str, words: str
 ) -> None:
     arguments = [*tiny_voc.overrides(), *QUICK, "hydra.run.dir=run", override]

@@ -1,4 +1,4 @@
-"""Every argument of Lightning's Trainer is honoured, or refused with the reason."""
+"""What a plan resolves: Trainer's arguments, training images, class weights, stages."""
 
 import inspect
 from dataclasses import replace
@@ -127,7 +127,7 @@ def test_an_argument_is_refused_with_the_reason(
         ("val_check_interval", 2.0),
     ],
 )
-def test_an_invalid_value_is_named_with_its_key(
+def test_an_invalid_value_is_refused_before_a_folder_is_made(
     tiny_voc: TinyVOC, tmp_path: Path, name: str, value: Any
 ) -> None:
     with pytest.raises(ConfigError, match=rf"trainer.*{name}|trainer: |trainer\.max_steps"):

@@ -1,3 +1,5 @@
+"""What prepare_data.py reports, draws and writes."""
+
 import io
 import json
 import re

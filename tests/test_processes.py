@@ -221,7 +221,7 @@ def test_the_commands_share_their_images_over_processes(
         assert (root / "masks" / file).read_bytes() == (root / "one-by-one" / file).read_bytes()
 
 
-def test_two_processes_train_and_validate_as_one(tiny_voc: TinyVOC) -> None:
+def test_two_processes_validate_as_one(tiny_voc: TinyVOC) -> None:
     """With three validation images, which two processes cannot share evenly."""
     tiny_voc.listing("train").write_text("t0\nt1\nt2\n")
     tiny_voc.listing("val").write_text("v0\nv1\nt3\n")

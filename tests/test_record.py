@@ -130,7 +130,7 @@ def test_a_limited_run_resumes_on_its_images_and_is_evaluated_on_all(
 
 
 @pytest.fixture
-def said(monkeypatch: Patch) -> None:
+def scripted_mean_ious(monkeypatch: Patch) -> None:
     """The validations at steps 3, 6 and 8 of a run find these mean IoUs, in turn."""
     said, original = iter([0.9, 0.1, 0.2]), module.metrics_of
     monkeypatch.setattr(
@@ -138,7 +138,7 @@ def said(monkeypatch: Patch) -> None:
     )
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("scripted_mean_ious")
 def test_a_run_keeps_its_best_model_where_its_folder_was_moved_and_linked(
     tiny_voc: TinyVOC, tmp_path: Path
 ) -> None:
@@ -423,8 +423,8 @@ def test_logs_of_earlier_runs_are_kept(
     assert sorted(path.name for path in tmp_path.glob("*.csv")) == names
 
 
-@pytest.mark.usefixtures("said")
-def test_a_changed_validation_split_is_validated_again(
+@pytest.mark.usefixtures("scripted_mean_ious")
+def test_the_best_is_validated_again_on_another_split(
     tiny_voc: TinyVOC, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """On the new split the best so far is worth nothing: the last one becomes the best."""
@@ -547,7 +547,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_who_opened_the_lock_while_it_was_held_does_not_hold_it_beside_another(
+def test_a_lock_file_outlives_its_holder(
     tmp_path: Path,
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
@@ -581,7 +581,9 @@ def test_who_opened_the_lock_while_it_was_held_does_not_hold_it_beside_another(
          "val_check_interval check_val_every_n_epoch"),
     ],
 )  # fmt: skip
-def test_of_two_lengths_the_later_wins(of_files: str, typed: str, left: str) -> None:
+def test_of_two_arguments_for_one_thing_the_later_wins(
+    of_files: str, typed: str, left: str
+) -> None:
     pairs = (pair.split("=") for pair in of_files.split())
     trainer = {key: None if value == "null" else int(value) for key, value in pairs}
     given = [f"++trainer.{argument}" for argument in typed.split()]
@@ -624,7 +626,7 @@ def test_a_folder_holds_one_run_of_one_kind(
     run_in("train", *own, "stages=[fcn32s,fcn16s]", "hydra.run.dir=stages")
     start = ["stages=[fcn32s]", "model.init_from=plain", "hydra.run.dir=started"]
     interrupt(run_in, *own, "model=fcn32s", *start)
-    run_in("train", "resume=started")
+    run_in("train", "resume=started", "model.init_from='plain'")  # the same, in quotes
     assert record("started/fcn32s")["config"]["model"]["init_from"] == "plain"
     for arguments in (
         [*own, "stages=[fcn32s]", "hydra.run.dir=plain"],

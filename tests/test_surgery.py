@@ -176,6 +176,7 @@ BANDS = {  # (of the source, of the model) -> the source's channel of each; None
     ((), ("red", "green", "blue")): [0, 1, 2],
     ((), ("blue", 3, "red")): [2, None, 0],
     ((), ("swir1", "swir2", "nir", "tir")): [None] * 4,
+    (("grey",), ()): [None] * 3,
     ((), (3, 0, 1, 2)): [0, 1, 2, None],
     ((), (2, 1, 0)): [0, 1, 2],
     (("nir", "red", "green", "blue"), ()): [1, 2, 3],
@@ -198,7 +199,8 @@ def test_the_first_layer_follows_the_names_of_bands(
     report = transplant(model, source.state_dict(), bands=own, source_bands=theirs)
     for name, dim in (("mean", 0), ("std", 0), ("backbone.conv1_1.weight", 1)):
         before, after = source.state_dict()[name], model.state_dict()[name]
-        weight = max(1, source.in_channels / model.in_channels) if dim else 1
+        least = 1 if any(place is not None for place in places) else 0
+        weight = max(least, source.in_channels / model.in_channels) if dim else 1
         for channel, place in enumerate(places):
             expected = before.mean(dim) if place is None else before.select(dim, place)
             torch.testing.assert_close(after.select(dim, channel), weight * expected)

@@ -181,7 +181,7 @@ def check_size(pair: Pair, size: tuple[int, int], shape: Sequence[int]) -> bool:
 
 
 def exif_kind(turn: int, shape: Sequence[int], turned: bool) -> str:
-    """Return how a mask lies to an image that EXIF turns or mirrors; "" to others.
+    """Return whether a mask is stored turned or upright, where EXIF turns or mirrors its image.
 
     Args:
         turn: the EXIF orientation of the image.
@@ -214,7 +214,8 @@ def exif_problem(masks: Iterable[tuple[Pair, str]]) -> str:
     return (
         f"{unclear.mask}: EXIF turns or mirrors its image {unclear.image}; its size does not tell "
         f"whether the mask is stored unturned, as {turned.mask} is; if all masks are, remove the "
-        "orientation from the images: exiftool -r -Orientation= FOLDER"
+        "orientation from the images (exiftool -r -Orientation= FOLDER), otherwise from the pixels "
+        "of the images whose masks are upright (mogrify -auto-orient)"
     )
 
 
@@ -306,8 +307,8 @@ def palette_problem(masks: Iterable[tuple[Source, Colours]]) -> str:
             other, first = seen.setdefault(label, (colour, mask))
             if colour != other:
                 return (
-                    f"{mask}: {label} has the colour {colour}, but {other} in {first}; if colours "
-                    f"are the classes, run {CONVERT} data.classes=[...] "
+                    f"{mask}: label {label} has the colour {colour}, but {other} in {first}; if "
+                    f"colours are the classes, run {CONVERT} data.classes=[...] "
                     'data.colours=[[r,g,b],...]; if numbers are, with "labels={0: NAME, ...}"'
                 )
     return ""

@@ -85,13 +85,14 @@ def _chosen(pixels: Pixels, info: DatasetInfo) -> np.ndarray:
     has = f"{len(names)} bands ({', '.join(names)})"
     if not wanted and len(colours) not in (1, 3):
         raise ValueError(
-            f"TIFF of {has}; 3 are needed: set data.bands=[...], by number from 0 or by name"
+            f"TIFF of {has}; 3 are needed: choose them by number from 0 or by name, "
+            "data.bands=[...] (predict.py: bands=[...])"
         )
     chosen = []
     for band in wanted:
         key = band.casefold() if isinstance(band, str) else band
         if key not in (names if isinstance(key, str) else range(len(names))):
-            raise ValueError(f"data.bands={list(wanted)}: no band {band}; the image has {has}")
+            raise ValueError(f"bands {list(wanted)}: no band {band}; the image has {has}")
         chosen.append(names.index(key) if isinstance(key, str) else key)
     chosen = chosen or (colours if len(colours) == 3 else colours * 3)
     whole = chosen == list(range(len(names)))
@@ -102,8 +103,8 @@ def _composed(levels: np.ndarray, pixels: Pixels) -> np.ndarray:
     """Return a picture, uint8 (H, W, 3), over the mean colour where it is transparent.
 
     Raises:
-        ValueError: no pixel is half opaque, but some are more than transparent: as of an alpha
-            channel that holds labels, or counts to 255 in 16 bits.
+        ValueError: the largest alpha is above 0 and below half: the channel may hold labels, or
+            count to 255 in 16 bits.
     """
     kind = next((name for name in (ALPHA, PREMULTIPLIED) if name in pixels.bands), None)
     if kind is None:
@@ -115,7 +116,8 @@ def _composed(levels: np.ndarray, pixels: Pixels) -> np.ndarray:
         colours = [name for name in pixels.bands if name != kind]
         raise ValueError(
             f"{kind} of {largest:g} at most, of {pixels.white}, hides the picture; to use its "
-            f"colours as they are, set data.bands=[{','.join(colours * (3 // len(colours)))}]"
+            f"colours as they are, data.bands=[{','.join(colours * (3 // len(colours)))}] "
+            "(predict.py: bands=)"
         )
     share = (alpha / np.float32(pixels.white)).clip(0, 1)
     seen = levels * (share if kind == ALPHA else 1)

@@ -1,6 +1,5 @@
 """How the files of a data set lie: one function per layout, named by `data.layout`."""
 
-import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -84,8 +83,8 @@ def overlap_with_training(
 ) -> str:
     """Return a problem if a split holds images that a checkpoint was trained on.
 
-    The training split is opened again, if it is still there. Below the same data.root images are
-    recognised by their ids, as those of VOC in SBD, and otherwise by their bytes.
+    The training split is opened again, if it is still there. Images are recognised by their ids in
+    one data set, and of VOC, whose images SBD has too; otherwise by their bytes.
 
     Args:
         data: the settings with which the split was opened.
@@ -103,15 +102,16 @@ def overlap_with_training(
         return ""
     if own["fold"] is None and data.split == own["train_split"]:
         return ""
-    same_root = own["root"] == data.root
-    if not same_root and not os.path.isdir(own["root"]):  # nor an address
-        return ""
     run = DataConfig(data.name, classes=metadata.get("classes", []), **own)
+    is_there = Path(run.root, shapes.FOLDER if run.layout == "shapes" else ".").is_dir()
+    if not (is_there or "://" in run.root):  # the sample would be drawn
+        return ""
+    places = [(of.root, _is_voc(of) or (of.layout, of.folder)) for of in (run, data)]
     try:
         train, val = (open_split(run, split) for split in (run.train_split, run.val_split))
         if val.fingerprint() != kept.get("val"):
             return ""
-        common = set(train.ids) & set(dataset.ids) if same_root else ()
+        common = set(train.ids) & set(dataset.ids) if places[0] == places[1] else ()
         seen = len(common) or len(list(same_files(train, dataset)))
     except (ConfigError, DataError, OSError):
         return ""  # it has changed
@@ -126,6 +126,11 @@ def overlap_with_training(
         f"the checkpoint was trained on {seen} of the {len(dataset)} images of {dataset.name}; "
         f"{remedy}"
     )
+
+
+def _is_voc(data: DataConfig) -> bool:
+    """Return True for Pascal VOC and SBD, in which an id always is the same image."""
+    return data.layout == "sbd" or Path(data.folder).parent == VOC2011.parent
 
 
 def voc(data: DataConfig, split: str, classes: Sequence[str] = VOC_CLASSES) -> Listing:

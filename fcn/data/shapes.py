@@ -21,6 +21,7 @@ from fcn.errors import DataError
 from fcn.pictures.visualize import palette_image
 
 CLASSES = ("background", "disk", "square", "triangle", "ring", "star", "cross", "bolt")
+FOLDER = "shapes"  # below data.root
 VERSION = 2  # raise it whenever a pixel would change: sets of another version are redrawn
 # What data.root holds if it is somebody's own data set.
 USER_FILES = (
@@ -65,7 +66,7 @@ def prepare(root: Path) -> Path:
     Raises:
         DataError: the folder cannot be written, or holds the user's own data.
     """
-    folder = root / "shapes"
+    folder = root / FOLDER
     if theirs := next((root / name for name in USER_FILES if (root / name).exists()), None):
         raise DataError(
             f"data.root={root} holds {theirs.name}, but data=shapes draws a sample data set; add "
@@ -78,7 +79,7 @@ def prepare(root: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root) as scratch:
-            drawn = Path(scratch) / "shapes"  # scratch itself is readable by its owner only
+            drawn = Path(scratch) / FOLDER  # scratch itself is readable by its owner only
             _write(drawn)
             if not _is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)

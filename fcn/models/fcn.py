@@ -115,7 +115,7 @@ class FCN(nn.Module):
         conv1_padding, fc6_padding = (100, 0) if padding == 100 else (1, 3)
         for name, values in (("mean", mean), ("std", std)):
             own = for_channels(
-                torch.as_tensor(values, dtype=torch.get_default_dtype()), in_channels, 0
+                torch.as_tensor(values, dtype=torch.get_default_dtype()).clone(), in_channels, 0
             )
             if len(own) != in_channels:
                 raise ValueError(f"{name} must have {in_channels} values, got {values}")

@@ -152,8 +152,8 @@ def _first_convolution(
 ) -> tuple[Tensor, str, str]:
     """Return a source's first convolution for images of other bands, see `for_channels`.
 
-    Fewer channels than the source has are also weighted by their ratio, so that the response to a
-    grey image stays what it was.
+    Fewer channels than the source has, or none that it knows, are also weighted by the ratio of
+    their numbers, so that the response to a grey image stays what it was.
     """
     source = given.shape[1]
     places = match_bands(source, channels, source_bands, bands)
@@ -166,7 +166,8 @@ def _first_convolution(
         known = ", ".join(str(band) for band, place in named if place is not None)
         others = ", ".join(str(band) for band, place in named if place is None)
         note = f"{known or 'no band'} by name" + (f"; {others}: the mean" if others else "")
-    return fitted * max(1, source / channels), "adapted", note
+    unknown = places is not None and not any(place is not None for place in places)
+    return fitted * max(0 if unknown else 1, source / channels), "adapted", note
 
 
 @torch.no_grad()

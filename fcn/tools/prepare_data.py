@@ -6,7 +6,7 @@ Files are read by the functions that training reads them with, in several proces
 import hashlib
 import math
 import multiprocessing
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations, islice
@@ -110,8 +110,7 @@ def main(cfg: PrepareDataConfig, folder: Path, console: Console) -> dict[str, An
     if data.download:
         fetch(data, console)
     splits, problems = inspect(data, console, cfg.processes)
-    kinds = {reading.exif for split in splits for reading in split.readings}
-    notes = list(dict.fromkeys(note for split in splits for note in _notes(split, kinds)))
+    notes = list(dict.fromkeys(note for split in splits for note in _notes(split)))
     summaries = {split.name: _summary(split) for split in splits}
     report = {
         "data": data.name,
@@ -245,13 +244,8 @@ def _shared(one: Split, other: Split) -> list[str]:
     return problems
 
 
-def _notes(split: Split, kinds: Set[str]) -> list[str]:
-    """Return what training accepts, but the user may want to know.
-
-    Args:
-        split: of the data set.
-        kinds: how the masks of all its splits lie to images that EXIF turns, see `exif_kind`.
-    """
+def _notes(split: Split) -> list[str]:
+    """Return what training accepts, but the user may want to know."""
     labels, notes = split.labels(), list(split.dataset.notes)
     if absent := split.absent_classes() if split.usable() else []:
         notes.append(f"{split.name}: no pixel of {', '.join(absent)}")
@@ -267,7 +261,7 @@ def _notes(split: Split, kinds: Set[str]) -> list[str]:
         )
     for kind, text in EXIF_NOTES.items():
         found = [index for index in split.usable() if split.readings[index].exif == kind]
-        if found and not (kind == "unclear" and kinds & {"turned", "upright"}):  # which tell
+        if found:
             example = split.dataset.pairs[found[0]].image
             notes.append(f"{split.name}: {len(found)} images such as {example} {text}")
     ignored = [i for i, row in zip(split.usable(), labels, strict=True) if row[VOID] == row.sum()]

@@ -242,7 +242,7 @@ def settings_to_resume(
         given: the overrides of the new command line; those of the first one may be repeated.
 
     Raises:
-        ConfigError: another recipe or experiment, which are choices of a new run.
+        ConfigError: another recipe, experiment or checkpoint to start from: that is a new run.
     """
     content = read(folder)
     settings: Any = content["config"]
@@ -264,8 +264,6 @@ def settings_to_resume(
                 f"{override}: a resumed run keeps its stages ({settings['stages']}); start a new "
                 "run in another hydra.run.dir"
             )
-        if key == "model.init_from" and value != str(settings["model"]["init_from"]):
-            raise ConfigError(f"{override}: a resumed run keeps its weights; start a new run")
         if key == "augmentation":  # a new choice replaces the transforms of the one before
             settings["recipe"]["transforms"] = composed["recipe"]["transforms"]
         if key in ("logger", "callbacks", "data"):
@@ -280,6 +278,8 @@ def settings_to_resume(
         else:
             _set(settings, composed, key.split("."))
     resolved: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    if (new := resolved["model"]["init_from"]) != read(folder)["config"]["model"]["init_from"]:
+        raise ConfigError(f"model.init_from={new}: a resumed run keeps its weights; start another")
     return resolved
 
 
