@@ -1,27 +1,31 @@
 """Predicting image files: what is found, written, skipped and reported."""
 
 import ctypes
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch.nn import functional as F
 
 from fcn.config import PredictConfig
 from fcn.errors import ConfigError, DataError
 from fcn.inference import predict_files
-from fcn.inference.origin import read_origin
+from fcn.inference.origin import origin_of, read_origin
 from fcn.inference.predict_files import find_images, plan_jobs
 from fcn.inference.predictor import Predictor
 from fcn.output import LOCK, make_console
@@ -184,26 +188,91 @@ def test_what_is_missing_is_made_from_a_mask_that_was_corrected(predict: Predict
         predict(probabilities=True)
 
 
-@pytest.mark.parametrize("again", [{}, {"flip": True, "overwrite": True}], ids=str)
+@pytest.mark.parametrize("between", [None, {}, {"flip": True, "overwrite": True}], ids=str)
 @pytest.mark.parametrize("kind", ["overlays", "probabilities"])
 @pytest.mark.parametrize("removed", [False, True])
 def test_no_output_is_of_an_older_mask(
-    predict: Predict, again: dict[str, bool], kind: str, removed: bool
+    predict: Predict, between: dict[str, bool] | None, kind: str, removed: bool
 ) -> None:
-    """Whatever was asked for in between: the folder becomes a fresh one's."""
+    """In the end the folder is as a fresh one, but for a file of the user, which is kept."""
     every = {"overlays": True, "probabilities": True}
     predict(**every)
+    users = {"overlays": "overlays/1.png", "probabilities": "1.npz"}[kind]
+    if kind == "overlays":
+        photo(20, 30).save(f"out/{users}")
+    else:
+        np.savez(f"out/{users}", origin=[3, 4])
     before = contents("out")
-    if removed:
-        Path("out/0.png").unlink()
-    Image.open("photos/0.jpg").rotate(180).save("photos/0.jpg")
-    predict(**every | {kind: False} | again)
-    file = {"overlays": "overlays/0.png", "probabilities": "0.npz"}[kind]
-    assert before.keys() - contents("out").keys() >= {file}
-    settings = every | again | {"overwrite": False}
-    predict(**settings)
+    for index in (0, 1):
+        if removed:
+            Path(f"out/{index}.png").unlink()
+        Image.open(f"photos/{index}.jpg").rotate(180).save(f"photos/{index}.jpg")
+    if between is not None:
+        predict(**every | {kind: False} | between)
+        assert before.keys() == contents("out").keys()
+    settings = every | (between or {}) | {"overwrite": False}
+    said = predict(**settings)
+    assert f"of which image they are: 1, out/{users}, ..; an earlier version" in said
     predict(**settings, output="fresh")
+    assert contents("out") == contents("fresh") | {users: before[users]}
+    assert "0 images predicted, 7 were done before" in predict(**settings)
+    assert "note" not in predict(**settings | {"overwrite": True})
     assert contents("out") == contents("fresh")
+
+
+def test_files_of_the_user_are_no_outputs_that_were_not_asked_for(predict: Predict) -> None:
+    predict(input="photos/0.jpg", overlays=False)
+    files = [Path("out/overlays/c.png"), Path("new/0.jpg"), Path("new/0.npz")]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        photo(20, 30).save(path, "PNG")
+    before = [path.read_bytes() for path in files]
+    for path in files[:2]:
+        predict(input=str(path), output=str(path.parents[-2]), overlays=False)
+    assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".npz"])
+@pytest.mark.parametrize("content", ["empty", "text", "npy", "zip", "png"])
+def test_a_file_of_anything_has_no_origin(root: Path, suffix: str, content: str) -> None:
+    file = io.BytesIO(b"by somebody" if content == "text" else b"")
+    if content == "npy":
+        np.save(file, [3, 4])
+    elif content == "zip":
+        np.savez(file, classes=CLASSES)
+    elif content == "png":
+        photo(20, 30).save(file, "PNG")
+    (path := root / f"a{suffix}").write_bytes(file.getvalue())
+    assert read_origin(path) is None
+
+
+@pytest.mark.parametrize("error", [SyntaxError, struct.error, OverflowError])
+def test_a_mask_with_damaged_exif_has_no_origin(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    origin = origin_of(Path("photos/0.jpg"), Path("a.tif"), "0" * 16).with_labels(np.zeros((8, 8)))
+    Image.new("L", (8, 8)).save("a.tif", tiffinfo=origin.as_tiff(ImageFileDirectory_v2()))
+    assert read_origin(Path("a.tif")) == origin
+    monkeypatch.setattr(Image.Image, "getexif", Mock(side_effect=error))
+    assert read_origin(Path("a.tif")) is None
+
+
+def test_the_overlay_of_a_mask_that_was_corrected_is_drawn_again(predict: Predict) -> None:
+    predict()
+    mask = Image.open("out/3.png")
+    corrected = np.ones_like(np.asarray(mask))
+    info, text = Predictor("m.safetensors").info, read_origin(Path("out/3.png"))
+    for pnginfo in (None, text.as_png()):  # as editors leave it
+        corrected += 1
+        palette_image(corrected, info).save("out/3.png", pnginfo=pnginfo)
+        before = contents("out")
+        assert "1 images predicted, 6 were done before" in predict()
+        tinted = overlay(np.array(Image.open("photos/3.jpg")), corrected, info=info)
+        np.testing.assert_array_equal(Image.open("out/overlays/3.png"), tinted)
+        after = contents("out")
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {"overlays/3.png", "areas.csv"}
+        assert "0 images predicted, 7 were done before" in predict()
 
 
 def test_the_mask_of_another_image_is_no_overlay(predict: Predict) -> None:
@@ -213,6 +282,7 @@ def test_the_mask_of_another_image_is_no_overlay(predict: Predict) -> None:
     mask = contents("out")["overlays/0.png"]
     Image.open("photos/0.jpg").rotate(180).save("photos/0.jpg")
     assert "1 images predicted, 7 were done before" in predict(overlays=False)
+    assert "1, out/overlays/0.png" in predict(input="photos/0.jpg")
     assert contents("out")["overlays/0.png"] == mask
 
 
@@ -221,7 +291,7 @@ def test_masks_that_do_not_say_of_which_image_they_are_are_counted(predict: Pred
     for index in (2, 5):
         Image.open(f"out/{index}.png").save(f"out/{index}.png")
         Image.open(f"photos/{index}.jpg").rotate(180).save(f"photos/{index}.jpg")
-    said = predict()
+    said = predict(overlays=False)
     assert "0 images predicted, 7 were done before" in said
     assert "note: masks kept that do not say of which image they are: 2; " in said
     assert said.count("note") == 1
@@ -280,7 +350,7 @@ def test_files_of_unknown_origin_are_not_overwritten(predict: Predict, file: str
     (path := Path("out", file)).parent.mkdir(parents=True)
     path.write_text("by somebody")
     with pytest.raises(ConfigError, match=rf"out/{file} exists and was not written by"):
-        predict(overlays=False)
+        predict(probabilities=True)
     assert contents("out") == {file: b"by somebody"}
 
 

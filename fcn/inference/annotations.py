@@ -72,15 +72,15 @@ class Segment:
 def write(
     tool: str, predictions: Sequence[Prediction], info: DatasetInfo, path: Path, overwrite: bool
 ) -> int:
-    """Write the annotations of all predictions; return how many changed files were kept.
+    """Write the annotations of all predictions; return how many files were kept.
 
     Args:
         tool: a key of `PLACES`.
         predictions: whose masks are written.
         info: classes and colours.
         path: the file to write, or labelme's folder.
-        overwrite: also replace labelme's files that it has changed; other tools import theirs, so
-            they are replaced anyway.
+        overwrite: also replace files in labelme's folder that are not as they were written here;
+            other tools import theirs, so they are replaced anyway.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = 0

@@ -28,7 +28,15 @@ from fcn.dataset_info import BACKGROUND, DatasetInfo
 from fcn.device import bound_memory, resident_memory, resolve_precision, return_memory
 from fcn.errors import ConfigError, DataError
 from fcn.inference import annotations, areas
-from fcn.inference.origin import checksum, is_changed, origin_of, read_origin
+from fcn.inference.origin import (
+    KEY,
+    OVERLAY_KEY,
+    Origin,
+    checksum,
+    labels_checksum,
+    origin_of,
+    read_origin,
+)
 from fcn.inference.predictor import Predictor
 from fcn.output import atomic_write, locked, progress, write_json
 from fcn.pictures import visualize
@@ -138,7 +146,6 @@ class Job:
     image: Path
     name: Path  # the image's, without suffix
     outputs: dict[str, Path]
-    unwanted: tuple[Path, ...] = ()  # its overlay and probabilities, where they are not written
     georeference: Georeference | None = None
     settings: str = ""  # checksum of those on which its mask depends
     missing: tuple[str, ...] = ()  # outputs to write
@@ -210,16 +217,13 @@ def plan_jobs(
     jobs: list[Job] = []
     owners = defaultdict[Path, list[Path]](list)
     given = {image.resolve() for image in images}
-    wanted = {"mask": True, "overlay": overlays, "probabilities": probabilities}
     for image, name in images.items():
         georeference = read_georeference(image)
-        paths = {
-            "mask": output / f"{name}{'.tif' if georeference else '.png'}",
-            "overlay": output / "overlays" / f"{name}.png",
-            "probabilities": output / f"{name}.npz",
-        }
-        outputs = {kind: path for kind, path in paths.items() if wanted[kind]}
-        unwanted = tuple(path for kind, path in paths.items() if not wanted[kind])
+        outputs = {"mask": output / f"{name}{'.tif' if georeference else '.png'}"}
+        if overlays:
+            outputs["overlay"] = output / "overlays" / f"{name}.png"
+        if probabilities:
+            outputs["probabilities"] = output / f"{name}.npz"
         for path in outputs.values():
             if path.resolve() in given:
                 raise ConfigError(
@@ -227,7 +231,7 @@ def plan_jobs(
                     "another output"
                 )
             owners[path].append(image)
-        jobs.append(Job(image, name, outputs, unwanted, georeference))
+        jobs.append(Job(image, name, outputs, georeference))
     shared = {tuple(owning): path for path, owning in reversed(owners.items()) if owning[1:]}
     lines = [
         f"{', '.join(map(str, owning))}: all belong to {path}, so none is predicted; rename all "
@@ -235,11 +239,7 @@ def plan_jobs(
         for owning, path in shared.items()
     ]
     left_out = set(chain(*shared))
-    return [
-        replace(job, unwanted=tuple(path for path in job.unwanted if path not in owners))
-        for job in jobs
-        if job.image not in left_out
-    ], lines
+    return [job for job in jobs if job.image not in left_out], lines
 
 
 def compare_with_outputs(
@@ -248,8 +248,9 @@ def compare_with_outputs(
     """Decide which outputs of each image to write.
 
     A mask is predicted again only if this command has predicted it, nobody has changed it, and its
-    image or the settings are others now. Its overlay and probabilities are written with it, or if
-    they are missing.
+    image or the settings are others now. Its overlay and probabilities are written if they are
+    missing, or were made of another image, of other settings or, an overlay, of other labels.
+    Those that do not say so may be of the user, and stay.
 
     Args:
         jobs: the images.
@@ -258,32 +259,37 @@ def compare_with_outputs(
 
     Returns:
         The jobs with what is missing; a line for each image whose name the mask of another has;
-        notes on masks that are kept although they may be of another image or of other settings.
+        notes on files that are kept although they may be of another image or of other settings.
     """
-    result, foreign, kept, unknown = list[Job](), list[str](), 0, 0
+    result, foreign, kept, unknown, strange = list[Job](), list[str](), 0, 0, list[Path]()
     for job in jobs:
-        missing, now = tuple(job.outputs), None
-        if job.mask.exists() and not overwrite:
+        kept_kinds, now = set[str](), None
+        if not overwrite and any(path.exists() for path in job.outputs.values()):
             with suppress(OSError):  # said when the image is read
                 now = origin_of(job.image, job.mask, settings)
-        if now is not None:
+        if now is not None and job.mask.exists():
             origin = read_origin(job.mask)
             made = origin or now
-            other = made.image != now.image
-            outdated = other or made.settings != now.settings
-            if other and made.path != now.path:
+            if made.image != now.image and made.path != now.path:
                 foreign.append(
                     f"{job.mask} is the mask of another image than {job.image}; choose another "
                     "output, or overwrite=true"
                 )
                 continue
-            if not outdated or is_changed(job.mask, made):
+            labels = labels_checksum(job.mask)
+            if made.fits(now) or labels != made.labels:
                 if problem := _size_problem(job):
                     foreign.append(problem)
                     continue
-                kept += outdated
+                kept += not made.fits(now)
                 unknown += origin is None
-                missing = tuple(kind for kind, path in job.outputs.items() if not path.exists())
+                kept_kinds.add("mask")
+                now = replace(now, labels=labels)
+        if now is not None:
+            others = _others_to_keep(job, now)
+            kept_kinds |= others.keys()
+            strange += [job.outputs[kind] for kind, origin in others.items() if origin is None]
+        missing = tuple(kind for kind in job.outputs if kind not in kept_kinds)
         result.append(replace(job, settings=settings, missing=missing))
     note = f"{kept} corrected mask{'s' * (kept > 1)} kept, although image or settings have changed"
     notes = [f"{note} since; overwrite=true replaces corrections"] if kept else []
@@ -292,7 +298,29 @@ def compare_with_outputs(
             f"masks kept that do not say of which image they are: {unknown}; another program has "
             "saved them; overwrite=true predicts them again"
         )
+    if strange:
+        notes.append(
+            "overlays and probabilities kept that do not say of which image they are: "
+            f"{len(strange)}, {min(strange)}, ..; an earlier version or another program has saved "
+            "them; those that are removed are written again"
+        )
     return result, foreign, notes
+
+
+def _others_to_keep(job: Job, now: Origin) -> dict[str, Origin | None]:
+    """Return the origins of an overlay and of probabilities that are there and fit `now`.
+
+    An overlay fits only a mask that is kept, of which `now` has the labels. None: of an earlier
+    version, or of the user.
+    """
+    result = dict[str, Origin | None]()
+    for kind, path in job.outputs.items():
+        if kind != "mask" and path.exists():
+            is_overlay = kind == "overlay"
+            origin = read_origin(path, OVERLAY_KEY if is_overlay else KEY)
+            if origin is None or origin.fits(now, labels=is_overlay):
+                result[kind] = origin
+    return result
 
 
 def _size_problem(job: Job) -> str:
@@ -321,7 +349,8 @@ def _annotate(cfg: PredictConfig, jobs: list[Job], info: DatasetInfo, console: C
     console.print(f"annotations of {len(predictions)} images: {path}")
     if kept:
         console.print(
-            f"note: {kept} of them kept as labelme has saved them; overwrite=true replaces them"
+            f"note: {kept} of them kept, as they are not as this command wrote them; "
+            "overwrite=true replaces them"
         )
     if info.background and info.classes[0].lower() != BACKGROUND[0]:
         console.print(
@@ -352,7 +381,7 @@ def _claim_folder(
         except (ValueError, TypeError):
             problem = f"{record}: damaged"
     else:
-        files = [path for job in jobs for path in (*job.outputs.values(), *job.unwanted)]
+        files = [path for job in jobs for path in job.outputs.values()]
         files.append(table)
         if cfg.annotations:
             files.append(output / annotations.PLACES[cfg.annotations])
@@ -462,15 +491,10 @@ def write(
 ) -> list[int]:
     """Write the outputs of one image that are missing, each of them atomically.
 
-    With a new mask, unwanted outputs of an older one are removed.
-
     Returns:
         The number of pixels of each label 0..255.
     """
     origin = origin_of(job.image, job.mask, job.settings).with_labels(mask)
-    if "mask" in job.missing:
-        for path in job.unwanted:
-            path.unlink(missing_ok=True)
     for kind in sorted(job.missing, key=lambda kind: kind == "mask"):  # last: then all are there
         path = job.outputs[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -487,8 +511,13 @@ def write(
                 rgb = visualize.as_rgb(image)
                 for top, strip in visualize.overlay_strips(rgb, mask, info=info):
                     picture.paste(Image.fromarray(strip), (0, top))
-                picture.save(file, "PNG", compress_level=1)  # three times as fast
+                text = origin.as_png(OVERLAY_KEY)
+                picture.save(file, "PNG", pnginfo=text, compress_level=1)  # three times as fast
             elif probabilities is not None:
-                classes = np.array(info.classes)
-                np.savez_compressed(file, probabilities=probabilities, classes=classes)
+                np.savez_compressed(
+                    file,
+                    probabilities=probabilities,
+                    classes=np.array(info.classes),
+                    origin=np.array(origin.as_text()),
+                )
     return areas.count(mask)
