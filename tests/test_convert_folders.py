@@ -98,6 +98,9 @@ PAIRS = {
     "nested": ("{s}/day{n}/image", "{s}/day{n}/label"),
     "both words": ("{n}_rgb", "{n}_gt"),
     "one word of two": ("images/{n}", "ground_truth/{n}"),
+    "two words": ("{n}", "ground_truths/{n}"),
+    "half a word": ("images/{n}", "ground/{n}"),
+    "half a word at the end": ("{n}", "{n}_ground"),
 }
 
 
@@ -207,6 +210,11 @@ GROUPS = [
     ("film{photo}_frame{version}", {"group": r"film\d+"}, r"film\d+"),
     ("film{photo}_frame{version}", {"group": r"^(.+)_frame\d+$"}, r"film\d+"),
     ("film{photo}/frame{version}", {"group": r"film\d+"}, r"film\d+"),
+    (
+        "film{photo}/frame{version}",
+        {"group": r"^train/(film\d+)/", "images": "train"},
+        r"film\d+",
+    ),
     ("scene{photo}_{version}_{version}", {"group": r"(.+?)_\d+_\d+"}, r"scene\d+"),
 ]
 
@@ -324,9 +332,21 @@ def test_of_several_folds_of_lists_one_is_used_and_the_others_are_named(
     assert re.search(rf"not used: .*folds/{file.format('train', 1)}", printed)
 
 
-def test_lists_of_one_split_in_parts_are_no_folds(tmp_path: Path, samples: list[Sample]) -> None:
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"train_1": "012", "train_2": "3", "val": "45"},
+        {"train_day": "02", "val_day": "4", "train_night": "13", "val_night": "5"},
+        {"cat_train": "0123", "cat_val": "45", "dog_train": "0123", "dog_val": "45"},
+        {"train_1": "01", "val_1": "45", "train_2": "0123", "val_2": "45"},
+    ],
+    ids="+".join,
+)
+def test_lists_in_parts_that_agree_are_no_folds(
+    tmp_path: Path, samples: list[Sample], lists: dict[str, str]
+) -> None:
     root = put_all(samples, tmp_path / "a", "images/{n}", "masks/{n}")
-    for name, part in (("train_1", "012"), ("train_2", "3"), ("val", "45")):
+    for name, part in lists.items():
         put(root / f"{name}.txt", "\n".join(f"photo{n}" for n in part))
     masks, printed = converted(root, tmp_path / "new", **THREE)
     assert sorted(masks) == sorted(f"{s.split}/{s.name}" for s in samples)
@@ -541,25 +561,31 @@ def test_one_mask_for_each_class(
     check(masks, samples, lambda labels: np.array([0, 2, 1] + [0] * 253)[labels])
 
 
-def by_class(root: Path, samples: list[Sample]) -> None:
+def by_class(root: Path, samples: list[Sample], values: list[int]) -> None:
     """Write masks of one class each, in folders of their class."""
     for number, s in enumerate(samples):
         photo(s, root / "images" / s.name)
-        mask = (s.labels == 1) * np.uint8(255)
+        mask = (s.labels == 1) * np.uint8(values[number % 2])
         put(root / "masks" / ("grass", "road")[number % 2] / f"{s.name}.png", mask)
 
 
 @pytest.mark.parametrize(
-    ("classes", "labels"),
+    ("classes", "values", "labels"),
     [
-        (["background", "road", "grass"], [2, 1]),
-        (["background", "defect"], [1, 1]),  # the folders are something else
+        (["background", "road", "grass"], [255, 255], [2, 1]),
+        (["background", "road", "grass"], [1, 2], [1, 2]),  # the masks hold labels
+        (["background", "defect"], [255, 255], [1, 1]),  # the folders are something else
+        (["background", "road"], [1, 1], [1, 1]),
     ],
 )
-def test_folders_of_masks_are_classes_if_the_classes_are_called_so(
-    tmp_path: Path, samples: list[Sample], classes: list[str], labels: list[int]
+def test_folders_of_masks_of_one_value_are_classes_if_the_classes_are_called_so(
+    tmp_path: Path,
+    samples: list[Sample],
+    classes: list[str],
+    values: list[int],
+    labels: list[int],
 ) -> None:
-    by_class(tmp_path / "a", samples)
+    by_class(tmp_path / "a", samples, values)
     masks, printed = converted(tmp_path / "a", tmp_path / "new", data={"classes": classes})
     assert "over each other" not in printed
     assert info(tmp_path / "new")["classes"] == classes
@@ -832,7 +858,6 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str, dict[str, Any] | None]] = {
         r"1 classes; .*the names ignore, .*void are of ignored",
         {"data": {"classes": ["unlabelled", "road"]}},
     ),
-    "classes by folder": (by_class, ROAD, "grass, road, but grass is no class; if the folders", {}),
     "two names": (two_names, {}, r"_classes\.csv: 1 is road and pond", None),
     "colours among labels": (colours_among_labels, {}, r"^(?!.*\d{8})", None),  # no numbers
     "cityscapes": (own_cityscapes, {}, "like those of Cityscapes; name them", {}),

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,16 +110,6 @@ def test_an_image_of_another_folder_does_not_take_the_place_of_a_missing_one(
     assert "of 5 images are not there and are left out, such as " in printed
 
 
-def test_an_image_in_another_folder_than_its_name_says_is_noted(tmp_path: Path) -> None:
-    coco_shapes(tmp_path / "a", {"left/a": POLYGONS, "left/b": POLYGONS})
-    (tmp_path / "a/left").rename(tmp_path / "a/right")
-    masks, printed = converted(tmp_path / "a", tmp_path / "new")
-    assert len(masks) == 2
-    assert re.search(
-        "2 images lie in other folders .*right/a.png, there called left/a.png", printed
-    )
-
-
 @pytest.mark.parametrize("write", [coco_shapes, cvat_shapes, yolo], ids=IDS)
 @pytest.mark.parametrize("others", [{}, {"val/d": POLYGONS}], ids=["no", "other"])
 def test_an_image_of_another_split_does_not_take_the_place_of_a_missing_one(
@@ -128,19 +119,59 @@ def test_an_image_of_another_split_does_not_take_the_place_of_a_missing_one(
     path = next((tmp_path / "a").rglob("val/c.png"))
     path.rename(path.parents[1] / "train/c.png")
     masks, printed = converted(tmp_path / "a", tmp_path / "new")
-    assert sorted(name[-1] for name in masks) == ["a", "b", *(name[-1] for name in others)]
-    assert "images are not there and are left out, such as " in printed
+    # Without another image of val, c can mean no other image.
+    assert sorted(name[-1] for name in masks) == ["a", "b", *("d" if others else "c")]
+    assert ("images are not there and are left out, such as " in printed) == bool(others)
 
 
-def test_an_image_of_another_data_set_of_supervisely_is_another_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [coco_shapes, cvat_shapes, yolo, labelme_shapes], ids=IDS)
+@pytest.mark.parametrize("above", ["x", "C:/Users/me/Desktop/test", "home/dev/pics", "train"])
+@pytest.mark.parametrize("file", ["training_data", "my-test"])
+def test_the_folder_of_an_image_is_its_split_if_all_annotations_say_the_same_one(
+    tmp_path: Path, write: Write, above: str, file: str
+) -> None:
+    write(tmp_path / "a", {f"{above}/{name}": POLYGONS for name in "abcd"})
+    for number, path in enumerate(sorted((tmp_path / "a").rglob("*.png"))):
+        split = ("train", "val")[number % 2]
+        path.rename(put(tmp_path / f"a/pictures/{split}/{path.name}", b""))
+    for path in [p for p in (tmp_path / "a").iterdir() if p.stem == "annotations"]:
+        path.rename(path.with_stem(file))
+    masks, _ = converted(tmp_path / "a", tmp_path / "new")
+    assert sorted(masks) == ["train/a", "train/c", "val/b", "val/d"]
+
+
+@pytest.mark.parametrize("place", ["photos/{0}.png", "raw/day_{0}/{0}.png", "ds2/img/{0}.png"])
+def test_images_of_supervisely_may_lie_elsewhere_but_are_not_those_of_another_data_set(
+    tmp_path: Path, place: str
+) -> None:
     supervisely_shapes(tmp_path / "a", two(POLYGONS))
-    (tmp_path / "a/ds/img").rename(tmp_path / "a/photos")
-    assert len(converted(tmp_path / "a", tmp_path / "new")[0]) == 2
-    (tmp_path / "a/ds2").mkdir()
-    (tmp_path / "a/photos").rename(tmp_path / "a/ds2/img")
-    with pytest.raises(DataError, match=r"images are not there, such as ds/img/"):
-        converted(tmp_path / "a", tmp_path / "x")
-    assert len(converted(tmp_path / "a", tmp_path / "2", images="ds2/img")[0]) == 2
+    for path in [*(tmp_path / "a/ds/img").iterdir()]:
+        path.rename(put(tmp_path / "a" / place.format(path.stem), b""))
+    assert len(converted(tmp_path / "a", tmp_path / "1")[0]) == 2
+    if "ds2" in place:
+        shutil.copytree(tmp_path / "a/ds/ann", tmp_path / "a/ds2/ann")
+        masks, printed = converted(tmp_path / "a", tmp_path / "2")
+        assert len(masks) == 2
+        assert "2 of 4 images are not there and are left out, such as ds/img/" in printed
+
+
+FOLDERS = ["annotations", "Road.v1i.coco-segmentation", "images_to_label/seg 1", "masks"]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=IDS)
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("beside", [True, False], ids=["beside", "apart"])
+def test_a_word_for_masks_in_the_name_of_a_folder_hides_no_photographs(
+    tmp_path: Path, write: Write, name: str, beside: bool
+) -> None:
+    write(tmp_path / "a" / (name if beside else "."), two(POLYGONS))
+    for path in [] if beside else [*(tmp_path / "a").rglob("*.png")]:
+        path.rename(put(tmp_path / f"a/{name}/{path.name}", b""))
+    noise(tmp_path / "a/preview.png")
+    masks, _ = converted(tmp_path / "a", tmp_path / "1")
+    assert len(masks) == 2
+    masks, _ = converted(tmp_path / "a", tmp_path / "2", images=name.split("/")[0])
+    assert len(masks) == 2
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=IDS)
@@ -330,9 +361,13 @@ def test_files_of_coco_beside_instances_count_if_they_have_images_of_their_own(
     file = tmp_path / "a/one/annotations.json"
     put(tmp_path / "a/one/person_keypoints.json", file.read_text())
     file.rename(file.with_name("instances_default.json"))
-    masks, printed = converted(tmp_path / "a", tmp_path / "new")
+    masks, printed = converted(tmp_path / "a", tmp_path / "1")
     assert sorted(name.split("/")[1] for name in masks) == ["b", "c", "one_a", "two_a"]
     assert re.search(r"not used: \S+/a/one/person_keypoints\.json$", printed, re.M)
+    coco_shapes(tmp_path / "a/one", two([]) | {"d": POLYGONS})
+    masks, _ = converted(tmp_path / "a", tmp_path / "2")
+    assert sorted(name[-1] for name in masks) == ["a", "a", "b", "c", "d"]
+    assert all(mask.any() for mask in masks.values())
 
 
 FORMS: dict[str, Callable[[Any], Any]] = {
@@ -484,7 +519,8 @@ def test_labelme_erases_and_ignores_by_class_and_unpacks_images(tmp_path: Path) 
             stored = (tmp_path / "a/b.png").read_bytes()
             content["imageData"] = base64.b64encode(stored).decode()
             (tmp_path / "a/b.png").rename(tmp_path / "a/masks.png")
-            put(tmp_path / "a/masks/b.png", np.zeros((24, 32), np.uint8))
+            for mask in "ab":
+                put(tmp_path / f"a/masks/{mask}.png", np.zeros((24, 32), np.uint8))
         file.write_text(json.dumps(content))
     masks, _ = converted(tmp_path / "a", tmp_path / "new")
     assert info(tmp_path / "new")["classes"] == ["_background_", "road"]

@@ -15,10 +15,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache, cached_property
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import numpy as np
 
@@ -30,15 +31,15 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 SPLITS |= {"validation": "val", "test": "test", "testing": "test"}
 MASK_WORDS = {
     "ann", "annotation", "annotations", "annot", "label", "labels", "labelids", "mask", "masks",
-    "masksmachine", "gt", "gtfine", "gtcoarse", "truth", "groundtruth", "seg", "segmentation",
-    "semantic", "segmentationclass", "segmentationclasspng", "segmentationclassnpy",
-    "segmentationclassaug",
+    "masksmachine", "gt", "gtfine", "gtcoarse", "truth", "truths", "groundtruth", "groundtruths",
+    "seg", "segmentation", "semantic", "segmentationclass", "segmentationclasspng",
+    "segmentationclassnpy", "segmentationclassaug",
 }  # fmt: skip
 IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "leftimg8bit", "photo", "photos"}
 IMAGE_WORDS |= {"rgb", "sat"}
 OTHER_WORDS = {"", "dir", "l"}  # mmsegmentation's img_dir, CamVid's _L
 GAP = "[-_. ]"  # between words
-PAIR = re.compile(f"(ground){GAP}(truth)|(masks){GAP}(machine)", re.IGNORECASE)  # one word each
+PAIR = re.compile(f"(ground){GAP}(truths?)|(masks){GAP}(machine)", re.IGNORECASE)  # one word each
 SHOWN = 3  # files in a note
 PREDICTIONS = "predict.json"  # in a folder of masks and overlays by predict.py: no photographs
 # Folders of pictures of masks, and of masks of single objects.
@@ -68,7 +69,6 @@ class PathInfo:
     split: str
     folders: tuple[str, ...]  # without splits and such words
     is_mask: bool
-    mask_folder: str  # the nearest folder with a word for either, if that says masks
     name: str  # of the file, with its folders
 
 
@@ -97,8 +97,10 @@ class AnnotationFolder:
         self.root, self.scratch = Path(os.path.abspath(root)), Path(os.path.abspath(scratch))
         self.bases, self.notes, self.files = [self.root], list[str](), list(walk(self.root))
         chosen_images, chosen_masks = self._choose("images", images), self._choose("masks", masks)
-        self.info = cache(self._info)
+        self.info, self._mask_words = cache(self._info), MASK_WORDS
         pictures = self._pictures(self.files)
+        if not any(self.info(path).is_mask for path in pictures):
+            self.info, self._mask_words = cache(self._info), MASK_WORDS | {"ground"}  # or a class
         made = {path.parent for path in self.files if path.name == PREDICTIONS}
         predicted = {path for path in pictures if not made.isdisjoint(path.parents)}
         self.pictures, self.masks_are_given = chosen_masks if masks else pictures, bool(masks)
@@ -110,8 +112,10 @@ class AnnotationFolder:
         photos = chosen_images if images else bare
         self.photos = sorted(p for p in set(photos) - set(self.masks) if p.suffix != ".npy")
         about = [self.info(path) for path in self.photos]
-        self._innermost = {info.folders[-1:] for info in about}
-        self._splits = {info.split for info in about}
+        self.places = {p for info in about for p in (info.split, *info.folders[-1:]) if p}
+        names = {nfc(path.stem) for path in self.photos}
+        paired = {path.parent for path in self.masks if nfc(path.stem) in names}
+        self._mask_folders = paired - {path.parent for path in self.photos}
         self._by_name = defaultdict[str, list[Path]](list)
         others = (path for path in self.pictures if path not in predicted)
         for path in dict.fromkeys((*self.photos, *others)):
@@ -141,29 +145,16 @@ class AnnotationFolder:
         return self._pictures(found)
 
     def _listed_folder(self, path: Path) -> Path:
-        """Return a folder by its path below root if it lies there, whatever links lead to it."""
+        """Return a folder as the export lists it, whatever links lead to it."""
         target, root = Path(os.path.realpath(path)), os.path.realpath(self.root)
         if target.is_relative_to(root):
             return self.root / target.relative_to(root)
-        return Path(os.path.abspath(path))
-
-    @cached_property
-    def _by_target(self) -> dict[str, list[Path]]:
-        """The listed files by the path that they have without links."""
-        found = defaultdict[str, list[Path]](list)
-        for path in self.files:
-            found[os.path.realpath(path)].append(path)
-        return found
+        plain = Path(os.path.abspath(path))
+        return plain if os.path.realpath(plain) == str(target) else target
 
     def file_at(self, path: Path) -> Path | None:
-        """Return the file at a path, as the export lists it if it does; None if there is none.
-
-        Whatever links lead to a file, it has one path; outside the export that without links.
-        """
-        target = os.path.realpath(path)
-        listed = self._by_target.get(target, [Path(target)])
-        plain = Path(os.path.normpath(path))
-        found = plain if plain in listed else listed[0]
+        """Return the file at a path, as the export lists it if it does; None if there is none."""
+        found = self._listed_folder(path.parent) / path.name
         return found if found.is_file() else None
 
     def relative(self, path: Path) -> Path:
@@ -184,12 +175,13 @@ class AnnotationFolder:
         """Return the files of these names."""
         return [path for path in self.files if path.name in names]
 
-    def json_files(self, *words: str, name: str = "") -> Iterator[tuple[Path, Any]]:
-        """Yield the JSON files, of a name if one is given, that hold some words, with content."""
+    def documents(self, *words: str, name: str = "", suffix: str = ".json") -> Iterator[Any]:
+        """Yield path and content of the JSON or XML files, of a name if given, that hold words."""
         for path in self.files_named(name) if name else self.files:
-            if path.suffix.lower() == ".json" and has_words(path, words):
+            if path.suffix.lower() == suffix and has_words(path, words):
                 with file_errors(path, "file"):
-                    content = json.loads(path.read_bytes())
+                    text = path.read_bytes()
+                    content = json.loads(text) if suffix == ".json" else fromstring(text)
                 yield path, content
 
     def select_masks(self, suffix: str) -> None:
@@ -202,77 +194,80 @@ class AnnotationFolder:
         """Take a path apart."""
         *parents, name = map(nfc, self.relative(path).parts)
         name = without_suffixes(name)
-        mask_stem, has_word = strip_words(name, MASK_WORDS)
-        stem, _ = strip_words(name, MASK_WORDS | IMAGE_WORDS)
-        split, folders, mask_folder = "", list[str](), None
+        mask_stem, has_word = strip_words(name, self._mask_words)
+        stem, _ = strip_words(name, self._mask_words | IMAGE_WORDS)
+        is_mask = has_word or (None if stem else False)  # IMG_1234 says nothing
+        split, folders = "", list[str]()
         for parent in reversed(parents):
-            rest, mask_word = strip_words(parent, MASK_WORDS)
+            rest, mask_word = strip_words(parent, self._mask_words)
             rest, image_word = strip_words(rest, IMAGE_WORDS)
-            if mask_folder is None and (mask_word or image_word):
-                mask_folder = parent if mask_word else ""
+            if is_mask is None and (mask_word or image_word):
+                is_mask = mask_word
             if known := SPLITS.get(rest.lower().rstrip("0123456789")):
                 split = split or known
             elif rest:
                 folders.insert(0, rest)
         full = "_".join([*folders, name] if stem or not folders else folders)
-        is_mask = has_word or bool(stem and mask_folder)
-        return PathInfo((mask_stem, stem), split, tuple(folders), is_mask, mask_folder or "", full)
+        return PathInfo((mask_stem, stem), split, tuple(folders), bool(is_mask), full)
 
-    def find_image(
-        self, name: str, source: Path, split: str = "", folder_counts: bool = False
-    ) -> Path | None:
+    def find_image(self, name: str, source: Path, split: str = "") -> Path | None:
         """Return the image of a name in an annotation file, None if there is none.
 
-        An image in another split than the name or the folder of `source` says is another one. If
-        the export has the folder that the name says, or the split that the file says, so is an
-        image elsewhere. A picture in a folder of masks is no image, unless the name says this
-        folder. Of several, prefer in turn the same path, beside `source`, no split, the folders of
-        `source`, no mask.
+        A picture among masks of photographs is none, unless it lies beside `source` or the name
+        says its folder. Of several, prefer in turn the longest end of the path, beside `source`,
+        its split or none, its folders, no mask.
 
         Args:
             name: of the image, or the end of its path; without its suffix if need be.
             source: the annotation file.
             split: that the file says, if it does.
-            folder_counts: the image is in the folder that the name says, or in none.
 
         Raises:
-            DataError: several remain.
+            DataError: several remain, unless all are in other places than the one that is said.
         """
         *folders, last = _path_parts(name) or [""]
-        said, here = self.info(self.root.joinpath(*folders, last)), self.info(source)
-        own_split = said.split or (split if split in self._splits else here.split)
-        inner = said.folders[-1:]
+        split, here = self.said_split(name, source, split), self.info(source)
+        found = [
+            path
+            for path in self._by_name.get(last, [])
+            if path.parent not in self._mask_folders - {source.parent}
+            or path.parent.name in folders
+        ]
 
-        def may_be(path: Path) -> bool:
-            about = self.info(path)
-            if about.mask_folder not in ("", *folders):
-                return False
-            if own_split and about.split not in ("", own_split):
-                return False
-            if not inner or about.folders[-1:] == inner:
-                return True
-            return inner not in self._innermost and not (folder_counts and about.folders)
+        def equal_folders(path: Path) -> int:
+            above, ends = [*map(nfc, path.parts[:-1])], range(1, len(folders) + 1)
+            return sum(above[-count:] == folders[-count:] for count in ends)
 
-        found = list(filter(may_be, self._by_name.get(last, [])))
         for rule in (
-            lambda path: [*map(nfc, path.parts[-len(folders) - 1 :])] == [*folders, last],
+            equal_folders,
             lambda path: path.parent == source.parent,
-            lambda path: not self.info(path).split or own_split,
+            lambda path: self.info(path).split in (split, ""),
             lambda path: self.info(path).folders == here.folders,
             lambda path: path in self.photos,
         ):
-            found = list(filter(rule, found)) or found if len(found) > 1 else found
-        if len(found) > 1:
+            if len(found) > 1:
+                best = max(map(rule, found))
+                found = [path for path in found if rule(path) == best]
+        said = {split, *self._info_of_name(name).folders[-1:]} & self.places
+        if len(found) > 1 and (not said or any(all(self.fits(p, name, split)) for p in found)):
             raise DataError(
                 f"{source}: {found[0]} and {found[1]} are both called {name}; set images=FOLDER"
             )
-        return found[0] if found else None
+        return found[0] if len(found) == 1 else None
 
-    def is_moved(self, image: Path, name: str) -> bool:
-        """Return True if an image is in another folder than its name in an annotation file says."""
-        said = self.info(self.root.joinpath(*_path_parts(name))).folders[-1:]
-        inner = self.info(image).folders[-1:]
-        return bool(said and inner) and said != inner
+    def said_split(self, name: str, source: Path, split: str = "") -> str:
+        """Return the split that an annotation says: `split`, or by folders of its file or name."""
+        said = self._info_of_name(name).split
+        return split or self.info(source).split or (said if said in self.places else "")
+
+    def fits(self, image: Path, name: str, split: str) -> tuple[bool, bool]:
+        """Return whether an image is in the split and in the folder that an annotation says."""
+        said, about = self._info_of_name(name), self.info(image)
+        in_split = not split or about.split in ("", split, said.split)
+        return in_split, not said.folders or about.folders[-1:] in ((), said.folders[-1:])
+
+    def _info_of_name(self, name: str) -> PathInfo:
+        return self.info(self.root.joinpath(*_path_parts(name)))
 
     def match(self) -> dict[Path, list[Path]]:
         """Find the images of each mask by name, split and folders, or fewer if that pairs more."""
@@ -356,7 +351,7 @@ class AnnotationFolder:
     ) -> Item:
         """Return an item, with what the paths say unless its split is given."""
         here, there = self.info(mask), self.info(image)
-        return Item(image, split or here.split or there.split, there.name, mask, read)
+        return Item(image, split or there.split or here.split, there.name, mask, read)
 
     def left_out(self, items: Sequence[Item], title: str) -> list[str]:
         """Return notes on the files that are not used; the title is that of the format."""
@@ -395,13 +390,6 @@ def shown_files(paths: Sequence[Path]) -> str:
 def _path_parts(name: str) -> list[str]:
     """Return the folders and the name in a path of any system."""
     return [part for part in re.split(r"[\\/]", nfc(name)) if part not in ("", ".", "..")]
-
-
-def names_that_end_alike(names: Iterable[str]) -> set[str]:
-    """Return the names in an annotation file whose last part another one has, too."""
-    ends = {name: _path_parts(name)[-1:] for name in names}
-    counts = Counter(map(tuple, ends.values()))
-    return {name for name, end in ends.items() if counts[tuple(end)] > 1}
 
 
 def without_suffixes(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Drawing:
     image: Path | None  # None: there is no such file
     shapes: Sequence[Shape]  # in the order in which they are drawn
     size: tuple[int, int] | None = None  # (width, height) of the image; None: as its file says
-    split: str = ""  # if the source says it
+    split: str = ""  # if the name of the source says it
 
     @property
     def is_drawn(self) -> bool:
@@ -81,6 +81,7 @@ def drawn_set(
     Raises:
         DataError: no image is there, or none has a shape with an area.
     """
+    drawings = _with_own_images(folder, drawings)
     shapes = [shape for drawing in drawings for shape in drawing.shapes]
     kinds = {shape.name: shape.kind for shape in shapes if shape.has_area}
     names = with_background([*classes, *sorted(kinds.keys() - {*classes})])
@@ -97,11 +98,6 @@ def drawn_set(
             raise DataError(f"{text}, such as {missing[0].name}; set images=FOLDER")
         text += f" and are left out, such as {missing[0].name}; if they lie elsewhere, "
         notes.append(text + "set images=FOLDER")
-    if moved := [d for d in drawings if d.image and folder.is_moved(d.image, d.name)]:
-        notes.append(
-            f"{len(moved)} images lie in other folders than their annotations say, such as "
-            f"{moved[0].image}, there called {moved[0].name}"
-        )
     if not kinds:
         raise DataError(
             f"{source}: no shape with an area in this file or another of {title}; annotate "
@@ -125,6 +121,27 @@ def drawn_set(
         title, items, dict(enumerate(names)), notes=notes, overlaps=overlaps, numbered_here=True,
         sources={drawing.source for drawing in drawings},
     )  # fmt: skip
+
+
+def _with_own_images(folder: AnnotationFolder, drawings: Sequence[Drawing]) -> list[Drawing]:
+    """Return the drawings without the images of others, and with their splits if there are several.
+
+    If the annotations say several splits, an image in the folder of another one is another image.
+    An image in the split and the folder that an annotation says belongs to no other annotation.
+    """
+    splits = [folder.said_split(d.name, d.source, d.split) for d in drawings]
+    several, result = len({*splits} - {""}) > 1, list[Drawing]()
+    pairs = zip(drawings, splits, strict=True)
+    drawings = [replace(drawing, split=split if several else "") for drawing, split in pairs]
+    taken = {d.image for d in drawings if d.image and all(folder.fits(d.image, d.name, d.split))}
+    for drawing in drawings:
+        if image := drawing.image:
+            in_split, in_folder = folder.fits(image, drawing.name, drawing.split)
+            is_other = image in taken and not (in_split and in_folder)
+            if is_other or (drawing.split in folder.places and not in_split):
+                drawing = replace(drawing, image=None)
+        result.append(drawing)
+    return result
 
 
 def _read(

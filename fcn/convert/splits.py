@@ -40,7 +40,7 @@ def listed_splits(
     items, unclear, usable = annotations.items, list[Path](), []
     groups = [annotations.lists] if annotations.lists else _groups(files, annotations.sources)
     ends = _path_ends(items) if groups else {}
-    for lists in groups:
+    for lists in (fold for group in groups for fold in _folds(group, ends)):
         found, lines = _named_items(lists, ends)
         if found and 2 * len(found) >= min(lines, len(items)):
             usable.append((found, lists))
@@ -67,25 +67,27 @@ def listed_splits(
 
 
 def _groups(files: Sequence[Path], annotations: Set[Path]) -> list[Lists]:
-    """Return the lists of each folder or fold; annotations, as YOLO's train_0001.txt, are none."""
+    """Return the lists of each folder; annotations, as YOLO's train_0001.txt, are none."""
     by_folder = defaultdict[Path, Lists](dict)
     for path in (path for path in files if path not in annotations):
         if path.suffix in (".txt", ".lst", ".csv") and (split := split_in(path.stem)):
             by_folder[path.parent][path] = split
-    return [group for lists in by_folder.values() for group in _folds(lists)]
+    return [*by_folder.values()]
 
 
-def _folds(lists: Lists) -> list[Lists]:
-    """Return the lists of each fold, such as train_0 and val_0; all together if there are none."""
-    by_words = defaultdict[tuple[str, ...], Lists](dict)
-    for path, split in lists.items():
-        words = re.findall(r"[^\W\d_]+|\d+", path.stem.lower())
-        by_words[tuple(word for word in words if word not in SPLITS)][path] = split
-    folds = [fold for fold in by_words.values() if {"train", "val"} <= {*fold.values()}]
-    if len(folds) < 2:
+def _folds(lists: Lists, ends: dict[str, set[int]]) -> list[Lists]:
+    """Return the lists of each fold, such as train_0 and val_0; all together if they agree."""
+    try:
+        _named_items(lists, ends)
         return [lists]
-    shared = {p: split for p, split in lists.items() if not any(p in fold for fold in folds)}
-    return [fold | shared for fold in folds]
+    except DataError:  # an image is in two splits
+        by_words = defaultdict[tuple[str, ...], Lists](dict)
+        for path, split in lists.items():
+            words = re.findall(r"[^\W\d_]+|\d+", path.stem.lower())
+            by_words[tuple(word for word in words if word not in SPLITS)][path] = split
+        folds = [fold for fold in by_words.values() if {"train", "val"} <= {*fold.values()}]
+        shared = {p: split for p, split in lists.items() if not any(p in fold for fold in folds)}
+        return [fold | shared for fold in folds] or [lists]
 
 
 def _path_ends(items: Sequence[Item]) -> dict[str, set[int]]:
@@ -188,7 +190,8 @@ def split_items(
 
 def _group_of(item: Item, pattern: re.Pattern[str], folder: AnnotationFolder) -> str:
     """Return what groups an image: a part of its name, or else of its path, or all of its path."""
-    path = folder.relative(item.image)
+    path, root = item.image, folder.root
+    path = path.relative_to(root) if path.is_relative_to(root) else folder.relative(path)
     return group_in((path.stem, path.name, path.as_posix()), pattern) or str(item.image)
 
 

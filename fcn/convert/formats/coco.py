@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.annotation_folder import AnnotationFolder, Item, names_that_end_alike, split_in
+from fcn.convert.annotation_folder import AnnotationFolder, Item, split_in
 from fcn.convert.annotation_set import IGNORE, AnnotationSet, Drawing, drawn_set, with_background
 from fcn.convert.drawing import Shape, as_points
 from fcn.convert.formats.foreign import BOXES
@@ -28,14 +28,15 @@ def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | No
     found = {path: _drawings(folder, path, content, notes) for path, content in files.items()}
     main = {d.image or d.name for p in found if "instances" in p.name for d in found[p]}
     # Other files annotate the same images: with sentences, with the parts of persons.
-    used = {
-        path: content
-        for path, content in files.items()
-        if "instances" in path.name or not {d.image or d.name for d in found[path]} <= main
-    }
-    drawings = [drawing for path in used for drawing in found[path]]
+    drawings = [
+        drawing
+        for path in found
+        for drawing in found[path]
+        if "instances" in path.name or (drawing.image or drawing.name) not in main
+    ]
     if not drawings:
         return None
+    used = {drawing.source: files[drawing.source] for drawing in drawings}
     shapes = [shape for drawing in drawings for shape in drawing.shapes]
     if shapes and not any(shape.has_area for shape in shapes):
         raise DataError(f"{min(used)}: {BOXES}; annotate polygons or masks and export instances")
@@ -46,7 +47,7 @@ def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | No
 def coco_files(folder: AnnotationFolder) -> dict[Path, dict[str, Any]]:
     """Return the content of the files of COCO."""
     keys = {"images", "annotations", "categories"}
-    found = folder.json_files(*WORDS)
+    found = folder.documents(*WORDS)
     return {path: c for path, c in found if isinstance(c, dict) and keys <= c.keys()}
 
 
@@ -83,10 +84,9 @@ def _drawings(
         if not shapes:
             raise DataError(f"{notes[-1]}; so are all others: export it again")
     split, result = split_in(path.stem), list[Drawing]()
-    alike = names_that_end_alike(row["file_name"] for row in content["images"])
     for row in content["images"]:
         key, name = str(row["id"]), row["file_name"]
-        photo = folder.find_image(name, path, split, name in alike)
+        photo = folder.find_image(name, path, split)
         result.append(Drawing(path, name, photo, shapes[key], sizes[key], split))
     return result
 

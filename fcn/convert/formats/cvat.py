@@ -1,24 +1,16 @@
 """CVAT: Segmentation mask 1.1, and CVAT for images 1.1."""
 
 import re
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.annotation_folder import (
-    AnnotationFolder,
-    has_words,
-    names_that_end_alike,
-    split_in,
-)
+from fcn.convert.annotation_folder import AnnotationFolder, split_in
 from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
 from fcn.convert.drawing import Shape, ellipse, run_mask, turned_box
 from fcn.convert.formats.class_lists import colour_list, listed_set
 from fcn.convert.formats.coco import coco_mask
 from fcn.data.dataset import read_list
-from fcn.data.images import file_errors
 
 WORDS = ("<annotations", "<image")  # in each file of shapes
 
@@ -47,29 +39,20 @@ def read_shapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationS
     higher z_order lie over those of a lower one, later ones over earlier ones.
     """
     drawings, classes = list[Drawing](), list[str]()
-    for path, root in _files(folder):
+    for path, root in folder.documents(*WORDS, suffix=".xml"):
         images = root.findall("image") if root.tag == "annotations" else []
         classes += [name.text or "" for name in root.iterfind("meta//labels/label/name") if images]
-        alike = names_that_end_alike(about.attrib["name"] for about in images)
         for about in images:
             name, split = about.attrib["name"], split_in(about.get("subset") or path.stem)
             size = int(about.attrib["width"]), int(about.attrib["height"])
             elements = (e for e in about if "label" in e.attrib and e.tag != "tag")
             shapes = [_shape(element, size, cfg.line_width or 0) for element in elements]
-            image = folder.find_image(name, path, split, name in alike)
+            image = folder.find_image(name, path, split)
             drawings.append(Drawing(path, name, image, shapes, size, split))
     return drawn_set("CVAT for images", folder, drawings, classes) if drawings else None
 
 
-def _files(folder: AnnotationFolder) -> Iterator[tuple[Path, ElementTree.Element]]:
-    for path in (path for path in folder.files if path.suffix == ".xml"):
-        if has_words(path, WORDS):
-            with file_errors(path, "file"):
-                root = ElementTree.parse(path).getroot()
-            yield path, root
-
-
-def _shape(element: ElementTree.Element, size: tuple[int, int], line_width: float) -> Shape:
+def _shape(element: Element, size: tuple[int, int], line_width: float) -> Shape:
     def numbers(*keys: str) -> list[float]:
         return [float(element.attrib[key]) for key in keys]
 

@@ -30,7 +30,7 @@ UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")  # put before the name of an uploaded f
 
 def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | None:
     newest, counts = dict[Any, tuple[Path, dict[str, Any], str, list[Any]]](), Counter[Any]()
-    for path, tasks in folder.json_files(*WORDS):
+    for path, tasks in folder.documents(*WORDS):
         for task in tasks if isinstance(tasks, list) else []:
             key = path, task.get("id", id(task))  # JSON-MIN has a row for each annotation
             counts[key] += 0

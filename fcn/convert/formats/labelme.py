@@ -42,7 +42,7 @@ def read_shapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationS
     their shapes are of one class.
     """
     drawings = list[Drawing]()
-    for path, content in folder.json_files(*WORDS):
+    for path, content in folder.documents(*WORDS):
         shapes = [_shape(entry, cfg.line_width or LINE_WIDTH) for entry in content["shapes"]]
         name = content["imagePath"] or path.stem
         image = folder.file_at(path.parent / name.replace("\\", "/"))

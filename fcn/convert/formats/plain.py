@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcn.config import PrepareDataConfig
 from fcn.convert.annotation_folder import AnnotationFolder
 from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set, with_background
 from fcn.convert.drawing import Shape
 from fcn.convert.formats.class_lists import ClassList, listed_set, paired
 from fcn.convert.formats.foreign import describe_foreign
-from fcn.convert.masks import covered_pixels, find_alpha, read_values
+from fcn.convert.masks import COLOUR, TRANSPARENT, covered_pixels, find_alpha, read_values
 from fcn.data.dataset import read_list
 from fcn.data.description import DESCRIPTION, read_description
 from fcn.data.images import image_size
@@ -38,7 +40,7 @@ def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet:
             "folders (masks, labels, annotations) or files (NAME_mask); set images=FOLDER "
             "masks=FOLDER, or patterns such as images=*.jpg masks=*.png"
         )
-    if files := [*folder.json_files(name="id2label.json")]:  # of data sets for transformers
+    if files := [*folder.documents(name="id2label.json")]:  # of data sets for transformers
         tables = [ClassList(p, {int(k): str(v) for k, v in c.items()}) for p, c in files]
         return listed_set("masks with id2label.json", folder, tables, cfg)
     own = class_settings(folder, cfg)
@@ -84,10 +86,8 @@ def _classes_by_folder(
 ) -> dict[Path, str]:
     """Return the class of each mask by its folder, if an image has masks in several.
 
-    If each image has one mask, the folders are classes if `named`, the given classes, has them all.
-
-    Raises:
-        DataError: it has some of them.
+    If each image has one mask, the folders are classes if `named`, the given classes, has them all
+    and the masks hold nothing but 0 and one other value.
     """
     classes, pairs = dict[Path, str](), list[tuple[Path, str]]()
     for mask, images in matches.items():
@@ -102,16 +102,11 @@ def _classes_by_folder(
         return {}
     if len({image for image, _ in pairs}) < len(pairs):
         return classes
-    found = sorted({*classes.values()})
-    lacking = [name for name in found if name not in named]
-    if 0 < len(lacking) < len(found):
-        raise DataError(
-            f"{folder.root}: the masks of each image are in one of the folders {', '.join(found)}, "
-            f"but {lacking[0]} is no class; if the folders are classes, give all of them: "
-            f"data.classes=[{','.join(dict.fromkeys([*named, *found]))}], or else the values of "
-            'the masks: "labels={0: NAME, 255: NAME}"'
-        )
-    return {} if lacking else classes
+    if not {*classes.values()} <= {*named}:
+        return {}
+    alpha = find_alpha(classes)
+    values = {v for mask in classes for v in np.unique(read_values(mask, alpha=alpha)).tolist()}
+    return classes if len(values - {0, COLOUR, TRANSPARENT}) == 1 else {}
 
 
 def _classes_by_name(folder: AnnotationFolder, matches: Matches) -> tuple[Matches, dict[Path, str]]:

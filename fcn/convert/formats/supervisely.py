@@ -23,7 +23,7 @@ def read_masks(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSe
     black = {"background": [0, 0, 0]}
     lists = [
         colour_list(path, [*(black | rows).items()])
-        for path, rows in folder.json_files(name="obj_class_to_machine_color.json")
+        for path, rows in folder.documents(name="obj_class_to_machine_color.json")
     ]
     if not lists:
         return None
@@ -35,7 +35,7 @@ def _colours(folder: AnnotationFolder) -> dict[str, list[int]]:
     """Return the classes of a project and the colours that people see."""
     entries = [
         entry
-        for _, content in folder.json_files('"classes"', name="meta.json")
+        for _, content in folder.documents('"classes"', name="meta.json")
         for entry in content["classes"]
     ]
     return {entry["title"]: list(bytes.fromhex(entry["color"].lstrip("#"))) for entry in entries}
@@ -47,13 +47,12 @@ def read_shapes(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationS
     Later objects are drawn over earlier ones. An image without a file is not annotated.
     """
     drawings = list[Drawing]()
-    for path, content in folder.json_files(*WORDS):
+    for path, content in folder.documents(*WORDS):
         if path.parent.name == "ann":
             shapes = [_shape(entry, cfg.line_width or 0) for entry in content["objects"]]
             size = content["size"]["width"], content["size"]["height"]
             name = f"{path.parent.parent.name}/img/{path.stem}"
-            image = folder.find_image(name, path, folder_counts=True)
-            drawings.append(Drawing(path, name, image, shapes, size))
+            drawings.append(Drawing(path, name, folder.find_image(name, path), shapes, size))
     if not drawings:
         return None
     colours = _colours(folder)

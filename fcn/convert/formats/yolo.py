@@ -7,6 +7,8 @@ over larger ones. An image whose file is empty is all background; one without a 
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from yaml import BaseLoader, YAMLError, load
 
 from fcn.config import PrepareDataConfig
-from fcn.convert.annotation_folder import SPLITS, AnnotationFolder, names_that_end_alike
+from fcn.convert.annotation_folder import SPLITS, AnnotationFolder
 from fcn.convert.annotation_set import AnnotationSet, Drawing, drawn_set
 from fcn.convert.drawing import Shape
 from fcn.convert.formats.foreign import BOXES
@@ -45,14 +47,12 @@ def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | No
     names, drawings = _names(folder, settings, cfg), list[Drawing]()
     splits, notes = _splits(settings)
     titles = {path: "/".join([*folder.info(path).folders, path.stem]) for path in texts}
-    alike = names_that_end_alike(titles.values())
-    images = {p: folder.find_image(t, p, folder_counts=t in alike) for p, t in titles.items()}
+    images = {path: folder.find_image(title, path) for path, title in titles.items()}
     for path, rows in files.items():
         if image := images[path]:
             size = image_size(image)
             shapes = [_shape(path, row, names, size) for row in rows]
-            split = _split_of(image, splits)
-            drawings.append(Drawing(path, titles[path], image, shapes, size, split))
+            drawings.append(Drawing(path, titles[path], image, shapes, size))
         elif rows:
             drawings.append(Drawing(path, titles[path], None, []))
     drawn = {drawing.image for drawing in drawings}
@@ -61,8 +61,11 @@ def read(folder: AnnotationFolder, cfg: PrepareDataConfig) -> AnnotationSet | No
             raise _wrong_line(path, 1)
     classes = [names[number] for number in sorted(names)]
     annotations = drawn_set("YOLO", folder, drawings, classes, small_on_top=True, notes=notes)
-    lists = ((place, split) for place, split in splits.items() if place.is_file())
-    annotations.lists = {folder.file_at(place) or place: split for place, split in lists}
+    annotations.items = [
+        replace(item, split=_split_of(item.image, splits) or item.split)
+        for item in annotations.items
+    ]
+    annotations.lists = {place: split for place, split in splits.items() if place.is_file()}
     return annotations
 
 
@@ -165,9 +168,8 @@ def _splits(settings: dict[Path, dict[str, Any]]) -> tuple[dict[Path, str], list
 def _places(path: Path, content: dict[str, Any], key: str) -> Iterator[Path]:
     """Yield the folders and files that a key of data.yaml names."""
     entries = content[key] if isinstance(content[key], list) else [content[key]]
-    ends = (end for e in map(str, entries) for end in (e, e.lstrip("./")))
     # Roboflow's ../train/images lies beside data.yaml. An empty entry is no folder.
-    for entry in filter(None, ends):
-        for start in (content.get("path") or "", ""):
-            if (place := path.parent / start / entry).exists():
-                yield Path(os.path.realpath(place))
+    ends = (end for entry in entries for end in (str(entry), str(entry).lstrip("./")) if end)
+    for end, start in product(ends, (content.get("path") or "", "")):
+        if (place := path.parent / start / end).exists():
+            yield Path(os.path.realpath(place))
