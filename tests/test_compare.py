@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from html.parser import HTMLParser
 from itertools import product
@@ -69,7 +69,8 @@ def run_of(confusions: Tensor, names: str | list[str], folder: str, **given: Any
     }
     ids = [f"image {i}" for i in range(len(confusions))]
     typed = {key: str(value) for key, value in flat_keys(given).items()}
-    return Run(Path("sweep", folder), dict(given), typed, metrics, ids, per_image)
+    data = given.get("data", {})
+    return Run(Path("sweep", folder), dict(given), typed, data, metrics, ids, per_image)
 
 
 def make_run(correct: list[int], folder: str = "0", **given: Any) -> Run:
@@ -117,11 +118,33 @@ def test_the_settings_that_a_choice_brings_are_not_named_and_a_default_is() -> N
     assert described(heavy, modern) == ["recipe=heavy", "recipe=modern"]
 
 
-def test_equal_names_of_different_runs_are_replaced_by_folders() -> None:
-    edited = [make_run([4], str(lr), seed=lr, lr=lr) for lr in (1, 2)]
+def test_rows_that_nothing_typed_tells_apart_are_named_by_a_setting_or_their_folders() -> None:
+    edited = [make_run([4], str(lr), seed=lr, lr=lr, wd=lr) for lr in (1, 2)]
     for run in edited:
         run.given = {}
-    assert described(*edited) == ["run=sweep/1", "run=sweep/2"]  # not two seeds of one setting
+    assert described(*edited) == ["lr=1", "lr=2"]  # not two seeds of one setting
+    again = [make_run([4], folder, seed=0, lr=1) for folder in ("a", "b")]
+    assert described(*again) == ["run=sweep/a", "run=sweep/b"]
+    assert described(*again, make_run([4], "c", lr=2)) == [
+        "lr=1 run=sweep/a",
+        "lr=1 run=sweep/b",
+        "lr=2 run=sweep/c",
+    ]
+
+
+@pytest.mark.parametrize("brought", [0, 1])
+def test_a_choice_is_a_name_only_if_it_brings_what_differs(brought: int) -> None:
+    """Typed or by default, it is the same choice."""
+    runs = [
+        make_run([4], seed=seed, upsampling={"name": net}, recipe={"crop": crop})
+        for seed, net, crop in ((0, "x", 0), (1, "x", 0), (2, "y", brought))
+    ]
+    for run, recipe in zip(runs, ("-", "sample", "modern"), strict=True):
+        run.given = (
+            {"recipe": recipe, "augmentation": "none"} if run.seed != "0" else {"upsampling": "x"}
+        )
+    names = [" recipe=sample", " recipe=modern"] if brought else ["", ""]
+    assert described(*runs) == [f"upsampling=x{names[0]}", f"upsampling=y{names[1]}"]
 
 
 def test_groups_average_over_seeds_and_differ_in_pairs() -> None:
@@ -150,14 +173,51 @@ def test_groups_average_over_seeds_and_differ_in_pairs() -> None:
     assert content["groups"][1]["difference"]["mean_iou"]["value"] == pytest.approx(0.1)
 
 
+def of(fold: int, correct: list[int], net: str, seed: int = 0) -> Run:
+    """Return a run on the images of a fold, see `make_run`."""
+    run = make_run(
+        correct, f"{net}{fold}{seed}", seed=seed, net=net, data={"fold": fold, "name": "tiny"}
+    )
+    run.ids = [f"{name} of fold {fold}" for name in run.ids]
+    return run
+
+
+def test_every_mean_is_over_the_seeds_of_a_fold_and_then_over_the_folds() -> None:
+    """A has three seeds of fold 0, B one: with the same numbers, they are equally good."""
+    seeds = [of(0, [2], "a", seed) for seed in range(3)]
+    found = compare_runs([*seeds, of(1, [8], "a"), of(0, [2], "b"), of(1, [8], "b")])
+    assert [row[1] for row in compare.table(found)[1:]] == ["25.00", "25.00"]
+    for group, content in zip(found.groups, compare.as_json(found)["groups"], strict=True):
+        assert content["interval"]["value"] == pytest.approx(0.25)
+        assert fmean(found.dots(group)) == pytest.approx(0.25)
+        assert found.trimap(group)[1] == pytest.approx(0.25)
+    shown = {name: [one and one.value for one in row] for name, _, row in report._numbers(found)}
+    assert shown["background"] == [pytest.approx(0.5), pytest.approx(0.5), 0]
+    assert shown["mean IoU"] == [pytest.approx(0.25), pytest.approx(0.25), 0]
+
+
+def test_networks_of_folds_on_one_test_set_are_a_row() -> None:
+    """Like seeds, and in pairs; the images are not divided."""
+    data = {"split": "test", "train_split": "train", "val_split": "val", "name": "tiny"}
+    correct = {"a": (2, 4, 6), "b": (5, 6)}
+    runs = [
+        make_run([right], net=net, seed=0, data=data | {"fold": fold})
+        for net, shares in correct.items()
+        for fold, right in enumerate(shares)
+    ]
+    found = compare_runs(runs)
+    first, second = found.groups
+    assert compare.table(found)[1][1] == "20.00"
+    assert compare.table(found)[1][-1] == "0, 3 folds"
+    assert found.dots(first) == pytest.approx([0.1, 0.2, 0.3])
+    assert difference(second) == pytest.approx(((5 - 2) + (6 - 4)) / 2 / 20)
+    assert [group["folds"] for group in compare.as_json(found)["groups"]] == [[0, 1, 2], [0, 1]]
+    assert found.notes[0] == "Not in every row: fold 2"
+    assert found.protocol["images"] == 1
+
+
 def test_groups_average_over_folds_and_differ_fold_by_fold() -> None:
     """Folds have other images, and another number of them; b lacks a fold and has a second seed."""
-
-    def of(fold: int, correct: list[int], net: str, seed: int = 0) -> Run:
-        run = make_run(correct, seed=seed, net=net, data={"fold": fold, "name": "tiny"})
-        run.ids = [f"{name} of fold {fold}" for name in run.ids]
-        return run
-
     a = [of(0, [2, 4], "a"), of(1, [6, 8, 4], "a"), of(2, [8], "a")]
     b = [of(0, [4, 6], "b"), of(1, [6, 9, 9], "b", 1), of(1, [7, 7, 7], "b")]
     found = compare_runs([*a, *b])
@@ -171,6 +231,7 @@ def test_groups_average_over_folds_and_differ_fold_by_fold() -> None:
     assert difference(second) == pytest.approx(((0.25 - 0.15) + (0.35 - 0.3)) / 2)  # of seed 0
     content = compare.as_json(found)
     assert (content["data"], content["images"]) == ("tiny (folds 0, 1, 2)", 6)
+    assert "Not in every row: fold 2, seed 1" in found.notes
     with pytest.raises(UserError, match="no fold in common"):
         compare_runs([a[0], b[1]])
     with pytest.raises(UserError, match="different images"):
@@ -191,11 +252,28 @@ def test_a_class_that_a_fold_lacks_is_left_out_of_that_fold_alone() -> None:
 
     runs = [of(0, [0, 0, 1], "x"), of(0, [0, 0, 0], "y"), of(1, [5, 5, 5], "x")]
     found = compare_runs([*runs, of(1, [4, 5, 4], "y")])
-    assert "lack c" in found.note
+    assert "Means of fold 0 leave out c, of which not all runs have an IoU" in found.notes
     assert found.shared == {0: ["background", "thing"], 1: ["background", "thing", "c"]}
     assert found.mean_iou(found.groups[0]) == pytest.approx([0.2, (0.4 + 0 + 1) / 3])
     assert compare.table(found)[1][1] == percent(fmean([0.2, 1.4 / 3]))
     assert compare.as_json(found)["groups"][0]["interval"]["value"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("false", list(product((0, 1), repeat=4)))
+def test_what_is_said_of_a_class_in_no_mask_is_true(false: tuple[int, ...]) -> None:
+    """Two networks on two folds, each of which may predict c."""
+    runs = list[Run]()
+    for (fold, net), predicted in zip(product((0, 1), "xy"), false, strict=True):
+        confusions = torch.tensor([[[8, 2, 0], [0, 10 - predicted, predicted], [0, 0, 0]]])
+        data = {"fold": fold, "name": "tiny"}
+        runs.append(run_of(confusions, "abc", f"{net}{fold}", net=net, data=data))
+    found, counted = compare_runs(runs), [all(false[:2]), all(false[2:])]
+    assert [("c" in names) for names in found.shared.values()] == counted
+    for fold in (0, 1):
+        note = f"Means of fold {fold} leave out c, of which not all runs have an IoU"
+        assert (note in found.notes) == (any(false) and not counted[fold])
+    for change in (group["difference"] for group in compare.as_json(found)["groups"]):
+        assert change is None or ("c" in change["classes"]) == any(counted)
 
 
 def with_false_c(net: str, seed: int, missed: int, false: int, *more: list[list[int]]) -> Run:
@@ -294,6 +372,7 @@ def leave_run(
         "data": vars(data.config()),
         "upsampling": {"name": upsampling},
         "recipe": {"name": NASTY},
+        "trainer": {},
         "seed": seed,
     }
     record = {"config": config, "overrides": [f"upsampling={upsampling}"]}
@@ -348,6 +427,17 @@ def test_the_page_escapes_names_and_needs_neither_network_nor_scripts(
         assert sum(f"{name}: errors" in alt for alt in alts) == 3  # one for each example
     content = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert [group["seeds"] for group in content["groups"]] == [["0", "1"]] * 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_settings_that_differ_in_case_differ(data: TinyVOC, tmp_path: Path) -> None:
+    folders = [leave_run(data, name) for name in ("a", "b")]
+    for folder, name in zip(folders, ("Net", "net"), strict=True):
+        content = json.loads((folder / "run.json").read_text())
+        content["config"]["upsampling"]["name"] = name
+        (folder / "run.json").write_text(json.dumps(content))
+    text = made_page(tmp_path / "page", runs=[str(folder) for folder in folders])
+    assert "<td><strong>Net</strong></td><td><strong>net</strong></td>" in text
 
 
 @pytest.mark.parametrize(
@@ -408,10 +498,16 @@ def test_stages_differ_in_the_model(data: TinyVOC) -> None:
     assert described(*map(read_run, found)) == ["model=fcn32s", "model=fcn8s"]
 
 
-def leave_numbers(folder: Path) -> None:
-    """Leave what every finished run has."""
+def leave_numbers(folder: Path, settings: Mapping[str, Any], trained: str = "32-true") -> None:
+    """Leave what every finished run has; auto means the precision that was trained in."""
     run = make_run([5, 5])
     folder.mkdir(parents=True)
+    precision = settings["trainer"].get("precision") or "auto"
+    run.metrics["protocol"] |= {
+        "precision": trained if precision == "auto" else precision,
+        "flip": settings.get("flip", False),
+        "scales": settings.get("scales", [1.0]),
+    }
     metrics = dict.fromkeys(METRICS, 0.5) | {"confusion": [[1]]} | run.metrics
     (folder / "metrics.json").write_text(json.dumps(metrics))
     np.savez(folder / "per_image.npz", ids=run.ids, per_image=run.per_image)
@@ -428,11 +524,13 @@ def changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return settings
 
 
-def leave_training(folder: Path, typed: Mapping[str, Any], **content: Any) -> None:
-    """Leave a finished run as train.py does, but for its model."""
-    leave_numbers(folder)
+def leave_training(
+    folder: Path, typed: Mapping[str, Any], words: Iterable[str] = (), **content: Any
+) -> None:
+    """Leave a finished run as train.py does, but for its model; words: choices that were typed."""
     config = changed(asdict(TrainConfig()), {"data.name": "voc"} | dict(typed))
-    overrides = [f"{key}={value}" for key, value in typed.items()]
+    leave_numbers(folder, config)
+    overrides = [*words, *(f"{key}={value}" for key, value in typed.items())]
     record = {"config": config, "overrides": overrides} | content
     (folder / "run.json").write_text(json.dumps(record))
 
@@ -440,13 +538,15 @@ def leave_training(folder: Path, typed: Mapping[str, Any], **content: Any) -> No
 def evaluation_of(checkpoint: Path, typed: Mapping[str, Any] | None = None) -> Run:
     """Leave what evaluate.py does, and read it; the data are those of the run, unless typed."""
     folder, typed = Path(f"{checkpoint}, evaluated"), typed or {}
-    leave_numbers(folder)
     config, run = asdict(EvaluateConfig()), record.run_of(str(checkpoint))
     if run and "data.name" not in typed:
         config["data"] = record.read(run)["config"]["data"]
     given = {"checkpoint": str(checkpoint), **typed}
+    config = changed(config, given)
+    trained = run and record.read(run)["config"]["trainer"].get("precision")
+    leave_numbers(folder, config, "32-true" if trained in (None, "auto") else trained)
     (folder / ".hydra").mkdir()
-    OmegaConf.save(changed(config, given), folder / ".hydra" / "config.yaml")
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     overrides = {"task": [f"{key}={value}" for key, value in given.items()]}
     hydra = {"runtime": {"cwd": str(Path.cwd())}, "overrides": overrides}
     OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
@@ -461,10 +561,14 @@ OTHER_DATA = {"data.name": "other"}
     [
         ("recipe.lr", (1.0, 2.0), {}, "recipe.lr"),
         ("data.limit", (50, 500), {}, "data.limit"),
-        ("data.limit", (50, 500), OTHER_DATA, "trained_on.limit"),
-        ("data.name", ("voc2012", "voc_aug"), OTHER_DATA, "trained_on.name"),
-        ("data.fold", (0, 1), {"data.split": "test"}, "trained_on.fold"),
-        ("trainer.precision", (16, 32), {"trainer.precision": 64}, "trainer.precision"),
+        ("data.limit", (50, 500), OTHER_DATA, "data.limit"),
+        ("data.name", ("voc2012", "voc_aug"), OTHER_DATA, "data.name"),
+        (
+            "trainer.precision",
+            ("bf16-mixed", "32-true"),
+            {"trainer.precision": "64-true"},
+            "trainer.precision",
+        ),
     ],
 )
 def test_evaluations_of_different_trainings_are_different_rows(
@@ -476,6 +580,87 @@ def test_evaluations_of_different_trainings_are_different_rows(
         leave_training(run, {"seed": seed, key: value})
     found = [evaluation_of(run, typed) for run in runs]
     assert described(*found) == [f"{name}={value}" for value in values]
+
+
+WAYS: list[tuple[dict[str, Any], list[str], dict[str, Any] | None]] = [
+    # What is typed of the training, its choices, and what is typed of an evaluation of it, if any.
+    ({}, [], None),
+    ({}, ["recipe=sample", "augmentation=none"], None),
+    ({"trainer.precision": "auto"}, [], None),
+    ({"trainer.precision": "32-true"}, [], None),
+    ({}, [], {}),
+    ({}, ["recipe=sample"], {"submission": True, "batch_size": 1}),
+    ({}, [], {"trainer.precision": "auto"}),
+    ({"trainer.precision": "auto"}, [], {"trainer.precision": "32-true"}),
+    ({}, [], {"flip": False, "scales": [1.0]}),
+    ({}, [], OTHER_DATA),
+]
+
+
+def test_what_holds_makes_a_row_not_what_was_typed(tmp_path: Path) -> None:
+    runs = list[Run]()
+    for seed, (typed, words, evaluated) in enumerate(WAYS):
+        folder = tmp_path / str(seed)
+        leave_training(folder, {"seed": seed} | typed, words)
+        runs.append(read_run(folder) if evaluated is None else evaluation_of(folder, evaluated))
+    (row,) = compare_runs(runs).groups
+    assert row.runs == runs
+
+
+@pytest.mark.parametrize(
+    ("typed", "evaluated", "name"),
+    [
+        ({}, {"flip": True}, "flip=true"),
+        ({}, {"scales": [0.5]}, "scales=[0.5]"),
+        ({}, {"trainer.precision": "bf16-mixed"}, "evaluation.precision=bf16-mixed"),
+        ({"trainer.precision": "bf16-mixed"}, {}, "trainer.precision=bf16-mixed"),
+        ({}, {"data.value_range": [0, 99]}, "evaluation.value_range=[0, 99]"),
+        ({}, {"data.bands": [2, 1, 0]}, "evaluation.bands=[2, 1, 0]"),
+        ({"recipe.lr": 2.0}, {}, "recipe.lr=2.0"),
+    ],
+)
+def test_what_differs_makes_another_row(
+    tmp_path: Path, typed: dict[str, Any], evaluated: dict[str, Any], name: str
+) -> None:
+    leave_training(tmp_path / "0", {"seed": 0})
+    leave_training(tmp_path / "1", {"seed": 1} | typed)
+    runs = [read_run(tmp_path / "0"), evaluation_of(tmp_path / "1", evaluated)]
+    assert described(*runs)[1] == name
+
+
+@pytest.mark.parametrize(("fold", "limit"), list(product((None, 0), (None, 50))))
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [
+        ((40, "a"), []),
+        ((40, "b"), ["trained_on.checksum=a", "trained_on.checksum=b"]),
+        ((90, "b"), ["trained_on.images=40", "trained_on.images=90"]),
+    ],
+)
+def test_what_was_trained_on_other_images_is_another_row(
+    tmp_path: Path, fold: int | None, limit: int | None, others: tuple[int, str], names: list[str]
+) -> None:
+    """Their names and settings are equal, and data.root says where they lie, not what they are.
+
+    With a limit each seed draws other images, and the validation images tell sets apart.
+    """
+    runs = list[Run]()
+    for seed, (images, checksum) in enumerate([(40, "a"), others]):
+        where = {"data.root": f"/{seed}", "data.fold": fold, "data.limit": limit}
+        drawn = {"images": images, "ids_sha256": f"{checksum}{seed if limit else ''}"}
+        data = {"train": drawn, "val": {"images": 9, "ids_sha256": checksum}}
+        leave_training(tmp_path / str(seed), {"seed": seed} | where, data=data)
+        runs.append(evaluation_of(tmp_path / str(seed), {"data.split": "test"}))
+    assert len(compare_runs(runs).groups) == max(1, len(names))
+    assert not names or described(*runs) == names
+
+
+def test_each_fold_is_trained_on_its_own_images(tmp_path: Path) -> None:
+    for fold in range(3):
+        data = {"train": {"images": 40 + fold, "ids_sha256": str(fold)}}
+        leave_training(tmp_path / str(fold), {"data.fold": fold}, data=data)
+    runs = [evaluation_of(tmp_path / str(fold), {"data.split": "test"}) for fold in range(3)]
+    assert len(compare_runs(runs).groups) == 1
 
 
 @pytest.mark.parametrize("typed", [{}, OTHER_DATA, {"data.split": "test"}])
@@ -571,18 +756,26 @@ def test_an_evaluation_of_what_has_changed_since_is_an_error(
     read_run(Path("old"))
 
 
-def test_a_run_of_evaluate_is_read_where_it_was_started(data: TinyVOC) -> None:
-    """evaluate.py leaves .hydra alone; its paths start in the folder where it was started."""
+@pytest.mark.parametrize("given", ["hf://USER/NAME", "https://host/model", "/data/a", "runs/a"])
+def test_a_run_of_evaluate_is_read_where_it_was_started(data: TinyVOC, given: str) -> None:
+    """evaluate.py leaves .hydra alone; its paths start in the folder where it was started.
+
+    Of a run that was moved, a note says so.
+    """
     folder = leave_run(data, "run")
     shutil.move(folder / "run.json", data.root / "run.json")
     (folder / ".hydra").mkdir()
-    OmegaConf.save({"checkpoint": "a/b"}, folder / ".hydra" / "config.yaml")
-    hydra = {"runtime": {"cwd": "/c"}, "overrides": {"task": ["checkpoint=a/b"]}}
+    OmegaConf.save({"checkpoint": given, "data": {}}, folder / ".hydra" / "config.yaml")
+    hydra = {"runtime": {"cwd": "/c"}, "overrides": {"task": [f"checkpoint={given}"]}}
     OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
     run = read_run(folder)
-    assert run.checkpoint == "/c/a/b"
-    assert run.chosen("checkpoint") == "a/b"
+    assert run.checkpoint == ("/c/runs/a" if given == "runs/a" else given)
+    assert run.chosen("checkpoint") == given
     assert run.seed == "-"
+    note = f"{folder}: without {run.checkpoint} its training is unknown"
+    assert (note in compare_runs([run]).notes) == ("://" not in given)
+    run.checkpoint = str(folder)
+    assert note not in compare_runs([run]).notes
 
 
 def test_evaluations_of_a_sweep_are_rows_of_its_settings(
@@ -597,6 +790,38 @@ def test_evaluations_of_a_sweep_are_rows_of_its_settings(
     assert [run.seed for run in row.runs] == ["0", "1"]
     assert [Path(run.checkpoint) for run in runs] == [Path.cwd() / "sweep" / n for n in "01"]
     assert described(read_run(Path("sweep/0")), runs[0])[1] == "scales=[0.75]"
+    run_in("evaluate", "checkpoint=sweep/1", "trainer.precision=auto", "hydra.run.dir=plain")
+    assert len(compare_runs([read_run(Path(name)) for name in ("sweep/0", "plain")]).groups) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    "where",
+    ["evaluate.evaluate", "evaluate._write_pictures", "evaluate_checkpoint.write_settings", None],
+)
+def test_an_interrupted_evaluation_has_no_numbers_with_old_settings(
+    data: TinyVOC, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any], where: str | None
+) -> None:
+    """overwrite=true replaces one evaluation by that of another network, or of no masks."""
+    data.classes = ("background", "cat", "dog", "never")
+    checkpoints = [f"checkpoint={leave_run(data, name)}" for name in "ab"]
+    given = [*data.overrides(), "hydra.run.dir=out", "overwrite=true"]
+    monkeypatch.chdir(data.root)
+    command("evaluate", checkpoints[0], *given)
+    before = read_run(Path("out"))
+    assert before.checkpoint == str(data.root / "a")
+    if where is None:
+        data.listing("val").rename(data.listing("test"))
+        shutil.rmtree(data.folder / "SegmentationClass")
+        data.folder.rename(data.root / "VOC2012")
+        own = ["data.folder=VOC2012", "data.split=test", "submission=true"]
+        command("evaluate", checkpoints[1], *given, *own)
+    else:
+        monkeypatch.setattr(f"fcn.inference.{where}", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command("evaluate", checkpoints[1], *given)
+    with pytest.raises(UserError):
+        read_run(Path("out"))
 
 
 def test_mistakes_are_one_line(
@@ -642,7 +867,7 @@ def test_runs_with_their_classes_in_other_orders_are_compared_by_name(
     folders = [leave_run(data, "a"), leave_run(other, "b")]
     one, two = (read_run(folder) for folder in folders)
     found = compare_runs([one, two])
-    assert not found.note
+    assert not any("leave out" in note for note in found.notes)
     for run, group in zip((one, two), found.groups, strict=True):
         assert found.mean_iou(group) == pytest.approx([run.metrics["mean_iou"]])
     assert torch.equal(one.tallies(one.classes), one.per_image)
@@ -665,7 +890,7 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
     assert clean.metrics["mean_iou"] == pytest.approx((8 / 10 + 10 / 12) / 2)
     assert false.metrics["mean_iou"] == pytest.approx((8 / 10 + 9 / 12) / 3)
     found = compare_runs([clean, false])
-    assert "predict c," in found.note
+    assert "Means leave out c, of which not all runs have an IoU" in found.notes
     assert found.mean_iou(found.groups[1]) == pytest.approx([(8 / 10 + 9 / 12) / 2])
     assert difference(found.groups[1]) == pytest.approx((9 / 12 - 10 / 12) / 2)
     # Near boundaries, only the mean over all classes of a run is known.
@@ -675,10 +900,12 @@ def test_means_are_over_the_classes_of_all_runs_and_the_rest_is_named() -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_intervals_from_few_images_are_called_rough(data: TinyVOC, tmp_path: Path) -> None:
-    assert "3 images are rough" in compare_runs([make_run([5] * 3)]).warning
-    assert not compare_runs([make_run([5] * FEW_IMAGES)]).warning
+    (note,) = compare_runs([make_run([5] * 3)]).notes
+    assert "few images (3) are rough" in note
+    assert not compare_runs([make_run([5] * FEW_IMAGES)]).notes
     text = made_page(tmp_path / "page", runs=[str(leave_run(data, "a"))])
-    assert "images are rough" in text
+    assert "3 of the 4 images of A's first run" in text
+    assert "few images (4) are rough" in text
 
 
 def with_classes(names: str, folder: str, missed: int) -> Run:
@@ -693,7 +920,7 @@ def test_each_difference_is_over_the_classes_that_both_rows_have() -> None:
     runs = [with_classes("abc", "x", 0), with_classes("abc", "y", 5), with_classes("abd", "z", 5)]
     found = compare_runs(runs)
     assert found.shared == {None: ["a", "b"]}
-    assert "c, d" in found.note
+    assert "Means leave out c, d, of which not all runs have an IoU" in found.notes
     iou_a, iou_b = 10 / 15, 5 / 10
     means = [found.mean_iou(group)[0] for group in found.groups]
     assert means == pytest.approx([1, (iou_a + iou_b) / 2, (iou_a + iou_b) / 2])
@@ -720,13 +947,6 @@ def test_differences_of_means_count_the_classes_that_both_have_in_every_resample
     (change,) = estimate(above, "mean_iou")
     assert change.value == pytest.approx(((9 / 10 - 1) + (5 / 6 - 1)) / 2)
     assert change.low == pytest.approx(4 / 5 - 1)  # of resamples without the first image: a alone
-
-
-@pytest.mark.parametrize("given", ["hf://USER/NAME", "https://host/shards", "/data/a", "runs/a"])
-def test_addresses_are_no_paths(given: str) -> None:
-    run = make_run([1])
-    run.evaluated, run.cwd = given, Path("/home/me")
-    assert run.checkpoint == (f"/home/me/{given}" if given == "runs/a" else given)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -757,7 +977,8 @@ def test_examples_are_predicted_as_each_network_was_evaluated(
     folders = [leave_run(data, "a"), leave_run(data, "b", "learned", **takes)]
     for order in (folders, folders[::-1]):
         groups = compare_runs([read_run(folder) for folder in order]).groups
-        found = gallery.gallery(groups, CompareConfig(images=4), torch.device("cpu"))
+        found = gallery.gallery(groups, CompareConfig(images=3), torch.device("cpu"))
+        assert (len(found["cards"]), found["images"]) == (3, 4)
         info = open_split(data.config(), "train").info
         for name, cards in found["cards"].items():
             shown = [uri for caption, uri in cards if ": mean IoU" in caption]

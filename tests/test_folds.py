@@ -180,4 +180,4 @@ def test_runs_know_their_own_fold(
     command("compare", "runs=[test0,test1]", "hydra.run.dir=tested")
     tested = json.loads(Path("tested/compare.json").read_text())
     assert (tested["data"], tested["split"]) == ("tiny", "test")
-    assert [group["folds"] for group in tested["groups"]] == [[None], [None]]
+    assert [group["folds"] for group in tested["groups"]] == [[0, 1]]

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from textwrap import shorten
 from typing import Any
 
@@ -30,20 +29,17 @@ def main(cfg: CompareConfig, folder: Path, console: Console) -> Comparison:
     paths = [folder / f"compare.{suffix}" for suffix in ("json", "png", "html")]
     refuse_overwriting(paths, cfg.overwrite, "hydra.run.dir")
     found = compare_runs([read_run(path) for path in find_runs(cfg, console)], cfg.against)
-    for group in found.groups:
-        console.print(f"{group.name}: {group.description}")
+    labels = [f"{group.name}: {group.description}" for group in found.groups]
     head, *body = table(found)
     shown = Table(*head, box=None)
     for row in body:
         shown.add_row(*row)
-    console.print(shown)
-    for note in filter(None, (found.note, found.warning)):
-        console.print(note)
+    for line in (*labels, shown, *found.notes):
+        console.print(line)
     write_json(folder / "compare.json", as_json(found))
-    labels = [f"{group.name}: {group.description}" for group in found.groups]
     labels = [shorten(label, LABEL_LENGTH, placeholder="...") for label in labels]
-    values = dict(zip(labels, map(found.mean_iou, found.groups), strict=True))
-    plot = plots.dot_plot(values, "mean IoU (%): a dot per run, a bar for the mean")
+    values = dict(zip(labels, map(found.dots, found.groups), strict=True))
+    plot = plots.dot_plot(values, "mean IoU (%): a dot per run, or per fold; a bar for the mean")
     plot.save(folder / "compare.png")
     try:
         examples = gallery(found.groups, cfg, device)
@@ -72,7 +68,7 @@ def table(found: Comparison) -> list[list[str]]:
         rows.append(
             [
                 group.name,
-                percent(fmean(mean_iou)),
+                percent(interval.value),
                 *(_signed(change) if change else ("-", "-")),
                 f"{percent(interval.low)} to {percent(interval.high)}",
                 f"{low} to {high}" if len(group.runs) > 1 else "-",
@@ -97,7 +93,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "against": found.base.name,
         "classes": [name for name in found.classes if name in every],
-        "note": found.note,
+        "note": ". ".join(found.notes),
         "groups": [
             {
                 "name": group.name,
@@ -110,7 +106,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "trimap": found.trimap(group),
                 "difference": group.differences
                 and {name: asdict(one) for name, one in group.differences.metrics.items()}
-                | {"classes": list(group.differences.iou)},
+                | {"classes": [n for n, e in group.differences.iou.items() if e.value is not None]},
             }
             for group in found.groups
         ],

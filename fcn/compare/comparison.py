@@ -1,24 +1,29 @@
 """The comparison of runs: how they are grouped, named by letters, and compared in pairs.
 
-Runs that differ in the seed or the fold alone form a group: a row of the table. All runs of a fold
-must have been evaluated on the same images, so that their differences are paired.
+Runs that differ in the seed or the fold alone form a group: a row of the table. All runs that were
+evaluated on a fold must have the same images, so that their differences are paired. A mean is over
+the runs of each fold, then over the folds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fcn import checkpoint
-from fcn.compare.runs import Run, is_relevant
+from fcn.compare.rows import names_of, rows_of, split
+from fcn.compare.runs import Run
 from fcn.errors import ConfigError, UserError
-from fcn.inference.metrics import METRICS, Estimate, Resampled, difference, estimate
+from fcn.inference.metrics import MEANS, METRICS, Estimate, Resampled, difference, estimate
 
+RATES = (*METRICS, *MEANS.values())
 FEW_IMAGES = 30  # resamples of fewer often lack whole classes, and their spread is too small
 
 
@@ -58,50 +63,67 @@ class Comparison:
     base: Group
     # The classes that have an IoU in every run of a fold: the rows' means are over these.
     shared: dict[int | None, list[str]]
-    note: str  # on classes that are left out, or ""
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all groups."""
+        return [run for group in self.groups for run in group.runs]
 
     @property
     def classes(self) -> list[str]:
-        """The classes of all runs."""
+        """The classes that all runs of some group have."""
         return list(dict.fromkeys(name for group in self.groups for name in classes_of(group.runs)))
 
     def mean_iou(self, group: Group) -> list[float]:
         """Return the mean IoU of each run of a group, over the shared classes of its fold."""
-        means = [run.resampled(self.shared[run.fold]).whole["mean_iou"] for run in group.runs]
-        return [float(mean) for mean in means]
+        return [self._mean_iou([run]) for run in group.runs]
+
+    def dots(self, group: Group) -> list[float]:
+        """Return the numbers whose mean is that of a group: of its folds, or of a fold's runs."""
+        folds = by_fold(group.runs).values()
+        return list(map(self._mean_iou, folds)) if len(folds) > 1 else self.mean_iou(group)
+
+    def _mean_iou(self, runs: Sequence[Run]) -> float:
+        return float(mean_of(runs, self.shared, ["mean_iou"]).whole["mean_iou"])
 
     def average(self, group: Group) -> Resampled:
-        """Return the means over the shared classes, averaged over the runs of a group."""
-        parts = [run.resampled(self.shared[run.fold]) for run in group.runs]
-        return average(parts, METRICS)  # without those of each class, which folds may lack
+        """Return the metrics of a group over the shared classes."""
+        return mean_of(group.runs, self.shared, METRICS)
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What was evaluated: the images of all folds together."""
-        runs = [run for group in self.groups for run in group.runs]
-        protocol = runs[0].metrics["protocol"]
+        first = self.runs[0]
+        protocol = first.metrics["protocol"]
         if None in self.shared:
             return protocol
-        images = {run.fold: len(run.ids) for run in runs}
-        data = f"{runs[0].config['data']['name']} (folds {', '.join(map(str, images))})"
+        images = {run.evaluated_fold: len(run.ids) for run in self.runs}
+        data = f"{first.data['name']} (folds {', '.join(map(str, images))})"
         return protocol | {"data": data, "images": sum(images.values())}
 
     @property
-    def warning(self) -> str:
-        """A sentence on intervals that rest on few images, or ""."""
-        images = self.protocol["images"]
-        if images >= FEW_IMAGES:
-            return ""
-        return f"Intervals from {images} image{'s' * (images > 1)} are rough, often too narrow"
+    def notes(self) -> list[str]:
+        """Sentences on what is left out, missing, unknown or rough."""
+        notes = list(_left_out(self.runs, self.shared))
+        if missing := ", ".join(_missing(self.groups)):
+            notes.append(f"Not in every row: {missing}")
+        for run in self.runs:
+            if "://" not in run.checkpoint and not Path(run.checkpoint).exists():
+                notes.append(f"{run.folder}: without {run.checkpoint} its training is unknown")
+        if (images := self.protocol["images"]) < FEW_IMAGES:
+            notes.append(f"Intervals from few images ({images}) are rough, often too narrow")
+        return notes
 
     def trimap(self, group: Group) -> list[float | None]:
-        """Return the mean IoU in bands of 1, 2, ... pixels near boundaries, over runs.
+        """Return the mean IoU in bands of 1, 2, ... pixels near boundaries.
 
         Runs record it over all of their classes; it is None if these are not the shared ones.
         """
-        bands = list(zip(*(run.metrics["trimap"] for run in group.runs), strict=True))
-        known = all(occurring(run) == set(self.shared[run.fold]) for run in group.runs)
-        return [fmean(band) if known and None not in band else None for band in bands]
+        if any(set(occurring(r)) != set(self.shared[r.evaluated_fold]) for r in group.runs):
+            return [None] * len(group.runs[0].metrics["trimap"])
+        folds = by_fold(group.runs).values()
+        means = [np.mean([np.array(r.metrics["trimap"], float) for r in runs], 0) for runs in folds]
+        return [None if math.isnan(mean) else mean for mean in np.mean(means, 0).tolist()]
 
 
 def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
@@ -119,29 +141,26 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
         UserError: the runs have no class in common, or were evaluated on different images.
         ConfigError: there is no group `against`.
     """
-    folds = by_fold(runs)
+    folds, shared = by_fold(runs), dict[int | None, list[str]]()
     _check_images(folds)
-    groups: dict[tuple[str, ...], Group] = {}
-    for run, settings in zip(runs, _differing_settings(runs), strict=True):
-        group = Group(_letters(len(groups)), settings, [])
-        groups.setdefault(tuple(settings.values()), group).runs.append(run)
-    every = list(groups.values())
-    base = _find_group(every, against)
-    for group in every:
+    for fold, members in folds.items():
+        occurs = [occurring(run) for run in members]
+        shared[fold] = [name for name in classes_of(runs) if all(name in own for own in occurs)]
+        if not shared[fold]:
+            raise UserError(f"{members[0].folder} and the others have no class in common")
+    rows = rows_of(runs)
+    named = zip(map(_letters, count()), names_of(rows), rows, strict=False)
+    groups = [Group(*row) for row in named]
+    base = _find_group(groups, against)
+    for group in groups:
         if group is not base:
             group.differences = _differences(group.runs, base.runs)
-    common, shared = classes_of(runs), dict[int | None, list[str]]()
-    for fold, members in folds.items():
-        shared[fold] = [name for name in common if all(name in occurring(run) for run in members)]
-        if not shared[fold]:
-            raise UserError(f"{members[0].folder} and {runs[-1].folder} have no class in common")
-    return Comparison(every, base, shared, _note(runs, common, shared))
+    return Comparison(groups, base, shared)
 
 
 def by_fold(runs: Sequence[Run]) -> dict[int | None, list[Run]]:
-    """Return the runs of each fold."""
-    folds = dict.fromkeys(run.fold for run in runs)
-    return {fold: [run for run in runs if run.fold == fold] for fold in folds}
+    """Return the runs by the fold that they were evaluated on."""
+    return split(runs, lambda run: run.evaluated_fold)
 
 
 def _check_images(folds: Mapping[int | None, Sequence[Run]]) -> None:
@@ -154,8 +173,6 @@ def _check_images(folds: Mapping[int | None, Sequence[Run]]) -> None:
     for first, *others in folds.values():
         for run in others:
             both = classes_of([first, run])
-            if not both:
-                raise UserError(f"{first.folder} and {run.folder} have no class in common")
             pixels = (one.tallies(both)[:, 1] for one in (first, run))  # of the ground truth
             if run.ids != first.ids or not torch.equal(*pixels):
                 raise UserError(
@@ -169,34 +186,27 @@ def classes_of(runs: Sequence[Run]) -> list[str]:
     return [name for name in runs[0].classes if all(name in run.classes for run in runs)]
 
 
-def occurring(run: Run) -> set[str]:
+def occurring(run: Run) -> list[str]:
     """Return the classes that have an IoU: those in the masks or predicted."""
-    found = (run.per_image.sum((0, 1)) > 0).tolist()
-    return {name for name, occurs in zip(run.classes, found, strict=True) if occurs}
+    found = run.per_image.sum((0, 1)).tolist()
+    return [name for name, pixels in zip(run.classes, found, strict=True) if pixels]
 
 
-def _note(
-    runs: Sequence[Run], common: Sequence[str], shared: Mapping[int | None, Sequence[str]]
-) -> str:
-    """Return which classes the rows' means leave out, and why; "" if none that occurs."""
-    kept, occurs = set().union(*shared.values()), set().union(*map(occurring, runs))
-    every = dict.fromkeys(name for run in runs for name in run.classes)
-    lacking = [name for name in every if name not in common]
-    predicted = [name for name in common if name in occurs - kept]
-    partly = [n for n in common if n in kept and any(n not in names for names in shared.values())]
-    parts = []
-    if lacking:
-        parts.append(f"not all runs have {', '.join(lacking)}")
-    if predicted:
-        parts.append(f"only some of them predict {', '.join(predicted)}, in no mask")
-    if parts:
-        parts[-1] += f": the means are over the other {len(kept)} classes"
-    if partly:
-        parts.append(f"folds whose masks lack {', '.join(partly)} are counted without")
-    if lacking and len(runs) > 2:
-        parts[-1] += ", each difference is over those that both rows have"
-    note = "; ".join(parts)
-    return note[:1].upper() + note[1:]
+def _left_out(runs: Sequence[Run], shared: Mapping[int | None, Sequence[str]]) -> Iterator[str]:
+    """Yield for each fold which classes that occur its means leave out, if any."""
+    for fold, names in shared.items():
+        left = dict.fromkeys(n for run in runs for n in occurring(run) if n not in names)
+        if left:
+            where = "" if fold is None else f" of fold {fold}"
+            yield f"Means{where} leave out {', '.join(left)}, of which not all runs have an IoU"
+
+
+def _missing(groups: Sequence[Group]) -> Iterator[str]:
+    """Yield each fold and seed that only some groups have."""
+    for word in ("fold", "seed"):
+        found = [{getattr(run, word) for run in group.runs} for group in groups]
+        missing = set.union(*found) - set.intersection(*found) - {None, "-"}
+        yield from (f"{word} {value}" for value in sorted(missing, key=int))
 
 
 def _letters(index: int) -> str:
@@ -218,27 +228,10 @@ def _find_group(groups: Sequence[Group], against: str | None) -> Group:
     raise ConfigError(f"against={against}: no such row; choose a letter of {rows}")
 
 
-def _differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return for each run the settings by which it differs from the others, or its folder.
-
-    They are settings of the command line. The stages of a run, which have one command line, differ
-    in the model.
-    """
-    keys = dict.fromkeys(key for run in runs for key in (*run.given, "model"))
-    relevant = [key for key in keys if key != "trainer" and is_relevant(key)]
-    differing = [key for key in relevant if len({run.chosen(key) for run in runs}) > 1]
-    names = [{key: run.chosen(key) for key in differing} for run in runs]
-    seen: dict[str, tuple[dict[str, str], set[Any]]] = {}  # name -> settings, seeds and folds
-    for run, name in zip(runs, names, strict=True):
-        settings, drawn = seen.setdefault(str(name), (run.settings, set()))
-        if settings != run.settings or (run.seed, run.fold) in drawn:  # one name for two things
-            return [{"run": str(run.folder)} for run in runs]
-        drawn.add((run.seed, run.fold))
-    return names
-
-
 def _differences(runs: Sequence[Run], base: Sequence[Run]) -> Differences:
-    """Estimate how far runs are above others in every metric, paired by image, fold and seed.
+    """Estimate how far runs are above others in every metric, image by image.
+
+    In each fold that both have, the seeds that both have count, or all if there are none.
 
     Raises:
         UserError: they have no fold in common.
@@ -247,37 +240,37 @@ def _differences(runs: Sequence[Run], base: Sequence[Run]) -> Differences:
     others = by_fold(base)
     for fold, members in by_fold(runs).items():
         sides = members, others.get(fold, [])
-        seeds = set.intersection(*({run.seed for run in side} for side in sides))
-        above, below = ([run for run in side if run.seed in seeds] or side for side in sides)
+        both = set.intersection(*({run.network for run in side} for side in sides))
+        above, below = ([run for run in side if run.network in both] or side for side in sides)
         if below:
             own = ([run.resampled(classes) for run in side] for side in (above, below))
-            parts.append(difference(*(average(side, of_one_fold=True) for side in own)))
+            parts.append(difference(*(_average(side, torch.mean, RATES) for side in own)))
     if not parts:
         raise UserError(f"{base[0].folder} and {runs[0].folder} have no fold in common")
-    change = average(parts)
+    change = _average(parts, torch.nanmean, RATES)
     metrics = {metric: estimate(change, metric)[0] for metric in METRICS}
     return Differences(metrics, dict(zip(classes, estimate(change, "iou"), strict=True)))
 
 
-def average(
-    parts: Sequence[Resampled],
-    metrics: Iterable[str] | None = None,
-    *,
-    of_one_fold: bool = False,
+def mean_of(
+    runs: Sequence[Run], classes: Mapping[int | None, Sequence[str]], metrics: Iterable[str]
 ) -> Resampled:
-    """Return the mean of metrics, of all images and of resamples of them.
+    """Return metrics over the classes of each fold: the mean of its runs, then of the folds."""
+    folds = ([run.resampled(classes[f]) for run in part] for f, part in by_fold(runs).items())
+    return _average([_average(part, torch.mean, metrics) for part in folds], torch.nanmean, metrics)
+
+
+def _average(
+    parts: Sequence[Resampled], mean: Callable[..., Tensor], names: Iterable[str]
+) -> Resampled:
+    """Return the means of metrics, by their names, of all images and of resamples of them.
 
     Args:
-        parts: with their classes in one order, for metrics of each class.
-        metrics: their names in `rates`; None: all.
-        of_one_fold: the parts are of the same images, so each of them must have a metric for the
-            mean to have it: otherwise means would be over different classes. False: a metric that
-            a part lacks, such as the IoU of a class that a fold lacks, is averaged over the others.
+        parts: for metrics of each class, with the same classes.
+        mean: torch.mean for runs of a fold: each of them must have a metric, otherwise means would
+            be over different classes. torch.nanmean for folds: a metric that a fold lacks, such as
+            the IoU of a class, is averaged over the others.
     """
-    names = list(metrics or parts[0].whole)
-
-    def mean(values: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        every = {name: torch.stack([value[name] for value in values]) for name in names}
-        return {name: v.mean(0) if of_one_fold else v.nanmean(0) for name, v in every.items()}
-
-    return Resampled(mean([part.whole for part in parts]), mean([part.drawn for part in parts]))
+    whole = {name: mean(torch.stack([part.whole[name] for part in parts]), 0) for name in names}
+    drawn = {name: mean(torch.stack([part.drawn[name] for part in parts]), 0) for name in names}
+    return Resampled(whole, drawn)

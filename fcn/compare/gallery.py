@@ -29,8 +29,8 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     """Predict example images with the first run of each of the first groups.
 
     Returns:
-        "cards", image id -> its pictures with their captions; "legend", class name -> colour;
-        "errors", likewise.
+        "cards", image id -> its pictures with their captions; "images", how many they are of;
+        "legend", class name -> colour; "errors", likewise.
     """
     first = groups[0].runs[0]
     dataset = _open_recorded(first, first, cfg.data_root)
@@ -39,8 +39,8 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
     cards: dict[str, list[tuple[str, str]]] = {first.ids[index]: [] for index in chosen}
     masks = []
     for group in groups[:SHOWN]:
-        run = next((run for run in group.runs if run.fold == first.fold), None)
-        if run is None:
+        same_images = (run for run in group.runs if run.ids == first.ids)
+        if (run := next(same_images, None)) is None:
             continue
         taken = _open_recorded(first, run, cfg.data_root)
         predicted = predicted_rows(_load(run, device, dataset.classes), taken, chosen)
@@ -55,8 +55,8 @@ def gallery(groups: Sequence[Group], cfg: CompareConfig, device: torch.device) -
             errors = visualize.error_map(ground_truth, mask, info)
             pictures.append((f"{group.name}: mean IoU {iou} %", _uri(prediction)))
             pictures.append((f"{group.name}: errors", _uri(errors)))
-    legend = visualize.legend_of(masks, info)
-    return {"cards": cards, "legend": legend, "errors": visualize.error_colours(info)}
+    legends = {"legend": visualize.legend_of(masks, info), "errors": visualize.error_colours(info)}
+    return {"cards": cards, "images": len(first.ids), **legends}
 
 
 def _open_recorded(run: Run, network: Run, data_root: str | None) -> SegmentationDataset:
@@ -64,8 +64,8 @@ def _open_recorded(run: Run, network: Run, data_root: str | None) -> Segmentatio
 
     Its images are read with the value range and bands of `network`, which may be another run.
     """
-    data, settings = (DataConfig(**of.config["data"]) for of in (run, network))
-    data.root = data_root or run.located(data.root)
+    data, settings = (DataConfig(**of.data) for of in (run, network))
+    data.root = data_root or data.root
     data.value_range, data.bands = settings.value_range, settings.bands
     known, takes = (checkpoint.read(of.checkpoint).info for of in (run, network))
     known = replace(known, value_range=takes.value_range, bands=takes.bands)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fcn import checkpoint
-from fcn.compare.comparison import Comparison, Group, average, by_fold, classes_of
+from fcn.compare.comparison import Comparison, Group, classes_of, mean_of
 from fcn.compare.gallery import SHOWN
 from fcn.inference.metrics import LEVEL, METRICS, RESAMPLES, Estimate, estimate
 from fcn.pictures import page, plots
@@ -28,7 +28,7 @@ def report(
     trimap = plots.trimap_plot({group.name: found.trimap(group) for group in groups})
     context: dict[str, Any] = {
         "protocol": found.protocol,
-        "title": f"Comparison of {sum(len(group.runs) for group in groups)} runs",
+        "title": f"Comparison of {len(found.runs)} runs",
         "level": f"{LEVEL:.0%}",
         "resamples": f"{RESAMPLES:,}",
         "groups": groups,
@@ -44,7 +44,7 @@ def report(
         ],
         "confusions": [_confusion(group) for group in groups[:SHOWN]],
         "examples": examples,
-        "notes": [note for note in (found.note, found.warning) if note],
+        "notes": found.notes,
     }
     body = page.templates().get_template("compare/compare.html").render(context)
     return page.page(context["title"], body)
@@ -58,14 +58,13 @@ def _numbers(found: Comparison) -> list[tuple[str, str, list[Estimate | None]]]:
     columns: list[dict[str, Estimate]] = []
     for group in found.groups:
         own = classes_of(group.runs)
-        folds = ([run.resampled(own) for run in fold] for fold in by_fold(group.runs).values())
-        every = average([average(runs, of_one_fold=True) for runs in folds])
+        every = mean_of(group.runs, dict.fromkeys(found.shared, own), ["iou"])
         column = dict(zip(own, estimate(every, "iou"), strict=True))
         means = found.average(group)
         columns.append(column | {metric: estimate(means, metric)[0] for metric in METRICS})
     columns += [g.differences.iou | g.differences.metrics for g in found.groups if g.differences]
-    runs = [run for group in found.groups for run in group.runs]
-    counts = {(run.fold, e["name"]): e["pixels"] for run in runs for e in run.metrics["classes"]}
+    counts = {(run.evaluated_fold, entry["name"]): entry["pixels"]
+              for run in found.runs for entry in run.metrics["classes"]}  # fmt: skip
     pixels = Counter[str]()
     for (_, name), count in counts.items():
         pixels[name] += count

@@ -1,8 +1,7 @@
 """Finished runs: how they are found, and read together with the settings of their training."""
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +22,11 @@ from fcn.training import record
 
 # Settings, or groups of them, in which the runs of a row may differ: seed, fold, where a run works.
 IRRELEVANT = {
-    "seed", "resume", "overwrite", "batch_size", "logger", "data.root", "data.num_workers",
-    "data.download", "data.scan", "data.fold", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.enable_progress_bar",
+    "run", "trained_on", "seed", "resume", "overwrite", "batch_size", "submission", "logger",
+    "data.root", "data.num_workers", "data.download", "data.scan", "data.fold", "data.split",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.enable_progress_bar",
 }  # fmt: skip
-# Settings of a data set that may differ where the same was trained on.
-WHERE_DATA_LIES = {"root", "num_workers", "download", "scan", "split"}
 
 
 @dataclass
@@ -36,45 +34,53 @@ class Run:
     """A finished run, as train.py or evaluate.py left it."""
 
     folder: Path
-    config: dict[str, Any]
-    given: dict[str, str]  # keys and config groups of the command line, with their values
+    config: dict[str, Any]  # of the training; of evaluate.py where that is not known
+    given: dict[str, Any]  # keys and config groups of the command line, with their values
+    data: dict[str, Any]  # settings of the data set that it was evaluated on
     metrics: dict[str, Any]
     ids: list[str]
     per_image: Tensor  # int64 (N, 3, K)
-    cwd: Path = Path()  # relative paths in its settings start there
-    evaluated: str | None = None  # the checkpoint that evaluate.py was given
+    checkpoint: str = ""  # path or address of the evaluated model; of train.py: the run's folder
     _resampled: dict[tuple[str, ...], Resampled] = field(default_factory=dict)
 
     @cached_property
-    def settings(self) -> dict[str, str]:
-        """The settings that change the result, by dotted key, as YAML writes them: null, true."""
+    def values(self) -> dict[str, str]:
+        """All settings by dotted key, as YAML writes them: null, true; `run` is the folder."""
         return {
             key: value if isinstance(value, str) else json.dumps(value, default=str)
-            for key, value in flat_keys(self.config).items()
-            if is_relevant(key)
+            for key, value in flat_keys(self.config | {"run": str(self.folder)}).items()
         }
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The settings in which the runs of a row agree."""
+        relevant = (k for k in self.values if not {k, k.partition(".")[0]} & IRRELEVANT)
+        return {key: self.values[key] for key in relevant}
 
     @property
     def seed(self) -> str:
         return str(self.config.get("seed", "-"))
 
     @property
-    def fold(self) -> int | None:
+    def evaluated_fold(self) -> int | None:
         """The fold it was evaluated on; None if the split was not divided into folds."""
-        return fold_of(self.config.get("data", {}))
+        split, *divided = (self.data.get(key) for key in ("split", "train_split", "val_split"))
+        return self.data.get("fold") if split in (None, *divided) else None
+
+    @property
+    def fold(self) -> int | None:
+        """The fold of its training, or else of its evaluation."""
+        fold = self.config.get("data", {}).get("fold")
+        return self.evaluated_fold if fold is None else fold
+
+    @property
+    def network(self) -> tuple[str, int | None]:
+        """What tells it apart from the others of its row."""
+        return self.seed, self.fold
 
     @property
     def classes(self) -> list[str]:
         return [entry["name"] for entry in self.metrics["classes"]]
-
-    @property
-    def checkpoint(self) -> str:
-        """The path of the evaluated model: for a run of train.py its own folder."""
-        return str(self.folder) if self.evaluated is None else self.located(self.evaluated)
-
-    def located(self, path: str) -> str:
-        """Return a path of the run's settings as one from this folder; an address as it is."""
-        return path if "://" in path else str(self.cwd / path)
 
     def chosen(self, key: str) -> str:
         """Return the value of a setting, or the choice of a config group; "-" for none."""
@@ -83,7 +89,7 @@ class Run:
             return ModelConfig(stride=group["stride"], skip_scales=group["skip_scales"]).name
         if isinstance(group, dict):
             return str(group.get("name", self.given.get(key, "-")))
-        return self.settings.get(key, self.given.get(key, "-"))
+        return self.values.get(key, str(self.given.get(key, "-")))
 
     def tallies(self, classes: Sequence[str]) -> Tensor:
         """Return what was counted of some of its classes in each image, int64 (N, 3, K)."""
@@ -93,20 +99,9 @@ class Run:
         """Return the metrics over some of its classes, of all images and of resamples of them."""
         key = tuple(classes)
         if key not in self._resampled:
-            seed = SEED + (self.fold or 0)  # folds are drawn from independently
+            seed = SEED + (self.evaluated_fold or 0)  # folds are drawn from independently
             self._resampled[key] = resample(self.tallies(classes), seed)
         return self._resampled[key]
-
-
-def is_relevant(key: str) -> bool:
-    """Return True if the runs of a row must agree in a setting."""
-    return not {key, key.partition(".")[0]} & IRRELEVANT
-
-
-def fold_of(data: Mapping[str, Any]) -> int | None:
-    """Return the fold on which data settings evaluate; None if their split is not divided."""
-    divided = data.get("split") in (None, data.get("train_split"), data.get("val_split"))
-    return data.get("fold") if divided else None
 
 
 def find_runs(cfg: CompareConfig, console: Console) -> list[Path]:
@@ -114,14 +109,12 @@ def find_runs(cfg: CompareConfig, console: Console) -> list[Path]:
     found = [Path(run) for run in cfg.runs]
     if cfg.sweep is not None:
         sweep = Path(cfg.sweep)
-        found_here = (path.parent for path in sweep.rglob("metrics.json"))
-        finished = sorted(
-            (f for f in found_here if not checkpoint.is_resumed_unfinished(f)), key=_order
-        )
+        here = (path.parent for path in sweep.rglob("metrics.json"))
+        finished = [run for run in here if not checkpoint.is_resumed_unfinished(run)]
         for path in sorted(sweep.rglob(record.RECORD)):
             if not any(run.is_relative_to(path.parent) for run in finished):
                 console.print(f"left out, unfinished: {path.parent}")
-        found += finished
+        found += sorted(finished, key=_order)
     if not found:
         raise ConfigError("no finished run found: give runs=[FOLDER,...] or sweep=FOLDER")
     return found
@@ -151,21 +144,26 @@ def read_run(folder: Path) -> Run:
         )
     metrics = read_metrics(folder / "metrics.json")
     ids, per_image = read_per_image(folder / "per_image.npz")
+    protocol, evaluated = metrics["protocol"], str(folder)
+    views = {"flip": protocol.get("flip", False), "scales": protocol.get("scales", [1.0])}
     if (folder / record.RECORD).is_file():
-        return Run(folder, *_of_training(folder), metrics, ids, per_image)
-    config, given, cwd, checksum = _of_evaluation(folder)
-    evaluated = config.get("checkpoint")
-    if evaluated and "://" not in evaluated:
-        path = (cwd / evaluated).absolute()
-        if _has_changed(path, checksum):
-            raise UserError(
-                f"{folder}: {path} has changed since it was evaluated; evaluate it again"
-            )
-        config, given = _with_training(config, given, path)
-    return Run(folder, config, given, metrics, ids, per_image, cwd, evaluated)
+        config, given = _of_training(folder)
+        data = config["data"]
+    else:
+        config, given, evaluated, checksum = _of_evaluation(folder)
+        config["trainer"] = {"precision": protocol.get("precision")}
+        data = config["data"]
+        if "://" not in evaluated:
+            if _has_changed(evaluated, checksum):
+                raise UserError(
+                    f"{folder}: {evaluated} has changed since it was evaluated; evaluate it again"
+                )
+            config, given = _with_training(config, given, evaluated)
+    own = config | views, given | views, data
+    return Run(folder, *own, metrics, ids, per_image, evaluated)
 
 
-def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all settings of a run of train.py, and those that were typed.
 
     A stage has those of the whole run but for its model: its own name the folder of the stage
@@ -180,24 +178,33 @@ def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if folder.absolute().name in around.get("stages", []):
             config["stages"] = around["stages"]
             config["model"]["init_from"] = around["config"]["model"]["init_from"]
+    if (folder / "metrics.json").is_file():  # auto is one precision here and another there
+        protocol = read_metrics(folder / "metrics.json")["protocol"]
+        config["trainer"]["precision"] = protocol.get("precision")
+    train, val = (content["data"].get(split, {}) for split in ("train", "val"))
+    same = val if config["data"].get("limit") else train  # each seed draws other images
+    checksum = str(same.get("ids_sha256"))[:8]
+    config["trained_on"] = {"images": train.get("images"), "checksum": checksum}
     if (processes := content.get("processes") or 1) > 1:  # recipe.batch_size is that of each
-        config["processes"], given["processes"] = processes, str(processes)
+        config["processes"] = given["processes"] = processes
     return config, given
 
 
-def _of_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, str], Path, str | None]:
-    """Return the settings of evaluate.py, those typed, where, and its checkpoint's checksum."""
+def _of_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Any], str, str | None]:
+    """Return the settings of evaluate.py, those typed, and its checkpoint with its checksum."""
     path = folder / ".hydra" / "config.yaml"
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         content: Any = OmegaConf.load(path.with_name("hydra.yaml"))
-        given, cwd = _typed(content.hydra.overrides.task), Path(content.hydra.runtime.cwd)
-        return config, given, cwd, content.get("checkpoint_sha256")
-    except (OSError, OmegaConfBaseException, YAMLError, TypeError) as error:
+        given, evaluated = _typed(content.hydra.overrides.task), config["checkpoint"]
+        if "://" not in evaluated:
+            evaluated = str(Path(content.hydra.runtime.cwd, evaluated).absolute())
+        return config, given, evaluated, content.get("checkpoint_sha256")
+    except (OSError, OmegaConfBaseException, YAMLError, TypeError, KeyError) as error:
         raise UserError(f"{path}: the run's settings cannot be read ({error})") from None
 
 
-def _has_changed(evaluated: Path, checksum: str | None) -> bool:
+def _has_changed(evaluated: str, checksum: str | None) -> bool:
     """Return True if a checkpoint is there and has another checksum than the one recorded."""
     try:
         return checksum is not None and checksum != checkpoint.sha256(checkpoint.find(evaluated))
@@ -206,35 +213,27 @@ def _has_changed(evaluated: Path, checksum: str | None) -> bool:
 
 
 def _with_training(
-    config: dict[str, Any], given: dict[str, str], evaluated: Path
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings of an evaluation together with those of the training before it.
+    config: dict[str, Any], given: dict[str, Any], evaluated: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of the training before an evaluation; its own if that is not known.
 
-    What an evaluation can set too is kept apart: `trained_on` is the training's data, if another,
-    `evaluation.precision` the evaluation's precision, if it was given. `weights` says which file of
-    the run was evaluated, if not its final model.
+    `weights` says which file of the run was evaluated, if not its final model; `evaluation.*` how,
+    if not as the training validated.
     """
-    run = record.run_of(str(evaluated))
+    run = record.run_of(evaluated)
     if run is None:
         return config, given
     trained, typed = _of_training(checkpoint.last_stage(run))
-    data = {key: value for key, value in trained["data"].items() if key not in WHERE_DATA_LIES}
-    own = config["data"] | {"fold": fold_of(config["data"])}
-    if any(own.get(key) != value for key, value in data.items()):
-        trained["trained_on"] = data
-        kept = (key for key in typed if key.removeprefix("data.") not in WHERE_DATA_LIES)
-        typed = {re.sub(r"^data\b", "trained_on", key): typed[key] for key in kept}
-    inside = evaluated.relative_to(run).as_posix()
+    inside = Path(evaluated).relative_to(run).as_posix()
     named = {} if inside in (".", "model.safetensors") else {"weights": inside}
-    if precision := config.get("trainer", {}).get("precision"):
-        named["evaluation.precision"] = precision
-    replaced = ("checkpoint", "trainer")
-    config = {key: value for key, value in config.items() if key not in replaced}
-    given = {key: value for key, value in given.items() if key.split(".")[0] not in replaced}
-    return trained | config | named, typed | given | named
+    for group, key in (("trainer", "precision"), ("data", "value_range"), ("data", "bands")):
+        value = config[group].get(key)
+        if value and value != trained[group].get(key):
+            named[f"evaluation.{key}"] = value
+    return trained | named, typed | named
 
 
-def _typed(overrides: Iterable[str]) -> dict[str, str]:
+def _typed(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the keys and config groups of a command line, with their values."""
     parts = (override.lstrip("+~").partition("=") for override in overrides)
     return {key: value for key, _, value in parts}

@@ -17,15 +17,15 @@ from typing import Any
 
 from rich.console import Console
 
+from fcn.config import NETWORK_TOPICS, ExplainConfig
 from fcn.config import TOPICS as CHOICES
-from fcn.config import ExplainConfig
 from fcn.errors import ConfigError, UserError
 from fcn.explain import demo
 from fcn.explain.pages import PAGES, section, write_pages
 from fcn.output import refuse_overwriting, write_json
 
 TOPICS = CHOICES[1:]  # without "all", in the order of the page
-ABOUT_NETWORK = ("network", "learning", "deconvnet")
+ABOUT_NETWORK = NETWORK_TOPICS.removeprefix("explain=all,").split(",")
 FILES = Path(__file__).with_name("topics")
 Notebook = Any  # of nbformat
 

@@ -86,6 +86,9 @@ def _evaluate_checkpoint(
         scales=cfg.scales,
     )
     del trained  # its weights, which the model has copied
+    if processes.rank == 0:  # new numbers never stand beside old settings, if it is interrupted
+        for name in ("metrics.json", ".hydra/config.yaml"):
+            (folder / name).unlink(missing_ok=True)
     if cfg.submission and processes.rank == 0:
         archive = write_submission(model, dataset, folder, console, year=year, split=split)
         console.print(f"predictions of {len(dataset)} images for VOC's server: {archive}")
