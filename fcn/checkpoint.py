@@ -213,7 +213,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def load(path: str | Path) -> FCN:
-    """Load a model; see `FCN.forward`.
+    """Load a model; see `FCN.forward`. All its parameters require gradients, frozen ones too.
 
     Args:
         path: a .ckpt or .safetensors file of this project, a run's folder, or hf://USER/NAME.

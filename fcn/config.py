@@ -107,6 +107,7 @@ graph_setting = partial(setting, needs="format=onnx,torch_export")
 hub_setting = partial(setting, needs="format=hub")
 web_setting = partial(setting, needs="format=web")
 small_setting = partial(setting, needs="precision=float16,int8")
+label_setting = partial(setting, needs="name=cross_entropy,dice")
 conversion = partial(setting, needs="convert")
 speed_setting = partial(setting, needs="checkpoint=null")
 # What a command does not use of a data set that it compares files on.
@@ -145,7 +146,7 @@ class ModelConfig(Schema):
 
 @dataclass
 class BackboneConfig(Schema):
-    name: str = setting("vgg16", "set by backbone=CHOICE, with its weights")
+    name: str = setting("vgg16", "set by backbone=CHOICE, with its weights; not by itself")
     width: int | None = setting(None, "channels of the first stage; null: its own", ge=1)
     head_width: int | None = setting(None, "channels of fc6 and fc7; null: its own", ge=1)
     weights: str | None = setting(None, "imagenet, a name of torchvision's, a file, or null")
@@ -155,7 +156,7 @@ class BackboneConfig(Schema):
 
 @dataclass
 class UpsamplingConfig(Schema):
-    name: str = setting("fixed", "set by upsampling=CHOICE")
+    name: str = setting("fixed", "set by upsampling=CHOICE; not by itself")
     _target_: str | None = setting(None, "your own subclass of Upsampling instead")
 
 
@@ -197,7 +198,7 @@ class DataConfig(Schema):
 
 @dataclass
 class RecipeConfig(Schema):
-    """What Lightning's Trainer does not know; steps, precision and accumulation are `trainer.*`."""
+    """Settings of training that are no `trainer.*`, as steps, precision and accumulation are."""
 
     optimizer: str = setting("sgd", "a class of torch.optim: sgd, adamw, RMSprop, ...")
     optimizer_arguments: dict[str, Any] = setting({}, "more arguments of the optimizer")
@@ -222,12 +223,14 @@ class RecipeConfig(Schema):
 
 @dataclass
 class LossConfig(Schema):
-    name: str = setting("cross_entropy", "set by loss=CHOICE")
+    name: str = setting("cross_entropy", "set by loss=CHOICE; not by itself")
     _target_: str | None = setting(None, "your own class instead: (score, target) -> loss")
     arguments: dict[str, Any] = setting({}, "its keyword arguments", needs="_target_")
     class_weights: Any = setting(None, "one number per class, balanced (by pixels), or null")
-    label_smoothing: float = setting(0.0, "strength", needs="name=cross_entropy,dice", ge=0, lt=1)
-    dice_weight: float = setting(1.0, "weight beside cross-entropy", needs="name=dice", gt=0)
+    label_smoothing: float = label_setting(0.0, "share of all classes", ge=0, lt=1)
+    dice_weight: float = setting(
+        1.0, "factor of Dice beside cross entropy", needs="name=dice", gt=0
+    )
     gamma: float = setting(2.0, "exponent, larger favours hard pixels", needs="name=focal", ge=0)
     hardest: float = setting(0.25, "share of the pixels that count", needs="name=ohem", gt=0, le=1)
 
@@ -429,7 +432,9 @@ def check_used(settings: Any, group: str = "") -> None:
             check_used(value, entry.name)
         elif value != default_of(entry) and (need := _unmet(settings, group, entry)):
             key = f"{group}.{entry.name}" if group else entry.name
-            raise ConfigError(f"{key}={as_typed(value)} needs {need}; leave it out")
+            raise ConfigError(
+                f"{key}={as_typed(value)} has no effect without {need}; set both, or leave it out"
+            )
 
 
 def without_unused(values: dict[str, Any], group: str) -> dict[str, Any]:
@@ -479,7 +484,7 @@ def check_used_data(settings: Any, typed: Sequence[str], command: str) -> None:
             raise ConfigError(f"{text}: conversion does not use it; {instead}")
         own = name in known and _unmet(settings.data, "data", known[name])
         if need := _unmet(settings, "", whole) or own:
-            raise ConfigError(f"{text} needs {need}; leave it out")
+            raise ConfigError(f"{text} has no effect without {need}; set both, or leave it out")
 
 
 def default_of(entry: dataclasses.Field[Any]) -> Any:

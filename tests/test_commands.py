@@ -286,6 +286,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("data=shapes data.folder=. data.root=mine", "data=folder"),
         ("data=/my/images", "use data=folder data.root=/my/images"),
         ("loss.alpha=1", "loss has name"),
+        ("loss=dice loss._target_=torch.nn.CrossEntropyLoss", "leave one out"),
         ("resume=last hydra.run.dir=new", "run.json"),
         ("resume=last", "no run with a checkpoint in outputs"),
         ("stages=[fcn16s,fcn32s]", "coarse to fine"),

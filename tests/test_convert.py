@@ -404,7 +404,7 @@ def test_coco_draws_small_over_large_and_both_over_crowds(tmp_path: Path) -> Non
     assert info(tmp_path / "new")["classes"] == ["background", "class1", "class2", "class3"]
     assert "1 annotation without an outline" in printed
     assert "1 images without annotations" in printed
-    assert "16 pixels (12.50 %) of 1 images have several classes" in printed
+    assert "16 pixels (12.50 %) of 1 images lie under shapes of several classes" in printed
 
 
 def test_a_category_of_background_is_no_second_one(tmp_path: Path) -> None:

@@ -641,7 +641,9 @@ def test_overlaps_of_masks_are_counted(tmp_path: Path) -> None:
             mask[rows] = 255
             put(tmp_path / f"a/masks/{name}/{number}.png", mask)
     masks, printed = converted(tmp_path / "a", tmp_path / "new")
-    assert f"{3 * 2 * 32} pixels (8.33 %) of 3 images have several classes" in printed
+    assert (
+        f"{3 * 2 * 32} pixels (8.33 %) of 3 images lie under shapes of several classes" in printed
+    )
     assert all((mask[8:14] == 2).all() and (mask[4:8] == 1).all() for mask in masks.values())
 
 

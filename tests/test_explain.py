@@ -240,7 +240,7 @@ def test_an_unknown_image_is_an_error_that_names_one(error_line, tiny_voc, tmp_p
 )
 def test_what_belongs_to_a_network_needs_one(error_line, tmp_path, given) -> None:
     line = error_line("explain", "explain=network", given, f"hydra.run.dir={tmp_path}/run")
-    assert "needs checkpoint=" in line
+    assert "without checkpoint=" in line
 
 
 @pytest.mark.slow

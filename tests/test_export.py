@@ -298,7 +298,7 @@ def test_a_page_of_float32_is_not_written_beside_the_report_of_an_older_one(
         export.check(ExportConfig("m.safetensors", str(tmp_path), "web"))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "onnx", "hub"])
+@pytest.mark.parametrize("kind", ["safetensors", "hub"])  # the latter with an ONNX file
 def test_no_file_names_the_folder_of_the_data(tmp_path: Path, kind: str) -> None:
     source, output = tmp_path / "model.safetensors", tmp_path / f"new{SUFFIX.get(kind, '')}"
     division = {"root": "/home/somebody/photos", "fold": 1}

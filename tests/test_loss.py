@@ -238,7 +238,7 @@ class Own(torch.nn.Module):
         ({"_target_": f"{__name__}.Own", "arguments": {"returns": "pixels"}}, "scalar"),
         ({"_target_": f"{__name__}.Own", "arguments": {"returns": "constant"}}, "grad"),
         ({"_target_": f"{__name__}.Own", "arguments": {"return": "mean"}}, "'return'"),
-        ({"_target_": f"{__name__}.Own", "class_weights": [1, 2, 3]}, "no argument weight"),
+        ({"_target_": f"{__name__}.Own", "class_weights": [1, 2, 3]}, "an argument weight"),
     ],
 )
 def test_what_is_no_loss_is_refused(settings: dict[str, Any], words: str) -> None:

@@ -403,8 +403,9 @@ class Unreadable(Callback):
     ],
 )
 def test_a_callback_that_does_not_fit_is_said_in_one_line(
-    tiny_voc: TinyVOC, error_line: Run, target: str, words: str
+    tiny_voc: TinyVOC, error_line: Run, monkeypatch: Patch, target: str, words: str
 ) -> None:
+    monkeypatch.chdir(tiny_voc.root)
     own = [f"callbacks.mine._target_={target}"]
     if target.endswith("Averaging"):
         own.append("callbacks.mine.swa_lrs=0.1")

@@ -60,6 +60,7 @@ def test_files_of_the_page_that_are_missing_are_named_first(tmp_path: Path) -> N
     assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.slow
 def test_a_page_is_written_again_with_its_own_files(tmp_path: Path) -> None:
     (assets := tmp_path / "dist").mkdir()
     for name in web_demo.RUNTIME_FILES:

@@ -286,8 +286,8 @@ def _overlap_note(annotations: AnnotationSet, scan: Scan) -> list[str]:
         return []
     images = sum(map(bool, annotations.overlaps.values()))
     return [
-        f"{pixels} pixels ({percent(pixels / scan.pixels.total())} %) of {images} images have "
-        "several classes; the one drawn last counts"
+        f"{pixels} pixels ({percent(pixels / scan.pixels.total())} %) of {images} images lie "
+        "under shapes of several classes; the one drawn last counts"
     ]
 
 

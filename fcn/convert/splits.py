@@ -162,13 +162,17 @@ def split_items(
         counts = {
             split: sum(group in side for group in own.values()) for split, side in sides.items()
         }
-        texts = [f"{split} {counts[split]} images of {len(sides[split])} groups" for split in sides]
+        grouped = alone < len(items)
+        texts = [
+            f"{split} {counts[split]} images" + f" of {len(sides[split])} groups" * grouped
+            for split in sides
+        ]
         items = [
             replace(item, split="val" if own[number] in val else "train") if number in own else item
             for number, item in enumerate(items)
         ]
         by = f"by group={cfg.group}" if cfg.group else "by names before .rf."
-        if alone == len(items):
+        if not grouped:
             by = "each image alone; group=REGEX keeps those of one film or scene on one side"
         elif alone:
             by += f", {alone} images alone"

@@ -122,6 +122,8 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
     batches: tuple[int, ...] = (1, 2)
     if cfg.size is not None:
         sizes, batches = [(cfg.size[0], cfg.size[1])], (1,)
+    reduces = cfg.precision != "float32"
+    data = reduced_precision.open_data(cfg, trained, console) if reduces else None
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as temporary:
         _write(temporary, cfg, trained.model().requires_grad_(False), metadata)
@@ -129,15 +131,15 @@ def write_file(cfg: ExportConfig, console: Console) -> None:
         shapes = [(batch, model.in_channels, *size) for size in sizes for batch in batches]
         images = [_blobs(*shape, uint8=uint8) for shape in shapes]
         difference = max(_difference(model, run, image, output) for image in images)
-        if cfg.precision != "float32":
-            cost = reduced_precision.reduce_precision(temporary, cfg, trained, console)
+        if data is not None:
+            cost = reduced_precision.reduce_precision(temporary, cfg, trained, *data, console)
             write_json(output.with_suffix(".json"), cost)
-    if cfg.precision == "float32":
+    if data is None:
         for older in _reports(output, cfg):
             older.unlink()
     if (other := _other_than_photographs(trained)) and cfg.format != "safetensors":
         console.print(f"note: the network takes {other}, which a user of the file must provide")
-    before = "before that, " if cfg.precision != "float32" else ""
+    before = "before that, " if reduces else ""
     console.print(
         f"{cfg.format} in {output}: {output.stat().st_size / 1e6:.1f} MB; {before}on images of "
         f"{len(sizes)} size{'s' * (len(sizes) > 1)} its scores differ from the model's by at most "

@@ -201,6 +201,8 @@ def find_images(source: str, output: Path, lines: Iterable[str]) -> tuple[dict[P
             written = f"{len(own)} images in outputs of predict.py are left out: {min(own)}, .."
             note = "; ".join(filter(None, (note, written)))
     if not names:
+        if not (base.exists() or glob.has_magic(source) or source == "-"):
+            raise ConfigError(f"input={source}: no such file or folder")
         found_none = f"input={source}: no images found outside output={output}; check the paths"
         raise ConfigError(f"{found_none}; {note}" if note else found_none)
     return names, note

@@ -35,7 +35,12 @@ PROBES = 8  # images to find that layer with
 
 
 def reduce_precision(
-    path: Path, cfg: ExportConfig, trained: Checkpoint, console: Console
+    path: Path,
+    cfg: ExportConfig,
+    trained: Checkpoint,
+    val: SegmentationDataset,
+    images: Sequence[Tensor],
+    console: Console,
 ) -> dict[str, Any]:
     """Replace a float32 ONNX file by one of `cfg.precision`, compared on the validation images.
 
@@ -45,15 +50,15 @@ def reduce_precision(
         path: the file, whose `Conv` nodes have the names of the layers.
         cfg: precision, keep, calibration, data; size, input.
         trained: the checkpoint, for its classes.
+        val: the validation images, see `open_data`.
+        images: to calibrate with.
         console: for the comparison, and for layers that were left out.
 
     Returns:
         What `compare` returns, and what was asked for.
 
     Raises:
-        ConfigError: the data set is another one than the checkpoint's, or otherwise divided; an
-            unknown layer in keep.
-        DataError: the data set has no such splits.
+        ConfigError: an unknown layer in keep.
     """
     import onnx  # of the extra [export]
 
@@ -62,7 +67,6 @@ def reduce_precision(
         raise ConfigError(
             f"keep={cfg.keep}: no layer {unknown[0]}; choose from {', '.join(layers)}"
         )
-    val, images = open_data(cfg, trained, console)
     labels, model = trained.labels_in(val.classes, cfg.data.name), trained.model()
     keep = list(cfg.keep)
     with TemporaryDirectory(dir=path.parent) as folder:
@@ -89,7 +93,12 @@ def reduce_precision(
 def open_data(
     cfg: ExportConfig, trained: Checkpoint, console: Console
 ) -> tuple[SegmentationDataset, list[Tensor]]:
-    """Return the validation split, and the training images to calibrate with, (C, H, W) uint8."""
+    """Return the validation split, and the training images to calibrate with, (C, H, W) uint8.
+
+    Raises:
+        ConfigError: the data set is another one than the checkpoint's, or otherwise divided.
+        DataError: the data set has no such splits.
+    """
     val, train = (
         open_split(cfg.data, split, known=trained.info)
         for split in (cfg.data.val_split, cfg.data.train_split)

@@ -21,7 +21,7 @@ RARE = 100  # a class whose pixels have more than this many times the average we
 
 
 class Loss(nn.Module):
-    """One of `LOSSES`, of (score, target); the class weights are a buffer, not in checkpoints.
+    """Calls the function of `cfg.name` in `LOSSES`; the class weights are a buffer not saved.
 
     Args:
         cfg: the choice and its arguments.
@@ -63,7 +63,7 @@ def make_loss(
     def complete(parameters: set[str], given: dict[str, Any]) -> dict[str, Any]:
         known = {"ignore_index": VOID, "weight": weight}
         if weight is not None and "weight" not in parameters:
-            raise TypeError("has no argument weight, so that loss.class_weights does not fit")
+            raise TypeError("loss.class_weights needs a class with an argument weight")
         return {key: value for key, value in known.items() if key in parameters} | given
 
     try:

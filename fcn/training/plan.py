@@ -19,7 +19,14 @@ from rich.console import Console
 
 from fcn import checkpoint
 from fcn.checkpoint import Checkpoint
-from fcn.config import DataConfig, LossConfig, RecipeConfig, TrainConfig, unknown_key
+from fcn.config import (
+    DataConfig,
+    LossConfig,
+    RecipeConfig,
+    TrainConfig,
+    UpsamplingConfig,
+    unknown_key,
+)
 from fcn.data.dataset import SegmentationDataset, check_overlap
 from fcn.data.download import fetch
 from fcn.data.images import image_size
@@ -196,6 +203,13 @@ def check_combinations(cfg: TrainConfig) -> None:
         ConfigError: names the keys and the reason.
     """
     check_folds(cfg.data)
+    choices: dict[str, LossConfig | UpsamplingConfig]
+    choices = {"loss": cfg.loss, "upsampling": cfg.upsampling}
+    for group, choice in choices.items():
+        if choice._target_ and choice.name != type(choice).name:
+            raise ConfigError(
+                f"{group}={choice.name} and {group}._target_={choice._target_}: leave one out"
+            )
     model, recipe, trainer = cfg.model, cfg.recipe, cfg.trainer
     lr, starts = learning_rate(recipe, model.name), model.init_from or cfg.resume
     if recipe.scale[0] > recipe.scale[1]:

@@ -108,6 +108,7 @@ def train_one(
             fit(plan, run, module, console)
             best = run.checkpoint_to_keep()
             if best is None or processes.rank > 0:
+                console.print("trained; no checkpoint is kept, and nothing evaluated")
                 return None
             model = checkpoint.load(best)
             # Before anything that may still fail.
@@ -353,13 +354,14 @@ def print_start(plan: Plan, model: FCN, report: Report | None, console: Console)
     }.items():
         table.add_row(name, value)
     console.print(table)
-    warn(console, warmup_note(recipe, plan.max_steps))
+    if not plan.trainer.get("fast_dev_run"):
+        warn(console, warmup_note(recipe, plan.max_steps))
     if report is not None:
         console.print(checkpoint.surgery_table(report))
     elif plan.record is None and info.classes != list(SHAPES):
         console.print(
-            "note: a network for photographs learns far more from ImageNet weights: "
-            "backbone=vgg16 recipe=finetune"
+            "note: photographs are learned far better from ImageNet weights: backbone=vgg16 "
+            "recipe=finetune"
         )
 
 
