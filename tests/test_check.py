@@ -19,7 +19,7 @@ from rich.console import Console
 from fcn import checkpoint
 from fcn.config import DataConfig, PrepareDataConfig
 from fcn.data import check
-from fcn.data.check import class_pixels, count_labels, scan
+from fcn.data.check import class_pixels, count_labels, read_masks, scan
 from fcn.data.layouts import open_split
 from fcn.dataset_info import DatasetInfo
 from fcn.errors import DataError
@@ -112,19 +112,19 @@ def test_masks_are_read_once_and_counted_again_when_they_change(
     split, read, own = open_split(folder(street), "train"), [], check.read_labels_and_palette
     reader = lambda mask: read.append(mask.name) or own(mask)  # noqa: E731
     monkeypatch.setattr(check, "read_labels_and_palette", reader)
-    first = count_labels(split, QUIET)
+    first = count_labels(read_masks(split, QUIET))
     assert first[0, [0, 1, 2, 9]].tolist() == [16 * 40 - 160, 15 * 40 - 140, 300, 40]
     assert sorted(read) == ["0.png", "1.png", "2.png", "3.png"]
-    assert np.array_equal(count_labels(split, QUIET), first)
+    assert np.array_equal(count_labels(read_masks(split, QUIET)), first)
     Image.new("L", (40, 32), 2).save(street / "annotations/train/1.png")
-    changed = count_labels(split, QUIET)
+    changed = count_labels(read_masks(split, QUIET))
     assert read[4:] == ["1.png"]
     assert changed[1, 2] == 32 * 40
     assert np.array_equal(np.delete(changed, 1, 0), np.delete(first, 1, 0))
     assert class_pixels(split, QUIET) == changed[:, :3].sum(0).tolist()
     (cache,) = (tmp_path / "cache/fcn-segmentation/masks").iterdir()
     cache.write_text("{")  # damaged: the masks are read again
-    assert np.array_equal(count_labels(split, QUIET), changed)
+    assert np.array_equal(count_labels(read_masks(split, QUIET)), changed)
     assert not [path for path in street.iterdir() if path.name.startswith(".")]
 
 

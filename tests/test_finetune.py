@@ -21,8 +21,9 @@ from fcn.models.fcn import FCN
 from fcn.models.fcn import MEAN as IMAGENET
 from fcn.models.surgery import Report, _torchvision_names, fit_to_features, transplant
 from fcn.training.optim import parameter_groups
-from fcn.training.run import train
-from tests.conftest import Run, TinyVOC, small
+from fcn.training.plan import resolve
+from fcn.training.run import initial_model, train
+from tests.conftest import ALONE, QUIET, Run, TinyVOC, small
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -116,6 +117,16 @@ def test_bands_take_the_filters_and_the_normalisation_of_their_names(tmp_path: P
         assert torch.equal(
             other.backbone.conv1_1.weight, 2 * model.backbone.conv1_1.weight[:, [2, 0]]
         )
+
+
+def test_a_run_starts_with_the_filters_of_its_bands(tiny_voc: TinyVOC, tmp_path: Path) -> None:
+    cfg, path = tiny_voc.training(), write(tmp_path / "rgb.safetensors")
+    cfg.backbone = BackboneConfig("vgg16", 4, 8, weights=str(path), head_weights=None)
+    cfg.data.bands = ["blue", "green", "red"]
+    model, _ = initial_model(resolve(cfg, tmp_path / "run", ALONE, QUIET), QUIET)
+    rgb = load_file(path)["features.0.weight"]
+    assert torch.equal(model.backbone.conv1_1.weight, rgb.flip(1))
+    assert model.mean.flatten().tolist() == pytest.approx(MEAN[::-1])
 
 
 def fitted(source: dict[str, Tensor]) -> tuple[FCN, Report]:

@@ -11,10 +11,10 @@ import numpy as np
 from fcn.convert.annotation_folder import AnnotationFolder, Item
 from fcn.convert.drawing import Shape, draw
 from fcn.data.images import image_size
-from fcn.dataset_info import BACKGROUND
+from fcn.dataset_info import BACKGROUND, IGNORED
 from fcn.errors import DataError
 
-IGNORE = "ignore"  # class name of pixels without a class
+IGNORE = IGNORED[0]  # class name of pixels without a class
 
 
 @dataclass

@@ -78,7 +78,7 @@ def scan(splits: Sequence[SegmentationDataset], console: Console, *, training: b
             continue
         masks = read_masks(split, console)
         seen += [(p, m.colours, m.exif) for p, m in zip(split.pairs, masks, strict=True)]
-        counts = _counts(masks)
+        counts = count_labels(masks)
         train = training and split is splits[0]
         problems = label_problems(split, counts)
         totals = as_targets(counts, split.info).sum(0)
@@ -134,12 +134,8 @@ def read_masks(split: SegmentationDataset, console: Console) -> list[Mask]:
     return [Mask(labels, pixels, dict(kept), exif) for labels, pixels, kept, exif in found]
 
 
-def count_labels(split: SegmentationDataset, console: Console) -> Counts:
-    """Count the pixels of each label, as it is stored, in every mask of a split."""
-    return _counts(read_masks(split, console))
-
-
-def _counts(masks: Sequence[Mask]) -> Counts:
+def count_labels(masks: Sequence[Mask]) -> Counts:
+    """Return the pixels of each label, as it is stored, in every mask."""
     counts = np.zeros((len(masks), 256), np.int64)
     for row, mask in zip(counts, masks, strict=True):
         row[mask.labels] = mask.pixels
@@ -148,7 +144,7 @@ def _counts(masks: Sequence[Mask]) -> Counts:
 
 def class_pixels(split: SegmentationDataset, console: Console) -> list[int]:
     """Count the pixels of each class in all masks of a split."""
-    totals = as_targets(count_labels(split, console), split.info).sum(0)
+    totals = as_targets(count_labels(read_masks(split, console)), split.info).sum(0)
     return totals[: len(split.classes)].tolist()
 
 

@@ -107,8 +107,9 @@ def train_one(
         with finished_loggers(run.trainer.loggers):
             fit(plan, run, module, console)
             best = run.checkpoint_to_keep()
-            if best is None or processes.rank > 0:
+            if best is None:
                 console.print("trained; no checkpoint is kept, and nothing evaluated")
+            if best is None or processes.rank > 0:
                 return None
             model = checkpoint.load(best)
             # Before anything that may still fail.
@@ -442,22 +443,9 @@ def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console:
             f"processes: {before.processes} before, {world} now: the images of a step and the "
             f"steps of an epoch change; the run ends after {plan.max_steps} steps",
         )
-    changed, read_otherwise = set(), False
-    for key, now in data_record(plan).items():
-        old = now | before.data.get(key, {})
-        for name in ("value_range", "ignore_index"):
-            if old[name] != now[name]:
-                read_otherwise = True
-                console.print(f"  {name} of the {key} images: {old[name]} -> {now[name]}")
-        if old["ids_sha256"] != now["ids_sha256"]:
-            changed.add(key)
-            warn(
-                console,
-                f"the {key} images have changed: {old['images']} before, {now['images']} now; the "
-                "result will differ from that of an uninterrupted run",
-            )
+    val_changed = _print_data_changes(plan, before, console)
     best, limit = plan.folder / "checkpoints" / "best.ckpt", plan.trainer.get("limit_val_batches")
-    anew = "val" in changed or read_otherwise or not changes.keys().isdisjoint(record.VALIDATION)
+    anew = val_changed or not changes.keys().isdisjoint(record.VALIDATION)
     batches_differ = "recipe.batch_size" in changes or before.processes not in (None, world)
     anew = anew or (limit is not None and batches_differ)
     if anew and limit != 0 and run.best is not None and best.is_file():
@@ -467,6 +455,28 @@ def _continue_run(plan: Plan, before: record.Record, run: TrainerParts, console:
         run.write_record()
         console.print("nothing to train: its last step is done; trainer.max_steps=N trains further")
     _continue_stopping(run.trainer, console, anew=anew)
+
+
+def _print_data_changes(plan: Plan, before: record.Record, console: Console) -> bool:
+    """Print how the data of a resumed run have changed; return True if its best needs validating.
+
+    That is so if the validation images are others, or if pixels or labels mean something else.
+    """
+    changed = False
+    for key, now in data_record(plan).items():
+        old = now | before.data.get(key, {})
+        for name in ("value_range", "ignore_index"):
+            if old[name] != now[name]:
+                changed = True
+                console.print(f"  {name} of the {key} images: {old[name]} -> {now[name]}")
+        if old["ids_sha256"] != now["ids_sha256"]:
+            changed = changed or key == "val"
+            warn(
+                console,
+                f"the {key} images have changed: {old['images']} before, {now['images']} now; the "
+                "result will differ from that of an uninterrupted run",
+            )
+    return changed
 
 
 def _continue_stopping(trainer: pl.Trainer, console: Console, *, anew: bool) -> None:

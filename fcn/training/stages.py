@@ -18,13 +18,15 @@ from fcn.processes import Processes
 from fcn.training import record
 from fcn.training.plan import check_combinations
 
+TrainOne = Callable[[TrainConfig, Path, Processes, Console, Callable[[], None]], float | None]
+
 
 def train_stages(
     cfg: TrainConfig,
     folder: Path,
     processes: Processes,
     console: Console,
-    train_one: Callable[[TrainConfig, Path, Processes, Console, Callable[[], None]], float | None],
+    train_one: TrainOne,
 ) -> float | None:
     """Train each model of `cfg.stages` from the best checkpoint of the one before.
 
@@ -58,7 +60,7 @@ def _train_all(
     folder: Path,
     processes: Processes,
     console: Console,
-    train_one: Callable[[TrainConfig, Path, Processes, Console, Callable[[], None]], float | None],
+    train_one: TrainOne,
 ) -> None:
     """Train the stages that are not done; the run is recorded once the first of them has begun."""
     recorded = processes.rank > 0
